@@ -1,0 +1,1 @@
+"""Slides, splits, genes and simulated cohorts."""

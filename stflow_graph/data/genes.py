@@ -1,0 +1,31 @@
+"""Gene lists as HEST-bench keeps them: a JSON file with the key ``genes``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.atomic import read_json, write_json
+
+
+def read_gene_list(path: str | Path) -> list[str]:
+    """Read ``{"genes": [...]}``.
+
+    Raises:
+        BadInput: another content, no genes, a gene twice.
+    """
+    content = read_json(path)
+    genes = content.get("genes") if isinstance(content, dict) else content
+    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+        raise BadInput(path, "genes", type(genes).__name__, "a list of gene names")
+    if not genes:
+        raise BadInput(path, "genes", plain("0 genes"), "at least one gene")
+    if len(set(genes)) < len(genes):
+        twice = sorted({gene for gene in genes if genes.count(gene) > 1})
+        raise BadInput(path, "genes", plain(f"duplicates such as {twice[:3]}"), "each gene once")
+    return genes
+
+
+def write_gene_list(path: str | Path, genes: list[str]) -> None:
+    """Write ``{"genes": [...]}`` atomically."""
+    write_json(path, {"genes": genes})

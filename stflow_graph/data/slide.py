@@ -1,0 +1,152 @@
+"""A slide in memory: embeddings, positions and, where known, expression, matched by barcode."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stflow_graph.data.normalise import to_target
+from stflow_graph.data.splits import Sample, find_embedding
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.embeddings import read_embeddings
+from stflow_graph.io.expression import read_expression
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slide:
+    """One slide, spots in the order of its embedding file.
+
+    Attributes:
+        name: the slide's name, unique in its data set.
+        x: ``[N, F]`` float32 patch embeddings.
+        coords: ``[N, 2]`` float64 level-0 pixels (x, y).
+        barcodes: N names.
+        y: ``[N, G]`` float32 expression in log1p units, None when only embeddings are known.
+        dataset: the data set's name, "" if none.
+        um_per_px: micrometres per pixel, None if unknown.
+    """
+
+    name: str
+    x: np.ndarray
+    coords: np.ndarray
+    barcodes: list[str]
+    y: np.ndarray | None = None
+    dataset: str = ""
+    um_per_px: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.barcodes)
+
+    def to_data(self) -> Data:
+        """Return a PyG ``Data`` with ``x [N,F]``, ``pos [N,2]`` (float64, pixels) and ``y``."""
+        import torch
+        from torch_geometric.data import Data
+
+        data = Data(x=torch.from_numpy(self.x), pos=torch.from_numpy(self.coords))
+        if self.y is not None:
+            data.y = torch.from_numpy(self.y)
+        return data
+
+
+def load_slide(
+    embedding_file: str | Path,
+    expr_file: str | Path | None = None,
+    genes: Sequence[str] | None = None,
+    *,
+    target: str = "log1p",
+    name: str | None = None,
+    dataset: str = "",
+) -> Slide:
+    """Read a slide's embeddings and, where given, its expression, joined by barcode.
+
+    Args:
+        embedding_file: embeddings .h5.
+        expr_file: expression .h5ad with raw counts; None leaves ``y`` out.
+        genes: the genes of ``y`` in order; None takes all.
+        target: what ``y`` is, see ``data.normalise``.
+        name: the slide's name; the embedding file's stem if None.
+        dataset: the data set's name.
+
+    Raises:
+        BadInput: a file is bad, or under half of the smaller file's barcodes are in the other.
+    """
+    embedded = read_embeddings(embedding_file)
+    name = name or Path(embedding_file).stem
+    um_per_px = embedded.attrs.get("um_per_px")
+    slide = Slide(
+        name,
+        embedded.x,
+        embedded.coords,
+        embedded.barcodes,
+        dataset=dataset,
+        um_per_px=float(um_per_px) if isinstance(um_per_px, int | float) else None,
+    )
+    if expr_file is None:
+        return slide
+    expression = read_expression(expr_file, genes)
+    rows, places = match_barcodes(embedded.barcodes, expression.barcodes, embedding_file, expr_file)
+    y = to_target(expression.counts[places], expression.total[places], target)
+    return dataclasses.replace(
+        slide,
+        x=slide.x[rows],
+        coords=slide.coords[rows],
+        barcodes=[slide.barcodes[i] for i in rows],
+        y=y,
+        um_per_px=slide.um_per_px or expression.um_per_px,
+    )
+
+
+def load_sample(
+    sample: Sample,
+    embed_root: str | Path,
+    encoder: str,
+    genes: Sequence[str],
+    target: str = "log1p",
+) -> Slide:
+    """Read a slide of a split with its expression; see :func:`load_slide`."""
+    file = find_embedding(embed_root, sample.dataset, encoder, sample.id)
+    return load_slide(
+        file, sample.expr_path, genes, target=target, name=sample.id, dataset=sample.dataset
+    )
+
+
+def match_barcodes(
+    left: Sequence[str], right: Sequence[str], left_file: str | Path, right_file: str | Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of ``left`` that are in ``right``, and their rows in ``right``.
+
+    Raises:
+        BadInput: under half of the smaller side matches; says how many and shows three.
+    """
+    place = {barcode: i for i, barcode in enumerate(right)}
+    rows = np.array([i for i, b in enumerate(left) if b in place], dtype=np.int64)
+    if 2 * len(rows) < min(len(left), len(right)):
+        missing = [b for b in left if b not in place]
+        found = plain(
+            f"{len(rows)} of {len(left)} barcodes in {Path(right_file).name}; "
+            f"not there: {missing[:3]}, there: {list(right[:3])}"
+        )
+        fix = "check that both files are of one slide and that suffixes such as '-1' agree"
+        raise BadInput(left_file, "barcodes", found, "the same barcodes in both", fix)
+    if len(rows) < len(left):
+        logger.warning(
+            "%s: %d of %d spots have no expression in %s and are left out",
+            left_file,
+            len(left) - len(rows),
+            len(left),
+            right_file,
+        )
+    return rows, np.array([place[left[i]] for i in rows], dtype=np.int64)
+
+
+__all__ = ["Slide", "load_sample", "load_slide", "match_barcodes"]

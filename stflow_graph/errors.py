@@ -1,0 +1,89 @@
+"""Errors that users meet, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """Return a value as one safe line: repr (so no terminal escapes), cut at 200 characters."""
+    text = value if isinstance(value, _Plain) else repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+class _Plain(str):
+    """Text written by this package, shown without quotes."""
+
+
+def plain(text: str) -> str:
+    """Mark text that this package wrote itself, so that a message shows it without quotes."""
+    return _Plain(text)
+
+
+class StflowError(Exception):
+    """An error with a message for the user; ``exit_code`` is what the command line returns."""
+
+    exit_code = 3
+
+
+class BadInput(StflowError):
+    """Input data that cannot be used: names the file, the field, what was found and expected.
+
+    Args:
+        file: the file or folder at fault.
+        field: the key, column or property in it.
+        found: what was there; anything but :func:`plain` text is shown by ``repr``.
+        expected: what should have been there.
+        fix: what the user can do, a sentence.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, file: str | Path, field: str, found: object, expected: str, fix: str | None = None
+    ) -> None:
+        message = f"{_path(file)}: {field}: found {shown(found)}, expected {expected}"
+        super().__init__(message + (f". Fix: {fix}" if fix else ""))
+
+
+class BadConfig(StflowError):
+    """A configuration or checkpoint that does not fit."""
+
+    exit_code = 4
+
+
+class MissingDependency(StflowError):
+    """An optional package is needed and absent."""
+
+    exit_code = 4
+
+
+class SomeFailed(StflowError):
+    """Some slides failed and the others were written."""
+
+    exit_code = 5
+
+
+class Diverged(StflowError):
+    """Training met a loss or gradient that is not finite."""
+
+    exit_code = 6
+
+
+class StorageFailed(StflowError):
+    """Writing failed: disk full, quota, I/O error; earlier files are intact."""
+
+    exit_code = 74
+
+
+class OutOfMemory(StflowError):
+    """The machine's or the device's memory was not enough."""
+
+    exit_code = 75
+
+
+def _path(file: str | Path) -> str:
+    text = str(file)
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,1 @@
+"""Readers that validate and writers that are atomic; importable without torch."""

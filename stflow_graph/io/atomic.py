@@ -1,0 +1,153 @@
+"""Writing files so that a final path is absent, the old file or the new file, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stflow_graph.errors import BadInput, StorageFailed
+
+_STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success sync it and rename it to ``path``.
+
+    Whatever fails inside, the temporary file is removed and an old file at ``path`` is untouched.
+
+    Raises:
+        StorageFailed: the disk is full, read-only or broken.
+        BadInput: ``path`` is a folder, or its folder cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(path, "output", "a folder", "a file name")
+    with _as_storage_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_stale(path.parent)
+        temporary = path.parent / f".{path.name}.stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+        os.close(os.open(temporary, flags, 0o666))
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _as_storage_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # h5py hides the cause: a full disk is an OSError with errno inside its text only
+        text = str(error)
+        full = "No space left" in text or "errno = 28" in text or "File too large" in text
+        if error.errno in _NO_SPACE or full:
+            reason = os.strerror(error.errno) if error.errno else "no space left on device"
+            raise StorageFailed(f"{path}: cannot write: {reason}. Nothing was changed there") from (
+                error
+            )
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            raise BadInput(path, "output", os.strerror(error.errno), "a path to write to") from (
+                error
+            )
+        raise
+
+
+def sweep_stale(folder: Path) -> None:
+    """Remove this package's temporary files in ``folder`` whose process no longer runs."""
+    for entry in folder.glob(".*.stflow-*.tmp"):
+        match = _STALE.match(entry.name)
+        if match and not _alive(int(match.group(1))):
+            entry.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, indented, with the keys in the order given."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        BadInput: the file is missing or not JSON.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(path, "content", str(error), "JSON") from None
+
+
+def check_file(path: str | Path) -> Path:
+    """Return ``path`` if it is a readable file.
+
+    Raises:
+        BadInput: it is missing, a folder or not permitted.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise BadInput(path, "file", "a folder", "a file")
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise BadInput(path, "file", f"{reason} (errno {error.errno})", "a readable file") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex."""
+    with check_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_name(name: str, file: str | Path, field: str = "sample id") -> str:
+    """Return a slide's name if it is safe as a file name.
+
+    Raises:
+        BadInput: it has path separators, control characters, a leading dot or over 128 characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=@ -]{0,127}", name):
+        raise BadInput(file, field, name, "letters, digits and _.+=@- (at most 128)")
+    return name

@@ -1,0 +1,166 @@
+"""Opening HDF5 files from strangers: checks before any array is read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.atomic import check_file
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
+_LARGEST_RATIO = 5000
+_SMALL = 64 * 2**20
+
+
+@contextlib.contextmanager
+def open_h5(path: str | Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading after checking its signature, links and declared sizes.
+
+    Raises:
+        BadInput: missing, not HDF5, truncated, links outside itself, declares far more than it
+            stores, or carries our format mark without the mark of a completed write.
+    """
+    path = check_file(path)
+    with path.open("rb") as raw:
+        head = raw.read(8)
+    if head != _SIGNATURE:
+        raise BadInput(path, "content", head, f"an HDF5 file (signature {_SIGNATURE!r})")
+    try:
+        file = h5py.File(path, "r")
+    except BlockingIOError:
+        raise BadInput(path, "file", plain("a lock"), "a file that nobody is writing") from None
+    except OSError as error:
+        text = str(error)
+        if "truncated" in text:
+            fix = "copy it again or run the command that made it again"
+            raise BadInput(path, "content", plain(_truncation(text)), "all bytes", fix) from None
+        raise BadInput(path, "content", text, "a readable HDF5 file") from None
+    with file:
+        _check_contents(path, file)
+        try:
+            yield file
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # a disk's error, not the file's
+            if "h5py" in repr(error) or "Can't" in str(error) or "synchronously" in str(error):
+                raise BadInput(
+                    path, "content", str(error), "data that can be read and match their checksum"
+                ) from None
+            raise
+
+
+def _truncation(text: str) -> str:
+    inside = text[text.find("truncated") :].rstrip(")")
+    return inside.replace("\n", " ")
+
+
+def _check_contents(path: Path, file: h5py.File) -> None:
+    stored_size = path.stat().st_size
+    pending: list[tuple[str, h5py.Group]] = [("", file)]
+    seen = {file.id.__hash__()}
+    declared = count = 0
+    while pending:
+        prefix, group = pending.pop()
+        for name in group:
+            count += 1
+            full = f"{prefix}/{name}"
+            if count > 100_000 or full.count("/") > 64:
+                raise BadInput(path, "groups", plain("too many or too deep"), "at most 100,000")
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise BadInput(path, full, plain(type(link).__name__), "data inside the file")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                if item.id.__hash__() not in seen:
+                    seen.add(item.id.__hash__())
+                    pending.append((full, item))
+            elif isinstance(item, h5py.Dataset):
+                if item.is_virtual or item.external:
+                    raise BadInput(path, full, plain("data stored elsewhere"), "data in the file")
+                declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
+    if declared > _SMALL + _LARGEST_RATIO * stored_size:
+        raise BadInput(
+            path, "size", plain(f"{declared:,} bytes declared, {stored_size:,} stored"), "real data"
+        )
+    if str(file.attrs.get("format", "")).startswith("stflow_graph") and not file.attrs.get(
+        "complete", 0
+    ):
+        fix = "run the command that made it again"
+        raise BadInput(path, "complete", plain("no mark"), "a completed write", fix)
+
+
+def dataset(file: h5py.File, names: Sequence[str], field: str | None = None) -> h5py.Dataset:
+    """Return the first dataset that exists among ``names`` (accepted spellings).
+
+    Raises:
+        BadInput: none exists; the message lists the keys found.
+    """
+    for name in names:
+        if isinstance(file.get(name), h5py.Dataset):
+            return file[name]
+    keys = plain("keys " + ", ".join(sorted(map(repr, file))[:20]) if len(file) else "no keys")
+    expected = " or ".join(repr(name) for name in names)
+    raise BadInput(file.filename, field or names[0], keys, expected)
+
+
+def read_strings(data: h5py.Dataset) -> list[str]:
+    """Read barcodes of shape (N,) or (N, 1), bytes or str, as a list of str.
+
+    Raises:
+        BadInput: another shape, or not text.
+    """
+    if data.ndim not in (1, 2) or (data.ndim == 2 and data.shape[1] != 1):
+        raise BadInput(data.file.filename, data.name, data.shape, "(N,) or (N, 1)")
+    values = np.asarray(data[()]).reshape(-1)
+    if values.dtype.kind not in "SOU":
+        raise BadInput(data.file.filename, data.name, str(values.dtype), "text")
+    try:
+        return [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]
+    except UnicodeDecodeError:
+        raise BadInput(data.file.filename, data.name, plain("bytes"), "UTF-8 text") from None
+
+
+def as_bytes(values: Sequence[str]) -> np.ndarray:
+    """Return barcodes as HEST stores them: ``[N, 1]`` fixed-width bytes."""
+    encoded = [value.encode("utf-8") for value in values]
+    width = max([1, *map(len, encoded)])
+    return np.array(encoded, dtype=f"S{width}").reshape(-1, 1)
+
+
+def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
+    """Refuse duplicates.
+
+    Raises:
+        BadInput: some value stands twice; the message shows three.
+    """
+    if len(set(values)) == len(values):
+        return
+    seen: set[str] = set()
+    twice = [v for v in values if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
+    raise BadInput(path, field, plain(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
+
+
+def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
+    """Return coordinates as float64 ``[N, 2]``.
+
+    Raises:
+        BadInput: wrong shape, length or NaN; the message counts the rows at fault.
+    """
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise BadInput(path, field, coords.shape, f"({n}, 2)")
+    if len(coords) != n:
+        raise BadInput(path, field, plain(f"{len(coords)} rows"), f"{n} rows, one per barcode")
+    if coords.dtype.kind not in "iuf":
+        raise BadInput(path, field, str(coords.dtype), "numbers")
+    coords = coords.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
+    if len(bad):
+        found = plain(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
+        raise BadInput(path, field, found, "finite coordinates")
+    return coords
