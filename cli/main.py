@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
 from . import embed, evaluate, prepare, sample, simulate, train
+
+_SEVERAL = ("--datasets", "--folds", "--set")
 
 app = typer.Typer(
     name="stflow-graph",
@@ -55,6 +58,25 @@ def options(
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 
+def spread(arguments: Sequence[str]) -> list[str]:
+    """Repeat an option that takes several values before each of them, as the parser wants it.
+
+    ``--datasets IDC PRAD`` (STFlow's spelling) becomes ``--datasets IDC --datasets PRAD``.
+    """
+    spread_out: list[str] = []
+    option: str | None = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument.replace("_", "-") in _SEVERAL else None
+            values = 0
+        elif option is not None:
+            values += 1
+            if values > 1:
+                spread_out.append(option)
+        spread_out.append(argument)
+    return spread_out
+
+
 def _terminated(signum: int, frame: FrameType | None) -> None:
     del frame
     signal.signal(signum, signal.SIG_DFL)  # a second signal ends at once
@@ -66,7 +88,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # --debug is understood wherever it stands, as people append it to a command that failed
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = spread([argument for argument in arguments if argument != "--debug"])
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app(args=arguments, prog_name="stflow-graph")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,3 +30,62 @@ def to_target(counts: sp.csr_matrix, total: np.ndarray, target: str) -> np.ndarr
     elif target != "log1p":
         raise ValueError(f"unknown target {target!r}; one of {', '.join(TARGETS)}")
     return np.log1p(dense).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """How a model's input and output are scaled; fitted on training slides, kept with its weights.
+
+    Attributes:
+        standardize: embeddings to mean 0 and deviation 1 per ``"slide"``, by the ``"train"``
+            slides' statistics, or ``"none"``.
+        center_targets: whether the model's expression is relative to the slide's mean.
+        x_mean: ``[F]`` mean embedding of the training slides.
+        x_std: ``[F]`` their standard deviation.
+        y_mean: ``[G]`` mean over training slides of the slides' mean expression, log1p units.
+    """
+
+    standardize: str
+    center_targets: bool
+    x_mean: np.ndarray
+    x_std: np.ndarray
+    y_mean: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        xs: Sequence[np.ndarray],
+        ys: Sequence[np.ndarray],
+        standardize: str,
+        center_targets: bool,
+    ) -> Normalisation:
+        """Fit on the embeddings ``[N_s, F]`` and expression ``[N_s, G]`` of training slides."""
+        x = np.concatenate(xs).astype(np.float64)
+        y_mean = np.mean([y.mean(axis=0, dtype=np.float64) for y in ys], axis=0)
+        return cls(
+            standardize,
+            center_targets,
+            x.mean(axis=0).astype(np.float32),
+            x.std(axis=0).astype(np.float32),
+            y_mean.astype(np.float32),
+        )
+
+    def embeddings(self, x: np.ndarray) -> np.ndarray:
+        """Scale one slide's embeddings, ``[N, F]``; a constant channel becomes 0."""
+        if self.standardize == "none":
+            return x
+        mean, std = self.x_mean, self.x_std
+        if self.standardize == "slide":
+            mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+            std = x.std(axis=0, dtype=np.float64).astype(np.float32)
+        return np.where(std > 1e-6, (x - mean) / np.maximum(std, 1e-6), 0).astype(np.float32)
+
+    def targets(self, y: np.ndarray) -> np.ndarray:
+        """Scale one slide's expression, ``[N, G]``, to what the model learns."""
+        if not self.center_targets:
+            return y
+        return (y - y.mean(axis=0, dtype=np.float64)).astype(np.float32)
+
+    def expression(self, y: np.ndarray) -> np.ndarray:
+        """Turn the model's output ``[..., G]`` back to log1p units."""
+        return (y + self.y_mean).astype(np.float32) if self.center_targets else y

@@ -34,6 +34,7 @@ class Slide:
         y: ``[N, G]`` float32 expression in log1p units, None when only embeddings are known.
         dataset: the data set's name, "" if none.
         um_per_px: micrometres per pixel, None if unknown.
+        file: the embedding file it was read from, for messages; "" if made in memory.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Slide:
     y: np.ndarray | None = None
     dataset: str = ""
     um_per_px: float | None = None
+    file: str = ""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -90,6 +92,7 @@ def load_slide(
         embedded.barcodes,
         dataset=dataset,
         um_per_px=float(um_per_px) if isinstance(um_per_px, int | float) else None,
+        file=str(embedding_file),
     )
     if expr_file is None:
         return slide

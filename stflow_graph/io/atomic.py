@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,46 @@ def _as_storage_error(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; on success rename it to ``path``.
+
+    An old folder at ``path`` is moved aside first and removed last, so that ``path`` is at any
+    instant absent, the old folder or the new one.
+
+    Raises:
+        StorageFailed: the disk is full, read-only or broken.
+        BadInput: its folder cannot be written.
+    """
+    path = Path(path)
+    with _as_storage_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        temporary, old = (path.parent / f".{path.name}{mark}.{token}" for mark in ("", "-old"))
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                _sync(file)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def sweep_stale(folder: Path) -> None:
     """Remove this package's temporary files in ``folder`` whose process no longer runs."""
     for entry in folder.glob(".*.stflow-*.tmp"):
         match = _STALE.match(entry.name)
         if match and not _alive(int(match.group(1))):
-            entry.unlink(missing_ok=True)
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

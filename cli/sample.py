@@ -1,0 +1,49 @@
+"""``stflow-graph sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from stflow_graph.sample import Sampled
+
+
+def sample(
+    source: Annotated[Path, typer.Argument(help="Run, fold or checkpoint folder.")],
+    embeddings: Annotated[list[Path], typer.Argument(help="Embedding files or folders.")],
+    out: Annotated[Path, typer.Option(help="Folder of the predictions.")],
+    n_samples: Annotated[int, typer.Option(min=1, help="Samples to average.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    sampler: Annotated[str | None, typer.Option(help="euler, heun, stflow, estflow.")] = None,
+    n_sample_steps: Annotated[int | None, typer.Option(min=1, help="Network calls.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Fold of the run to use.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
+) -> None:
+    """Predict the expression of slides from their embeddings."""
+    from stflow_graph.sample import SampleSettings
+    from stflow_graph.sample import sample as run
+
+    console = Console()
+
+    def show(done: Sampled) -> None:
+        state = "is there already" if done.complete_before else "written"
+        held_out = ", which held it out" if done.held_out else ""
+        console.print(
+            f"{done.slide}: {done.n_spots} spots, fold {done.fold}{held_out}: {done.path} {state}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+    settings = SampleSettings(n_samples, seed, sampler, n_sample_steps, fold, device)
+    run(source, embeddings, out, settings, overwrite=overwrite, report=show)
+    console.print(
+        f"next: stflow-graph eval {out}/*.h5ad --truth ADATA --out {out.parent / 'eval'} "
+        "--baselines",
+        style="dim",
+        soft_wrap=True,
+    )

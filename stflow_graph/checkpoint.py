@@ -1,0 +1,146 @@
+"""A trained denoiser on disk: a folder of safetensors and JSON, never pickle.
+
+``config.json`` (configuration, provenance, SHA-256 of the other files), ``model.safetensors``,
+``normalisation.safetensors``, ``genes.json`` and ``README.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stflow_graph.build import build_denoiser
+from stflow_graph.config import Config, parse_config
+from stflow_graph.data.genes import read_gene_list, write_gene_list
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+
+FORMAT = "stflow_graph.checkpoint/1"
+_FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trained denoiser and all that is needed to use it.
+
+    Attributes:
+        config: the run's resolved configuration.
+        genes: G names, the columns of the output.
+        in_channels: F, embedding channels.
+        normalisation: how input and output are scaled.
+        weights: the state dict.
+        provenance: plain values: fold, train_slides, validation_slides, best_epoch, versions, ...
+    """
+
+    config: Config
+    genes: list[str]
+    in_channels: int
+    normalisation: Normalisation
+    weights: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+    def build(self, device: str | torch.device = "cpu") -> nn.Module:
+        """Return the denoiser with its weights, in eval mode.
+
+        Raises:
+            BadConfig: the weights do not fit the configuration.
+        """
+        model = build_denoiser(self.config, self.in_channels, len(self.genes))
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise BadConfig(f"checkpoint: {' '.join(str(error).split())[:300]}") from None
+        return model.eval().to(device)
+
+
+def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint folder; an old one is replaced only when the new one is complete."""
+    with atomic_folder(folder) as temporary:
+        weights = {key: value.contiguous().cpu() for key, value in checkpoint.weights.items()}
+        save_file(weights, temporary / "model.safetensors")
+        scaling = checkpoint.normalisation
+        arrays = {"x_mean": scaling.x_mean, "x_std": scaling.x_std, "y_mean": scaling.y_mean}
+        save_arrays(arrays, temporary / "normalisation.safetensors")
+        write_gene_list(temporary / "genes.json", checkpoint.genes)
+        content = {
+            "format": FORMAT,
+            "in_channels": checkpoint.in_channels,
+            "config": checkpoint.config.model_dump(mode="json"),
+            "provenance": checkpoint.provenance,
+            "sha256": {name: sha256(temporary / name) for name in _FILES},
+        }
+        write_json(temporary / "config.json", content)
+        write_text(temporary / "README.md", _card(checkpoint))
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        BadInput: no checkpoint there, a file is missing or does not match its SHA-256.
+        BadConfig: another format, or a configuration that this version does not know.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
+        raise BadInput(folder, "config.json", plain("no file"), "a checkpoint folder", fix)
+    content = read_json(folder / "config.json")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise BadConfig(f"{folder / 'config.json'}: format: found {found!r}, expected {FORMAT!r}")
+    for name in _FILES:
+        if sha256(folder / name) != content["sha256"].get(name):
+            raise BadInput(folder / name, "sha256", plain("another hash"), "the one in config.json")
+    config = parse_config(content["config"], folder / "config.json")
+    try:
+        weights = load_file(folder / "model.safetensors")
+        arrays = load_arrays(folder / "normalisation.safetensors")
+        scaling = Normalisation(
+            config.data.standardize,
+            config.data.center_targets,
+            *(np.asarray(arrays[key]) for key in ("x_mean", "x_std", "y_mean")),
+        )
+    except (SafetensorError, KeyError) as error:
+        raise BadInput(folder, "content", str(error), "the tensors of a checkpoint") from None
+    return Checkpoint(
+        config,
+        read_gene_list(folder / "genes.json"),
+        int(content["in_channels"]),
+        scaling,
+        weights,
+        dict(content["provenance"]),
+    )
+
+
+def _card(checkpoint: Checkpoint) -> str:
+    p, config = checkpoint.provenance, checkpoint.config
+    score = p.get("validation_pearson")
+    rows = {
+        "denoiser": config.denoiser.name,
+        "encoder": f"{config.data.encoder} ({checkpoint.in_channels} channels)",
+        "target": config.data.target,
+        "genes": f"{len(checkpoint.genes)} ({config.data.gene_list})",
+        "trained on": ", ".join(p.get("learn_slides", [])),
+        "validated on": ", ".join(p.get("validation_slides", [])),
+        "validation PCC": "none" if score is None else f"{score:.3f}",
+        "seed": config.train.seed,
+        "version": p.get("version"),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"# {config.denoiser.name} denoiser, fold {p.get('fold')} of {p.get('dataset')}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "Predicts log expression of spots from embeddings of H&E patches; for research only.\n"
+        "Use it with `stflow-graph sample`. Validation slides chose the epoch, so their score is\n"
+        "optimistic; a slide from another laboratory may do worse.\n"
+    )

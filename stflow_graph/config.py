@@ -1,0 +1,233 @@
+"""Configuration: frozen typed records, TOML in and out, the command line wins over the file.
+
+Values are layered: the recipe of the denoiser chosen, then a TOML file, then what the command line
+sets. The resolved result is saved with every run and checkpoint.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stflow_graph.errors import BadConfig
+from stflow_graph.io.atomic import check_file, write_text
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Record):
+    """Where the data are and how they are normalised.
+
+    ``standardize``: embeddings to mean 0, deviation 1 per ``"slide"``, over the ``"train"`` slides
+    or not at all. ``center_targets``: learn expression minus the slide's mean of each gene, and
+    add the training slides' mean at sampling.
+    """
+
+    source_dataroot: str
+    embed_dataroot: str
+    datasets: tuple[str, ...] = ()
+    encoder: str = "efficientnet_lite0"
+    gene_list: str = "var_50genes.json"
+    target: Literal["log1p", "log1p_normalised"] = "log1p"
+    standardize: Literal["slide", "train", "none"] = "slide"
+    center_targets: bool = True
+
+
+class GraphConfig(_Record):
+    """The spatial graph: k, the relative width of the neighbours' cut-off, who searches."""
+
+    n_neighbors: int = Field(8, ge=1)
+    slack: float = Field(0.1, gt=0)
+    backend: Literal["auto", "scipy", "torch"] = "auto"
+
+
+class GraphDenoiserConfig(_Record):
+    """Arguments of ``nn.GraphDenoiser``; ``conv`` is ``"module:Name"`` of a layer of one's own."""
+
+    name: Literal["graph"] = "graph"
+    hidden_channels: int = Field(128, ge=1)
+    edge_channels: int = Field(32, ge=1)
+    n_heads: int = Field(4, ge=1)
+    n_layers: int = Field(4, ge=1)
+    attention: Literal["additive", "dot"] = "additive"
+    global_attention: Literal["latent", "none"] = "latent"
+    n_latents: int = Field(16, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    attn_dropout: float = Field(0.0, ge=0, lt=1)
+    input_dropout: float = Field(0.5, ge=0, lt=1)
+    condition_on_y: bool = True
+    conv: str = ""
+
+
+class TransformerDenoiserConfig(_Record):
+    """Arguments of ``nn.TransformerDenoiser``, the published model."""
+
+    name: Literal["transformer"] = "transformer"
+    hidden_channels: int = Field(128, ge=1)
+    edge_channels: int = Field(128, ge=1)
+    n_heads: int = Field(4, ge=1)
+    n_layers: int = Field(4, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    attn_dropout: float = Field(0.2, ge=0, lt=1)
+
+
+DenoiserConfig = Annotated[
+    GraphDenoiserConfig | TransformerDenoiserConfig, Field(discriminator="name")
+]
+
+
+class FlowConfig(_Record):
+    """Prior, sampler and its number of network calls."""
+
+    prior: Literal["zinb", "gaussian", "zero"] = "zinb"
+    sampler: Literal["euler", "heun", "stflow", "estflow"] = "euler"
+    n_sample_steps: int = Field(5, ge=1)
+
+
+class TrainConfig(_Record):
+    """The training loop.
+
+    ``regions_per_slide`` regions of random size are drawn per slide and epoch; ``batch_size``
+    regions make a step. ``patience`` epochs without a better validation score end the training.
+    """
+
+    seed: int = Field(0, ge=0)
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(2, ge=1)
+    regions_per_slide: int = Field(10, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    pcc_weight: float = Field(0.0, ge=0)
+    patience: int = Field(15, ge=1)
+    folds: tuple[int, ...] = ()
+    device: str = "auto"
+
+
+class Config(_Record):
+    """Everything that decides a training run."""
+
+    data: DataConfig
+    graph: GraphConfig = GraphConfig()
+    denoiser: DenoiserConfig = GraphDenoiserConfig()
+    flow: FlowConfig = FlowConfig()
+    train: TrainConfig = TrainConfig()
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as TOML."""
+        write_text(path, tomli_w.dumps(self.model_dump(mode="json")))
+
+
+# what each denoiser is trained with unless a file or the command line says otherwise
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "graph": {},
+    "transformer": {  # as published (Huang et al., ICML 2025)
+        "data": {"standardize": "none", "center_targets": False},
+        "flow": {"prior": "zinb", "sampler": "stflow", "n_sample_steps": 4},
+        "train": {"lr": 5e-4, "weight_decay": 0.0, "pcc_weight": 0.0},
+    },
+}
+
+
+def load_config(
+    file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Build a configuration from the denoiser's recipe, a TOML file and overrides.
+
+    Args:
+        file: TOML with the sections of :class:`Config`, or None.
+        overrides: dotted names to values (``{"train.lr": 1e-3}``); these win.
+
+    Raises:
+        BadInput: the file cannot be read.
+        BadConfig: not TOML, an unknown name or a value out of range; the message lists both.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    origin = "command line"
+    if file is not None:
+        origin = str(file)
+        try:
+            layers = tomllib.loads(check_file(file).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadConfig(f"{file}: not TOML: {error}") from None
+    for name, value in (overrides or {}).items():
+        section, _, key = name.partition(".")
+        if section not in Config.model_fields or not key:
+            sections = ", ".join(Config.model_fields)
+            raise BadConfig(f"{name}: expected section.name=value with a section of {sections}")
+        table = layers.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise BadConfig(f"{origin}: [{section}] must be a table")
+        table[key] = value
+    chosen = layers.get("denoiser", {})
+    recipe = RECIPES.get(chosen.get("name", "graph") if isinstance(chosen, dict) else "", {})
+    merged = {
+        section: {**recipe.get(section, {}), **layers.get(section, {})}
+        for section in {*recipe, *layers}
+    }
+    if "denoiser" in merged:
+        merged["denoiser"].setdefault("name", "graph")
+    return parse_config(merged, origin)
+
+
+def parse_config(values: Mapping[str, Any], origin: str | Path) -> Config:
+    """Validate nested values as a :class:`Config`.
+
+    Raises:
+        BadConfig: names each wrong key with what was expected.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(details) for details in error.errors()]
+        raise BadConfig(f"{origin}: " + "; ".join(problems)) from None
+
+
+def _problem(details: Any) -> str:
+    # the discriminated union puts the chosen denoiser's name into the location
+    place = [str(part) for part in details["loc"]]
+    if len(place) == 3 and place[0] == "denoiser":
+        known = {"graph": GraphDenoiserConfig, "transformer": TransformerDenoiserConfig}[place[1]]
+        place.pop(1)
+    else:
+        known = _SECTIONS.get(place[0], Config)
+    name = ".".join(place)
+    if details["type"] == "extra_forbidden":
+        return f"unknown name {name}; known: {', '.join(known.model_fields)}"
+    if details["type"] == "missing":
+        return f"{name} is needed"
+    return f"{name} = {details['input']!r}: {details['msg']}"
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "graph": GraphConfig,
+    "flow": FlowConfig,
+    "train": TrainConfig,
+}
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Read ``a.b=value`` strings; values as TOML where they are, else as text.
+
+    Raises:
+        BadConfig: a string has no ``=``.
+    """
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise BadConfig(f"{assignment!r}: expected name=value")
+        try:
+            parsed[name.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[name.strip()] = text
+    return parsed

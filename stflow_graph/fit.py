@@ -1,0 +1,243 @@
+"""The training loop: one denoiser, flow matching on regions of slides, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch_geometric.data import Batch, Data
+
+from stflow_graph.build import build_graph, build_prior
+from stflow_graph.config import Config
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.regions import random_region
+from stflow_graph.data.slide import Slide
+from stflow_graph.errors import BadInput, Diverged
+from stflow_graph.flow.loss import flow_loss
+from stflow_graph.flow.path import linear_path
+from stflow_graph.io.atomic import atomic_path
+from stflow_graph.metrics import pearson_per_gene
+from stflow_graph.predict import predict
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRecord:
+    """One epoch: training loss, validation scores and the best so far; seconds of wall time."""
+
+    epoch: int
+    loss: float
+    validation_mse: float
+    validation_pearson: float
+    best_epoch: int
+    best_pearson: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The weights of the best epoch (averaged over steps) and the history that chose them."""
+
+    weights: dict[str, Tensor]
+    history: list[EpochRecord]
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch chosen."""
+        return self.history[self.history[-1].best_epoch - 1]
+
+
+@dataclasses.dataclass
+class _State:
+    model: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.AdamW
+    best: dict[str, Tensor]
+    history: list[EpochRecord]
+
+
+def fit(
+    model: nn.Module,
+    learn: Sequence[Data],
+    validate: Sequence[tuple[Slide, Data]],
+    config: Config,
+    normalisation: Normalisation,
+    *,
+    stream: int,
+    state_file: Path,
+    report: Callable[[list[EpochRecord]], None] | None = None,
+) -> Fitted:
+    """Train until the validation score no longer improves; goes on from ``state_file``.
+
+    Every epoch's random numbers follow from ``stream`` and the epoch alone, so a run that was
+    stopped and resumed gives the weights of one that was not.
+
+    Args:
+        model: the denoiser, with new weights, on the device to use.
+        learn: scaled slides to draw regions from, without graphs.
+        validate: slides held out of training, with their graphs, on the model's device.
+        config: the run's configuration.
+        normalisation: scaling of the output, for the validation scores in log1p units.
+        stream: seed of this fold's random numbers.
+        state_file: where the state of the loop is kept after every epoch.
+        report: called after every epoch with the history up to it.
+
+    Raises:
+        Diverged: a loss or a gradient is not finite; the state of the last epoch is kept.
+    """
+    settings, device = config.train, next(model.parameters()).device
+    graph, prior = build_graph(config), build_prior(config.flow)
+    state = _start(model, config)
+    if state_file.exists():
+        _restore(state, state_file)
+    while not _finished(state.history, config):
+        epoch, began = len(state.history) + 1, time.perf_counter()
+        generator = torch.Generator().manual_seed(_mix(stream, epoch))
+        losses = []
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
+            model.train()
+            for step, regions in enumerate(_batches(learn, config, generator), start=1):
+                batch = Batch.from_data_list([graph(region) for region in regions])
+                t = torch.rand(len(regions), generator=generator)
+                y_0 = prior(_open_uniform(batch.y.shape, generator))
+                batch, t, y_0 = batch.to(device), t.to(device), y_0.to(device)
+                path = linear_path(y_0, batch.y, t, batch.batch)
+                y_1 = model(path.y_t, t, batch)
+                loss = flow_loss(y_1, batch.y, batch.batch, pcc_weight=settings.pcc_weight)
+                state.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+                if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                    raise Diverged(
+                        f"epoch {epoch}, step {step}: loss {loss.item():g}, gradient norm "
+                        f"{norm.item():g}. Fix: lower the learning rate (train.lr)"
+                    )
+                state.optimizer.step()
+                state.average.update_parameters(model)
+                losses.append(loss.item())
+        mse, pearson = validation_score(
+            state.average.module, validate, config, normalisation, seed=stream
+        )
+        _record(state, epoch, float(np.mean(losses)), mse, pearson, began)
+        _save(state, state_file)
+        if report:
+            report(state.history)
+    return Fitted(state.best, state.history)
+
+
+def validation_score(
+    model: nn.Module,
+    slides: Sequence[tuple[Slide, Data]],
+    config: Config,
+    normalisation: Normalisation,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the mean squared error and the mean PCC over genes, averaged over slides."""
+    model.eval()
+    errors, scores = [], []
+    for slide, data in slides:
+        predicted = predict(model, data, slide, config, normalisation, seed=seed)[0]
+        errors.append(float(np.mean((predicted - slide.y) ** 2)))
+        pearson = pearson_per_gene(predicted, slide.y)
+        scores.append(float(np.nanmean(pearson)) if np.isfinite(pearson).any() else 0.0)
+    return float(np.mean(errors)), float(np.mean(scores))
+
+
+def _start(model: nn.Module, config: Config) -> _State:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay
+    )
+    decay = get_ema_multi_avg_fn(config.train.ema_decay)
+    average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+    return _State(model, average, optimizer, {}, [])
+
+
+def _finished(history: Sequence[EpochRecord], config: Config) -> bool:
+    if not history:
+        return False
+    waited = history[-1].epoch - history[-1].best_epoch
+    return len(history) >= config.train.epochs or waited >= config.train.patience
+
+
+def _batches(
+    learn: Sequence[Data], config: Config, generator: torch.Generator
+) -> Iterator[list[Data]]:
+    regions = [
+        random_region(data, generator)
+        for _ in range(config.train.regions_per_slide)
+        for data in learn
+    ]
+    order = torch.randperm(len(regions), generator=generator)
+    for part in order.split(config.train.batch_size):
+        yield [regions[i] for i in part.tolist()]
+
+
+def _open_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    # the inverse CDFs of priors are infinite at 0 and 1
+    return torch.rand(shape, generator=generator).clamp(1e-7, 1 - 1e-7)
+
+
+def _mix(stream: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([stream, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _record(
+    state: _State, epoch: int, loss: float, mse: float, pearson: float, began: float
+) -> None:
+    best = (state.history[-1].best_epoch, state.history[-1].best_pearson) if state.history else None
+    if best is None or pearson > best[1]:
+        best = (epoch, pearson)
+        weights = state.average.module.state_dict()
+        state.best = {key: value.detach().clone() for key, value in weights.items()}
+    seconds = time.perf_counter() - began
+    state.history.append(EpochRecord(epoch, loss, mse, pearson, *best, seconds))
+
+
+def _save(state: _State, file: Path) -> None:
+    """Write the loop's state as one safetensors file; names say what each tensor belongs to."""
+    tensors = {f"model/{k}": v for k, v in state.model.state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in state.average.state_dict().items()}
+    tensors |= {f"best/{k}": v for k, v in state.best.items()}
+    for i, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{k}": v for k, v in values.items()}
+    history = json.dumps([dataclasses.asdict(record) for record in state.history])
+    with atomic_path(file) as temporary:
+        copies = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file({k: v.clone() for k, v in copies.items()}, temporary, {"history": history})
+
+
+def _restore(state: _State, file: Path) -> None:
+    try:
+        with safe_open(file, "pt") as stored:
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}
+            history = json.loads(stored.metadata()["history"])
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts.setdefault(part, {})[name] = value
+        state.model.load_state_dict(parts["model"])
+        state.average.load_state_dict(parts["average"])
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            i, _, name = key.partition("/")
+            optimizer.setdefault(int(i), {})[name] = value
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        state.best = parts["best"]
+        state.history = [EpochRecord(**record) for record in history]
+    except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        fix = "remove it to train this fold anew"
+        text = " ".join(str(error).split())
+        raise BadInput(file, "content", text, "the state of this run", fix) from None
+    if not all(math.isfinite(record.loss) for record in state.history):
+        raise BadInput(file, "history", "a loss that is not finite", "finite losses")

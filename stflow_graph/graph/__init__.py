@@ -1,0 +1,14 @@
+"""The spatial graph of a slide: neighbours and frames, as ``Data -> Data`` transforms."""
+
+from stflow_graph.graph.frames import EDGE_FEATURES, edge_geometry
+from stflow_graph.graph.neighbors import Neighbors, nearest_neighbors, spot_pitch
+from stflow_graph.graph.spatial import SpatialGraph
+
+__all__ = [
+    "EDGE_FEATURES",
+    "Neighbors",
+    "SpatialGraph",
+    "edge_geometry",
+    "nearest_neighbors",
+    "spot_pitch",
+]

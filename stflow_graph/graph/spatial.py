@@ -1,0 +1,44 @@
+"""The transform that turns positions into the graph that denoisers read."""
+
+from __future__ import annotations
+
+import torch
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from stflow_graph.graph.frames import edge_geometry
+from stflow_graph.graph.neighbors import nearest_neighbors, spot_pitch
+
+
+class SpatialGraph(BaseTransform):
+    """Adds the spatial graph of one slide: ``edge_index``, ``edge_weight`` and ``edge_attr``.
+
+    Everything that depends on the positions alone is made here, once per slide, and every layer
+    and sampling step shares it. Distances are in spot pitches, so pixels, µm and array units give
+    the same graph. ``pos`` itself is left as it is.
+
+    Args:
+        n_neighbors: k of the k nearest neighbours.
+        slack: relative width of the cut-off, see ``nearest_neighbors``.
+        backend: who searches the neighbours.
+    """
+
+    def __init__(self, n_neighbors: int = 8, slack: float = 0.1, backend: str = "auto") -> None:
+        self.n_neighbors = n_neighbors
+        self.slack = slack
+        self.backend = backend
+
+    def forward(self, data: Data) -> Data:
+        """Return ``data`` with ``edge_index [2, E]``, ``edge_weight [E]``, ``edge_attr [E, 6]``."""
+        pos = data.pos.double() / spot_pitch(data.pos)
+        found = nearest_neighbors(pos, self.n_neighbors, slack=self.slack, backend=self.backend)
+        data.edge_index = found.edge_index
+        data.edge_weight = found.weight.to(torch.float32)
+        data.edge_attr = edge_geometry(pos, found.edge_index, found.weight).to(torch.float32)
+        return data
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(n_neighbors={self.n_neighbors}, slack={self.slack}, "
+            f"backend={self.backend!r})"
+        )

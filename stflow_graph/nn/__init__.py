@@ -1,0 +1,1 @@
+"""Denoisers and their layers; they take plain arguments and work alone."""

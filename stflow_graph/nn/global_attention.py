@@ -1,0 +1,66 @@
+"""Attention over a whole slide at a cost linear in its spots."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.utils import scatter, softmax
+
+
+class LatentAttention(nn.Module):
+    r"""Global attention through M learned latent tokens, as in Perceiver (Jaegle et al., 2021).
+
+    The tokens of a slide read all its spots, :math:`z_m = \sum_i \mathrm{softmax}_i(\tilde q_m^\top
+    k_i) v_i`, and every spot reads the tokens,
+    :math:`g_i = \sum_m \mathrm{softmax}_m(q_i^\top \tilde k_m) z_m`. Cost O(N M C). Slides of a
+    batch are never mixed.
+
+    Args:
+        channels: C.
+        n_latents: M.
+        heads: H, divides ``channels``.
+    """
+
+    def __init__(self, channels: int, n_latents: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads must divide channels, got {heads} and {channels}")
+        self.channels, self.n_latents, self.heads = channels, n_latents, heads
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.queries = nn.Parameter(torch.empty(n_latents, heads, channels // heads))
+        self.keys = nn.Parameter(torch.empty(n_latents, heads, channels // heads))
+        self.out = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for module in (self.norm, self.qkv, self.out):
+            module.reset_parameters()
+        nn.init.normal_(self.queries)
+        nn.init.normal_(self.keys)
+
+    def forward(self, x: Tensor, batch: Tensor, n_slides: int) -> Tensor:
+        """Return the global term of every spot, ``[N, C]``.
+
+        Args:
+            x: ``[N, C]`` states.
+            batch: ``[N]`` slide of each spot.
+            n_slides: number of slides.
+        """
+        n, width = x.size(0), self.channels // self.heads
+        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, width).unbind(1)
+        read = torch.einsum("nhd,mhd->nhm", k, self.queries) * width**-0.5
+        read = softmax(read, batch, num_nodes=n_slides)  # over the spots of each slide
+        tokens = scatter(
+            torch.einsum("nhm,nhd->nhmd", read, v).flatten(1), batch, dim_size=n_slides
+        ).view(n_slides, self.heads, self.n_latents, width)
+        spread = torch.einsum("nhd,mhd->nhm", q, self.keys).mul(width**-0.5).softmax(-1)
+        gathered = torch.einsum("nhm,nhmd->nhd", spread, tokens[batch])
+        return self.out(gathered.flatten(1))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.channels}, n_latents={self.n_latents}, "
+            f"heads={self.heads})"
+        )

@@ -1,0 +1,96 @@
+"""One slide through a trained denoiser: noise, sampler, and back to log expression."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from stflow_graph.build import build_graph, build_prior, build_sampler
+from stflow_graph.config import Config
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.slide import Slide
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.flow.noise import spot_keys, spot_uniform
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device named; ``"auto"`` takes a GPU where there is one.
+
+    Raises:
+        BadConfig: an unknown device, or one that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadConfig(f"device {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def check_spots(slide: Slide, n_neighbors: int) -> None:
+    """Refuse a slide that has not more spots than each spot has neighbours.
+
+    Raises:
+        BadInput: names the slide's file and the number of its spots.
+    """
+    if len(slide) <= n_neighbors:
+        expected = f"more than the {n_neighbors} neighbours of each spot"
+        fix = "lower --n-neighbors (graph.n_neighbors) or leave the slide out"
+        found = plain(f"{len(slide)} spots")
+        raise BadInput(slide.file or slide.name, "spots", found, expected, fix)
+
+
+def slide_data(slide: Slide, config: Config, normalisation: Normalisation) -> Data:
+    """Return a slide as the denoiser's input: scaled ``x`` and ``y``, ``pos``, and the graph."""
+    return build_graph(config)(scaled_data(slide, normalisation))
+
+
+def scaled_data(slide: Slide, normalisation: Normalisation) -> Data:
+    """Return a slide's ``Data`` with ``x`` and ``y`` scaled, without a graph."""
+    data = slide.to_data()
+    data.x = torch.from_numpy(normalisation.embeddings(slide.x))
+    if slide.y is not None:
+        data.y = torch.from_numpy(normalisation.targets(slide.y))
+    return data
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    data: Data,
+    slide: Slide,
+    config: Config,
+    normalisation: Normalisation,
+    *,
+    n_samples: int = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """Draw samples of a slide's expression.
+
+    The noise of a spot depends on the seed, the slide's name, its barcode and the sample alone.
+
+    Args:
+        model: the denoiser, in eval mode.
+        data: from :func:`slide_data`, on the model's device.
+        slide: the slide, for its name and barcodes.
+        config: prior, sampler and number of steps.
+        normalisation: scaling of the output.
+        n_samples: S.
+        seed: of the noise.
+
+    Returns:
+        ``[S, N, G]`` float32, log1p units.
+    """
+    prior, sampler = build_prior(config.flow), build_sampler(config.flow)
+    keys = spot_keys(slide.name, slide.barcodes).to(data.x.device)
+    n_genes = len(normalisation.y_mean)
+    samples = []
+    for sample in range(n_samples):
+        y_0 = prior(spot_uniform(keys, n_genes, seed=seed, sample=sample))
+        y_1: Tensor = sampler(model, y_0, data, config.flow.n_sample_steps)
+        samples.append(normalisation.expression(y_1.float().cpu().numpy()))
+    return np.stack(samples)

@@ -1,0 +1,272 @@
+"""The sample stage: a checkpoint and embeddings to predictions; it has no access to the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stflow_graph import __version__
+from stflow_graph.checkpoint import Checkpoint, load_checkpoint
+from stflow_graph.config import Config
+from stflow_graph.data.slide import Slide, load_slide
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed, StflowError, plain
+from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
+from stflow_graph.io.embeddings import read_attrs
+from stflow_graph.io.predictions import read_prediction, write_prediction
+from stflow_graph.predict import check_spots, pick_device, predict, slide_data
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """A slide's prediction on disk; ``complete_before`` if there was nothing to do."""
+
+    slide: str
+    n_spots: int
+    fold: int | None
+    held_out: bool
+    path: Path
+    complete_before: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How to sample; None takes what the checkpoint was validated with."""
+
+    n_samples: int = 1
+    seed: int = 0
+    sampler: str | None = None
+    n_sample_steps: int | None = None
+    fold: int | None = None
+    device: str = "auto"
+
+    def flow(self, config: Config) -> Config:
+        """Return the checkpoint's configuration with these settings in place."""
+        changes: dict[str, Any] = {}
+        if self.sampler is not None:
+            changes["sampler"] = self.sampler
+        if self.n_sample_steps is not None:
+            changes["n_sample_steps"] = self.n_sample_steps
+        return config.model_copy(update={"flow": config.flow.model_copy(update=changes)})
+
+
+def sample(
+    source: str | Path,
+    embeddings: Sequence[str | Path],
+    out: str | Path,
+    settings: SampleSettings = SampleSettings(),
+    *,
+    overwrite: bool = False,
+    report: Callable[[Sampled], None] | None = None,
+) -> list[Sampled]:
+    """Predict the expression of slides from their embeddings and write ``out/<slide>.h5ad``.
+
+    Of a run with several folds, a slide takes the fold that held it out; a slide that no fold
+    knows takes ``settings.fold``, or the first one.
+
+    Args:
+        source: a run folder of ``train``, a fold's folder or a checkpoint folder.
+        embeddings: embedding files, or folders of them.
+        out: folder of the predictions.
+        settings: number of samples, seed, sampler, device.
+        overwrite: write also what is already there as asked.
+        report: called after every slide.
+
+    Raises:
+        BadInput: a file that cannot be used, when it is the only one.
+        BadConfig: the embeddings do not fit the checkpoint.
+        SomeFailed: some of several slides failed; the others are written.
+    """
+    checkpoints = [_Loaded(path) for path in find_checkpoints(source)]
+    files = _embedding_files(embeddings)
+    done: list[Sampled] = []
+    failures: list[str] = []
+    for file in files:
+        try:
+            chosen, held_out = _choose(checkpoints, file.stem, settings.fold, source)
+            result = _sample_slide(chosen, held_out, file, Path(out), settings, overwrite)
+        except StflowError as error:
+            if len(files) == 1:
+                raise
+            failures.append(f"{file.stem}: {error}")
+            continue
+        done.append(result)
+        if report:
+            report(result)
+    if failures:
+        raise SomeFailed(f"{len(failures)} of {len(files)} slides failed: " + " | ".join(failures))
+    return done
+
+
+def find_checkpoints(source: str | Path) -> list[Path]:
+    """Return the checkpoint folders of a run, a fold or a checkpoint folder itself.
+
+    Raises:
+        BadInput: there is none.
+    """
+    source = Path(source)
+    for pattern in (".", "checkpoint", "fold*/checkpoint", "*/fold*/checkpoint"):
+        found = sorted(path for path in source.glob(pattern) if (path / "config.json").is_file())
+        if found:
+            return found
+    fix = "give what `stflow-graph train --out` wrote"
+    raise BadInput(source, "checkpoint", plain("none"), "a run or checkpoint folder", fix)
+
+
+class _Loaded:
+    """A checkpoint folder that is read, hashed and built once, when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint: Checkpoint = load_checkpoint(path)
+        self.hash = sha256(path / "model.safetensors")
+        self._models: dict[torch.device, nn.Module] = {}
+
+    @property
+    def fold(self) -> int | None:
+        return self.checkpoint.provenance.get("fold")
+
+    def holds_out(self, slide: str) -> bool:
+        return slide in self.checkpoint.provenance.get("test_slides", [])
+
+    def model(self, device: torch.device) -> nn.Module:
+        if device not in self._models:
+            self._models[device] = self.checkpoint.build(device)
+        return self._models[device]
+
+
+def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
+        if not inside:
+            raise BadInput(path, "folder", plain("no .h5 file"), "embedding files")
+        files += inside
+    names = [check_name(file.stem, file, "slide name") for file in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput(
+            files[names.index(twice[0])], "slide name", plain(f"{twice[:3]} twice"), "each once"
+        )
+    return files
+
+
+def _choose(
+    loaded: list[_Loaded], slide: str, fold: int | None, source: str | Path
+) -> tuple[_Loaded, bool]:
+    wanted = [c for c in loaded if fold is None or c.fold == fold]
+    if not wanted:
+        known = ", ".join(str(c.fold) for c in loaded)
+        raise BadConfig(f"{source}: fold {fold} is not there; it has {known}")
+    chosen = next((c for c in wanted if c.holds_out(slide)), wanted[0])
+    return chosen, chosen.holds_out(slide)
+
+
+def _sample_slide(
+    loaded: _Loaded,
+    held_out: bool,
+    file: Path,
+    out: Path,
+    settings: SampleSettings,
+    overwrite: bool,
+) -> Sampled:
+    checkpoint = loaded.checkpoint
+    config = settings.flow(checkpoint.config)
+    slide = load_slide(file)
+    _check_fit(slide, file, checkpoint)
+    check_spots(slide, config.graph.n_neighbors)
+    device = pick_device(settings.device)
+    path = out / f"{slide.name}.h5ad"
+    provenance = _provenance(loaded, config, slide, file, settings, device)
+    result = Sampled(slide.name, len(slide), loaded.fold, held_out, path, False)
+    if not overwrite and _is_there(path, provenance):
+        return dataclasses.replace(result, complete_before=True)
+    data = slide_data(slide, config, checkpoint.normalisation).to(device)
+    samples = predict(
+        loaded.model(device),
+        data,
+        slide,
+        config,
+        checkpoint.normalisation,
+        n_samples=settings.n_samples,
+        seed=settings.seed,
+    )
+    if not np.isfinite(samples).all():
+        raise BadInput(
+            file, "embeddings", plain("values that make the prediction overflow"), "embeddings"
+        )
+    mean = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    write_prediction(
+        path,
+        mean,
+        slide.barcodes,
+        checkpoint.genes,
+        slide.coords,
+        provenance=provenance,
+        samples=samples if settings.n_samples > 1 else None,
+    )
+    return result
+
+
+def _check_fit(slide: Slide, file: Path, checkpoint: Checkpoint) -> None:
+    attrs, wanted = read_attrs(file), checkpoint.config.data.encoder
+    width = slide.x.shape[1]
+    # other tools write free text there; only our own name of an encoder can be compared
+    encoder = str(attrs.get("encoder")) if attrs.get("format") == EMBEDDINGS else wanted
+    if width != checkpoint.in_channels or encoder != wanted:
+        raise BadConfig(
+            f"{file}: embeddings: found encoder {encoder!r} with {width} channels, expected the "
+            f"checkpoint's {wanted!r} with {checkpoint.in_channels}. Fix: embed the patches with "
+            f"--encoder {wanted}"
+        )
+
+
+def _provenance(
+    loaded: _Loaded,
+    config: Config,
+    slide: Slide,
+    file: Path,
+    settings: SampleSettings,
+    device: torch.device,
+) -> dict[str, Any]:
+    trained = loaded.checkpoint.provenance
+    return {
+        "slide": slide.name,
+        "dataset": trained.get("dataset"),
+        "target": config.data.target,
+        "encoder": config.data.encoder,
+        "denoiser": config.denoiser.name,
+        "fold": loaded.fold,
+        "train_slides": trained.get("train_slides", []),
+        "source_dataroot": trained.get("source_dataroot"),
+        "embed_dataroot": trained.get("embed_dataroot"),
+        "gene_list": config.data.gene_list,
+        "checkpoint_sha256": loaded.hash,
+        "embeddings_sha256": sha256(file),
+        "um_per_px": slide.um_per_px,
+        "seed": settings.seed,
+        "n_samples": settings.n_samples,
+        "n_sample_steps": config.flow.n_sample_steps,
+        "sampler": config.flow.sampler,
+        "prior": config.flow.prior,
+        "version": __version__,
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        stored = read_prediction(path).provenance
+    except BadInput:
+        return False
+    return {**stored, "format": None} == {**provenance, "format": None}

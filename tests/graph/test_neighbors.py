@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from stflow_graph.graph import nearest_neighbors, spot_pitch
+
+
+def hexagonal(n: int) -> torch.Tensor:
+    i, j = np.meshgrid(np.arange(n), np.arange(n))
+    return torch.tensor(np.stack([(i + 0.5 * (j % 2)).ravel(), (j * np.sqrt(3) / 2).ravel()], 1))
+
+
+def brute_force(pos: np.ndarray, k: int, slack: float) -> dict[tuple[int, int], float]:
+    """Return {(target, source): weight} by sorting all distances of each spot."""
+    edges = {}
+    for i in range(len(pos)):
+        d = np.sqrt(((pos - pos[i]) ** 2).sum(1))
+        others = [j for j in range(len(pos)) if j != i]
+        if not others:
+            continue
+        d_k = sorted(d[others])[min(k, len(others)) - 1]
+        for j in others:
+            if d[j] == d_k or d[j] < (1 + slack) * d_k:
+                u = min(1.0, (1 + slack - d[j] / max(d_k, 1e-300)) / slack)
+                edges[i, j] = u * u * (3 - 2 * u)
+    return edges
+
+
+positions = st.integers(1, 30).flatmap(
+    # a coarse grid, so that ties and duplicates are common
+    lambda n: arrays(np.float64, (n, 2), elements=st.integers(0, 5).map(float))
+)
+
+
+@given(pos=positions, k=st.integers(1, 12), backend=st.sampled_from(["scipy", "torch"]))
+@settings(max_examples=150, deadline=None)
+def test_edges_equal_brute_force_for_every_backend(pos, k, backend):
+    found = nearest_neighbors(torch.tensor(pos), k, slack=0.1, backend=backend)
+    source, target = found.edge_index.tolist()
+    edges = dict(zip(zip(target, source, strict=True), found.weight.tolist(), strict=True))
+    expected = brute_force(pos, k, 0.1)
+    assert edges.keys() == expected.keys()
+    for edge, weight in expected.items():
+        assert edges[edge] == pytest.approx(weight, abs=1e-9)
+    assert sorted(zip(target, source, strict=True)) == list(zip(target, source, strict=True))
+
+
+def test_ties_of_a_hexagonal_array_are_kept_together_under_rotation_and_permutation():
+    pos = hexagonal(12)
+    found = nearest_neighbors(pos, 8)
+    inner = torch.bincount(found.edge_index[1])[12 * 6 + 6]
+    assert inner == 12  # both rings, although k = 8 ends within the second
+    angle = torch.tensor(0.7, dtype=torch.double)
+    rotation = torch.stack(
+        [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
+    )
+    order = torch.randperm(len(pos), generator=torch.Generator().manual_seed(0))
+    moved = nearest_neighbors((pos @ rotation.T * 57.3 + 11)[order], 8)
+    assert torch.equal(found.edge_index.T.unique(dim=0), order[moved.edge_index].T.unique(dim=0))
+
+
+def test_slides_of_a_batch_are_never_joined_and_equal_their_own_graph():
+    torch.manual_seed(0)
+    a, b = torch.rand(20, 2), torch.rand(15, 2)  # they overlap in space
+    both = nearest_neighbors(torch.cat([a, b]), 5, batch=torch.tensor([0] * 20 + [1] * 15))
+    parts = [nearest_neighbors(a, 5).edge_index, nearest_neighbors(b, 5).edge_index + 20]
+    assert torch.equal(both.edge_index, torch.cat(parts, dim=1))
+
+
+def test_small_slides_use_the_neighbours_there_are():
+    assert nearest_neighbors(torch.zeros(1, 2), 8).edge_index.shape == (2, 0)
+    assert nearest_neighbors(torch.rand(2, 2), 8).edge_index.shape == (2, 2)
+    assert nearest_neighbors(torch.zeros(4, 2), 2).edge_index.shape == (2, 12)  # one place
+
+
+def test_a_neighbour_enters_with_weight_zero():
+    # a spot moves out past the cut-off: the weight falls to 0 without a jump
+    weights = []
+    for x in np.linspace(1.0, 1.2, 201):
+        pos = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-x, 0.0]], dtype=torch.double)
+        found = nearest_neighbors(pos, 1, slack=0.1)
+        edge = (found.edge_index[0] == 2) & (found.edge_index[1] == 0)
+        weights.append(found.weight[edge].sum().item())
+    assert weights[0] == 1
+    assert weights[-1] == 0
+    assert np.abs(np.diff(weights)).max() < 0.02
+
+
+def test_pitch_is_the_distance_of_nearest_places_whatever_the_unit():
+    assert spot_pitch(hexagonal(8) * 37) == pytest.approx(37)
+    assert spot_pitch(torch.zeros(5, 2)) == 1.0
+    assert spot_pitch(torch.zeros(1, 2)) == 1.0
+    assert spot_pitch(torch.cat([hexagonal(6), hexagonal(6)])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pos": torch.zeros(3)}, r"\[3\]"),
+        ({"pos": torch.zeros(3, 2), "batch": torch.zeros(2).long()}, r"\[2\]"),
+        ({"pos": torch.zeros(3, 2), "k": 0}, "k = 0"),
+        ({"pos": torch.full((3, 2), torch.nan)}, "not finite"),
+        ({"pos": torch.zeros(3, 2), "backend": "faiss"}, "scipy"),
+        ({"pos": torch.zeros(3, 2), "batch": torch.tensor([0, 1, 0])}, "ascending"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        nearest_neighbors(**{"k": 2, **arguments})
