@@ -173,6 +173,7 @@ def load_config(
         section: {**recipe.get(section, {}), **layers.get(section, {})}
         for section in {*recipe, *layers}
     }
+    merged.setdefault("data", {})
     if "denoiser" in merged:
         merged["denoiser"].setdefault("name", "graph")
     return parse_config(merged, origin)

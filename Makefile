@@ -1,0 +1,34 @@
+# make demo: the whole main job on simulated slides; make test: all tests; make check: linters.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test slow check clean
+.DELETE_ON_ERROR:
+
+# the mark is made last, so an installation that failed is tried again
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	bash benchmarks/demo.sh $(BIN)/stflow-graph $(DEMO)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy stflow_graph
+	$(BIN)/mypy cli
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from stflow_graph.data.splits import embedding_path, find_datasets, find_embedding
+from stflow_graph.errors import BadInput
+
+HEADER = "sample_id,patches_path,expr_path\n"
+
+
+def row(name: str) -> str:
+    return f"{name},patches/{name}.h5,adata/{name}.h5ad\n"
+
+
+def dataset(folder, train=("A", "B"), test=("C",), fold=0):
+    (folder / "splits").mkdir(parents=True, exist_ok=True)
+    for side, names in (("train", train), ("test", test)):
+        text = HEADER + "".join(map(row, names))
+        (folder / "splits" / f"{side}_{fold}.csv").write_text(text)
+    return folder
+
+
+def test_a_root_and_a_single_data_set_folder_are_both_found(tmp_path):
+    dataset(tmp_path / "IDC")
+    dataset(tmp_path / "PRAD")
+    (tmp_path / "other").mkdir()
+    assert [d.name for d in find_datasets(tmp_path)] == ["IDC", "PRAD"]
+    assert [d.name for d in find_datasets(tmp_path, ["PRAD"])] == ["PRAD"]
+    assert [d.name for d in find_datasets(tmp_path / "IDC")] == ["IDC"]
+    with pytest.raises(BadInput, match=r"\['LUNG'\].*\['IDC', 'PRAD'\]"):
+        find_datasets(tmp_path, ["LUNG"])
+    with pytest.raises(BadInput, match="'IDC', the folder itself"):
+        find_datasets(tmp_path / "IDC", ["PRAD"])
+
+
+def test_folds_come_in_the_order_of_their_numbers(tmp_path):
+    for fold in (10, 2, 0):
+        dataset(tmp_path, fold=fold)
+    folds = find_datasets(tmp_path)[0].folds()
+    assert [fold.index for fold in folds] == [0, 2, 10]
+    assert folds[0].train[1].expr_path == tmp_path / "adata" / "B.h5ad"
+    assert [s.id for s in find_datasets(tmp_path)[0].samples()] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (("A",), ("A",), r"\['A'\] also in train_0"),
+        (("A", "A"), ("B",), "duplicates"),
+        ((), ("B",), "none or empty"),
+        (("../A",), ("B",), "letters, digits"),
+    ],
+)
+def test_bad_splits_are_refused(tmp_path, train, test, message):
+    with pytest.raises(BadInput, match=message):
+        find_datasets(dataset(tmp_path, train, test))[0].folds()
+
+
+def test_bad_split_files_are_refused(tmp_path):
+    folder = dataset(tmp_path)
+    (folder / "splits" / "test_0.csv").write_text("id,path\nA,b\n")
+    with pytest.raises(BadInput, match="sample_id, patches_path, expr_path"):
+        find_datasets(folder)[0].folds()
+    (folder / "splits" / "test_0.csv").unlink()
+    with pytest.raises(BadInput, match=r"test_0.csv: file"):
+        find_datasets(folder)[0].folds()
+    (folder / "splits" / "train_0.csv").unlink()
+    with pytest.raises(BadInput, match="no train_<i>.csv"):
+        find_datasets(folder)[0].folds()
+
+
+def test_roots_without_data_sets_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="no folder"):
+        find_datasets(tmp_path / "none")
+    with pytest.raises(BadInput, match="no data set"):
+        find_datasets(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place", ["D/enc/fp32/A.h5", "D/enc/A.h5", "enc/fp32/A.h5", "enc/A.h5", "A.h5"]
+)
+def test_embeddings_are_found_in_every_layout(tmp_path, place):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"")
+    assert find_embedding(tmp_path, "D", "enc", "A") == file
+
+
+def test_absent_embeddings_name_the_first_place_and_the_command(tmp_path):
+    with pytest.raises(BadInput, match=r"fp32/A.h5.*stflow-graph embed"):
+        find_embedding(tmp_path, "D", "enc", "A")
+    assert str(embedding_path("r", "D", "enc", "A")) == "r/D/enc/fp32/A.h5"

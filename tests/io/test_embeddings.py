@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from stflow_graph.errors import BadInput
+from stflow_graph.io.embeddings import read_attrs, read_embeddings, write_embeddings
+
+
+def write(path, n=5, width=3, **attrs):
+    x = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
+    coords = np.arange(2 * n).reshape(n, 2)
+    barcodes = [f"spot-{10**i}" for i in range(n)]
+    with write_embeddings(path, barcodes, coords, width, attrs) as writer:
+        writer.append(x[:2])
+        writer.append(x[2:])
+    return x, coords, barcodes
+
+
+def edit(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replace(key, value):
+    def change(file):
+        del file[key]
+        file[key] = value
+
+    return change
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "a.h5"
+    x, coords, barcodes = write(path, encoder="e", um_per_px=0.5)
+    found = read_embeddings(path)
+    np.testing.assert_array_equal(found.x, x)
+    np.testing.assert_array_equal(found.coords, coords)
+    assert found.barcodes == barcodes
+    assert read_attrs(path)["encoder"] == found.attrs["encoder"] == "e"
+
+
+def test_the_same_data_give_the_same_bytes(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        write(tmp_path / name)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.parametrize("key", ["barcodes", "barcode"])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("kind", ["S16", object])
+def test_other_tools_spellings_are_accepted(tmp_path, key, shape, kind):
+    path = tmp_path / "a.h5"
+    _, _, barcodes = write(path)
+
+    def change(file):
+        del file["barcodes"]
+        file[key] = np.array(barcodes, dtype=kind).reshape(shape)
+        file["features"] = file["embeddings"][()].astype(">f2")
+        del file["embeddings"]
+
+    edit(path, change)
+    found = read_embeddings(path)
+    assert found.barcodes == barcodes
+    assert found.x.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.__delitem__("embeddings"), "'embeddings' or 'features'.*|keys"),
+        (lambda f: f.__delitem__("barcodes"), "keys 'coords', 'embeddings'"),
+        (replace("barcodes", np.array([b"a", b"b"])), "5 rows"),
+        (replace("barcodes", np.array([b"a", b"a", b"b", b"c", b"d"])), "duplicates"),
+        (replace("barcodes", np.arange(5)), "int64.*text"),
+        (replace("embeddings", np.array([b"x"] * 5).reshape(5, 1)), r"\|S1.*real numbers"),
+        (replace("embeddings", np.zeros((5, 2, 2))), r"\(5, 2, 2\)"),
+        (replace("embeddings", np.full((5, 3), np.nan)), "5 of 5 rows not finite"),
+        (replace("coords", np.zeros((2, 5))), r"\(2, 5\)"),
+        (replace("coords", np.zeros((4, 2))), "4 rows.*5 rows"),
+        (replace("coords", np.array([[0, 0]] * 4 + [[np.nan, 0]])), r"1 of 5.*\[4\]"),
+        (lambda f: f.attrs.__delitem__("complete"), "completed write"),
+        (lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")), "ExternalLink"),
+        (lambda f: f.__setitem__("x", h5py.SoftLink("/nowhere")), "SoftLink"),
+    ],
+)
+def test_bad_content_is_refused_with_its_field(tmp_path, change, message):
+    path = tmp_path / "a.h5"
+    write(path)
+    edit(path, change)
+    with pytest.raises(BadInput, match=message) as caught:
+        read_embeddings(path)
+    assert "a.h5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_zero_spots_are_refused(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["embeddings"], file["coords"] = np.zeros((0, 3)), np.zeros((0, 2))
+        file["barcodes"] = np.array([], dtype="S1")
+    with pytest.raises(BadInput, match="0 spots"):
+        read_embeddings(tmp_path / "a.h5")
+
+
+def test_truncation_at_any_byte_is_refused(tmp_path):
+    path, cut = tmp_path / "a.h5", tmp_path / "cut.h5"
+    write(path, n=60, width=40)
+    content = path.read_bytes()
+    for end in np.linspace(0, len(content) - 1, 60).astype(int):
+        cut.write_bytes(content[:end])
+        with pytest.raises(BadInput):
+            read_embeddings(cut)
+
+
+def test_a_flipped_bit_of_the_embeddings_does_not_pass(tmp_path):
+    path, bad = tmp_path / "a.h5", tmp_path / "bad.h5"
+    x, _, _ = write(path, n=60, width=40)
+    content = path.read_bytes()
+    start = content.find(x[0].tobytes())
+    assert start > 0
+    for offset in range(start, start + x.nbytes, 997):
+        flipped = bytearray(content)
+        flipped[offset] ^= 4
+        bad.write_bytes(flipped)
+        with pytest.raises(BadInput, match="checksum"):
+            read_embeddings(bad)
+
+
+def test_a_small_file_that_declares_terabytes_is_refused(tmp_path):
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("embeddings", (2**30, 1000), np.float32, chunks=(1, 1000))
+        file["coords"], file["barcodes"] = np.zeros((1, 2)), np.array([b"a"])
+    with pytest.raises(BadInput, match="bytes declared"):
+        read_embeddings(tmp_path / "bomb.h5")
+
+
+def test_files_that_are_no_hdf5_are_refused(tmp_path):
+    (tmp_path / "page.h5").write_text("<html>")
+    (tmp_path / "empty.h5").write_bytes(b"")
+    for name in ("page.h5", "empty.h5"):
+        with pytest.raises(BadInput, match="signature"):
+            read_embeddings(tmp_path / name)
+    with pytest.raises(BadInput, match="errno 2"):
+        read_embeddings(tmp_path / "none.h5")
+
+
+def test_a_writer_that_stops_early_leaves_nothing(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="1 of 3"),
+        write_embeddings(tmp_path / "a.h5", ["a", "b", "c"], np.zeros((3, 2)), 2, {}) as writer,
+    ):
+        writer.append(np.zeros((1, 2)))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from stflow_graph.errors import BadInput
+from stflow_graph.io.expression import write_expression
+from stflow_graph.io.predictions import read_prediction, write_prediction
+
+RNG = np.random.default_rng(0)
+SAMPLES = RNG.normal(size=(3, 4, 2)).astype(np.float32)
+PROVENANCE = {"slide": "A1", "target": "log1p", "fold": None, "train_slides": ["B", "C"]}
+
+
+def write(path, samples=SAMPLES, provenance=PROVENANCE):
+    write_prediction(
+        path,
+        samples.mean(0),
+        list("abcd"),
+        ["G1", "G2"],
+        np.arange(8).reshape(4, 2),
+        provenance=provenance,
+        samples=samples,
+    )
+    return path
+
+
+def test_what_is_written_is_read(tmp_path):
+    found = read_prediction(write(tmp_path / "a.h5ad"))
+    np.testing.assert_allclose(found.mean, SAMPLES.mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(found.samples, SAMPLES)
+    np.testing.assert_array_equal(found.coords, np.arange(8).reshape(4, 2))
+    assert (found.barcodes, found.genes, found.slide) == (list("abcd"), ["G1", "G2"], "A1")
+    assert {key: found.provenance[key] for key in PROVENANCE} == PROVENANCE
+
+
+def test_anndata_opens_it_with_the_deviation_of_the_samples(tmp_path):
+    adata = anndata.read_h5ad(write(tmp_path / "a.h5ad"))
+    assert adata.X.dtype == np.float32
+    np.testing.assert_allclose(adata.layers["std"], SAMPLES.std(0), rtol=1e-5)
+
+
+def test_the_same_data_give_the_same_bytes(tmp_path):
+    a, b = write(tmp_path / "a.h5ad"), write(tmp_path / "b.h5ad")
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_values_that_are_not_finite_are_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not finite"):
+        write(tmp_path / "a.h5ad", SAMPLES * np.nan)
+    with pytest.raises(ValueError, match="slide and target"):
+        write(tmp_path / "a.h5ad", provenance={"slide": "A1"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_prediction_is_refused(tmp_path):
+    path = tmp_path / "a.h5ad"
+    write_expression(path, sp.eye(3), list("abc"), list("xyz"), np.eye(3, 2), um_per_px=1.0)
+    with pytest.raises(BadInput, match=r"uns.*um_per_px.*stflow-graph sample"):
+        read_prediction(path)
