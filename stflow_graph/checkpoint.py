@@ -55,7 +55,8 @@ class Checkpoint:
         Raises:
             BadConfig: the weights do not fit the configuration.
         """
-        model = build_denoiser(self.config, self.in_channels, len(self.genes))
+        with torch.random.fork_rng():  # the weights drawn here are thrown away
+            model = build_denoiser(self.config, self.in_channels, len(self.genes))
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -83,14 +83,14 @@ def sample(
         BadConfig: the embeddings do not fit the checkpoint.
         SomeFailed: some of several slides failed; the others are written.
     """
-    checkpoints = [_Loaded(path) for path in find_checkpoints(source)]
+    loaded = _load_folds(source, settings.fold)
     files = _embedding_files(embeddings)
     done: list[Sampled] = []
     failures: list[str] = []
     for file in files:
         try:
-            chosen, held_out = _choose(checkpoints, file.stem, settings.fold, source)
-            result = _sample_slide(chosen, held_out, file, Path(out), settings, overwrite)
+            chosen = next((each for each in loaded if each.holds_out(file.stem)), loaded[0])
+            result = _sample_slide(chosen, file, Path(out), settings, overwrite)
         except StflowError as error:
             if len(files) == 1:
                 raise
@@ -111,8 +111,8 @@ def find_checkpoints(source: str | Path) -> list[Path]:
         BadInput: there is none.
     """
     source = Path(source)
-    for pattern in (".", "checkpoint", "fold*/checkpoint", "*/fold*/checkpoint"):
-        found = sorted(path for path in source.glob(pattern) if (path / "config.json").is_file())
+    for pattern in ("", "checkpoint/", "fold*/checkpoint/", "*/fold*/checkpoint/"):
+        found = sorted(file.parent for file in source.glob(pattern + "config.json"))
         if found:
             return found
     fix = "give what `stflow-graph train --out` wrote"
@@ -157,20 +157,17 @@ def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _choose(
-    loaded: list[_Loaded], slide: str, fold: int | None, source: str | Path
-) -> tuple[_Loaded, bool]:
-    wanted = [c for c in loaded if fold is None or c.fold == fold]
+def _load_folds(source: str | Path, fold: int | None) -> list[_Loaded]:
+    loaded = [_Loaded(path) for path in find_checkpoints(source)]
+    wanted = [each for each in loaded if fold is None or each.fold == fold]
     if not wanted:
-        known = ", ".join(str(c.fold) for c in loaded)
+        known = ", ".join(str(each.fold) for each in loaded)
         raise BadConfig(f"{source}: fold {fold} is not there; it has {known}")
-    chosen = next((c for c in wanted if c.holds_out(slide)), wanted[0])
-    return chosen, chosen.holds_out(slide)
+    return wanted
 
 
 def _sample_slide(
     loaded: _Loaded,
-    held_out: bool,
     file: Path,
     out: Path,
     settings: SampleSettings,
@@ -184,6 +181,7 @@ def _sample_slide(
     device = pick_device(settings.device)
     path = out / f"{slide.name}.h5ad"
     provenance = _provenance(loaded, config, slide, file, settings, device)
+    held_out = loaded.holds_out(slide.name)
     result = Sampled(slide.name, len(slide), loaded.fold, held_out, path, False)
     if not overwrite and _is_there(path, provenance):
         return dataclasses.replace(result, complete_before=True)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from toy import GENES, write_slide
+
+from stflow_graph.config import load_config
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.io.predictions import read_prediction
+from stflow_graph.sample import SampleSettings, sample
+from stflow_graph.train import train
+
+
+@pytest.fixture(params=["graph", "transformer"])
+def run(request, cohort, tmp_path):
+    settings = {**cohort.settings, "denoiser.name": request.param, "train.folds": [0, 1]}
+    train(load_config(None, {**settings, "train.epochs": 1}), tmp_path / "run")
+    # sampling must not need the truth, nor anything else of the cohort
+    shutil.rmtree(cohort.root)
+    return tmp_path / "run"
+
+
+def test_rows_barcodes_and_genes_are_those_of_the_input(run, cohort, tmp_path):
+    (done,) = sample(run, [cohort.embedding("B")], tmp_path / "out")
+    found = read_prediction(done.path)
+    with h5py.File(cohort.embedding("B")) as file:
+        assert found.barcodes == [b.decode() for b in file["barcodes"][:, 0]]
+        np.testing.assert_array_equal(found.coords, file["coords"])
+    assert found.genes == GENES
+    assert (found.slide, found.provenance["fold"], done.held_out) == ("B", 1, True)
+    assert found.provenance["train_slides"] == ["A", "C", "D"]
+
+
+def test_same_seed_same_bytes_and_other_seeds_differ(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        sample(run, files, tmp_path / name, SampleSettings(seed=seed))
+    a, b, c = ((tmp_path / name / "A.h5ad").read_bytes() for name in "abc")
+    assert a == b
+    assert not np.array_equal(
+        read_prediction(tmp_path / "a/A.h5ad").mean, read_prediction(tmp_path / "c/A.h5ad").mean
+    )
+    assert b != c
+
+
+def test_the_mean_is_over_the_samples_and_the_first_is_the_single_one(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    sample(run, files, tmp_path / "many", SampleSettings(n_samples=3))
+    sample(run, files, tmp_path / "one")
+    many, one = (read_prediction(tmp_path / name / "A.h5ad") for name in ("many", "one"))
+    assert many.samples.shape == (3, 36, len(GENES))
+    np.testing.assert_allclose(many.mean, many.samples.mean(0), atol=1e-6)
+    np.testing.assert_array_equal(many.samples[0], one.mean)
+    assert one.samples is None
+
+
+def test_the_order_of_spots_plays_no_part(run, cohort, tmp_path):
+    order = np.random.default_rng(0).permutation(36)
+    shuffled = tmp_path / "shuffled" / "A.h5"
+    shuffled.parent.mkdir()
+    shutil.copy(cohort.embedding("A"), shuffled)
+    with h5py.File(shuffled, "r+") as file:
+        for key in ("embeddings", "coords", "barcodes"):
+            file[key][...] = file[key][()][order]
+    sample(run, [cohort.embedding("A")], tmp_path / "a")
+    sample(run, [shuffled], tmp_path / "b")
+    a, b = (read_prediction(tmp_path / name / "A.h5ad") for name in "ab")
+    assert b.barcodes == [a.barcodes[i] for i in order]
+    np.testing.assert_allclose(a.mean[order], b.mean, atol=2e-4)
+
+
+def test_slides_do_not_depend_on_their_company(run, cohort, tmp_path):
+    sample(run, [cohort.embedding(s) for s in "ABC"], tmp_path / "all")
+    sample(run, [cohort.embedding("C")], tmp_path / "alone")
+    assert (tmp_path / "all/C.h5ad").read_bytes() == (tmp_path / "alone/C.h5ad").read_bytes()
+
+
+def test_what_is_there_is_left_and_told(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    told = []
+    for overwrite in (False, False, True):
+        sample(run, files, tmp_path / "out", overwrite=overwrite, report=told.append)
+    assert [t.complete_before for t in told] == [False, True, False]
+    (done,) = sample(run, files, tmp_path / "out", SampleSettings(seed=5))
+    assert not done.complete_before
+
+
+def test_folders_folds_and_checkpoints_can_be_given(run, cohort, tmp_path):
+    folder = cohort.embedding("A").parent
+    assert len(sample(run, [folder], tmp_path / "out")) == 4
+    (done,) = sample(run, [cohort.embedding("A")], tmp_path / "b", SampleSettings(fold=1))
+    assert (done.fold, done.held_out) == (1, False)
+    sample(run / "fold0", [cohort.embedding("A")], tmp_path / "c")
+    sample(run / "fold0/checkpoint", [cohort.embedding("A")], tmp_path / "c")
+    with pytest.raises(BadConfig, match="fold 7 is not there; it has 0, 1"):
+        sample(run, [folder], tmp_path / "d", SampleSettings(fold=7))
+
+
+def test_embeddings_that_do_not_fit_are_refused(run, cohort, tmp_path):
+    write_slide(tmp_path / "W.h5", None, 36, 0, channels=7)
+    with pytest.raises(BadConfig, match=r"W.h5.*'toy' with 7 channels.*'toy' with 10"):
+        sample(run, [tmp_path / "W.h5"], tmp_path / "out")
+    with h5py.File(cohort.embedding("A"), "r+") as file:
+        file.attrs["encoder"] = "uni"
+    with pytest.raises(BadConfig, match=r"'uni' with 10 channels.*--encoder toy"):
+        sample(run, [cohort.embedding("A")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slide_with_too_few_spots_is_refused(run, tmp_path):
+    write_slide(tmp_path / "S.h5", None, 4, 0)
+    with pytest.raises(BadInput, match=r"S.h5: spots: found 4 spots.*4 neighbours"):
+        sample(run, [tmp_path / "S.h5"], tmp_path / "out")
+
+
+def test_one_bad_slide_of_several_does_not_stop_the_others(run, cohort, tmp_path):
+    (tmp_path / "bad.h5").write_text("no")
+    files = [tmp_path / "bad.h5", cohort.embedding("A")]
+    with pytest.raises(SomeFailed, match=r"1 of 2 slides failed: bad: .*signature"):
+        sample(run, files, tmp_path / "out")
+    assert (tmp_path / "out/A.h5ad").exists()
+
+
+def test_bad_sources_are_refused(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    with pytest.raises(BadInput, match="stflow-graph train"):
+        sample(tmp_path / "none", files, tmp_path / "out")
+    with pytest.raises(BadInput, match="no .h5"):
+        sample(run, [run], tmp_path / "out")
+    with pytest.raises(BadInput, match=r"\['A'\] twice"):
+        sample(run, files * 2, tmp_path / "out")
+    model = run / "fold0/checkpoint/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-4] + b"0000")
+    with pytest.raises(BadInput, match=r"model.safetensors: sha256"):
+        sample(run, files, tmp_path / "out")

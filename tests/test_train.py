@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from toy import write_slide
+
+from stflow_graph.checkpoint import load_checkpoint
+from stflow_graph.config import load_config
+from stflow_graph.errors import BadConfig, BadInput, Diverged
+from stflow_graph.io.atomic import sha256
+from stflow_graph.train import train
+
+WEIGHTS = "fold0/checkpoint/model.safetensors"
+
+
+def run(cohort, out, report=None, overwrite=False, **values):
+    settings = {**cohort.settings, **{k.replace("__", "."): v for k, v in values.items()}}
+    return train(load_config(None, settings), out, overwrite=overwrite, report=report)
+
+
+@pytest.mark.parametrize("denoiser", ["graph", "transformer"])
+def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
+    out = tmp_path / "run"
+    results = run(cohort, out, denoiser__name=denoiser, train__folds=[0, 2])
+    assert [(r.fold, list(r.test_pearson)) for r in results] == [(0, ["A"]), (2, ["C"])]
+    for fold in (0, 2):
+        folder = out / f"fold{fold}"
+        with (folder / "history.csv").open() as file:
+            assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3]
+        checkpoint = load_checkpoint(folder / "checkpoint")
+        assert checkpoint.config.denoiser.name == denoiser
+        assert load_config(folder / "config.toml") == checkpoint.config
+        provenance = json.loads((folder / "provenance.json").read_text())
+        slides = {*provenance["learn_slides"], *provenance["validation_slides"]}
+        assert slides == set(provenance["train_slides"])
+        assert not slides & set(provenance["test_slides"])
+        assert list((folder / "tensorboard").iterdir())
+        assert (folder / "checkpoint" / "README.md").exists()
+    table = json.loads((out / "results_kfold.json").read_text())
+    assert [row["name"] for row in table["pearson_corrs"]] == [f"G{i}" for i in range(6)]
+    assert len(table["mean_per_split"]) == 2
+    assert table["pearson_mean"] == pytest.approx(np.mean([r.mean_test_pearson for r in results]))
+
+
+def test_it_learns(cohort, tmp_path):
+    (result,) = run(
+        cohort, tmp_path / "run", train__epochs=30, train__lr=5e-3, train__regions_per_slide=5
+    )
+    assert result.mean_test_pearson > 0.5
+
+
+def test_a_finished_run_is_left_as_it_is(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    before = sha256(tmp_path / "run" / WEIGHTS)
+    (again,) = run(cohort, tmp_path / "run", report=lambda _: pytest.fail("trained again"))
+    assert again.complete_before
+    assert sha256(tmp_path / "run" / WEIGHTS) == before
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(epoch: int):
+    def report(progress):
+        if progress.epoch.epoch == epoch:
+            raise Stopped
+
+    return report
+
+
+@pytest.mark.parametrize("denoiser", ["graph", "transformer"])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(cohort, tmp_path, denoiser):
+    run(cohort, tmp_path / "whole", denoiser__name=denoiser, train__epochs=4)
+    for epoch in (1, 2):
+        with pytest.raises(Stopped):
+            run(
+                cohort,
+                tmp_path / "stopped",
+                stop_at(epoch),
+                denoiser__name=denoiser,
+                train__epochs=4,
+            )
+    epochs = []
+    run(
+        cohort,
+        tmp_path / "stopped",
+        lambda p: epochs.append(p.epoch.epoch),
+        denoiser__name=denoiser,
+        train__epochs=4,
+    )
+    assert epochs == [3, 4]
+    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_more_epochs_extend_a_run_as_if_they_had_been_asked_for_at_first(cohort, tmp_path):
+    run(cohort, tmp_path / "long", train__epochs=5)
+    run(cohort, tmp_path / "extended", train__epochs=2)
+    run(cohort, tmp_path / "extended", train__epochs=5)
+    assert sha256(tmp_path / "extended" / WEIGHTS) == sha256(tmp_path / "long" / WEIGHTS)
+
+
+def test_seeds_decide(cohort, tmp_path):
+    hashes = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(cohort, tmp_path / name, train__seed=seed)
+        hashes.append(sha256(tmp_path / name / WEIGHTS))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_global_random_state_is_left_alone(cohort, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(cohort, tmp_path / "run", train__epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_test_slides_have_no_say_in_the_weights(cohort, tmp_path):
+    run(cohort, tmp_path / "a")
+    write_slide(cohort.embedding("A"), cohort.expression("A"), 30, seed=99)
+    run(cohort, tmp_path / "b")
+    assert sha256(tmp_path / "a" / WEIGHTS) == sha256(tmp_path / "b" / WEIGHTS)
+    read = [json.loads((tmp_path / r / "fold0/result.json").read_text()) for r in "ab"]
+    assert read[0]["test_pearson"] != read[1]["test_pearson"]
+
+
+def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    with pytest.raises(BadConfig, match=r"train.lr = 0.0005 \(now 0.001\).*--overwrite"):
+        run(cohort, tmp_path / "run", train__lr=1e-3)
+    write_slide(cohort.embedding("B"), cohort.expression("B"), 36, seed=99)
+    with pytest.raises(BadConfig, match="embeddings/B, expression/B changed"):
+        run(cohort, tmp_path / "run")
+    (result,) = run(cohort, tmp_path / "run", overwrite=True, train__lr=1e-3)
+    assert not result.complete_before
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__epochs=1)
+    good = sha256(tmp_path / "run" / WEIGHTS)
+    with pytest.raises(Diverged, match=r"epoch 1, step \d+: loss .*train.lr"):
+        run(cohort, tmp_path / "other", train__lr=1e30)
+    assert not (tmp_path / "other/fold0/checkpoint").exists()
+    assert sha256(tmp_path / "run" / WEIGHTS) == good
+
+
+def test_several_data_sets_get_a_folder_each(cohort, tmp_path):
+    root = tmp_path / "root"
+    for name in ("D1", "D2"):
+        shutil.copytree(cohort.root, root / name)
+        shutil.copytree(cohort.embeddings / "cohort", tmp_path / "emb" / name)
+    values = {"data.source_dataroot": str(root), "data.embed_dataroot": str(tmp_path / "emb")}
+    config = load_config(None, {**cohort.settings, **values, "train.epochs": 1})
+    train(config, tmp_path / "run")
+    for name in ("D1", "D2"):
+        assert (tmp_path / "run" / name / "fold0/checkpoint").is_dir()
+        assert (tmp_path / "run" / name / "results_kfold.json").exists()
+
+
+def test_bad_data_are_refused_before_anything_is_trained(cohort, tmp_path):
+    with pytest.raises(BadInput, match=r"A.h5|36 spots.*40 neighbours"):
+        run(cohort, tmp_path / "k", graph__n_neighbors=40)
+    with pytest.raises(BadConfig, match=r"\[7\] not in cohort, which has folds 0, 1, 2, 3"):
+        run(cohort, tmp_path / "f", train__folds=[7])
+    write_slide(cohort.embedding("B"), None, 36, seed=1, channels=7)
+    with pytest.raises(BadInput, match=r"widths \[7, 10\]"):
+        run(cohort, tmp_path / "w")
+    with pytest.raises(BadInput, match="stflow-graph embed"):
+        run(cohort, tmp_path / "e", data__encoder="other")
+
+
+def test_a_damaged_state_is_refused_with_the_way_out(cohort, tmp_path):
+    with pytest.raises(Stopped):
+        run(cohort, tmp_path / "run", stop_at(1))
+    state = tmp_path / "run/fold0/state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(BadInput, match=r"state.safetensors.*remove it"):
+        run(cohort, tmp_path / "run")
