@@ -195,14 +195,12 @@ def parse_config(values: Mapping[str, Any], origin: str | Path) -> Config:
 def _problem(details: Any) -> str:
     # the discriminated union puts the chosen denoiser's name into the location
     place = [str(part) for part in details["loc"]]
+    record: type[BaseModel] = _SECTIONS.get(place[0], Config)
     if len(place) == 3 and place[0] == "denoiser":
-        known = {"graph": GraphDenoiserConfig, "transformer": TransformerDenoiserConfig}[place[1]]
-        place.pop(1)
-    else:
-        known = _SECTIONS.get(place[0], Config)
+        record = _DENOISERS[place.pop(1)]
     name = ".".join(place)
     if details["type"] == "extra_forbidden":
-        return f"unknown name {name}; known: {', '.join(known.model_fields)}"
+        return f"unknown name {name}; known: {', '.join(record.model_fields)}"
     if details["type"] == "missing":
         return f"{name} is needed"
     return f"{name} = {details['input']!r}: {details['msg']}"
@@ -213,6 +211,10 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "graph": GraphConfig,
     "flow": FlowConfig,
     "train": TrainConfig,
+}
+_DENOISERS: dict[str, type[BaseModel]] = {
+    "graph": GraphDenoiserConfig,
+    "transformer": TransformerDenoiserConfig,
 }
 
 

@@ -147,8 +147,8 @@ def validation_score(
     errors, scores = [], []
     for slide, data in slides:
         predicted = predict(model, data, slide, config, normalisation, seed=seed)[0]
-        errors.append(float(np.mean((predicted - slide.y) ** 2)))
-        pearson = pearson_per_gene(predicted, slide.y)
+        errors.append(float(np.mean((predicted - slide.truth) ** 2)))
+        pearson = pearson_per_gene(predicted, slide.truth)
         scores.append(float(np.nanmean(pearson)) if np.isfinite(pearson).any() else 0.0)
     return float(np.mean(errors)), float(np.mean(scores))
 

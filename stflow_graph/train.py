@@ -162,9 +162,9 @@ def _train_fold(
 ) -> FoldResult:
     hashes = _input_hashes(dataset, fold, config)
     if (folder / "result.json").exists():
-        result = _stored_result(dataset.name, fold.index, folder, config, hashes)
-        if result is not None:
-            return result
+        stored = _stored_result(dataset.name, fold.index, folder, config, hashes)
+        if stored is not None:
+            return stored
     genes = read_gene_list(dataset.gene_list_path(config.data.gene_list))
     slides = [_load(sample, config, genes) for sample in fold.train]
     stream = _stream(config.train.seed, fold.index)
@@ -174,7 +174,7 @@ def _train_fold(
     write_json(folder / "provenance.json", provenance)
     scaling = Normalisation.fit(
         [slide.x for slide in learn],
-        [slide.y for slide in learn if slide.y is not None],
+        [slide.truth for slide in learn],
         config.data.standardize,
         config.data.center_targets,
     )
@@ -240,7 +240,7 @@ def _score_test(checkpoint: Checkpoint, slides: Sequence[Slide]) -> dict[str, np
     for slide in slides:
         data = slide_data(slide, config, scaling).to(device)
         predicted = predict(model, data, slide, config, scaling, seed=config.train.seed)[0]
-        scores[slide.name] = pearson_per_gene(predicted, slide.y)
+        scores[slide.name] = pearson_per_gene(predicted, slide.truth)
     return scores
 
 

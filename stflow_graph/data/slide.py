@@ -49,6 +49,13 @@ class Slide:
     def __len__(self) -> int:
         return len(self.barcodes)
 
+    @property
+    def truth(self) -> np.ndarray:
+        """The expression ``y``; a slide read without it raises ``ValueError``."""
+        if self.y is None:
+            raise ValueError(f"slide {self.name} was read without its expression")
+        return self.y
+
     def to_data(self) -> Data:
         """Return a PyG ``Data`` with ``x [N,F]``, ``pos [N,2]`` (float64, pixels) and ``y``."""
         import torch

@@ -32,6 +32,8 @@ class FrameEncoder(nn.Module):
         hidden_channels: width of φ's hidden layer, ``2 * out_channels`` if None.
     """
 
+    signs: Tensor
+
     def __init__(self, out_channels: int, hidden_channels: int | None = None) -> None:
         super().__init__()
         hidden_channels = hidden_channels or 2 * out_channels
