@@ -102,6 +102,11 @@ def main() -> None:
         _fail(None, "interrupted", 130, debug=False)
     except MemoryError as error:
         _fail(error, "out of memory; use fewer spots, a smaller batch or more memory", 75, debug)
+    except RuntimeError as error:
+        # torch's two kinds, told apart without importing torch
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
+            raise
+        _fail(error, "out of memory; use fewer spots, a smaller batch or more memory", 75, debug)
     except OSError as error:
         _fail(error, f"{error.filename or 'I/O'}: {error.strerror or error}", 74, debug)
 
