@@ -23,8 +23,8 @@ _FAT_CELLS = 36
 
 # concentrations of haematoxylin and eosin by region: tumour, stroma, immune; adipose is drawn
 _HAEMATOXYLIN = (0.20, 0.05, 0.17)
-_EOSIN = (0.40, 0.56, 0.30)
-_FIBRE = (0.05, 0.30, 0.05)
+_EOSIN = (0.36, 0.50, 0.28)
+_FIBRE = (0.04, 0.15, 0.04)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Stain:
     def random(cls, rng: np.random.Generator) -> Stain:
         """Return a stain near the usual: colours turned a little, strengths by a sixth."""
         strength = np.exp(rng.normal(0, (0.13, 0.17)))
-        vectors = np.array([[0.66, 0.68, 0.31], [0.14, 0.93, 0.34]])
+        vectors = np.array([[0.66, 0.69, 0.30], [0.10, 0.87, 0.42]])
         vectors = np.abs(vectors + rng.normal(0, 0.03, (2, 3)))
         vectors *= (strength / np.linalg.norm(vectors, axis=1))[:, None]
-        light = np.array([241, 238, 242]) + rng.normal(0, 2.5, 3)
+        light = np.array([241, 238, 242]) + rng.normal(0, 1.5, 3)
         return cls(
             vectors[0].astype(np.float32),
             vectors[1].astype(np.float32),
@@ -73,7 +73,7 @@ class Painter:
         self._tissue = tissue
         self._stain = Stain.random(rng_for("stain"))
         rng = rng_for("texture")
-        self._fibre = _texture(rng, (1.6, 26.0)) + 0.8 * _texture(rng, (4.0, 60.0))
+        self._fibre = _texture(rng, (2.2, 24.0)) + 0.7 * _texture(rng, (5.0, 60.0))
         self._grain = 0.6 * _texture(rng, (2.0, 2.0)) + 0.8 * _texture(rng, (9.0, 9.0))
         self._fat = _fat(rng)
         self._stamps = _stamps(rng_for("stamps"))
@@ -92,16 +92,14 @@ class Painter:
     def draw(self, left: int, top: int, width: int, height: int) -> np.ndarray:
         """Return the window ``[height, width, 3]`` uint8 whose first pixel is (left, top)."""
         x, y = np.arange(left, left + width), np.arange(top, top + height)
-        tumour, stroma, immune, adipose, collagen, inside, *warp = self._interpolate(x, y)
-        fibre, grain = self._fibres(x, y, warp), _tiled(self._grain, x, y)
-        haematoxylin = sum(
-            h * share for h, share in zip(_HAEMATOXYLIN, (tumour, stroma, immune), strict=True)
-        )
-        eosin = tumour * (_EOSIN[0] + _FIBRE[0] * fibre)
-        eosin += stroma * (_EOSIN[1] + _FIBRE[1] * fibre)
-        eosin += immune * (_EOSIN[2] + _FIBRE[2] * fibre)
-        eosin *= np.exp(0.24 * collagen) * (1 + 0.16 * grain)
-        haematoxylin = haematoxylin * (1 + 0.25 * grain)
+        *shares, adipose, collagen, inside, along, across = self._interpolate(x, y)
+        fibre, grain = self._fibres(x, y, along, across), _tiled(self._grain, x, y)
+        haematoxylin, eosin = np.zeros((2, height, width), dtype=np.float32)
+        for share, h, e, streak in zip(shares, _HAEMATOXYLIN, _EOSIN, _FIBRE, strict=True):
+            haematoxylin += h * share
+            eosin += share * (e + streak * fibre)
+        haematoxylin *= 1 + 0.25 * grain
+        eosin *= np.exp(0.32 * collagen) * (1 + 0.16 * grain)
         fat = _tiled(self._fat, x, y)
         # fat cells keep their shape at a region's edge: the deeper in, the more of them are white
         full = np.clip(6 * (adipose - 0.5) + 0.8 * grain * (1 - adipose), 0, 1)
@@ -127,14 +125,19 @@ class Painter:
         column = column - first
         return rows[:, :, column] * (1 - across) + rows[:, :, column + 1] * across
 
-    def _fibres(self, x: np.ndarray, y: np.ndarray, warp: list[np.ndarray]) -> np.ndarray:
-        sine = np.float32(np.sin(self._tissue.fibre_angle))
-        cosine = np.float32(np.cos(self._tissue.fibre_angle))
-        along = (x * cosine)[None] + (y * sine)[:, None] + warp[0]
-        across = (y * cosine)[:, None] - (x * sine)[None] + warp[1]
-        mask = _TEXTURE - 1
-        rows = np.floor(across).astype(np.int32) & mask
-        return self._fibre.reshape(-1)[rows * _TEXTURE + (np.floor(along).astype(np.int32) & mask)]
+    def _fibres(
+        self, x: np.ndarray, y: np.ndarray, along: np.ndarray, across: np.ndarray
+    ) -> np.ndarray:
+        """Return the fibres' texture where the coordinates are displaced ``along`` and across."""
+        sine, cosine = np.sin(self._tissue.fibre_angle), np.cos(self._tissue.fibre_angle)
+        along = along + (x * cosine + (y * sine)[:, None]).astype(np.float32)
+        across = across + ((y * cosine)[:, None] - x * sine).astype(np.float32)
+        row, column = np.floor(across), np.floor(along).astype(np.int32) & (_TEXTURE - 1)
+        between = across - row
+        row = row.astype(np.int32)
+        # linear across the fibres, where the texture is fine; the nearest pixel along them
+        first, second = (self._fibre[(row + step) & (_TEXTURE - 1), column] for step in (0, 1))
+        return first + between * (second - first)
 
     def _open(self, haematoxylin: np.ndarray, eosin: np.ndarray, left: int, top: int) -> None:
         """Draw the walls of glands and vessels, and empty their lumens."""
@@ -150,7 +153,7 @@ class Painter:
             v = np.arange(rows.start, rows.start + part.shape[0])[:, None] - y
             u = np.arange(columns.start, columns.start + part.shape[1])[None] - x
             distance = np.hypot(u, v) + 1e-6
-            outline = openings.radius[i] * (1 + _ripple(u / distance, v / distance, openings.waves[i]))
+            outline = openings.outline(i, u / distance, v / distance)
             wall = np.clip((outline - distance) / 2 + 0.5, 0, 1)
             empty = np.clip((openings.lumen[i] * outline - distance) / 2.5 + 0.5, 0, 1)
             target = (0.24, 0.5) if openings.gland[i] else (0.05, 0.75)
@@ -172,9 +175,7 @@ class Painter:
         haematoxylin[...] = canvas[_STAMP:-_STAMP, _STAMP:-_STAMP]
 
 
-def _near(
-    tree: cKDTree, left: int, top: int, shape: tuple[int, ...], margin: float
-) -> np.ndarray:
+def _near(tree: cKDTree, left: int, top: int, shape: tuple[int, ...], margin: float) -> np.ndarray:
     """Return the objects within ``margin`` of a window, in their order on the slide."""
     if tree.n == 0:
         return np.zeros(0, dtype=np.int64)
@@ -195,27 +196,17 @@ def _texture(rng: np.random.Generator, sigma: tuple[float, float]) -> np.ndarray
     return ((noise - noise.mean()) / noise.std()).astype(np.float32)
 
 
-def _ripple(cosine: np.ndarray, sine: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """Return Σ_k a_k cos kθ + b_k sin kθ, k = 2, 3, ..., from cos θ and sin θ."""
-    total = np.zeros(cosine.shape)
-    c, s = cosine, sine
-    for a, b in waves:
-        c, s = c * cosine - s * sine, s * cosine + c * sine
-        total += a * c + b * s
-    return total
-
-
 def _fat(rng: np.random.Generator) -> np.ndarray:
     """Return the eosin of fat: thin membranes between round empty cells, repeating."""
     side = int(np.sqrt(_FAT_CELLS))
     y, x = np.mgrid[:side, :side] * (_TEXTURE / side)
     points = np.stack([x + (y // (_TEXTURE / side) % 2) * _TEXTURE / side / 2, y], axis=-1)
-    points = (points.reshape(-1, 2) + rng.normal(0, 11, (side * side, 2))) % _TEXTURE
-    pixels = np.stack(np.mgrid[:_TEXTURE, :_TEXTURE][::-1], axis=-1)
+    points = (points.reshape(-1, 2) + rng.normal(0, 16, (side * side, 2))) % _TEXTURE
+    pixels = np.moveaxis(np.mgrid[:_TEXTURE, :_TEXTURE][::-1], 0, -1)
     distance, _ = cKDTree(points, boxsize=_TEXTURE).query(pixels, k=3)
     # between the nearest two cells the gap closes; where three meet there is a wedge
-    gap = distance[..., 1] - distance[..., 0] + 0.35 * (distance[..., 2] - distance[..., 0])
-    return (0.45 * np.exp(-((gap / 6.5) ** 2))).astype(np.float32)
+    gap = distance[..., 1] - distance[..., 0] + 0.08 * (distance[..., 2] - distance[..., 0])
+    return (0.42 * np.exp(-((gap / 4.5) ** 2))).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +242,7 @@ def _stamps(rng: np.random.Generator) -> np.ndarray:
     cosine, sine = np.cos(turn)[:, None, None], np.sin(turn)[:, None, None]
     along, across = u * cosine + v * sine, v * cosine - u * sine
     grow = np.exp(spread * rng.normal(size=(2, n, 1, 1)))
-    bend = rng.normal(0, 0.012, (n, 1, 1)) * along**2
+    bend = rng.normal(0, 0.006, (n, 1, 1)) * along**2
     angle = np.arctan2(v, u)[None]
     lobe = 1 + rng.normal(0, 0.06, (n, 1, 1)) * np.cos(3 * angle + 6 * rng.random((n, 1, 1)))
     a, b = np.minimum(long * grow[0], half - 2), short * grow[1]

@@ -27,18 +27,18 @@ NUCLEI = ("tumour", "epithelial", "lymphocyte", "spindle")
 
 _REGION_SIGMA = 17.0  # grid steps; a region is several pitches wide
 _STATE_SIGMA = 4.5  # grid steps; a state changes from one spot to the next
-_REGION_BIAS = np.array([0.25, 0.25, -0.25, -0.75], np.float32)
+_REGION_BIAS = np.array([0.25, 0.25, -0.25, -0.85], np.float32)
 _REGION_SHARPNESS = 7.0
 _BOX = round(PATCH / STEP)
 
 # nuclei: candidates a patch, the share that exists by region, and log-odds of lymphocytes
 _NUCLEUS_SPACING = 13.0
-_NUCLEUS_SHARE = np.array([0.27, 0.11, 0.62, 0.02])
+_NUCLEUS_SHARE = np.array([0.27, 0.11, 0.62, 0.0])
 _LYMPHOCYTE_LOGIT = np.array([-2.6, -1.2, 3.0, -2.0])
 # openings: gland lumens in tumour, vessels elsewhere
 _OPENING_SPACING = 116.0
-_OPENING_LOGIT = np.array([-0.3, -1.9, -3.0, -6.0])
-_OPENING_RADIUS = np.array([40.0, 20.0, 18.0, 18.0])
+_OPENING_LOGIT = np.array([-0.6, -1.2, -2.0, -6.0])
+_OPENING_RADIUS = np.array([40.0, 23.0, 20.0, 20.0])
 _HARMONICS = 3
 
 RngFor = Callable[[str], np.random.Generator]
@@ -59,12 +59,12 @@ class Nuclei:
 
 @dataclasses.dataclass(frozen=True)
 class Openings:
-    """K lumens, each with a wall, of outline R(θ) = R₀ (1 + Σ_k a_k cos(k+1)θ + b_k sin(k+1)θ).
+    """K lumens, each with a wall, of outline R(θ) = R₀ (1 + Σ_k a_k cos kθ + b_k sin kθ).
 
     Attributes:
         xy: ``[K, 2]`` int px.
         radius: ``[K]`` R₀, px.
-        waves: ``[K, 3, 2]`` a_k and b_k.
+        waves: ``[K, 3, 2]`` a_k and b_k, k = 2, 3, 4.
         lumen: ``[K]`` the lumen's share of the radius.
         gland: ``[K]`` True where an epithelium lines it.
     """
@@ -75,12 +75,13 @@ class Openings:
     lumen: np.ndarray
     gland: np.ndarray
 
-    def outline(self, which: np.ndarray, angle: np.ndarray) -> np.ndarray:
-        """Return R(θ) in px of the openings ``which`` at ``angle``, both ``[M]``."""
-        k = np.arange(2, 2 + _HARMONICS)
-        phase = angle[:, None] * k
-        wave = self.waves[which]
-        ripple = (wave[:, :, 0] * np.cos(phase) + wave[:, :, 1] * np.sin(phase)).sum(1)
+    def outline(self, which: np.ndarray | int, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
+        """Return R(θ) in px of the openings ``which`` from cos θ and sin θ; shapes broadcast."""
+        ripple, c, s = np.zeros(np.shape(cosine)), cosine, sine
+        for k in range(_HARMONICS):
+            c, s = c * cosine - s * sine, s * cosine + c * sine
+            a, b = self.waves[which, k].T
+            ripple += a * c + b * s
         return self.radius[which] * (1 + ripple)
 
 
@@ -147,9 +148,7 @@ def make_tissue(n_spots: int, rng_for: RngFor) -> Tissue:
         regions, states, inside, openings, _fibre_directions(warp[1], angle), rng_for("nuclei")
     )
     centres = lattice[chosen]
-    return Tissue(
-        array[chosen], centres, regions, states, inside, warp, angle, openings, nuclei
-    )
+    return Tissue(array[chosen], centres, regions, states, inside, warp, angle, openings, nuclei)
 
 
 def neighbour_means(centres: np.ndarray, values: np.ndarray, n_rings: int) -> np.ndarray:
@@ -177,7 +176,7 @@ def neighbour_means(centres: np.ndarray, values: np.ndarray, n_rings: int) -> np
 def _lattice(n_spots: int) -> tuple[np.ndarray, np.ndarray]:
     """Return array coordinates and px of a hexagonal array with room for an uneven outline."""
     row_pitch = PITCH * np.sqrt(3) / 2
-    side = np.sqrt(1.9 * n_spots * PITCH * row_pitch) + 2 * PITCH
+    side = np.sqrt(2.4 * n_spots * PITCH * row_pitch) + 2 * PITCH
     row, place = np.mgrid[: int(np.ceil(side / row_pitch)), : int(np.ceil(side / PITCH))]
     row, column = row.reshape(-1), (2 * place + row % 2).reshape(-1)
     xy = np.stack([column * PITCH / 2, row * row_pitch], axis=1) + 2 * PITCH
@@ -192,8 +191,8 @@ def _outline(
     y, x = np.mgrid[: shape[0], : shape[1]] * float(STEP)
     x, y = x - centre[0], y - centre[1]
     angle = np.arctan2(y, x)
-    k = np.arange(1, 6)[:, None, None]
-    lobes = (rng.normal(0, 0.16, (5, 1, 1)) / np.sqrt(k)) * np.cos(
+    k = np.arange(2, 7)[:, None, None]
+    lobes = (rng.normal(0, 0.25, (5, 1, 1)) / k) * np.cos(
         k * angle + rng.uniform(0, 2 * np.pi, (5, 1, 1))
     )
     reach = np.exp(lobes.sum(0))
@@ -248,16 +247,28 @@ def _openings(
     xy = _scatter(inside.shape, _OPENING_SPACING, rng)
     share = _interpolate(regions, xy)
     lumen = _interpolate(states[STATES.index("lumen")][None], xy)[:, 0]
-    logit = share @ _OPENING_LOGIT + 1.1 * lumen
+    logit = share @ _OPENING_LOGIT + 1.8 * lumen
     exists = rng.uniform(size=len(xy)) < 1 / (1 + np.exp(-logit))
     exists &= _interpolate(inside[None], xy)[:, 0] > 30
     gland = rng.uniform(size=len(xy)) < share[:, 0]
     radius = share @ _OPENING_RADIUS * np.exp(rng.normal(0, 0.18, len(xy)))
     # a gland opens with the state; a vessel is nearly all lumen
     opened = np.where(gland, 0.45 + 0.1 * np.tanh(lumen), 0.8)
-    waves = rng.normal(0, 0.1, (len(xy), _HARMONICS, 2))
+    waves = rng.normal(0, 0.06, (len(xy), _HARMONICS, 2))
+    exists[_second_of_pairs(xy, exists, radius)] = False
     pixel = np.rint(xy).astype(np.int64)
     return Openings(*(part[exists] for part in (pixel, radius, waves, opened, gland)))
+
+
+def _second_of_pairs(xy: np.ndarray, exists: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Return the later one of each two openings that would overlap."""
+    rows = np.flatnonzero(exists)
+    if not len(rows):
+        return rows
+    pairs = rows[cKDTree(xy[rows]).query_pairs(2.4 * radius.max(), output_type="ndarray")]
+    first, second = pairs.min(axis=1), pairs.max(axis=1)
+    distance = np.linalg.norm(xy[first] - xy[second], axis=1)
+    return second[distance < 1.2 * (radius[first] + radius[second])]
 
 
 def _fibre_directions(warp: np.ndarray, angle: float) -> np.ndarray:
@@ -275,12 +286,14 @@ def _nuclei(
     rng: np.random.Generator,
 ) -> Nuclei:
     xy = _scatter(inside.shape, _NUCLEUS_SPACING, rng)
+    xy = xy[_interpolate(inside[None], xy)[:, 0] > 0]
     share = _interpolate(regions, xy)
     state = dict(zip(STATES, _interpolate(states, xy).T, strict=True))
-    lymphocyte = 1 / (1 + np.exp(-share @ _LYMPHOCYTE_LOGIT - 1.3 * state["infiltration"]))
-    density = share @ _NUCLEUS_SHARE * np.exp(0.3 * state["cellularity"]) * (0.75 + lymphocyte)
-    exists = (rng.uniform(size=len(xy)) < density) & (_interpolate(inside[None], xy)[:, 0] > 0)
-    exists &= ~_within(openings, xy)
+    lymphocyte = 1 / (1 + np.exp(-share @ _LYMPHOCYTE_LOGIT - 1.6 * state["infiltration"]))
+    density = share @ _NUCLEUS_SHARE * np.exp(0.5 * state["cellularity"]) * (0.75 + lymphocyte)
+    exists = (rng.uniform(size=len(xy)) < density) & ~_within(openings, xy)
+    # fat cells are drawn as one empty mosaic, which has no place for nuclei
+    exists &= share[:, REGIONS.index("adipose")] < 0.6
     is_lymphocyte = rng.uniform(size=len(xy)) < lymphocyte
     in_tumour = rng.uniform(size=len(xy)) < share[:, 0] / np.maximum(1 - share[:, 2], 0.05)
     kind = np.where(
@@ -302,8 +315,8 @@ def _within(openings: Openings, xy: np.ndarray) -> np.ndarray:
     if not len(openings.xy):
         return np.zeros(len(xy), dtype=bool)
     distance, nearest = cKDTree(openings.xy).query(xy)
-    x, y = (xy - openings.xy[nearest]).T
-    return distance < 1.1 * openings.outline(nearest, np.arctan2(y, x))
+    cosine, sine = (xy - openings.xy[nearest]).T / np.maximum(distance, 1e-6)
+    return distance < 1.1 * openings.outline(nearest, cosine, sine)
 
 
 def _lining(
@@ -317,8 +330,9 @@ def _lining(
     which = np.repeat(np.arange(len(count)), count)
     place = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
     turn = 2 * np.pi * (place + rng.uniform(-0.25, 0.25, len(which))) / count[which]
-    reach = middle[which] * openings.outline(which, turn) + rng.normal(0, 1.2, len(which))
-    xy = openings.xy[which] + reach[:, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    way = np.stack([np.cos(turn), np.sin(turn)])
+    reach = middle[which] * openings.outline(which, *way) + rng.normal(0, 1.2, len(which))
+    xy = openings.xy[which] + (reach * way).T
     gland = openings.gland[which]
     kind = np.where(gland, NUCLEI.index("epithelial"), NUCLEI.index("spindle"))
     return xy, kind, np.where(gland, turn, turn + np.pi / 2)
