@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
+
+from .progress import spot_progress
 
 if TYPE_CHECKING:
     from stflow_graph.data.simulate import SimulatedCohort
@@ -26,15 +27,9 @@ def simulate(
     from stflow_graph.data.simulate import simulate_cohort
 
     console = Console()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("drawing")
-
-        def advance(slide: str, done: int, total: int) -> None:
-            title = f"slide {slide} of {slides}"
-            bar.update(task, description=title, completed=done, total=total)
-
+    with spot_progress() as progress:
         sizes = {"n_slides": slides, "n_spots": spots, "n_folds": folds, "seed": seed}
-        cohort = simulate_cohort(out, **sizes, overwrite=overwrite, progress=advance)
+        cohort = simulate_cohort(out, **sizes, overwrite=overwrite, progress=progress)
     patients = len({slide.patient for slide in cohort.slides})
     console.print(
         f"{cohort.path}: {slides} slides of {patients} patients, {spots} spots each, "

@@ -61,8 +61,8 @@ class GraphDenoiserConfig(_Record):
     n_latents: int = Field(16, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     attn_dropout: float = Field(0.0, ge=0, lt=1)
-    input_dropout: float = Field(0.5, ge=0, lt=1)
-    condition_on_y: bool = True
+    input_dropout: float = Field(0.7, ge=0, lt=1)
+    condition_on_y: bool = False
     conv: str = ""
 
 
@@ -86,7 +86,7 @@ DenoiserConfig = Annotated[
 class FlowConfig(_Record):
     """Prior, sampler and its number of network calls."""
 
-    prior: Literal["zinb", "gaussian", "zero"] = "zinb"
+    prior: Literal["zinb", "gaussian", "zero"] = "gaussian"
     sampler: Literal["euler", "heun", "stflow", "estflow"] = "euler"
     n_sample_steps: int = Field(5, ge=1)
 

@@ -24,7 +24,7 @@ from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.fit import EpochRecord, Fitted, fit
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
-from stflow_graph.metrics import pearson_per_gene, results_kfold
+from stflow_graph.metrics import mean_of_defined, none_if_nan, pearson_per_gene, results_kfold
 from stflow_graph.predict import check_spots, pick_device, predict, scaled_data, slide_data
 from stflow_graph.tracking import Tracker
 
@@ -48,6 +48,7 @@ class FoldResult:
         fold: the split's number.
         folder: where its checkpoint is.
         best: the epoch chosen on the validation part.
+        genes: G names.
         test_pearson: for each test slide, ``[G]`` PCC, NaN for constant genes.
         complete_before: whether there was nothing left to do.
     """
@@ -56,13 +57,14 @@ class FoldResult:
     fold: int
     folder: Path
     best: EpochRecord
+    genes: list[str]
     test_pearson: dict[str, np.ndarray]
     complete_before: bool
 
     @property
     def mean_test_pearson(self) -> float:
         """The mean PCC over test slides and genes."""
-        return float(np.mean([np.nanmean(values) for values in self.test_pearson.values()]))
+        return mean_of_defined(np.array([mean_of_defined(v) for v in self.test_pearson.values()]))
 
 
 Report = Callable[[Progress], None]
@@ -92,24 +94,30 @@ def train(
     out = Path(out)
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
     work = [(d, fold) for d in datasets for fold in _wanted_folds(d, config.train.folds)]
-    _claim(out, config, overwrite)
-    results = []
+    if not overwrite:
+        _check_same_run(out, config)
+    results: list[FoldResult] = []
     for dataset, fold in work:
+        inputs = _read_inputs(dataset, fold, config)
+        if not results:  # nothing is written before the first fold's data have proved good
+            _claim(out, config, overwrite)
         parent = out if len(datasets) == 1 else out / dataset.name
-        folder = parent / f"fold{fold.index}"
-        results.append(_train_fold(dataset, fold, config, folder, report))
+        result = _train_fold(inputs, config, parent / f"fold{fold.index}", report)
+        results.append(result)
         done = [r for r in results if r.dataset == dataset.name]
-        genes = read_gene_list(dataset.gene_list_path(config.data.gene_list))
-        table = [np.stack(list(result.test_pearson.values())) for result in done]
-        per_fold = [_mean_over_slides(values) for values in table]
-        write_json(parent / "results_kfold.json", results_kfold(genes, per_fold))
+        write_json(parent / "results_kfold.json", _kfold(done))
     return results
 
 
-def _mean_over_slides(values: np.ndarray) -> np.ndarray:
-    known = np.isfinite(values)
-    total = np.where(known, values, 0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
+def _kfold(results: Sequence[FoldResult]) -> dict[str, Any]:
+    """Return HEST's table of folds; a gene that a fold's list lacks has no value there."""
+    genes = list(dict.fromkeys(gene for result in results for gene in result.genes))
+    table = np.full((len(results), len(genes)), np.nan)
+    for row, result in zip(table, results, strict=True):
+        of_slides = np.stack(list(result.test_pearson.values()))
+        for gene, values in zip(result.genes, of_slides.T, strict=True):
+            row[genes.index(gene)] = mean_of_defined(values)
+    return results_kfold(genes, list(table))
 
 
 def _wanted_folds(dataset: Dataset, wanted: Sequence[int]) -> list[Fold]:
@@ -121,22 +129,25 @@ def _wanted_folds(dataset: Dataset, wanted: Sequence[int]) -> list[Fold]:
     return [fold for fold in folds if not wanted or fold.index in wanted]
 
 
-def _claim(out: Path, config: Config, overwrite: bool) -> None:
+def _check_same_run(out: Path, config: Config) -> None:
     """Refuse to go on with a run of another configuration; ``epochs`` and ``folds`` may differ."""
     file = out / "run.json"
-    if file.exists() and not overwrite:
-        differences = _differences(read_json(file).get("config", {}), _identity(config))
-        if differences:
-            shown = "; ".join(differences[:5])
-            raise BadConfig(
-                f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
-            )
+    if not file.exists():
+        return
+    differences = _differences(read_json(file).get("config", {}), _identity(config))
+    if differences:
+        shown = "; ".join(differences[:5])
+        raise BadConfig(
+            f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
+        )
+
+
+def _claim(out: Path, config: Config, overwrite: bool) -> None:
     if overwrite:
-        for state in out.glob("**/fold*/state.safetensors"):
-            state.unlink()
-        for result in out.glob("**/fold*/result.json"):
-            result.unlink()
-    write_json(file, {"format": "stflow_graph.run/1", "config": _identity(config)})
+        for name in ("state.safetensors", "result.json"):
+            for file in out.glob(f"**/fold*/{name}"):
+                file.unlink()
+    write_json(out / "run.json", {"format": "stflow_graph.run/1", "config": _identity(config)})
     config.save(out / "config.toml")
 
 
@@ -157,19 +168,43 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-def _train_fold(
-    dataset: Dataset, fold: Fold, config: Config, folder: Path, report: Report | None
-) -> FoldResult:
-    hashes = _input_hashes(dataset, fold, config)
-    if (folder / "result.json").exists():
-        stored = _stored_result(dataset.name, fold.index, folder, config, hashes)
-        if stored is not None:
-            return stored
-    genes = read_gene_list(dataset.gene_list_path(config.data.gene_list))
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """A fold's training slides and what identifies its files."""
+
+    dataset: str
+    fold: Fold
+    genes: list[str]
+    slides: list[Slide]
+    hashes: dict[str, str]
+
+
+def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
+    gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
+    genes = read_gene_list(gene_file)
+    hashes = {"genes": sha256(gene_file)}
+    for sample in (*fold.train, *fold.test):
+        file = find_embedding(
+            config.data.embed_dataroot, dataset.name, config.data.encoder, sample.id
+        )
+        hashes[f"embeddings/{sample.id}"] = sha256(file)
+        hashes[f"expression/{sample.id}"] = sha256(sample.expr_path)
     slides = [_load(sample, config, genes) for sample in fold.train]
+    widths = {slide.x.shape[1] for slide in slides}
+    if len(widths) > 1:
+        found = plain(f"widths {sorted(widths)}")
+        raise BadInput(config.data.embed_dataroot, "embeddings", found, "one width")
+    return _Inputs(dataset.name, fold, genes, slides, hashes)
+
+
+def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | None) -> FoldResult:
+    stored = _stored_result(inputs, config, folder)
+    if stored is not None:
+        return stored
+    fold, genes = inputs.fold, inputs.genes
     stream = _stream(config.train.seed, fold.index)
-    learn, validate = split_validation(slides, stream)
-    provenance = _provenance(dataset, fold, config, hashes, learn, validate)
+    learn, validate = split_validation(inputs.slides, stream)
+    provenance = _provenance(inputs, config, learn, validate)
     config.save(folder / "config.toml")
     write_json(folder / "provenance.json", provenance)
     scaling = Normalisation.fit(
@@ -178,36 +213,38 @@ def _train_fold(
         config.data.standardize,
         config.data.center_targets,
     )
-    fitted = _fit(config, folder, dataset.name, fold.index, learn, validate, scaling, report)
+    fitted = _fit(config, folder, inputs, learn, validate, scaling, report)
     provenance |= {
         "best_epoch": fitted.best.epoch,
         "validation_pearson": fitted.best.validation_pearson,
     }
-    checkpoint = Checkpoint(config, genes, learn[0].x.shape[1], scaling, fitted.weights, provenance)
+    channels = learn[0].x.shape[1]
+    checkpoint = Checkpoint(config, genes, channels, scaling, fitted.weights, provenance)
     save_checkpoint(folder / "checkpoint", checkpoint)
     pearson = _score_test(checkpoint, [_load(sample, config, genes) for sample in fold.test])
     result = {
         "format": "stflow_graph.fold/1",
         "best": dataclasses.asdict(fitted.best),
-        "test_pearson": {k: _without_nan(v) for k, v in pearson.items()},
-        "inputs": hashes,
+        "genes": genes,
+        "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in pearson.items()},
+        "inputs": inputs.hashes,
         "epochs": config.train.epochs,
     }
     write_json(folder / "result.json", result)
-    return FoldResult(dataset.name, fold.index, folder, fitted.best, pearson, False)
+    return FoldResult(inputs.dataset, fold.index, folder, fitted.best, genes, pearson, False)
 
 
 def _fit(
     config: Config,
     folder: Path,
-    dataset: str,
-    fold: int,
+    inputs: _Inputs,
     learn: Sequence[Slide],
     validate: Sequence[Slide],
     scaling: Normalisation,
     report: Report | None,
 ) -> Fitted:
     device = pick_device(config.train.device)
+    fold = inputs.fold.index
     stream = _stream(config.train.seed, fold)
     with torch.random.fork_rng():
         torch.manual_seed(stream)
@@ -218,7 +255,7 @@ def _fit(
             write_text(folder / "history.csv", _csv(history))
             tracker.log(history[-1])
             if report:
-                report(Progress(dataset, fold, folder, history[-1]))
+                report(Progress(inputs.dataset, fold, folder, history[-1]))
 
         return fit(
             model,
@@ -255,32 +292,12 @@ def _stream(seed: int, fold: int) -> int:
     return int(np.random.SeedSequence([seed, fold]).generate_state(1)[0])
 
 
-def _input_hashes(dataset: Dataset, fold: Fold, config: Config) -> dict[str, str]:
-    """Return the SHA-256 of every file that decides the fold's result."""
-    hashes = {"genes": sha256(dataset.gene_list_path(config.data.gene_list))}
-    for sample in (*fold.train, *fold.test):
-        data = config.data
-        file = find_embedding(data.embed_dataroot, dataset.name, data.encoder, sample.id)
-        hashes[f"embeddings/{sample.id}"] = sha256(file)
-        hashes[f"expression/{sample.id}"] = sha256(sample.expr_path)
-    return hashes
-
-
 def _provenance(
-    dataset: Dataset,
-    fold: Fold,
-    config: Config,
-    hashes: dict[str, str],
-    learn: Sequence[Slide],
-    validate: Sequence[Slide],
+    inputs: _Inputs, config: Config, learn: Sequence[Slide], validate: Sequence[Slide]
 ) -> dict[str, Any]:
-    widths = {slide.x.shape[1] for slide in (*learn, *validate)}
-    if len(widths) > 1:
-        raise BadInput(
-            config.data.embed_dataroot, "embeddings", plain(f"widths {sorted(widths)}"), "one width"
-        )
+    fold = inputs.fold
     return {
-        "dataset": dataset.name,
+        "dataset": inputs.dataset,
         "fold": fold.index,
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
@@ -288,7 +305,7 @@ def _provenance(
         "validation_slides": sorted({slide.name for slide in validate}),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
-        "inputs": hashes,
+        "inputs": inputs.hashes,
         "seed": config.train.seed,
         "threads": torch.get_num_threads(),
         "device": str(pick_device(config.train.device)),
@@ -299,31 +316,26 @@ def _provenance(
     }
 
 
-def _stored_result(
-    dataset: str, fold: int, folder: Path, config: Config, hashes: dict[str, str]
-) -> FoldResult | None:
+def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult | None:
+    """Return the result of a fold that is complete, None if there is something left to do."""
+    if not (folder / "result.json").exists():
+        return None
     stored = read_json(folder / "result.json")
-    if stored["inputs"] != hashes:
-        changed = [
-            k for k in {*hashes, *stored["inputs"]} if hashes.get(k) != stored["inputs"].get(k)
-        ]
+    old, new = stored["inputs"], inputs.hashes
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if changed:
         raise BadConfig(
-            f"{folder}: trained on other inputs ({', '.join(sorted(changed)[:3])} changed). "
+            f"{folder}: trained on other inputs ({', '.join(changed[:3])} changed). "
             "Fix: another --out, or --overwrite to train anew"
         )
-    best = EpochRecord(**stored["best"])
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are asked for: go on from the state
     load_checkpoint(folder / "checkpoint")
     pearson = {
-        name: np.array([np.nan if v is None else v for v in values])
-        for name, values in stored["test_pearson"].items()
+        k: np.array(values, dtype=np.float64) for k, values in stored["test_pearson"].items()
     }
-    return FoldResult(dataset, fold, folder, best, pearson, True)
-
-
-def _without_nan(values: np.ndarray) -> list[float | None]:
-    return [float(v) if np.isfinite(v) else None for v in values]
+    best = EpochRecord(**stored["best"])
+    return FoldResult(inputs.dataset, inputs.fold.index, folder, best, inputs.genes, pearson, True)
 
 
 def _csv(history: Sequence[EpochRecord]) -> str:

@@ -25,3 +25,14 @@ def cohort(tmp_path: Path) -> Cohort:
             (made.root / "splits" / f"{side}_{fold}.csv").write_text(text)
     write_gene_list(made.root / "var_50genes.json", GENES)
     return made
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -54,17 +54,16 @@ def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
             *["--n_layers", 1, "--epochs", 1, "--set", "train.regions_per_slide=2"],
         ],
         ["sample", run, emb / "cohort/efficientnet_lite0/fp32", "--out", run / "predictions"],
-        [
-            *["eval", *sorted((root / "adata").glob("*")), "--truth", root, "--out", run / "eval"],
-            "--baselines",
-        ],
     ]
     for step in steps:
-        if step[0] == "eval":
-            step[1:5] = sorted((run / "predictions").glob("*.h5ad"))
         code, out, err = cli(*step)
         assert code == 0, (step, err)
         assert out
+    predictions = sorted((run / "predictions").glob("*.h5ad"))
+    code, out, err = cli(
+        "eval", *predictions, "--truth", root, "--out", run / "eval", "--baselines"
+    )
+    assert code == 0, err
     assert json.loads((run / "results_kfold.json").read_text())["pearson_corrs"]
     metrics = (run / "eval" / "metrics.json").read_text()
     for name in ("graph", "ridge", "darkness"):
@@ -73,10 +72,10 @@ def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
 
 
 def test_both_spellings_of_options_and_several_values(cli, cohort, tmp_path):
-    code, out, err = cli(*arguments(cohort, "--out", tmp_path / "run", "--n_neighbors", 5))
+    code, out, err = cli(*arguments(cohort, "--out", tmp_path / "run", "--n_sample_steps", 3))
     assert code == 0, err
     text = (tmp_path / "run/config.toml").read_text()
-    assert "n_neighbors = 5" in text
+    assert "n_sample_steps = 3" in text
     assert spread(["train", "--datasets", "A", "B", "--lr", "1", "--folds", "0"]) == [
         *["train", "--datasets", "A", "--datasets", "B", "--lr", "1", "--folds", "0"]
     ]
@@ -109,7 +108,7 @@ def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp
         (arguments(cohort, "--out", out, "--set", "train.speed=3"), 4, "unknown name train.speed"),
         (arguments(cohort, "--out", out, "--denoiser", "mlp"), 4, "'graph', 'transformer'"),
         (arguments(cohort, "--out", out, "--gene-list", "none.json"), 3, "none.json"),
-        (arguments(cohort, "--out", out, "--n-neighbors", 36), 3, "36 neighbours"),
+        (arguments(cohort, "--out", out, "--set", "graph.n_neighbors=36"), 3, "36 neighbours"),
         (["sample", tmp_path / "no", cohort.embedding("A"), "--out", out], 3, "checkpoint"),
         (["train", "--out", out, "--lr", "fast"], 2, "fast"),
         (["embedd"], 2, "embedd"),

@@ -182,3 +182,14 @@ def test_a_damaged_state_is_refused_with_the_way_out(cohort, tmp_path):
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(BadInput, match=r"state.safetensors.*remove it"):
         run(cohort, tmp_path / "run")
+
+
+def test_folds_with_gene_lists_of_their_own_share_one_table(cohort, tmp_path):
+    (cohort.root / "var_50genes.json").unlink()
+    for fold, genes in ((0, ["G0", "G1"]), (1, ["G1", "G2"])):
+        (cohort.root / f"var_50genes_fold{fold}.json").write_text(json.dumps({"genes": genes}))
+    run(cohort, tmp_path / "run", train__folds=[0, 1])
+    rows = json.loads((tmp_path / "run/results_kfold.json").read_text())["pearson_corrs"]
+    assert [row["name"] for row in rows] == ["G0", "G1", "G2"]
+    assert [None in row["pearson_corrs"] for row in rows] == [True, False, True]
+    assert load_checkpoint(tmp_path / "run/fold1/checkpoint").genes == ["G1", "G2"]

@@ -39,10 +39,18 @@ class Dataset:
     name: str
     path: Path
 
-    def gene_list_path(self, gene_list: str) -> Path:
-        """Return the path of a gene list given as a file name in the folder or as a path."""
-        inside = self.path / gene_list
-        return inside if inside.exists() or not Path(gene_list).exists() else Path(gene_list)
+    def gene_list_path(self, gene_list: str, fold: int) -> Path:
+        """Return the path of a fold's gene list.
+
+        Args:
+            gene_list: a file name in the folder, or a path; ``{fold}`` stands for the fold's
+                number. Where ``<name>.json`` is absent, ``<name>_fold<i>.json`` is taken.
+            fold: the fold's number.
+        """
+        name = Path(gene_list.replace("{fold}", str(fold)))
+        of_fold = name.with_name(f"{name.stem}_fold{fold}{name.suffix}")
+        places = [self.path / name, self.path / of_fold, name]
+        return next((place for place in places if place.exists()), places[0])
 
     def folds(self) -> list[Fold]:
         """Read every fold, ordered by its number.

@@ -78,9 +78,13 @@ def _plain_value(value: Any) -> Any:
 
 
 class EmbeddingWriter:
-    """Writes embeddings batch by batch; used through :func:`write_embeddings`."""
+    """Writes embeddings batch by batch; used through :func:`write_embeddings`.
+
+    ``attrs`` are the file's attributes, for what is known only at the end.
+    """
 
     def __init__(self, file: h5py.File, n: int, width: int) -> None:
+        self.attrs = file.attrs
         self._data = file.create_dataset(
             "embeddings",
             (n, width),

@@ -19,9 +19,10 @@ class GraphDenoiser(nn.Module):
     Layers share the published model's plan (Huang et al., ICML 2025): states
     :math:`h = W_x x + W_t τ(t) + W_y y_t` pass L blocks; each updates h from the neighbours, the
     whole slide and itself, and reads out an estimate of y that the next block's attention sees.
-    The output is the mean of the L estimates. Unlike the published model, h sees y_t, geometry
-    comes from the graph's ``edge_attr`` (made once per slide), residual branches are
-    pre-normalised, and a global term of linear cost is mixed in by a learned gate.
+    The output is the mean of the L estimates. Unlike in the published model, geometry comes from
+    the graph's ``edge_attr`` (made once per slide), residual branches are pre-normalised, a
+    global term of linear cost is mixed in by a learned gate, and :math:`W_y` is there if asked
+    for (without it y is seen by the attention alone, as published).
 
     Args:
         in_channels: F, embedding channels.
@@ -36,7 +37,7 @@ class GraphDenoiser(nn.Module):
         dropout: dropout in the blocks.
         attn_dropout: dropout of local attention.
         input_dropout: dropout of embedding channels; strong values suit small cohorts.
-        condition_on_y: whether h sees y_t directly; otherwise only the attention does.
+        condition_on_y: whether :math:`W_y` is there: h then sees y_t itself.
         conv: makes a layer called as ``conv(h, y, edge_index, edge_attr, edge_weight) -> [N, C]``
             in place of ``FrameAveragedConv``; it is given ``(channels, n_genes)``.
     """
@@ -55,7 +56,7 @@ class GraphDenoiser(nn.Module):
         dropout: float = 0.2,
         attn_dropout: float = 0.0,
         input_dropout: float = 0.0,
-        condition_on_y: bool = True,
+        condition_on_y: bool = False,
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()

@@ -90,3 +90,16 @@ def test_absent_embeddings_name_the_first_place_and_the_command(tmp_path):
     with pytest.raises(BadInput, match=r"fp32/A.h5.*stflow-graph embed"):
         find_embedding(tmp_path, "D", "enc", "A")
     assert str(embedding_path("r", "D", "enc", "A")) == "r/D/enc/fp32/A.h5"
+
+
+def test_gene_lists_may_be_of_a_fold(tmp_path):
+    found = find_datasets(dataset(tmp_path / "D"))[0]
+    assert found.gene_list_path("g.json", 2) == tmp_path / "D/g.json"  # named if nothing is there
+    (tmp_path / "D/g_fold2.json").write_text("")
+    assert found.gene_list_path("g.json", 2) == tmp_path / "D/g_fold2.json"
+    assert found.gene_list_path("g_fold{fold}.json", 2) == tmp_path / "D/g_fold2.json"
+    (tmp_path / "D/g.json").write_text("")
+    assert found.gene_list_path("g.json", 2) == tmp_path / "D/g.json"
+    elsewhere = tmp_path / "own.json"
+    elsewhere.write_text("")
+    assert found.gene_list_path(str(elsewhere), 0) == elsewhere

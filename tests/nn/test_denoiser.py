@@ -46,7 +46,7 @@ VARIANTS = [
     {},
     {"global_attention": None},
     {"attention": "dot"},
-    {"condition_on_y": False},
+    {"condition_on_y": True},
 ]
 
 

@@ -1,0 +1,220 @@
+"""The embed stage: patches to embeddings, skipping what is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stflow_graph import __version__
+from stflow_graph.data.splits import embedding_path, find_datasets
+from stflow_graph.encoders import Encoder
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed, StflowError, plain
+from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
+from stflow_graph.io.patches import PatchFile, open_patches
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# a patch whose grey values all lie this close together shows no tissue
+_BLANK_RANGE = 8
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """An embedding file: its slide, spots, blank patches, and whether it was complete before."""
+
+    slide: str
+    path: Path
+    n_spots: int
+    n_blank: int
+    complete_before: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedSettings:
+    """How to embed: ``batch_size`` patches at a time, on ``device``, in ``precision``."""
+
+    batch_size: int = 64
+    device: str = "cpu"
+    precision: str = "auto"
+
+    def dtype(self) -> torch.dtype | None:
+        """Return the type of autocast, None for float32.
+
+        Raises:
+            BadConfig: an unknown precision.
+        """
+        if self.precision not in PRECISIONS:
+            raise BadConfig(f"precision {self.precision!r}: expected {', '.join(PRECISIONS)}")
+        if self.precision == "auto":
+            on_gpu = torch.device(self.device).type == "cuda"
+            if not on_gpu:
+                return None
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+
+def embed_root(
+    source_dataroot: str | Path,
+    embed_dataroot: str | Path,
+    encoder: Encoder,
+    settings: EmbedSettings = EmbedSettings(),
+    *,
+    datasets: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Embedded]:
+    """Embed every patch file of every data set, as ``<root>/<data set>/<encoder>/fp32/<slide>.h5``.
+
+    Args:
+        source_dataroot: a HEST-bench root or one data set folder.
+        embed_dataroot: root of the embeddings.
+        encoder: the patch encoder.
+        settings: batch size, device, precision.
+        datasets: names of data sets; none means all.
+        overwrite: embed anew what is complete.
+        progress: called with (slide, spots done, spots in all).
+
+    Raises:
+        BadInput: no patches there, or the one slide there is cannot be used.
+        SomeFailed: some slides failed; the others are written.
+    """
+    jobs = []
+    for dataset in find_datasets(source_dataroot, datasets):
+        for file in sorted((dataset.path / "patches").glob("*.h5")):
+            slide = check_name(file.stem, file)
+            jobs.append((file, embedding_path(embed_dataroot, dataset.name, encoder.name, slide)))
+    if not jobs:
+        raise BadInput(source_dataroot, "patches", plain("no .h5 file"), "patches/<slide>.h5")
+    return embed_files(jobs, encoder, settings, overwrite=overwrite, progress=progress)
+
+
+def embed_files(
+    jobs: Sequence[tuple[Path, Path]],
+    encoder: Encoder,
+    settings: EmbedSettings = EmbedSettings(),
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Embedded]:
+    """Embed patch files, each to its own path; one that fails does not stop the others.
+
+    Raises:
+        BadInput: the only file cannot be used.
+        SomeFailed: some of several files failed; the others are written.
+    """
+    done, failures = [], []
+    for source, target in jobs:
+        try:
+            done.append(
+                embed_file(
+                    source, target, encoder, settings, overwrite=overwrite, progress=progress
+                )
+            )
+        except StflowError as error:
+            if len(jobs) == 1:
+                raise
+            failures.append(f"{source.stem}: {error}")
+    if failures:
+        raise SomeFailed(f"{len(failures)} of {len(jobs)} slides failed: " + " | ".join(failures))
+    return done
+
+
+def embed_file(
+    source: str | Path,
+    target: str | Path,
+    encoder: Encoder,
+    settings: EmbedSettings = EmbedSettings(),
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed one patch file.
+
+    A target made from the same patches with the same weights is left as it is. Embeddings do not
+    depend on the batch size beyond rounding, and are stored as float32.
+
+    Raises:
+        BadInput: the patches cannot be used, or the target holds other embeddings.
+    """
+    source, target = Path(source), Path(target)
+    with open_patches(source) as patches:
+        attrs = {
+            "encoder": encoder.name,
+            "weights_sha256": encoder.weights_sha256,
+            "patches_sha256": sha256(source),
+            "precision": "fp32" if settings.dtype() is None else str(settings.dtype())[6:],
+            "um_per_px": patches.um_per_px,
+            "convention": patches.convention,
+            "version": __version__,
+        }
+        if target.exists() and not overwrite:
+            n_blank = _complete(target, attrs)
+            return Embedded(source.stem, target, len(patches), n_blank, True)
+        n_blank = _write(target, patches, encoder, settings, attrs, progress)
+    return Embedded(source.stem, target, len(patches), n_blank, False)
+
+
+def _complete(target: Path, attrs: Mapping[str, object]) -> int:
+    """Return the number of blank patches of a target that is what would be written."""
+    stored = read_attrs(target)
+    for key in ("encoder", "weights_sha256", "patches_sha256", "precision"):
+        if stored.get(key) != attrs[key] or stored.get("format") != FORMAT:
+            raise BadInput(
+                target,
+                key,
+                stored.get(key),
+                f"{attrs[key]!r}",
+                "--overwrite to embed anew, or another place",
+            )
+    return int(stored.get("n_blank", 0))
+
+
+def _write(
+    target: Path,
+    patches: PatchFile,
+    encoder: Encoder,
+    settings: EmbedSettings,
+    attrs: Mapping[str, object],
+    progress: Progress | None,
+) -> int:
+    device, dtype = torch.device(settings.device), settings.dtype()
+    encoder.to(device)
+    done = n_blank = 0
+    with write_embeddings(target, patches.barcodes, patches.coords, encoder.width, attrs) as writer:
+        for images in _batches(patches, settings.batch_size):
+            flat = images.reshape(len(images), -1)
+            n_blank += int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
+            autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+            with torch.inference_mode(), autocast:
+                x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
+            if x.shape[1:] != (encoder.width,):
+                raise BadConfig(
+                    f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
+                )
+            writer.append(x.float().cpu().numpy())
+            done += len(images)
+            if progress:
+                progress(patches.path.stem, done, len(patches))
+        writer.attrs["n_blank"] = n_blank
+    return n_blank
+
+
+def _batches(patches: PatchFile, size: int) -> Iterator[np.ndarray]:
+    """Yield ``[B, P, P, 3]`` uint8; the next batch is read while the caller works on one."""
+    starts = range(0, len(patches), size)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(patches.images.__getitem__, slice(0, size))
+        for start in starts:
+            images = pending.result()
+            if start + size < len(patches):
+                pending = pool.submit(
+                    patches.images.__getitem__, slice(start + size, start + 2 * size)
+                )
+            yield images

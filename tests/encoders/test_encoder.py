@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stflow_graph.encoders import PatchTransform
+
+
+def test_pixels_are_scaled_and_normalised():
+    transform = PatchTransform(4, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(1, 4, 4, 3)
+    expected = torch.tensor([-1.0, 0.75, 0.1]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert torch.allclose(transform(images), expected)
+
+
+@pytest.mark.parametrize("size", [16, 100])
+def test_other_sizes_are_resized_as_pillow_does(size):
+    rng = np.random.default_rng(0)
+    # away from 0 and 255: Pillow clips between its two passes
+    image = rng.integers(90, 160, (40, 40, 3), dtype=np.uint8)
+    transform = PatchTransform(size, mean=(0.0,) * 3, std=(1.0,) * 3)
+    found = transform(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy() * 255
+    wanted = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    assert np.abs(found - wanted).max() < 1.5
+
+
+def test_other_shapes_and_types_are_refused():
+    transform = PatchTransform()
+    with pytest.raises(ValueError, match=r"\[2, 3, 8, 8\]"):
+        transform(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        transform(torch.zeros(2, 8, 8, 3))
