@@ -21,6 +21,8 @@ RANKS = {
     "predict": 3,
     "checkpoint": 3,
     "build": 2,
+    "scores": 2,
+    "charts": 1,
     "tracking": 1,
     "baselines": 1,
     "metrics": 1,
@@ -38,6 +40,7 @@ RANKS = {
 ALLOWED = {
     ("evaluate", "report"),
     ("data", "io"),
+    ("encoders", "io"),
     ("baselines", "data"),
     ("baselines", "io"),
     ("baselines", "metrics"),

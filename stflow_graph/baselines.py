@@ -1,0 +1,188 @@
+"""Baselines that a model must beat, fitted on training slides only.
+
+A baseline is a function that fits on training slides and returns a function of a slide: both see
+the embeddings, only the first sees expression. A further one is a line in :func:`fit_baselines`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from stflow_graph.data.slide import Slide, load_sample, load_slide
+from stflow_graph.data.splits import Dataset, find_embedding
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.patches import open_patches
+from stflow_graph.metrics import neighbour_mean
+
+Predictor = Callable[[Slide], np.ndarray]
+
+GENE_MEAN, RIDGE, SMOOTHED_RIDGE = "gene mean", "ridge", "smoothed ridge"
+DARKNESS = "darkness"
+NAMES = (GENE_MEAN, DARKNESS, RIDGE, SMOOTHED_RIDGE)
+_PATCHES_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSide:
+    """What a fold's models were trained on, and where it is.
+
+    Attributes:
+        dataset: the data set on disk.
+        embed_dataroot: root of the embeddings.
+        encoder: whose embeddings.
+        target: see ``data.normalise``.
+        genes: G names.
+        slides: names of the training slides.
+    """
+
+    dataset: Dataset
+    embed_dataroot: str
+    encoder: str
+    target: str
+    genes: tuple[str, ...]
+    slides: tuple[str, ...]
+
+    def load(self) -> list[Slide]:
+        """Read the training slides with their expression.
+
+        Raises:
+            BadInput: none are named, or the data set's splits lack some.
+        """
+        known = {sample.id: sample for sample in self.dataset.samples()}
+        absent = [name for name in self.slides if name not in known]
+        if absent or not self.slides:
+            found = plain(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
+            raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
+        return [
+            load_sample(known[name], self.embed_dataroot, self.encoder, self.genes, self.target)
+            for name in self.slides
+        ]
+
+    def load_other(self, name: str, barcodes: Sequence[str], coords: np.ndarray) -> Slide:
+        """Read the embeddings of N spots of a further slide, without expression.
+
+        Args:
+            name: the slide.
+            barcodes: N spots wanted, in this order.
+            coords: ``[N, 2]`` where they are.
+
+        Raises:
+            BadInput: a spot has no embedding.
+        """
+        file = find_embedding(self.embed_dataroot, self.dataset.name, self.encoder, name)
+        slide = load_slide(file)
+        rows = _rows(slide.barcodes, barcodes, file, "barcodes")
+        return dataclasses.replace(slide, x=slide.x[rows], coords=coords, barcodes=list(barcodes))
+
+
+def fit_baselines(train: Sequence[Slide], *, seed: int = 0) -> dict[str, Predictor]:
+    """Fit every baseline that learns; each predicts ``[N, G]`` float64, log1p units.
+
+    Args:
+        train: training slides with ``y``, all of the same genes.
+        seed: of the randomised PCA.
+    """
+    ridge = fit_ridge(train, seed=seed)
+    return {
+        GENE_MEAN: fit_gene_mean(train),
+        RIDGE: ridge,
+        SMOOTHED_RIDGE: smoothed(ridge),
+    }
+
+
+def fit_gene_mean(train: Sequence[Slide]) -> Predictor:
+    """Predict each gene's mean over the spots of the training slides."""
+    mean = np.concatenate([_expression(slide) for slide in train]).mean(axis=0)
+    return lambda slide: np.tile(mean, (len(slide), 1))
+
+
+def fit_ridge(
+    train: Sequence[Slide],
+    *,
+    n_components: int = 256,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Predictor:
+    """Fit HEST-bench's ridge: standardised embeddings, principal components, ridge regression.
+
+    The components are centred, so the intercept, which HEST leaves out, changes no correlation.
+
+    Args:
+        train: training slides with ``y``.
+        n_components: principal components; fewer where the data have fewer.
+        alpha: L2 penalty; None takes HEST's 100 / (components · genes).
+        seed: of the randomised PCA.
+
+    Source: Jaume et al., HEST-1k, NeurIPS 2024.
+    """
+    x = np.concatenate([slide.x for slide in train]).astype(np.float64)
+    y = np.concatenate([_expression(slide) for slide in train])
+    # centred rows span one dimension less than there are rows
+    n_components = max(1, min(n_components, x.shape[1], len(x) - 1))
+    alpha = 100 / (n_components * y.shape[1]) if alpha is None else alpha
+    model: Pipeline = make_pipeline(
+        StandardScaler(),
+        PCA(n_components, random_state=seed),
+        # the one solver that is steady at so small a penalty, whatever the rank
+        Ridge(alpha=alpha, solver="svd"),
+    )
+    model.fit(x, y)
+    return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
+
+
+def smoothed(predictor: Predictor, n_neighbors: int = 6) -> Predictor:
+    """Average a prediction over each spot and its nearest spots, all with the same weight."""
+
+    def predict(slide: Slide) -> np.ndarray:
+        neighbours = neighbour_mean(slide.coords, n_neighbors)
+        count = np.diff(neighbours.indptr)[:, None]
+        own = predictor(slide)
+        return (own + count * (neighbours @ own)) / (1 + count)
+
+    return predict
+
+
+def darkness(patches: str | Path, barcodes: Sequence[str]) -> np.ndarray:
+    """Return how dark each spot's patch is, 255 − mean red value, ``[N]`` float64.
+
+    Haematoxylin absorbs red, so it follows the number of cells and with them sequencing depth. It
+    is untrained and has no unit of expression: only its correlations mean something. Patches are
+    read in order and a few at a time.
+
+    Args:
+        patches: patch file of the slide.
+        barcodes: N spots.
+
+    Raises:
+        BadInput: a spot has no patch, or the file cannot be read.
+    """
+    with open_patches(patches) as file:
+        rows = _rows(file.barcodes, barcodes, patches, "barcode")
+        dark = np.empty(len(file))
+        for start in range(0, len(file), _PATCHES_AT_ONCE):
+            red = file.images[start : start + _PATCHES_AT_ONCE, :, :, 0]
+            dark[start : start + _PATCHES_AT_ONCE] = 255 - red.mean(axis=(1, 2), dtype=np.float64)
+    return dark[rows]
+
+
+def _expression(slide: Slide) -> np.ndarray:
+    if slide.y is None:
+        raise ValueError(f"slide {slide.name} has no expression to fit on")
+    return slide.y.astype(np.float64)
+
+
+def _rows(known: Sequence[str], wanted: Sequence[str], file: str | Path, field: str) -> np.ndarray:
+    place = {barcode: i for i, barcode in enumerate(known)}
+    absent = [barcode for barcode in wanted if barcode not in place]
+    if absent:
+        found = plain(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
+        raise BadInput(file, field, found, "every predicted spot")
+    return np.array([place[barcode] for barcode in wanted], dtype=np.int64)
