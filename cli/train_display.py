@@ -62,6 +62,8 @@ class TrainDisplay:
 
     def summary(self, results: Sequence[FoldResult], out: Path) -> None:
         """Print each fold's scores and the next command."""
+        from stflow_graph.metrics import mean_of_defined
+
         columns = ["data set", "fold", "best epoch", "val PCC", "test slides", "test PCC", ""]
         table = Table(*columns, title=f"{self._config.denoiser.name} denoiser, {out}")
         for r in results:
@@ -71,7 +73,7 @@ class TrainDisplay:
                 str(r.best.epoch),
                 f"{r.best.validation_pearson:.3f}",
                 ", ".join(r.test_pearson),
-                f"{r.mean_test_pearson:.3f}",
+                f"{mean_of_defined(r.pearson):.3f}",
                 "complete before" if r.complete_before else "",
             )
         self._console.print(table)

@@ -24,7 +24,7 @@ from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.fit import EpochRecord, Fitted, fit
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
-from stflow_graph.metrics import mean_of_defined, none_if_nan, pearson_per_gene, results_kfold
+from stflow_graph.metrics import none_if_nan, pearson_per_gene, results_kfold
 from stflow_graph.predict import check_spots, pick_device, predict, scaled_data, slide_data
 from stflow_graph.tracking import Tracker
 
@@ -49,7 +49,9 @@ class FoldResult:
         folder: where its checkpoint is.
         best: the epoch chosen on the validation part.
         genes: G names.
-        test_pearson: for each test slide, ``[G]`` PCC, NaN for constant genes.
+        pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
+            for constant genes.
+        test_pearson: the same for each test slide alone.
         complete_before: whether there was nothing left to do.
     """
 
@@ -58,13 +60,9 @@ class FoldResult:
     folder: Path
     best: EpochRecord
     genes: list[str]
+    pearson: np.ndarray
     test_pearson: dict[str, np.ndarray]
     complete_before: bool
-
-    @property
-    def mean_test_pearson(self) -> float:
-        """The mean PCC over test slides and genes."""
-        return mean_of_defined(np.array([mean_of_defined(v) for v in self.test_pearson.values()]))
 
 
 Report = Callable[[Progress], None]
@@ -114,9 +112,7 @@ def _kfold(results: Sequence[FoldResult]) -> dict[str, Any]:
     genes = list(dict.fromkeys(gene for result in results for gene in result.genes))
     table = np.full((len(results), len(genes)), np.nan)
     for row, result in zip(table, results, strict=True):
-        of_slides = np.stack(list(result.test_pearson.values()))
-        for gene, values in zip(result.genes, of_slides.T, strict=True):
-            row[genes.index(gene)] = mean_of_defined(values)
+        row[[genes.index(gene) for gene in result.genes]] = result.pearson
     return results_kfold(genes, list(table))
 
 
@@ -221,17 +217,22 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     channels = learn[0].x.shape[1]
     checkpoint = Checkpoint(config, genes, channels, scaling, fitted.weights, provenance)
     save_checkpoint(folder / "checkpoint", checkpoint)
-    pearson = _score_test(checkpoint, [_load(sample, config, genes) for sample in fold.test])
+    pearson, of_slides = _score_test(
+        checkpoint, [_load(sample, config, genes) for sample in fold.test]
+    )
     result = {
         "format": "stflow_graph.fold/1",
         "best": dataclasses.asdict(fitted.best),
         "genes": genes,
-        "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in pearson.items()},
+        "pearson": [none_if_nan(value) for value in pearson],
+        "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in of_slides.items()},
         "inputs": inputs.hashes,
         "epochs": config.train.epochs,
     }
     write_json(folder / "result.json", result)
-    return FoldResult(inputs.dataset, fold.index, folder, fitted.best, genes, pearson, False)
+    return FoldResult(
+        inputs.dataset, fold.index, folder, fitted.best, genes, pearson, of_slides, False
+    )
 
 
 def _fit(
@@ -269,16 +270,23 @@ def _fit(
         )
 
 
-def _score_test(checkpoint: Checkpoint, slides: Sequence[Slide]) -> dict[str, np.ndarray]:
+def _score_test(
+    checkpoint: Checkpoint, slides: Sequence[Slide]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the PCC of each gene over the spots of all slides, and over those of each slide."""
     config, scaling = checkpoint.config, checkpoint.normalisation
     device = pick_device(config.train.device)
     model = checkpoint.build(device)
-    scores = {}
+    predicted = []
     for slide in slides:
         data = slide_data(slide, config, scaling).to(device)
-        predicted = predict(model, data, slide, config, scaling, seed=config.train.seed)[0]
-        scores[slide.name] = pearson_per_gene(predicted, slide.truth)
-    return scores
+        predicted.append(predict(model, data, slide, config, scaling, seed=config.train.seed)[0])
+    truth = [slide.truth for slide in slides]
+    of_slides = {
+        slide.name: pearson_per_gene(*pair)
+        for slide, *pair in zip(slides, predicted, truth, strict=True)
+    }
+    return pearson_per_gene(np.concatenate(predicted), np.concatenate(truth)), of_slides
 
 
 def _load(sample: Sample, config: Config, genes: Sequence[str]) -> Slide:
@@ -331,11 +339,12 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are asked for: go on from the state
     load_checkpoint(folder / "checkpoint")
-    pearson = {
-        k: np.array(values, dtype=np.float64) for k, values in stored["test_pearson"].items()
-    }
+    of_slides = {k: np.array(v, dtype=np.float64) for k, v in stored["test_pearson"].items()}
+    pearson = np.array(stored["pearson"], dtype=np.float64)
     best = EpochRecord(**stored["best"])
-    return FoldResult(inputs.dataset, inputs.fold.index, folder, best, inputs.genes, pearson, True)
+    return FoldResult(
+        inputs.dataset, inputs.fold.index, folder, best, inputs.genes, pearson, of_slides, True
+    )
 
 
 def _csv(history: Sequence[EpochRecord]) -> str:

@@ -105,6 +105,14 @@ def load_slide(
         return slide
     expression = read_expression(expr_file, genes)
     rows, places = match_barcodes(embedded.barcodes, expression.barcodes, embedding_file, expr_file)
+    if len(rows) < len(slide):
+        logger.warning(
+            "%s: %d of %d spots have no expression in %s and are left out",
+            embedding_file,
+            len(slide) - len(rows),
+            len(slide),
+            expr_file,
+        )
     y = to_target(expression.counts[places], expression.total[places], target)
     return dataclasses.replace(
         slide,
@@ -148,14 +156,6 @@ def match_barcodes(
         )
         fix = "check that both files are of one slide and that suffixes such as '-1' agree"
         raise BadInput(left_file, "barcodes", found, "the same barcodes in both", fix)
-    if len(rows) < len(left):
-        logger.warning(
-            "%s: %d of %d spots have no expression in %s and are left out",
-            left_file,
-            len(left) - len(rows),
-            len(left),
-            right_file,
-        )
     return rows, np.array([place[left[i]] for i in rows], dtype=np.int64)
 
 
