@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from stflow_graph import __version__
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, SomeFailed, StflowError, plain
+from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.patches import PatchFile, open_patches
@@ -109,21 +110,22 @@ def embed_files(
         BadInput: the only file cannot be used.
         SomeFailed: some of several files failed; the others are written.
     """
-    done, failures = [], []
-    for source, target in jobs:
-        try:
-            done.append(
-                embed_file(
-                    source, target, encoder, settings, overwrite=overwrite, progress=progress
-                )
-            )
-        except StflowError as error:
-            if len(jobs) == 1:
-                raise
-            failures.append(f"{source.stem}: {error}")
-    if failures:
-        raise SomeFailed(f"{len(failures)} of {len(jobs)} slides failed: " + " | ".join(failures))
-    return done
+    work = [
+        (
+            source.stem,
+            partial(
+                embed_file,
+                source,
+                target,
+                encoder,
+                settings,
+                overwrite=overwrite,
+                progress=progress,
+            ),
+        )
+        for source, target in jobs
+    ]
+    return attempt_each(work)
 
 
 def embed_file(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 _SHOWN = 200
 
@@ -82,6 +84,35 @@ class OutOfMemory(StflowError):
     """The machine's or the device's memory was not enough."""
 
     exit_code = 75
+
+
+_Result = TypeVar("_Result")
+
+
+def attempt_each(work: Sequence[tuple[str, Callable[[], _Result]]]) -> list[_Result]:
+    """Do one piece of work a slide; a slide that cannot be used does not stop the others.
+
+    Args:
+        work: names of slides, and what to do for each.
+
+    Returns:
+        The results, in order.
+
+    Raises:
+        SomeFailed: some of several failed; names each with its error.
+        StflowError: the only one failed, or the machine did (disk, memory).
+    """
+    results, failures = [], []
+    for name, do in work:
+        try:
+            results.append(do())
+        except (BadInput, BadConfig, MissingDependency) as error:
+            if len(work) == 1:
+                raise
+            failures.append(f"{name}: {error}")
+    if failures:
+        raise SomeFailed(f"{len(failures)} of {len(work)} slides failed: " + " | ".join(failures))
+    return results
 
 
 def _path(file: str | Path) -> str:

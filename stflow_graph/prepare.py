@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stflow_graph import __version__
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset
-from stflow_graph.errors import BadInput, MissingDependency, SomeFailed, plain
+from stflow_graph.errors import BadInput, attempt_each, plain
 from stflow_graph.io.atomic import atomic_folder, check_name, sha256
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import Expression, read_expression, write_expression
@@ -125,11 +126,11 @@ def prepare_kit(
     """
     slides = read_manifest(Path(kit) / MANIFEST)
     out = Path(out)
-    done: list[Prepared] = []
-    failed: list[str] = []
-    for slide in slides:
-        try:
-            prepared = prepare_slide(
+    work = [
+        (
+            slide.id,
+            partial(
+                prepare_slide,
                 slide.image,
                 slide.spots,
                 slide.counts,
@@ -141,14 +142,11 @@ def prepare_kit(
                 overwrite=overwrite,
                 progress=progress,
                 report=report,
-            )
-        except (BadInput, MissingDependency) as error:
-            failed.append(f"{slide.id}: {error}")
-        else:
-            done.append(prepared)
-    if failed:
-        reasons = "; ".join(failed)
-        raise SomeFailed(f"{len(failed)} of {len(slides)} slides failed: {reasons}")
+            ),
+        )
+        for slide in slides
+    ]
+    done = attempt_each(work)
     if not (out / "splits").exists():
         _write_splits(out / "splits", slides)
     if (out / "splits").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stflow_graph import __version__
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint
 from stflow_graph.config import Config
 from stflow_graph.data.slide import Slide, load_slide
-from stflow_graph.errors import BadConfig, BadInput, SomeFailed, StflowError, plain
+from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
 from stflow_graph.io.embeddings import read_attrs
@@ -85,23 +86,15 @@ def sample(
     """
     loaded = _load_folds(source, settings.fold)
     files = _embedding_files(embeddings)
-    done: list[Sampled] = []
-    failures: list[str] = []
-    for file in files:
-        try:
-            chosen = next((each for each in loaded if each.holds_out(file.stem)), loaded[0])
-            result = _sample_slide(chosen, file, Path(out), settings, overwrite)
-        except StflowError as error:
-            if len(files) == 1:
-                raise
-            failures.append(f"{file.stem}: {error}")
-            continue
-        done.append(result)
+
+    def one(file: Path) -> Sampled:
+        chosen = next((each for each in loaded if each.holds_out(file.stem)), loaded[0])
+        result = _sample_slide(chosen, file, Path(out), settings, overwrite)
         if report:
             report(result)
-    if failures:
-        raise SomeFailed(f"{len(failures)} of {len(files)} slides failed: " + " | ".join(failures))
-    return done
+        return result
+
+    return attempt_each([(file.stem, partial(one, file)) for file in files])
 
 
 def find_checkpoints(source: str | Path) -> list[Path]:

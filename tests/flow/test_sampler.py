@@ -140,11 +140,16 @@ def test_heun_is_exact_where_the_velocity_is_linear_in_time():
 
 
 def test_slides_without_a_batch_vector_have_one_time(sampler):
-    for data in (Data(x=torch.zeros(5, 1)), Data(x=torch.zeros(0, 1), batch=torch.zeros(0).long())):
+    cases = [
+        (Data(x=torch.zeros(5, 1)), 1),
+        (Data(x=torch.zeros(0, 1), batch=torch.zeros(0).long()), 1),
+        (Data(x=torch.zeros(5, 1), batch=SLIDES.batch), 2),
+    ]
+    for data, n_slides in cases:
+        times = []
         y_0 = torch.zeros(data.num_nodes, 2)
-        sampler(lambda y, t, _: y if t.shape == (1,) else pytest.fail("t"), y_0, data, 2)
-    plain = Data(x=torch.zeros(5, 1), batch=SLIDES.batch)
-    sampler(lambda y, t, _: y if t.shape == (2,) else pytest.fail("t"), Y_0, plain, 2)
+        sampler(lambda y, t, _, times=times: (times.append(t), y)[1], y_0, data, 2)
+        assert [tuple(t.shape) for t in times] == [(n_slides,)] * 2
 
 
 def test_no_steps_are_refused(sampler):
