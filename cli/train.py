@@ -17,7 +17,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     source_dataroot: Annotated[Text, typer.Option(help="HEST-bench root or data set.")] = None,
     embed_dataroot: Annotated[Text, typer.Option(help="Root of the embeddings.")] = None,
-    datasets: Annotated[list[str] | None, typer.Option(help="Data sets; repeat.")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="Data sets, one or more.")] = None,
     encoder: Annotated[Text, typer.Option(help="Encoder of the embeddings.")] = None,
     gene_list: Annotated[Text, typer.Option(help="JSON file with the genes.")] = None,
     target: Annotated[Text, typer.Option(help="log1p or log1p_normalised.")] = None,
@@ -33,10 +33,10 @@ def train(
     epochs: Annotated[Whole, typer.Option(help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[Whole, typer.Option(help="Seed of everything random.")] = None,
-    folds: Annotated[list[int] | None, typer.Option(help="Folds; repeat.")] = None,
+    folds: Annotated[list[int] | None, typer.Option(help="Folds, one or more.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; options win.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.name=value")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.name=value ...")] = None,
     overwrite: Annotated[bool, typer.Option(help="Train anew where a run exists.")] = False,
 ) -> None:
     """Train a denoiser on every fold; run it again to go on where it stopped."""

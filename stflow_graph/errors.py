@@ -111,7 +111,7 @@ def attempt_each(work: Sequence[tuple[str, Callable[[], _Result]]]) -> list[_Res
                 raise
             failures.append(f"{name}: {error}")
     if failures:
-        raise SomeFailed(f"{len(failures)} of {len(work)} slides failed: " + " | ".join(failures))
+        raise SomeFailed(f"{len(failures)} of {len(work)} slides failed: " + "; ".join(failures))
     return results
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 from stflow_graph_cli.main import main, spread
@@ -190,3 +191,58 @@ def test_sigterm_ends_a_run_with_143_and_it_can_go_on(cohort, tmp_path):
     assert process.returncode == 143, err
     assert state.exists()
     assert not list((tmp_path / "run/fold0").glob(".*.tmp"))
+
+
+def nan_coords(file: h5py.File) -> None:
+    coords = file["coords"][()].astype(float)
+    coords[3] = np.nan
+    del file["coords"]
+    file["coords"] = coords
+
+
+def no_spots(file: h5py.File) -> None:
+    for key in ("embeddings", "coords", "barcodes"):
+        empty = file[key][:0]
+        del file[key]
+        file[key] = empty
+
+
+def other_barcodes(file: h5py.File) -> None:
+    file["barcodes"][...] = np.char.replace(file["barcodes"][()], b"x", b"y")
+
+
+BROKEN = {
+    "wrong keys": (lambda f: f.move("embeddings", "x"), "embeddings", "'embeddings' or 'features'"),
+    "NaN coordinates": (nan_coords, "embeddings", "1 of 36 rows not finite"),
+    "zero spots": (no_spots, "embeddings", "0 spots"),
+    "barcodes that do not match": (other_barcodes, "embeddings", "0 of 36 barcodes"),
+    "genes absent": (lambda f: f["var"]["_index"].__setitem__(0, "other"), "expression", "1 of 6"),
+    "killed writer": (lambda f: f.attrs.__delitem__("complete"), "embeddings", "completed write"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_train_names_the_file_and_field_of_bad_data(cli, cohort, tmp_path, fault):
+    change, kind, message = BROKEN[fault]
+    path = cohort.embedding("B") if kind == "embeddings" else cohort.expression("B")
+    with h5py.File(path, "r+") as file:
+        change(file)
+    code, _, err = cli(*arguments(cohort, "--out", tmp_path / "run"))
+    assert code == 3, err
+    assert err.startswith(f"error: {path}: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", ["wrong keys", "NaN coordinates", "zero spots", "killed writer"])
+def test_sample_names_the_file_and_field_of_bad_data(cli, cohort, tmp_path, fault):
+    cli(*arguments(cohort, "--out", tmp_path / "run"))
+    with h5py.File(cohort.embedding("A"), "r+") as file:
+        BROKEN[fault][0](file)
+    step = ["sample", tmp_path / "run", cohort.embedding("A"), "--out", tmp_path / "p"]
+    code, _, err = cli(*step)
+    assert code == 3, err
+    assert err.startswith(f"error: {cohort.embedding('A')}: ")
+    assert BROKEN[fault][2] in err
+    assert not (tmp_path / "p").exists()

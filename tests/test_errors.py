@@ -37,7 +37,7 @@ def test_the_others_are_done_and_those_that_failed_named():
         ("B", lambda: done.append("B")),
         ("C", fail(BadConfig("width"))),
     ]
-    with pytest.raises(SomeFailed, match=r"2 of 3 slides failed: A: a.h5: img.* \| C: width"):
+    with pytest.raises(SomeFailed, match=r"2 of 3 slides failed: A: a.h5: img.*; C: width"):
         attempt_each(work)
     assert done == ["B"]
 
