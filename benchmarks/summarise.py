@@ -23,8 +23,11 @@ def summarise(folders: Sequence[Path]) -> Table:
         folders: what ``eval --out`` wrote, one a seed, of the same slides.
     """
     scores: dict[str, list[list[float]]] = defaultdict(list)
+    slides: list[str] = []
     for folder in folders:
         found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if slides and slides != list(found["protocol"]["slides"]):
+            sys.exit(f"{folder}: other slides than in {folders[0]}")
         slides = list(found["protocol"]["slides"])
         for row in found["table"]:
             values = [row["pearson"].get(slide) for slide in slides]
