@@ -62,6 +62,7 @@ class TrainDisplay:
 
     def summary(self, results: Sequence[FoldResult], out: Path) -> None:
         """Print each fold's scores and the next command."""
+        from stflow_graph.data.splits import embedding_path
         from stflow_graph.metrics import mean_of_defined
 
         columns = ["data set", "fold", "best epoch", "val PCC", "test slides", "test PCC", ""]
@@ -77,8 +78,12 @@ class TrainDisplay:
                 "complete before" if r.complete_before else "",
             )
         self._console.print(table)
+        data = self._config.data
+        dataset = results[0].dataset
+        embeddings = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
+        files = embeddings if embeddings.is_dir() else "EMB.h5 [...]"
         self._console.print(
-            f"next: stflow-graph sample {out} EMB.h5 [...] --out {out / 'predictions'}",
+            f"next: stflow-graph sample {out} {files} --out {out / 'predictions'}",
             style="dim",
             soft_wrap=True,
         )

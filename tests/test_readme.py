@@ -1,0 +1,54 @@
+"""What the README shows works."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from stflow_graph.config import load_config
+from stflow_graph.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def snippet(heading: str, language: str) -> str:
+    found = re.search(rf"#+ {heading}\n.*?```{language}\n(.*?)```", README, re.DOTALL)
+    assert found is not None, heading
+    return found[1]
+
+
+def test_the_python_lines_run(cohort):
+    code = re.sub(
+        r'load_slide\(".*?"\)',
+        f'load_slide("{cohort.embedding("A")}")',
+        snippet("In Python", "python"),
+    )
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert isinstance(names["y_1"], torch.Tensor)
+    assert names["y_1"].shape == (36, 50)
+
+
+def test_the_layer_of_ones_own_trains(cohort, tmp_path, monkeypatch):
+    code = "import torch, torch_geometric\n" + snippet("A layer of your own", "python")
+    (tmp_path / "my_layer.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    values = {"denoiser.conv": "my_layer:MyConv", "train.epochs": 1}
+    (result,) = train(load_config(None, {**cohort.settings, **values}), tmp_path / "run")
+    assert result.best.epoch == 1
+
+
+def test_the_configuration_shown_is_one(cohort, tmp_path):
+    (tmp_path / "c.toml").write_text(snippet("From slides to predictions", "toml"))
+    assert load_config(tmp_path / "c.toml", cohort.settings).denoiser.conv == "my_layer:MyConv"
+
+
+def test_it_is_short_and_its_files_exist():
+    assert len(README.splitlines()) <= 200
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
