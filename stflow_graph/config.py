@@ -36,7 +36,7 @@ class DataConfig(_Record):
     encoder: str = "efficientnet_lite0"
     gene_list: str = "var_50genes.json"
     target: Literal["log1p", "log1p_normalised"] = "log1p"
-    standardize: Literal["slide", "train", "none"] = "slide"
+    standardize: Literal["center", "slide", "train", "none"] = "center"
     center_targets: bool = True
 
 

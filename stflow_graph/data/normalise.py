@@ -38,7 +38,8 @@ class Normalisation:
 
     Attributes:
         standardize: embeddings to mean 0 and deviation 1 per ``"slide"``, by the ``"train"``
-            slides' statistics, or ``"none"``.
+            slides' statistics, or ``"none"``; ``"center"`` takes each slide's mean away, which
+            removes most of its stain, and gives all channels one scale (root mean square 1).
         center_targets: whether the model's expression is relative to the slide's mean.
         x_mean: ``[F]`` mean embedding of the training slides.
         x_std: ``[F]`` their standard deviation.
@@ -75,9 +76,11 @@ class Normalisation:
         if self.standardize == "none":
             return x
         mean, std = self.x_mean, self.x_std
-        if self.standardize == "slide":
+        if self.standardize in ("slide", "center"):
             mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
             std = x.std(axis=0, dtype=np.float64).astype(np.float32)
+        if self.standardize == "center":
+            std = np.full_like(std, np.sqrt(np.mean(np.square(std))))
         return np.where(std > 1e-6, (x - mean) / np.maximum(std, 1e-6), 0).astype(np.float32)
 
     def targets(self, y: np.ndarray) -> np.ndarray:

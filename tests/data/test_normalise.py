@@ -37,6 +37,16 @@ def test_standardising_gives_mean_zero_and_deviation_one():
     assert fit("none")[2].embeddings(xs[0]) is xs[0]
 
 
+def test_centring_keeps_the_channels_relative_spread_and_forgets_the_slides_mean():
+    xs, _, scaling = fit("center")
+    x = xs[0] * np.arange(1, 6, dtype=np.float32)
+    out = scaling.embeddings(x)
+    np.testing.assert_allclose(out.mean(0), 0, atol=1e-5)
+    assert np.mean(out**2) == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(out.std(0) / out.std(0)[0], x.std(0) / x.std(0)[0], rtol=1e-4)
+    np.testing.assert_allclose(scaling.embeddings(3 * x + 7), out, atol=1e-4)
+
+
 def test_a_constant_channel_becomes_zero():
     scaling = fit("slide")[2]
     assert np.all(scaling.embeddings(np.full((7, 5), 3.3, np.float32)) == 0)
