@@ -15,7 +15,6 @@ from stflow_graph.metrics import mean_of_defined
 from stflow_graph.scores import CEILING, Evaluation, Row, SlideEvaluation
 
 MOST_MAPS = 8  # slides with maps
-MOST_SLIDE_COLUMNS = 6
 _MOST_MAP_MODELS = 3
 _COLOURS = 4  # m0 to m3 in the style sheet
 _UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
@@ -50,7 +49,7 @@ def render_report(evaluation: Evaluation) -> str:
         f"{escape(_UNITS[evaluation.target])}</p>",
         *(f"<p>{_headline(row, evaluation)}</p>" for row in evaluation.rows if row.name in models),
         "</header><main>",
-        _section("Scores", _score_table(evaluation)),
+        _section("Scores", _score_table(evaluation) + _slide_table(evaluation)),
         _section("Further measures, means over slides", _measure_table(evaluation)),
     ]
     for i, slide in enumerate(evaluation.slides):
@@ -117,26 +116,28 @@ def _difference(row: Row) -> str:
 
 
 def _score_table(evaluation: Evaluation) -> str:
-    slides = [slide.name for slide in evaluation.slides]
-    shown = slides if len(slides) <= MOST_SLIDE_COLUMNS else []
     compared = evaluation.best_baseline is not None
-    head = ["", *shown, "mean", "95% interval", "", "of ceiling"]
+    head = ["", "mean", "95% interval", "", "of ceiling"]
     head += ["beyond best baseline"] if compared else []
     lines = []
     for row in evaluation.rows:
-        cells = [_number(row.slides.get(name)) for name in shown]
-        cells += [f"<b>{_number(row.mean)}</b>", _between(row.interval)]
-        cells += [_strip(row, evaluation)]
         share = f"{row.of_ceiling:.0%}" if np.isfinite(row.of_ceiling) else "–"
+        cells = [f"<b>{_number(row.mean)}</b>", _between(row.interval), _strip(row, evaluation)]
         cells += [share if row.name != CEILING else ""]
-        if compared:
-            cells += [_difference(row)]
+        cells += [_difference(row)] if compared else []
         lines.append((row, cells))
     caption = (
-        "Pearson correlation (PCC) over the spots of a slide, mean over genes. "
+        "Pearson correlation (PCC) over the spots of a slide, mean over genes and slides. "
         "The dashed line is the noise ceiling."
     )
     return _table(caption, head, lines)
+
+
+def _slide_table(evaluation: Evaluation) -> str:
+    # a table of its own: with many slides it scrolls, and the means stay in view
+    slides = [slide.name for slide in evaluation.slides]
+    lines = [(row, [_number(row.slides.get(name)) for name in slides]) for row in evaluation.rows]
+    return _table("PCC of each slide, mean over genes.", ["", *slides], lines)
 
 
 def _measure_table(evaluation: Evaluation) -> str:

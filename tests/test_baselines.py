@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from real import BENCH, EMBEDDINGS, needs_real_slides
 
 from stflow_graph import baselines, metrics
 from stflow_graph.baselines import (
@@ -23,8 +23,6 @@ from stflow_graph.data.slide import Slide, load_sample
 from stflow_graph.data.splits import find_datasets
 from stflow_graph.errors import BadInput
 from stflow_graph.io.patches import write_patches
-
-DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
 def make_slide(name, n, weights, rng):
@@ -169,7 +167,7 @@ def test_training_slides_must_be_in_the_splits(side, names):
         dataclasses.replace(side, slides=names).load()
 
 
-@pytest.mark.skipif(not (DATA / "her2st_bench").exists(), reason="needs ../shared")
+@needs_real_slides
 @pytest.mark.parametrize(
     ("fold", "slide", "known"),
     [
@@ -179,12 +177,12 @@ def test_training_slides_must_be_in_the_splits(side, names):
     ],
 )
 def test_baselines_of_real_slides_are_those_on_record(fold, slide, known):
-    (dataset,) = find_datasets(DATA / "her2st_bench")
+    (dataset,) = find_datasets(BENCH)
     genes = read_gene_list(dataset.path / "var_50genes.json")
     split = dataset.folds()[fold]
 
     def load(sample):
-        return load_sample(sample, DATA / "embeddings", "efficientnet_lite0", genes)
+        return load_sample(sample, EMBEDDINGS.parent, "efficientnet_lite0", genes)
 
     (test,) = (load(sample) for sample in split.test)
     fitted = fit_baselines([load(sample) for sample in split.train])

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from real import BENCH, EMBEDDINGS, needs_real_slides
 from torch import nn
 
 from stflow_graph.data.splits import embedding_path
@@ -14,8 +15,6 @@ from stflow_graph.encoders import Encoder, PatchTransform, create_encoder
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.patches import write_patches
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def toy_encoder(name: str = "toy", sha: str = "0" * 64) -> Encoder:
@@ -161,17 +160,15 @@ def test_a_gpu_gives_the_embeddings_of_the_cpu(tmp_path):
     np.testing.assert_allclose(cpu, cuda, atol=1e-2)
 
 
+@needs_real_slides
 @pytest.mark.parametrize("slide", ["B4", "C2"])
 def test_real_patches_give_the_stored_embeddings(tmp_path, slide):
-    patches = SHARED / "data/her2st_bench/patches" / f"{slide}.h5"
-    if not patches.exists():
-        pytest.skip("the real slides of ../shared are not here")
     few = tmp_path / f"{slide}.h5"
-    with h5py.File(patches) as source, h5py.File(few, "w") as target:
+    with h5py.File(BENCH / "patches" / f"{slide}.h5") as source, h5py.File(few, "w") as target:
         for key in ("img", "barcode", "coords"):
             target[key] = source[key][:48]
     embed_file(few, tmp_path / "out.h5", create_encoder("efficientnet_lite0"))
-    with h5py.File(SHARED / f"data/embeddings/efficientnet_lite0/{slide}.h5") as file:
+    with h5py.File(EMBEDDINGS / f"{slide}.h5") as file:
         stored = file["embeddings"][:48]
     x = read_embeddings(tmp_path / "out.h5").x
     cosine = (x * stored).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(stored, axis=1)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import scipy.sparse as sp
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real import BENCH, needs_real_slides
 from scipy.integrate import trapezoid
 from sklearn.metrics import mean_squared_error, r2_score
 
@@ -16,8 +16,6 @@ from stflow_graph import metrics
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import to_target
 from stflow_graph.io.expression import read_expression
-
-BENCH = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "her2st_bench"
 
 
 @pytest.fixture
@@ -249,7 +247,7 @@ def test_halves_share_out_each_spots_total():
     np.testing.assert_array_equal(halves[0][1] + halves[1][1], total)
 
 
-@pytest.mark.skipif(not BENCH.exists(), reason="needs ../shared")
+@needs_real_slides
 @pytest.mark.parametrize(
     ("target", "known"),
     [

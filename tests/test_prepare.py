@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from PIL import Image
+from real import BENCH, KIT, needs_real_slides
 
 from stflow_graph.data.splits import Dataset
 from stflow_graph.errors import BadInput, SomeFailed
@@ -21,7 +22,6 @@ from stflow_graph.io.images import open_image
 from stflow_graph.io.patches import open_patches
 from stflow_graph.prepare import prepare_kit, prepare_slide
 
-SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 WIDTH, HEIGHT, PITCH, UM_PER_PX = 260, 190, 40, 0.5
 SIZES = {"patch_px": 12, "patch_um": 10.0}  # 20 px of the image
 EDGE = SIZES["patch_um"] / UM_PER_PX
@@ -454,15 +454,15 @@ def test_a_large_image_needs_less_than_its_bound_of_memory(tmp_path):
     assert tiled < 0.5e9
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the shared real data")
+@needs_real_slides
 @pytest.mark.parametrize("name", ["B4", "C2"])
 def test_real_slides_equal_the_prepared_kit(tmp_path, name):
-    with (SHARED / "her2st" / "dataset.csv").open() as file:
+    with (KIT / "dataset.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["id"] == name)
-    image, spots, counts = (SHARED / "her2st" / row[key] for key in ("image", "spots", "counts"))
+    image, spots, counts = (KIT / row[key] for key in ("image", "spots", "counts"))
     um_per_px = float(row["um_per_px"])
     done = prepare_slide(image, spots, counts, tmp_path, name=name, um_per_px=um_per_px)
-    found, bench = anndata.read_h5ad(done.adata), SHARED / "her2st_bench"
+    found, bench = anndata.read_h5ad(done.adata), BENCH
     expected = anndata.read_h5ad(bench / "adata" / f"{name}.h5ad")
     assert (found.X != expected.X).nnz == 0
     assert found.obs.equals(expected.obs)

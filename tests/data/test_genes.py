@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from real import BENCH, needs_real_slides
 
 from stflow_graph.data.genes import (
     GeneStatistics,
@@ -16,8 +16,6 @@ from stflow_graph.data.genes import (
 from stflow_graph.data.splits import Dataset
 from stflow_graph.errors import BadInput
 from stflow_graph.io.expression import read_expression
-
-BENCH = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "her2st_bench"
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -93,7 +91,7 @@ def test_stored_zeros_are_no_counts():
     assert GeneStatistics.of(counts, NAMES).share[3] == 0
 
 
-@pytest.mark.skipif(not BENCH.exists(), reason="needs the shared real data")
+@needs_real_slides
 @pytest.mark.parametrize("fold", [0, 1])
 def test_the_stored_lists_of_real_slides_are_found(fold):
     known = {}
