@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import embed, evaluate, prepare, sample, simulate, train
+from . import convert, embed, evaluate, prepare, sample, simulate, train
 
 _SEVERAL = ("--datasets", "--folds", "--set")
 
@@ -35,6 +35,7 @@ app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
+app.command("convert")(convert.convert)
 
 
 def _version(value: bool) -> None:

@@ -32,9 +32,10 @@ def sample(
 
     def show(done: Sampled) -> None:
         state = "is there already" if done.complete_before else "written"
-        held_out = ", which held it out" if done.held_out else ""
+        fold = "" if done.fold is None else f", fold {done.fold}"
+        fold += ", which held it out" if done.held_out else ""
         console.print(
-            f"{done.slide}: {done.n_spots} spots, fold {done.fold}{held_out}: {done.path} {state}",
+            f"{done.slide}: {done.n_spots} spots{fold}: {done.path} {state}",
             soft_wrap=True,
             highlight=False,
         )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 from torch_geometric.data import Data
-from torch_geometric.transforms import BaseTransform
+from torch_geometric.transforms import BaseTransform, Compose
 
 from stflow_graph.config import Config, FlowConfig, GraphDenoiserConfig
 from stflow_graph.errors import BadConfig
@@ -12,7 +16,8 @@ from stflow_graph.flow import prior as priors
 from stflow_graph.flow import sampler as samplers
 from stflow_graph.flow.prior import Prior
 from stflow_graph.flow.sampler import Sampler
-from stflow_graph.graph import SpatialGraph
+from stflow_graph.graph import PublishedGraph, SimilarityEdges, SpatialGraph
+from stflow_graph.nn.conv import AdaptedConv
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.transformer import TransformerDenoiser
 from stflow_graph.resolve import resolve
@@ -32,10 +37,25 @@ def build_denoiser(config: Config, in_channels: int, n_genes: int) -> nn.Module:
         options["global_attention"] = {"none": None}.get(
             config.denoiser.global_attention, config.denoiser.global_attention
         )
-        options["conv"] = resolve(config.denoiser.conv) if config.denoiser.conv else None
+        options["conv"] = _conv_factory(config.denoiser)
+        del options["conv_options"]
         return GraphDenoiser(in_channels, n_genes, **options)
     except ValueError as error:
         raise BadConfig(f"denoiser: {error}") from None
+
+
+def _conv_factory(config: GraphDenoiserConfig) -> Callable[[int, int], nn.Module] | None:
+    """Return what makes the layer that ``conv`` names: as it is, or a PyG layer adapted."""
+    if not config.conv:
+        return None
+    layer = resolve(config.conv)
+    # our call hands over y; PyG's own layers do not know it
+    forward = getattr(layer, "forward", None)
+    if forward is None or "y" in inspect.signature(forward).parameters:
+        return partial(layer, **config.conv_options)
+    return partial(
+        AdaptedConv, layer, edge_channels=config.edge_channels, options=config.conv_options
+    )
 
 
 class Unchanged(BaseTransform):
@@ -50,7 +70,13 @@ def build_graph(config: Config) -> BaseTransform:
     """Return the ``Data -> Data`` transform that gives a slide what the denoiser reads."""
     if not isinstance(config.denoiser, GraphDenoiserConfig):
         return Unchanged()
-    return SpatialGraph(**config.graph.model_dump())
+    denoiser, graph = config.denoiser, config.graph
+    spatial: BaseTransform = SpatialGraph(graph.n_neighbors, graph.slack, graph.backend)
+    if denoiser.attention == "stflow" and not denoiser.conv:
+        spatial = PublishedGraph(graph.n_neighbors, graph.backend)
+    if not denoiser.similarity_edges:
+        return spatial
+    return Compose([spatial, SimilarityEdges(graph.n_neighbors)])
 
 
 def build_prior(config: FlowConfig) -> Prior:

@@ -45,25 +45,31 @@ class GraphConfig(_Record):
 
     n_neighbors: int = Field(8, ge=1)
     slack: float = Field(0.1, gt=0)
-    backend: Literal["auto", "scipy", "torch"] = "auto"
+    backend: Literal["auto", "scipy", "torch-cluster", "pyg-lib", "torch"] = "auto"
 
 
 class GraphDenoiserConfig(_Record):
-    """Arguments of ``nn.GraphDenoiser``; ``conv`` is ``"module:Name"`` of a layer of one's own."""
+    """Arguments of ``nn.GraphDenoiser``.
+
+    ``conv`` is ``"module:Name"`` of a layer in the place of ours: one's own, or a layer of PyG
+    (``"torch_geometric.nn:GATv2Conv"``), which is made with ``conv_options``.
+    """
 
     name: Literal["graph"] = "graph"
     hidden_channels: int = Field(128, ge=1)
     edge_channels: int = Field(32, ge=1)
     n_heads: int = Field(4, ge=1)
     n_layers: int = Field(4, ge=1)
-    attention: Literal["additive", "dot"] = "additive"
-    global_attention: Literal["latent", "none"] = "latent"
+    attention: Literal["additive", "dot", "stflow"] = "additive"
+    global_attention: Literal["latent", "linear", "none"] = "latent"
     n_latents: int = Field(16, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     attn_dropout: float = Field(0.0, ge=0, lt=1)
     input_dropout: float = Field(0.7, ge=0, lt=1)
     condition_on_y: bool = False
+    similarity_edges: bool = False
     conv: str = ""
+    conv_options: dict[str, bool | int | float | str] = {}
 
 
 class TransformerDenoiserConfig(_Record):

@@ -208,13 +208,14 @@ def _sample_slide(
 def _check_fit(slide: Slide, file: Path, checkpoint: Checkpoint) -> None:
     attrs, wanted = read_attrs(file), checkpoint.config.data.encoder
     width = slide.x.shape[1]
-    # other tools write free text there; only our own name of an encoder can be compared
+    # other tools write free text there; only our own name of an encoder can be compared, and a
+    # converted checkpoint need not have one
     encoder = str(attrs.get("encoder")) if attrs.get("format") == EMBEDDINGS else wanted
-    if width != checkpoint.in_channels or encoder != wanted:
+    if width != checkpoint.in_channels or (wanted and encoder != wanted):
+        fix = f" Fix: embed the patches with --encoder {wanted}" if wanted else ""
         raise BadConfig(
             f"{file}: embeddings: found encoder {encoder!r} with {width} channels, expected the "
-            f"checkpoint's {wanted!r} with {checkpoint.in_channels}. Fix: embed the patches with "
-            f"--encoder {wanted}"
+            f"checkpoint's {wanted!r} with {checkpoint.in_channels}.{fix}"
         )
 
 

@@ -17,6 +17,7 @@ RANKS = {
     "sample": 5,
     "evaluate": 5,
     "report": 5,
+    "compat": 5,
     "fit": 4,
     "predict": 3,
     "checkpoint": 3,
@@ -46,6 +47,7 @@ ALLOWED = {
     ("baselines", "metrics"),
     ("checkpoint", "predict"),
     ("config", "io"),
+    ("nn", "graph"),
     ("config", "errors"),
     ("resolve", "errors"),
 }

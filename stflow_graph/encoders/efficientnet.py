@@ -7,8 +7,9 @@ from pathlib import Path
 
 from stflow_graph.encoders.encoder import Encoder, PatchTransform
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.encoders.weights import hash_weights, load_strictly, read_state_dict
+from stflow_graph.encoders.weights import hash_weights, load_strictly
 from stflow_graph.errors import MissingDependency
+from stflow_graph.io.state_dict import read_state_dict
 
 # blocks of each stage, which the weights' file numbers through
 _STAGES = (1, 2, 2, 3, 3, 4, 1)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from stflow_graph.encoders.encoder import Encoder, PatchTransform
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.encoders.weights import hash_weights, load_strictly, read_state_dict
+from stflow_graph.encoders.weights import hash_weights, load_strictly
 from stflow_graph.errors import BadConfig
+from stflow_graph.io.state_dict import read_state_dict
 
 
 def resnet50(weights: Path | None) -> Encoder:

@@ -2,11 +2,15 @@
 
 from stflow_graph.graph.frames import EDGE_FEATURES, edge_geometry
 from stflow_graph.graph.neighbors import Neighbors, nearest_neighbors, spot_pitch
+from stflow_graph.graph.published import PublishedGraph
+from stflow_graph.graph.similarity import SimilarityEdges
 from stflow_graph.graph.spatial import SpatialGraph
 
 __all__ = [
     "EDGE_FEATURES",
     "Neighbors",
+    "PublishedGraph",
+    "SimilarityEdges",
     "SpatialGraph",
     "edge_geometry",
     "nearest_neighbors",

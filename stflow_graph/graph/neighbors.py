@@ -10,16 +10,16 @@ are thus kept together, and a neighbour that enters or leaves does so with weigh
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-Backend = Literal["auto", "scipy", "torch"]
-BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "torch")
-_CHUNK = 2**24
+from stflow_graph.graph.backends import make_search
+
+# distances this near to each other are one: the rounding of a rotated array is far below
+_TIED = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,32 +54,33 @@ def nearest_neighbors(
         pos: ``[N, 2]`` finite positions in any unit.
         k: number of neighbours, before ties.
         batch: ``[N]`` slide of each spot, ascending; None for one slide.
-        slack: relative width of the cut-off, > 0.
-        backend: ``"scipy"`` (k-d tree on the CPU), ``"torch"`` (chunked, any device) or ``"auto"``.
+        slack: relative width of the cut-off; 0 takes exactly the k nearest with weight 1, of
+            equally distant ones those of lowest index (as published: the graph then depends on
+            the order of spots).
+        backend: one of ``graph.backends.BACKENDS``; all give equal edges.
 
     Raises:
-        ValueError: shapes that do not fit, k < 1, slack <= 0, positions not finite.
+        ValueError: shapes that do not fit, k < 1, slack < 0, positions not finite.
     """
     if pos.dim() != 2 or pos.size(1) != 2:
         raise ValueError(f"pos must be [N, 2], got {list(pos.shape)}")
     if batch is not None and batch.shape != pos.shape[:1]:
         raise ValueError(f"batch must be [{pos.size(0)}], got {list(batch.shape)}")
-    if k < 1 or slack <= 0:
-        raise ValueError(f"k must be >= 1 and slack > 0, got k = {k}, slack = {slack}")
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
+    if k < 1 or slack < 0:
+        raise ValueError(f"k must be >= 1 and slack >= 0, got k = {k}, slack = {slack}")
     if not torch.isfinite(pos).all():
         raise ValueError("pos has values that are not finite")
-    use_torch = backend == "torch" or (backend == "auto" and pos.is_cuda)
-    search = _search_torch if use_torch else _search_scipy
     parts, start = [], 0
     for part in _split(pos.detach().double(), batch):
-        parts.append(_with_offset(search(part, min(k, len(part) - 1), 1 + slack), start))
+        found = _search_slide(part, min(k, len(part) - 1), slack, backend)
+        parts.append((found[0] + start, found[1] + start, *found[2:]))
         start += len(part)
     target, source, distance, nearest = (torch.cat(column) for column in zip(*parts, strict=True))
     order = torch.argsort(target * max(len(pos), 1) + source)
     target, source, distance = target[order], source[order], distance[order]
-    weight = _smoothstep((1 + slack - distance / nearest[order].clamp(min=1e-300)) / slack)
+    weight = torch.ones_like(distance)
+    if slack > 0:
+        weight = _smoothstep((1 + slack - distance / nearest[order].clamp(min=1e-300)) / slack)
     return Neighbors(torch.stack([source, target]), distance, weight)
 
 
@@ -96,9 +97,6 @@ def spot_pitch(pos: Tensor) -> float:
     return float(np.median(distance[:, 1]))
 
 
-_Found = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
 def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
     if batch is None or len(pos) == 0:
         return [pos]
@@ -108,61 +106,45 @@ def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
     return list(pos.split(sizes[sizes > 0].tolist()))
 
 
-def _with_offset(found: _Found, start: int) -> _Found:
-    target, source, distance, nearest = found
-    return target + start, source + start, distance, nearest
+_Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _search_scipy(pos: Tensor, k: int, reach: float) -> _Found:
-    """Return (target, source, distance, d_k of the target) of all pairs with d < reach * d_k."""
-    points = pos.cpu().numpy()
-    n = len(points)
-    if k < 1:
-        return _nothing(pos)
-    tree = cKDTree(points)
-    rows, width, found = np.arange(n), min(n, 2 * k + 6), []
-    while len(rows):
-        distance, index = tree.query(points[rows], k=width)
-        # the spot itself is one of the zeros, so column k is the k-th nearest of the others
-        nearest = distance[:, k]
-        done = (distance[:, -1] > reach * nearest) | (width == n)
-        keep = (_inside(distance, nearest[:, None], reach) & (index != rows[:, None]))[done]
-        place = np.nonzero(keep)[0]
+def _search_slide(pos: Tensor, k: int, slack: float, backend: str) -> _Found:
+    """Return (target, source, distance, d_k of the target) of all edges of one slide."""
+    n = len(pos)
+    search = make_search(pos, backend)
+    rows, width = torch.arange(n, device=pos.device), min(n, 2 * k + 6)
+    found: list[_Found] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
+    while k > 0 and len(rows):
+        index = search(rows, width)
+        distance = (pos[index] - pos[rows, None]).square().sum(-1).sqrt()
+        itself = index == rows[:, None]
+        others = distance.masked_fill(itself, torch.inf)
+        nearest = others.kthvalue(k, dim=1, keepdim=True).values
+        # what was not proposed is further than all that was
+        beyond = distance.amax(dim=1, keepdim=True) > (1 + slack) * nearest * (1 + _TIED)
+        done = beyond.squeeze(1) | (width == n)
+        keep = _exactly(others, index, nearest, k) if slack == 0 else _ties(others, nearest, slack)
+        place, column = (keep & done[:, None]).nonzero(as_tuple=True)
         found.append(
-            (rows[done][place], index[done][keep], distance[done][keep], nearest[done][place])
+            (rows[place], index[place, column], distance[place, column], nearest[place, 0])
         )
         rows, width = rows[~done], min(n, 2 * width)
-    columns = (np.concatenate(column) for column in zip(*found, strict=True))
-    target, source, d, d_k = (torch.from_numpy(column).to(pos.device) for column in columns)
-    return target, source, d, d_k
+    target, source, distance, d_k = (torch.cat(column) for column in zip(*found, strict=True))
+    return target, source, distance, d_k
 
 
-def _search_torch(pos: Tensor, k: int, reach: float) -> _Found:
-    n = len(pos)
-    if k < 1:
-        return _nothing(pos)
-    found = []
-    for rows in torch.arange(n, device=pos.device).split(max(1, _CHUNK // n)):
-        # differences rather than cdist: its matrix product loses half of the digits
-        distance = (pos[rows, None] - pos[None]).pow_(2).sum(-1).sqrt_()
-        nearest = distance.kthvalue(k + 1, dim=1).values
-        keep = _inside(distance, nearest[:, None], reach)
-        keep[torch.arange(len(rows)), rows] = False
-        place, source = keep.nonzero(as_tuple=True)
-        found.append((rows[place], source, distance[place, source], nearest[place]))
-    target, source, d, d_k = (torch.cat(column) for column in zip(*found, strict=True))
-    return target, source, d, d_k
-
-
-def _inside(distance, nearest, reach):  # type: ignore[no-untyped-def]  # numpy or torch alike
+def _ties(distance: Tensor, nearest: Tensor, slack: float) -> Tensor:
     # with k spots at one place d_k is 0: those at distance 0 are the neighbours
-    return (distance < reach * nearest) | (distance == nearest)
+    return (distance < (1 + slack) * nearest) | (distance == nearest)
 
 
-def _nothing(pos: Tensor) -> _Found:
-    index = torch.empty(0, dtype=torch.long, device=pos.device)
-    value = torch.empty(0, dtype=torch.double, device=pos.device)
-    return index, index, value, value
+def _exactly(distance: Tensor, index: Tensor, nearest: Tensor, k: int) -> Tensor:
+    """Return which k of each row's candidates are nearest, of equals those of lowest index."""
+    level = (distance >= (1 - _TIED) * nearest).byte() + (distance > (1 + _TIED) * nearest)
+    by_index = index.argsort(dim=1)
+    order = by_index.gather(1, level.gather(1, by_index).argsort(dim=1, stable=True))
+    return torch.zeros_like(level, dtype=torch.bool).scatter_(1, order[:, :k], True)
 
 
 def _smoothstep(u: Tensor) -> Tensor:

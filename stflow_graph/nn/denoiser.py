@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from stflow_graph.graph.published import published_edge_geometry
+from stflow_graph.nn.checks import check_edges, check_positions, check_spots
 from stflow_graph.nn.conv import FrameAveragedConv
-from stflow_graph.nn.global_attention import LatentAttention
+from stflow_graph.nn.gene_head import GeneHead
+from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
 
@@ -24,6 +29,9 @@ class GraphDenoiser(nn.Module):
     global term of linear cost is mixed in by a learned gate, and :math:`W_y` is there if asked
     for (without it y is seen by the attention alone, as published).
 
+    With ``attention="stflow"`` blocks are the published ones, and with ``global_attention=None``
+    the function is the published one, equal to ``TransformerDenoiser`` on the same graph.
+
     Args:
         in_channels: F, embedding channels.
         n_genes: G.
@@ -32,14 +40,19 @@ class GraphDenoiser(nn.Module):
         n_heads: heads of local and global attention.
         n_layers: L.
         attention: kind of local attention, see ``FrameAveragedConv``.
-        global_attention: ``"latent"`` or None.
-        n_latents: tokens of the global attention.
+        global_attention: a name in ``nn.global_attention.GLOBAL_ATTENTIONS``, or None.
+        n_latents: tokens of the ``latent`` global attention.
         dropout: dropout in the blocks.
         attn_dropout: dropout of local attention.
         input_dropout: dropout of embedding channels; strong values suit small cohorts.
         condition_on_y: whether :math:`W_y` is there: h then sees y_t itself.
+        similarity_edges: whether each block has a second local attention, over the edges that
+            ``graph.SimilarityEdges`` adds between spots of similar embeddings.
         conv: makes a layer called as ``conv(h, y, edge_index, edge_attr, edge_weight) -> [N, C]``
             in place of ``FrameAveragedConv``; it is given ``(channels, n_genes)``.
+
+    Raises:
+        ValueError: an unknown kind of attention, or heads that do not divide the channels.
     """
 
     def __init__(
@@ -57,33 +70,50 @@ class GraphDenoiser(nn.Module):
         attn_dropout: float = 0.0,
         input_dropout: float = 0.0,
         condition_on_y: bool = False,
+        similarity_edges: bool = False,
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if global_attention not in ("latent", None):
-            raise ValueError(f"unknown global attention {global_attention!r}; 'latent' or None")
+        if global_attention is not None and global_attention not in GLOBAL_ATTENTIONS:
+            kinds = ", ".join(GLOBAL_ATTENTIONS)
+            raise ValueError(f"unknown global attention {global_attention!r}; {kinds} or None")
         self.in_channels, self.n_genes = in_channels, n_genes
+        self.similarity_edges = similarity_edges
+        self.published = attention == "stflow" and conv is None
         self.input_dropout = nn.Dropout(input_dropout)
         self.embed_x = nn.Linear(in_channels, hidden_channels)
         self.embed_t = TimeEmbedding(hidden_channels)
         self.embed_y = nn.Linear(n_genes, hidden_channels, bias=False) if condition_on_y else None
 
-        def make_conv() -> nn.Module:
+        def local(kind: str) -> nn.Module:
             if conv is not None:
                 return conv(hidden_channels, n_genes)
             return FrameAveragedConv(
-                hidden_channels, n_genes, n_heads, edge_channels, attention, attn_dropout
+                hidden_channels, n_genes, n_heads, edge_channels, kind, attn_dropout, dropout
             )
 
-        def make_global() -> nn.Module | None:
-            if global_attention is None:
-                return None
-            return LatentAttention(hidden_channels, n_latents, n_heads)
+        def block() -> DenoiserBlock:
+            convs = [local(attention)]
+            if similarity_edges:  # their geometry has no published form
+                convs.append(local("additive" if self.published else attention))
+            parts = _published_parts if self.published else _parts
+            mlp, read_out = parts(hidden_channels, n_genes, dropout)
+            whole = None
+            if global_attention is not None:
+                options = {"n_latents": n_latents} if global_attention == "latent" else {}
+                whole = GLOBAL_ATTENTIONS[global_attention](
+                    hidden_channels, heads=n_heads, **options
+                )
+            return DenoiserBlock(hidden_channels, convs, whole, mlp, read_out)
 
-        self.blocks = nn.ModuleList(
-            DenoiserBlock(hidden_channels, n_genes, make_conv(), make_global(), dropout)
-            for _ in range(n_layers)
-        )
+        self.blocks = nn.ModuleList(block() for _ in range(n_layers))
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
         """Return the estimate of y₁, ``[N, G]``.
@@ -91,72 +121,121 @@ class GraphDenoiser(nn.Module):
         Args:
             y_t: ``[N, G]`` noised expression of all spots of the batch.
             t: ``[n_slides]`` flow time of each slide, in [0, 1].
-            data: ``x [N, F]``, the tensors of ``graph.SpatialGraph``, and ``batch [N]`` if there
-                are several slides.
+            data: ``x [N, F]``, the tensors of ``graph.SpatialGraph`` (with ``attention="stflow"``
+                of ``graph.PublishedGraph``; or ``pos`` and ``edge_index``, and the frames are
+                made anew), and ``batch [N]`` if there are several slides.
 
         Raises:
-            ValueError: shapes that do not fit; the message prints them.
+            ValueError: shapes, dtypes or edges that do not fit; the message prints them.
         """
-        batch = data.batch if "batch" in data else data.x.new_zeros(data.x.size(0)).long()
-        self._check(y_t, t, data.x, batch)
+        batch = data.batch
+        if batch is None:
+            batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        check_spots(y_t, t, data.x, batch, self.in_channels, self.n_genes)
+        relations = self._relations(data, batch)
         h = self.embed_x(self.input_dropout(data.x)) + self.embed_t(t)[batch]
         if self.embed_y is not None:
             h = h + self.embed_y(y_t)
         y, total = y_t, torch.zeros_like(y_t)
         for block in self.blocks:
-            h, y = block(h, y, data, batch, t.size(0))
+            h, y = block(h, y, relations, batch, t.size(0))
             total = total + y
         return total / len(self.blocks)
 
-    def _check(self, y_t: Tensor, t: Tensor, x: Tensor, batch: Tensor) -> None:
-        n = x.size(0)
-        if tuple(x.shape) != (n, self.in_channels):
-            raise ValueError(f"data.x must be [N, {self.in_channels}], got {list(x.shape)}")
-        if tuple(y_t.shape) != (n, self.n_genes):
-            raise ValueError(f"y_t must be [{n}, {self.n_genes}], got {list(y_t.shape)}")
-        if t.dim() != 1 or tuple(batch.shape) != (n,):
-            raise ValueError(
-                f"t must be [n_slides] and batch [{n}], got {list(t.shape)} and {list(batch.shape)}"
-            )
+    def _relations(self, data: Data, batch: Tensor) -> list[Edges]:
+        """Return the edges in space and, if asked for, those of similarity."""
+        check_edges(data.edge_index, batch)
+        edge_attr = data.edge_attr
+        if edge_attr is None:
+            if not self.published:
+                raise ValueError(
+                    "data.edge_attr [E, 6] is needed: put the slide through graph.SpatialGraph"
+                )
+            check_positions(data.pos, data.x.size(0))
+            edge_attr = published_edge_geometry(data.pos, data.edge_index).to(data.x.dtype)
+        relations = [Edges(data.edge_index, edge_attr, data.edge_weight)]
+        if self.similarity_edges:
+            if "similar_edge_index" not in data:
+                raise ValueError(
+                    "data.similar_edge_index [2, E] is needed: put the slide through "
+                    "graph.SimilarityEdges"
+                )
+            check_edges(data.similar_edge_index, batch, "data.similar_edge_index")
+            relations.append(Edges(data.similar_edge_index, data.similar_edge_attr, None))
+        return relations
+
+
+class Edges(NamedTuple):
+    """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` and weights ``[E]``."""
+
+    edge_index: Tensor
+    edge_attr: Tensor
+    edge_weight: Tensor | None
 
 
 class DenoiserBlock(nn.Module):
-    """One block: local attention, global attention, MLP, and a read-out of expression."""
+    """One block: local attention by edge type, global attention, MLP, read-out of expression.
+
+    Args:
+        channels: C.
+        convs: a layer a type of edges.
+        global_attention: mixed in by a learned gate, or None.
+        mlp: maps ``[N, C]`` to ``[N, C]``.
+        read_out: maps ``[N, C]`` to ``[N, G]``.
+    """
 
     def __init__(
         self,
         channels: int,
-        n_genes: int,
-        conv: nn.Module,
+        convs: Iterable[nn.Module],
         global_attention: nn.Module | None,
-        dropout: float,
+        mlp: nn.Module,
+        read_out: nn.Module,
     ) -> None:
         super().__init__()
-        self.conv = conv
+        self.convs = nn.ModuleList(convs)
         self.global_attention = global_attention
         # the gate starts at 0: a model learns to look further only where that helps
         self.gate = nn.Parameter(torch.zeros(channels)) if global_attention is not None else None
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, 2 * channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * channels, channels),
-        )
-        self.read_out = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, channels),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(channels, n_genes),
-        )
+        self.mlp = mlp
+        self.read_out = read_out
+
+    def reset_parameters(self) -> None:
+        """Close the gate; the layers reset themselves."""
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
 
     def forward(
-        self, h: Tensor, y: Tensor, data: Data, batch: Tensor, n_slides: int
+        self, h: Tensor, y: Tensor, relations: Iterable[Edges], batch: Tensor, n_slides: int
     ) -> tuple[Tensor, Tensor]:
         """Return the new states ``[N, C]`` and the new estimate of expression ``[N, G]``."""
-        h = h + self.conv(h, y, data.edge_index, data.edge_attr, data.edge_weight)
+        h = h + sum(conv(h, y, *edges) for conv, edges in zip(self.convs, relations, strict=True))
         if self.global_attention is not None:
             h = h + self.gate * self.global_attention(h, batch, n_slides)
         h = h + self.mlp(h)
         return h, self.read_out(h)
+
+
+def _parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
+    """Return a block's MLP and read-out, both pre-normalised."""
+    mlp = nn.Sequential(
+        nn.LayerNorm(channels),
+        nn.Linear(channels, 2 * channels),
+        nn.SiLU(),
+        nn.Dropout(dropout),
+        nn.Linear(2 * channels, channels),
+    )
+    read_out = nn.Sequential(
+        nn.LayerNorm(channels),
+        nn.Linear(channels, channels),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(channels, n_genes),
+    )
+    return mlp, read_out
+
+
+def _published_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
+    """Return the published block's MLP and read-out."""
+    mlp = SwiGLU(channels, 4 * channels, channels, dropout)
+    return mlp, GeneHead(channels, n_genes, dropout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.attention import PolynormerAttention
 from torch_geometric.utils import scatter, softmax
 
 
@@ -47,7 +48,11 @@ class LatentAttention(nn.Module):
             x: ``[N, C]`` states.
             batch: ``[N]`` slide of each spot.
             n_slides: number of slides.
+
+        Raises:
+            ValueError: shapes that do not fit; the message prints them.
         """
+        _check(x, batch, self.channels)
         n, width = x.size(0), self.channels // self.heads
         q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, width).unbind(1)
         read = torch.einsum("nhd,mhd->nhm", k, self.queries) * width**-0.5
@@ -64,3 +69,67 @@ class LatentAttention(nn.Module):
             f"{type(self).__name__}({self.channels}, n_latents={self.n_latents}, "
             f"heads={self.heads})"
         )
+
+
+class LinearAttention(nn.Module):
+    r"""Global attention with a sigmoid kernel.
+
+    :math:`g_i = σ(q_i)^\top \sum_j σ(k_j) v_j^\top / σ(q_i)^\top \sum_j σ(k_j)`, by
+    PyG's ``PolynormerAttention`` (Deng et al., ICLR 2024), slide by slide: in its padded batches
+    the padding enters the denominators. Of PyG's linear attentions it is the one that neither
+    draws random features nor writes into its inputs. Cost O(N C²/H).
+
+    Args:
+        channels: C.
+        heads: H, divides ``channels``.
+    """
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"heads must divide channels, got {heads} and {channels}")
+        self.channels, self.heads = channels, heads
+        self.norm = nn.LayerNorm(channels)
+        self.attention = PolynormerAttention(channels, heads, head_channels=channels // heads)
+        self.out = nn.Linear(channels, channels)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for module in (self.norm, self.attention, self.attention.lin_out, self.out):
+            module.reset_parameters()
+
+    def forward(self, x: Tensor, batch: Tensor, n_slides: int) -> Tensor:
+        """Return the global term of every spot, ``[N, C]``.
+
+        Args:
+            x: ``[N, C]`` states.
+            batch: ``[N]`` slide of each spot, ascending.
+            n_slides: number of slides.
+
+        Raises:
+            ValueError: shapes that do not fit; the message prints them.
+        """
+        _check(x, batch, self.channels)
+        x = self.norm(x)
+        if x.size(0) == 0:
+            return self.out(x)
+        if n_slides == 1:
+            return self.out(self.attention(x[None])[0])
+        sizes = [size for size in torch.bincount(batch).tolist() if size]
+        return self.out(torch.cat([self.attention(part[None])[0] for part in x.split(sizes)]))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.channels}, heads={self.heads})"
+
+
+GLOBAL_ATTENTIONS: dict[str, type[LatentAttention] | type[LinearAttention]] = {
+    "latent": LatentAttention,
+    "linear": LinearAttention,
+}
+
+
+def _check(x: Tensor, batch: Tensor, channels: int) -> None:
+    if x.dim() != 2 or x.size(1) != channels:
+        raise ValueError(f"x must be [N, {channels}], got {list(x.shape)}")
+    if tuple(batch.shape) != (x.size(0),):
+        raise ValueError(f"batch must be [{x.size(0)}], got {list(batch.shape)}")

@@ -34,8 +34,16 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(hidden_channels // 2, out_channels)
         self.dropout = nn.Dropout(dropout)
 
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for module in (self.fc1, self.norm, self.fc2):
+            module.reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., in_channels]`` to ``[..., out_channels]``."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        hidden = self.norm(self.dropout(F.silu(gate) * value))
-        return self.dropout(self.fc2(hidden))
+        return self.dropout(self.fc2(self.hidden(self.fc1(x))))
+
+    def hidden(self, first: Tensor) -> Tensor:
+        """Map the first linear map's result ``[..., hidden_channels]`` to the hidden layer."""
+        gate, value = first.chunk(2, dim=-1)
+        return self.norm(self.dropout(F.silu(gate) * value))

@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
-from stflow_graph.nn.neighbourhood import (
+from stflow_graph.graph.published import (
     Neighbourhoods,
     all_pairs_neighbourhoods,
     edge_neighbourhoods,
+    principal_coordinates,
 )
+from stflow_graph.nn.checks import check_edges, check_positions, check_spots
+from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
-_SIGNS = ((-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0))
+# of the two coordinates; the third column is the length
+_SIGNS = ((-1.0, -1.0, 1.0), (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 1.0))
 
 
 class TransformerDenoiser(nn.Module):
@@ -97,18 +101,19 @@ class TransformerDenoiser(nn.Module):
         x, batch = data.x, data.batch
         if batch is None:
             batch = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
-        _check_spots(y_t, t, x, data.pos, batch, self.in_channels, self.n_genes)
-        # centred in full precision: float32 pixels of a large slide lose the last digits
-        pos = data.pos.double()
-        pos = pos - scatter(pos, batch, dim_size=t.size(0), reduce="mean")[batch]
-        pos = pos.to(torch.promote_types(x.dtype, torch.float32))
+        check_spots(y_t, t, x, batch, self.in_channels, self.n_genes)
+        check_positions(data.pos, x.size(0))
         if data.edge_index is None:
+            # centred in full precision: float32 pixels of a large slide lose the last digits
+            pos = data.pos.double()
+            pos = pos - scatter(pos, batch, dim_size=t.size(0), reduce="mean")[batch]
+            pos = pos.to(torch.promote_types(x.dtype, torch.float32))
             near = all_pairs_neighbourhoods(pos, self.n_neighbors, batch)
         else:
-            _check_edges(data.edge_index, batch)
+            check_edges(data.edge_index, batch)
             near = edge_neighbourhoods(data.edge_index, x.size(0))
         h = self.image_transform(x) + self.fourier_proj(t)[batch]
-        return self.backbone(h, y_t, pos, near)
+        return self.backbone(h, y_t, data.pos, near)
 
 
 class SpatialTransformer(nn.Module):
@@ -151,25 +156,6 @@ class SpatialBlock(nn.Module):
         h = h + self.attn(h, y, pos, near)
         h = h + self.mlp(h)
         return h, self.gene_updater(h)
-
-
-class GeneHead(nn.Module):
-    """Reads expression out of the states."""
-
-    def __init__(self, channels: int, n_genes: int, dropout: float) -> None:
-        super().__init__()
-        self.output = nn.Sequential(
-            nn.Linear(channels, channels),
-            nn.GELU(),
-            nn.LayerNorm(channels),
-            nn.Dropout(dropout),
-            nn.Linear(channels, n_genes),
-            nn.Dropout(dropout),
-        )
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Map ``[N, D]`` to ``[N, G]``."""
-        return self.output(h)
 
 
 class EdgeAttention(nn.Module):
@@ -236,31 +222,16 @@ class EdgeAttention(nn.Module):
 def framed_edges(pos: Tensor, near: Neighbourhoods) -> Tensor:
     r"""Return the published inputs of φ: every edge in the four frames of its neighbourhood.
 
-    With :math:`r_{ij} = p_j - p_i` and :math:`c_i` their mean, the columns of :math:`U_i` are the
-    eigenvectors of :math:`C_i = \sum_j (r_{ij} - c_i)(r_{ij} - c_i)^\top` by ascending eigenvalue;
-    no gradient passes through them (it is infinite where the eigenvalues are equal).
-
     Args:
         pos: ``[N, 2]`` positions.
         near: the neighbours.
 
     Returns:
-        ``[N, 4, k, 3]``: :math:`((r - c) U) \circ s` for the four signs s, and ‖r‖.
+        ``[N, 4, k, 3]``: :math:`((r - c) U) \circ s` for the four signs s, and ‖r‖
+        (see ``graph.published.principal_coordinates``).
     """
-    r = pos[near.index] - pos[:, None]  # [N, k, 2], 0 where padded
-    if near.mask is None:
-        centred = r - r.sum(dim=1, keepdim=True) / max(r.size(1), 1)
-    else:
-        present = near.mask[..., None]
-        degree = present.sum(dim=1, keepdim=True).clamp(min=1)
-        centred = (r - r.sum(dim=1, keepdim=True) / degree) * present
-    # sums of products, not matmul: autocast would round the latter, and eigh has no half precision
-    covariance = (centred[..., :, None] * centred[..., None, :]).sum(dim=1)
-    axes = torch.linalg.eigh(covariance.detach()).eigenvectors  # [N, 2, 2]
-    coordinates = (centred[..., None] * axes[:, None]).sum(dim=-2)  # [N, k, 2]
-    framed = coordinates[:, None] * pos.new_tensor(_SIGNS)[:, None]  # [N, 4, k, 2]
-    distance = r.norm(dim=-1, keepdim=True)[:, None].expand(-1, len(_SIGNS), -1, -1)
-    return torch.cat([framed, distance], dim=-1)
+    edges = principal_coordinates(pos, near)
+    return edges[:, None] * edges.new_tensor(_SIGNS)[:, None]
 
 
 def _softmax(logit: Tensor, mask: Tensor | None) -> Tensor:
@@ -269,44 +240,3 @@ def _softmax(logit: Tensor, mask: Tensor | None) -> Tensor:
         return logit.softmax(dim=1)
     mask = mask[..., None]
     return logit.masked_fill(~mask, torch.finfo(logit.dtype).min).softmax(dim=1) * mask
-
-
-def _check_spots(
-    y_t: Tensor, t: Tensor, x: Tensor, pos: Tensor, batch: Tensor, in_channels: int, n_genes: int
-) -> None:
-    n = x.size(0)
-    expected = {
-        "data.x": (x, (n, in_channels)),
-        "y_t": (y_t, (n, n_genes)),
-        "data.pos": (pos, (n, 2)),
-        "data.batch": (batch, (n,)),
-    }
-    for name, (value, shape) in expected.items():
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
-    if t.dim() != 1 or (n and not 0 <= int(batch.min()) <= int(batch.max()) < t.size(0)):
-        raise ValueError(
-            f"t must be [n_slides] with an entry for every slide of data.batch, got {list(t.shape)}"
-        )
-    lost = int((~pos.isfinite()).any(dim=1).sum())
-    if lost:
-        raise ValueError(f"data.pos [{n}, 2] has {lost} rows that are not finite")
-
-
-def _check_edges(edge_index: Tensor, batch: Tensor) -> None:
-    n = batch.size(0)
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype != torch.int64:
-        raise ValueError(
-            f"data.edge_index must be [2, E] int64, got {list(edge_index.shape)} {edge_index.dtype}"
-        )
-    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < n:
-        raise ValueError(
-            f"data.edge_index {list(edge_index.shape)} must name spots 0 to {n - 1}, "
-            f"got {int(edge_index.min())} to {int(edge_index.max())}"
-        )
-    source, target = edge_index
-    crossing = int((batch[source] != batch[target]).sum())
-    if crossing:
-        raise ValueError(
-            f"data.edge_index {list(edge_index.shape)} has {crossing} edges between slides"
-        )

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from stflow_graph.encoders import ENCODERS, create_encoder
 from stflow_graph.encoders.efficientnet import timm_name
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.encoders.weights import read_state_dict
 from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.io.state_dict import read_state_dict
 
 SMALL = "vit_tiny_patch16_224"
 

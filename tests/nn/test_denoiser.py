@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
-from stflow_graph.graph import SpatialGraph
+from stflow_graph.graph import PublishedGraph, SimilarityEdges, SpatialGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 
 F, G = 12, 5
 
@@ -26,7 +27,7 @@ def slide(n: int, seed: int = 0, kind: str = "jittered") -> Data:
 
 
 def graph(data: Data) -> Data:
-    return SpatialGraph(6)(data)
+    return SimilarityEdges(4)(SpatialGraph(6)(data))
 
 
 def denoiser(**options) -> GraphDenoiser:
@@ -44,9 +45,10 @@ def noise(n: int) -> torch.Tensor:
 
 VARIANTS = [
     {},
-    {"global_attention": None},
+    *({"global_attention": kind} for kind in [None, *GLOBAL_ATTENTIONS]),
     {"attention": "dot"},
     {"condition_on_y": True},
+    {"similarity_edges": True},
 ]
 
 
@@ -86,7 +88,9 @@ def test_permuting_spots_permutes_the_output(model):
 
 def test_gradients_reach_every_parameter(model):
     model(noise(30), torch.tensor([0.5]), graph(slide(30))).square().sum().backward()
-    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    silent = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    # edges of similarity have no frames
+    assert {n for n in silent if ".convs.1.edge_encoder.framed." not in n} == set()
 
 
 def test_expression_and_time_matter_and_the_last_block_sees_the_first_ones_estimate(model):
@@ -128,21 +132,164 @@ class MeanConv(nn.Module):
 
 def test_a_layer_of_ones_own_takes_the_place_of_ours():
     model = denoiser(conv=MeanConv)
-    assert isinstance(model.blocks[0].conv, MeanConv)
+    assert isinstance(model.blocks[0].convs[0], MeanConv)
     assert model(noise(20), torch.tensor([0.5]), graph(slide(20))).shape == (20, G)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda y, t, d: (y[:, :-1], t, d), r"y_t must be \[20, 5\], got \[20, 4\]"),
-        (lambda y, t, d: (y, t[0], d), r"got \[\]"),
-        (lambda y, t, d: (y, t, d.update({"x": d.x[:, :3]})), r"\[N, 12\], got \[20, 3\]"),
-    ],
-)
-def test_wrong_shapes_are_printed(change, message):
+def published(n: int = 20) -> Data:
+    return PublishedGraph(6)(slide(n))
+
+
+def two_slides() -> Data:
+    return Batch.from_data_list([graph(slide(12)), graph(slide(8, 1))])
+
+
+def crossing(y, t, d):
+    d.edge_index[0, 0] = 19  # of the other slide
+    d.edge_index[1, 0] = 0
+    return y, t.repeat(2), d
+
+
+def beyond(y, t, d):
+    d.edge_index[0, 3] = 20
+    return y, t, d
+
+
+def negative(y, t, d):
+    d.edge_index[0, 3] = -1
+    return y, t, d
+
+
+REFUSED = {
+    "y_t too narrow": (lambda y, t, d: (y[:, :-1], t, d), r"y_t must be \[20, 5\].*got \[20, 4\]"),
+    "y_t too short": (lambda y, t, d: (y[:-1], t, d), r"y_t must be \[20, 5\].*got \[19, 5\]"),
+    "y_t of one row": (lambda y, t, d: (y[:1], t, d), r"y_t must be .*got \[1, 5\]"),
+    "y_t of integers": (lambda y, t, d: (y.long(), t, d), r"of floats, got \[20, 5\] torch.int64"),
+    "t of no axis": (lambda y, t, d: (y, t[0], d), r"t must be \[n_slides\].*got \[\]"),
+    "t a spot": (lambda y, t, d: (y, t.repeat(20)[:, None], d), r"got \[20, 1\]"),
+    "t of integers": (lambda y, t, d: (y, t.long(), d), r"t must be .*int64"),
+    "x too narrow": (
+        lambda y, t, d: (y, t, d.update({"x": d.x[:, :3]})),
+        r"data.x must be \[20, 12\].*got \[20, 3\]",
+    ),
+    "batch too short": (
+        lambda y, t, d: (y, t, d.update({"batch": torch.zeros(19).long()})),
+        r"data.batch must be \[20\] int64, got \[19\]",
+    ),
+    "batch of floats": (
+        lambda y, t, d: (y, t, d.update({"batch": torch.zeros(20)})),
+        r"data.batch must be .*float32",
+    ),
+    "more slides than times": (
+        lambda y, t, d: (y, t, d.update({"batch": torch.arange(20) // 10})),
+        r"got \[1\] for slides 0 to 1",
+    ),
+    "no edges": (
+        lambda y, t, d: (y, t, Data(x=d.x)),
+        r"data.edge_index is needed: .*SpatialGraph",
+    ),
+    "no geometry": (
+        lambda y, t, d: (y, t, Data(x=d.x, edge_index=d.edge_index)),
+        r"data.edge_attr \[E, 6\] is needed",
+    ),
+    "edges of int32": (
+        lambda y, t, d: (y, t, d.update({"edge_index": d.edge_index.int()})),
+        r"data.edge_index must be \[2, E\] int64",
+    ),
+    "edges transposed": (
+        lambda y, t, d: (y, t, d.update({"edge_index": d.edge_index.T})),
+        r"must be \[2, E\] int64, got \[\d+, 2\]",
+    ),
+    "an edge beyond": (beyond, r"must name spots 0 to 19, got 0 to 20"),
+    "a negative edge": (negative, r"must name spots 0 to 19, got -1 to 19"),
+    "geometry of other edges": (
+        lambda y, t, d: (y, t, d.update({"edge_attr": d.edge_attr[1:]})),
+        r"edge_weight must be|edge_index must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_with_its_shape(case):
+    change, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         denoiser()(*change(noise(20), torch.tensor([0.5]), graph(slide(20))))
+
+
+def test_edges_between_slides_are_refused():
+    with pytest.raises(ValueError, match=r"\[2, \d+\] has 1 edges between slides"):
+        denoiser()(*crossing(noise(20), torch.tensor([0.5]), two_slides()))
+
+
+def test_similarity_edges_that_are_missing_or_cross_are_refused():
+    model, t = denoiser(similarity_edges=True), torch.tensor([0.5, 0.5])
+    with pytest.raises(ValueError, match="similar_edge_index .* is needed: .*SimilarityEdges"):
+        model(noise(20), t[:1], SpatialGraph(6)(slide(20)))
+    data = two_slides()
+    data.similar_edge_index[0, 0] = 19
+    with pytest.raises(ValueError, match=r"data.similar_edge_index \[2, 80\] has 1 edges between"):
+        model(noise(20), t, data)
+
+
+def test_positions_that_are_not_finite_are_refused_where_frames_are_made():
+    data = published()
+    del data.edge_attr
+    data.pos[3, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"data.pos \[20, 2\] has 1 rows that are not finite"):
+        denoiser(attention="stflow")(noise(20), torch.tensor([0.5]), data)
+    data.pos = None
+    with pytest.raises(ValueError, match=r"data.pos \[20, 2\] is needed"):
+        denoiser(attention="stflow")(noise(20), torch.tensor([0.5]), data)
+
+
+def test_similarity_edges_bring_far_spots_near():
+    model = denoiser(similarity_edges=True, global_attention=None)
+    data = graph(slide(60))
+    x = data.x.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(noise(60), torch.tensor([0.5]), data)[0].sum(), x)
+    edges = torch.cat([data.edge_index, data.similar_edge_index], 1).T.tolist()
+    reached = {0}
+    for _ in range(2):
+        reached |= {s for s, t in edges if t in reached}
+    assert set(gradient.abs().sum(1).nonzero().flatten().tolist()) == reached
+
+
+COMPILED = [{}, {"attention": "dot"}, {"global_attention": None}, {"similarity_edges": True}]
+
+
+@pytest.mark.parametrize("options", [*COMPILED, {"attention": "stflow"}], ids=str)
+def test_compiles_without_graph_breaks(options):
+    model, t = denoiser(**options), torch.tensor([0.2, 0.5])
+    data = two_slides()
+    if options.get("attention") == "stflow":
+        data = Batch.from_data_list([published(12), published(8)])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(noise(20), t, data), model(noise(20), t, data), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiles_to_machine_code_and_gives_the_same():
+    model, t = denoiser(), torch.tensor([0.5])
+    compiled = torch.compile(model, fullgraph=True)
+    for n in (30, 50):  # another size must not need another graph break
+        data = graph(slide(n))
+        assert torch.allclose(compiled(noise(n), t, data), model(noise(n), t, data), atol=1e-5)
+
+
+def test_reset_parameters_draws_anew_and_closes_the_gate():
+    model = denoiser()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.reset_parameters()
+    after = model.state_dict()
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert all("norm" in key or ".0." in key or "gate" in key for key in same), same
+    assert not model.blocks[0].gate.any()
+
+
+def test_repr_names_its_parts():
+    text = repr(denoiser(attention="dot"))
+    assert "FrameAveragedConv(16, n_genes=5, heads=4, attention='dot')" in text
+    assert "LatentAttention(16" in text
 
 
 def test_unknown_kinds_are_refused():

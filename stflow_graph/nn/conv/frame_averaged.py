@@ -2,59 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
-from torch_geometric.utils import softmax
+from torch_geometric.typing import Adj, SparseTensor
+from torch_geometric.utils import is_torch_sparse_tensor, softmax
+from torch_geometric.utils.sparse import set_sparse_value
 
-Attention = Literal["additive", "dot"]
-ATTENTIONS: tuple[Attention, ...] = ("additive", "dot")
-_SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
-_EDGE_FEATURES = 6
+from stflow_graph.nn.edge_encoder import FrameEncoder, PublishedFrameEncoder
+from stflow_graph.nn.edge_score import AdditiveScore, DotScore, PublishedScore
+from stflow_graph.nn.swiglu import SwiGLU
 
-
-class FrameEncoder(nn.Module):
-    r"""Encodes an edge without regard to the arbitrary signs of its frame.
-
-    .. math::
-        f_{ij} = w_i \tfrac14 \sum_{s \in \{-1, 1\}^2} φ([((r_{ij} - c_i) U_i) \circ s, ‖r_{ij}‖])
-               + (1 - w_i) φ_0([‖r_{ij}‖, ‖r_{ij} - c_i‖, q_{ij}])
-
-    The first term is the frame average of STFlow (Huang et al., ICML 2025, section 3.3); the
-    weight w and the second term keep it continuous where the frame is undefined. φ and φ₀ share
-    their last linear map, which commutes with the average.
-
-    Args:
-        out_channels: channels of f.
-        hidden_channels: width of φ's hidden layer, ``2 * out_channels`` if None.
-    """
-
-    signs: Tensor
-
-    def __init__(self, out_channels: int, hidden_channels: int | None = None) -> None:
-        super().__init__()
-        hidden_channels = hidden_channels or 2 * out_channels
-        self.framed = nn.Linear(3, hidden_channels)
-        self.isotropic = nn.Linear(3, hidden_channels)
-        self.out = nn.Linear(hidden_channels, out_channels)
-        self.register_buffer("signs", torch.tensor(_SIGNS), persistent=False)
-
-    def reset_parameters(self) -> None:
-        """Draw new weights."""
-        for module in (self.framed, self.isotropic, self.out):
-            module.reset_parameters()
-
-    def forward(self, edge_attr: Tensor) -> Tensor:
-        """Map ``edge_attr [E, 6]`` of ``graph.edge_geometry`` to ``[E, out_channels]``."""
-        axes, distance, weight = edge_attr[:, :2], edge_attr[:, 2:3], edge_attr[:, 5:]
-        flipped = axes[:, None] * self.signs  # [E, 4, 2]
-        inputs = torch.cat([flipped, distance[:, None].expand(-1, 4, 1)], dim=-1)
-        framed = F.silu(self.framed(inputs)).mean(dim=1)
-        isotropic = F.silu(self.isotropic(edge_attr[:, 2:5]))
-        return self.out(weight * framed + (1 - weight) * isotropic)
+Attention = Literal["additive", "dot", "stflow"]
+ATTENTIONS: tuple[Attention, ...] = ("additive", "dot", "stflow")
 
 
 class FrameAveragedConv(MessagePassing):
@@ -64,20 +27,24 @@ class FrameAveragedConv(MessagePassing):
         h'_i = W_o \Big[ \sum_j α_{ij} v_j \,\Big\|\, \sum_j α_{ij} f_{ij} \Big], \qquad
         α_{ij} = \frac{w_{ij} e^{l_{ij}}}{\sum_m w_{im} e^{l_{im}}}
 
-    ``additive`` (as GATv2, Brody et al., ICLR 2022):
-    :math:`l_{ij} = a^\top \mathrm{SiLU}(W_q q_i + W_k k_j + W_f f_{ij} + W_y (y_j - y_i))`, with
-    every product taken per spot or per edge before the sum, so that nothing of width G is made
-    per edge. ``dot``: :math:`l_{ij} = (q_i^\top (k_j + W_f f_{ij}) +
-    (W_y y_j - W_y y_i)^\top a) / \sqrt{C/H}`.
-    Here y is the current estimate of expression, f the :class:`FrameEncoder`, w the edge weights.
+    with queries, keys and values of ``LayerNorm(x)``, y the current estimate of expression, f the
+    encoded edges, w the edge weights, and scores l by kind of attention (``nn.edge_score``):
+    ``additive`` (one hidden layer of head width), ``dot`` (scaled dot product) or ``stflow``, the
+    published function (Huang et al., ICML 2025, section 3.3) with the published encoder of edges
+    and :math:`W_o` an MLP. The first two are invariant to motions of the slide on any array;
+    ``stflow`` keeps the published frames, which are arbitrary on exact lattices.
 
     Args:
         channels: C, width of the spots' states.
         n_genes: G, width of y.
         heads: H; divides ``channels`` and ``edge_channels``.
-        edge_channels: width of f.
-        attention: ``"additive"`` or ``"dot"``.
+        edge_channels: D_e, width of f.
+        attention: ``"additive"``, ``"dot"`` or ``"stflow"``.
         dropout: dropout of α.
+        mlp_dropout: dropout within the MLPs of ``stflow``.
+
+    Raises:
+        ValueError: heads that do not divide the channels, or an unknown attention.
     """
 
     def __init__(
@@ -88,6 +55,7 @@ class FrameAveragedConv(MessagePassing):
         edge_channels: int = 32,
         attention: str = "additive",
         dropout: float = 0.0,
+        mlp_dropout: float = 0.0,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
         if channels % heads or edge_channels % heads:
@@ -101,83 +69,87 @@ class FrameAveragedConv(MessagePassing):
         self.attention, self.dropout = attention, dropout
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.lin_y = nn.Linear(n_genes, channels, bias=False)
-        self.edge_encoder = FrameEncoder(edge_channels)
-        self.lin_edge = nn.Linear(edge_channels, channels, bias=False)
-        self.score = nn.Parameter(torch.empty(heads, channels // heads))
-        self.out = nn.Linear(channels + edge_channels, channels)
-        self.reset_parameters()
+        widths = (channels, n_genes, heads, edge_channels)
+        self.edge_encoder: FrameEncoder | PublishedFrameEncoder
+        self.score: AdditiveScore | DotScore | PublishedScore
+        self.out: nn.Linear | SwiGLU
+        if attention == "stflow":
+            self.edge_encoder = PublishedFrameEncoder(edge_channels, mlp_dropout)
+            self.score = PublishedScore(*widths, mlp_dropout)
+            self.out = SwiGLU(channels + edge_channels, channels, channels, mlp_dropout)
+        else:
+            self.edge_encoder = FrameEncoder(edge_channels)
+            self.score = (AdditiveScore if attention == "additive" else DotScore)(*widths)
+            self.out = nn.Linear(channels + edge_channels, channels)
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
         super().reset_parameters()
-        for module in (
-            self.norm,
-            self.qkv,
-            self.lin_y,
-            self.edge_encoder,
-            self.lin_edge,
-            self.out,
-        ):
+        for module in (self.norm, self.qkv, self.edge_encoder, self.score, self.out):
             module.reset_parameters()
-        nn.init.xavier_uniform_(self.score)
 
     def forward(
         self,
         x: Tensor,
         y: Tensor,
-        edge_index: Tensor,
+        edge_index: Adj,
         edge_attr: Tensor,
         edge_weight: Tensor | None = None,
-    ) -> Tensor:
+        return_attention_weights: bool | None = None,
+    ) -> Any:
         """Return the update of the spots' states, ``[N, C]``.
 
         Args:
             x: ``[N, C]`` states.
             y: ``[N, G]`` current estimate of expression.
-            edge_index: ``[2, E]`` neighbours (row 0) and spots (row 1).
-            edge_attr: ``[E, 6]`` geometry from ``graph.edge_geometry``.
+            edge_index: ``[2, E]`` neighbours (row 0) and spots (row 1), a Tensor or ``EdgeIndex``;
+                or its transposed sparse matrix ``[N, N]`` (PyG's ``adj_t``).
+            edge_attr: ``[E, 6]`` geometry from ``graph.SpatialGraph``, for ``stflow`` ``[E, 3]``
+                from ``graph.PublishedGraph``; in the order of the edges (of a sparse matrix: of
+                its values).
             edge_weight: ``[E]`` weights in (0, 1]; None means 1.
+            return_attention_weights: whether to return also the edges and their attention.
+
+        Returns:
+            ``[N, C]``; if asked for ``([N, C], (edge_index, α [E, H]))``, or with a sparse matrix
+            ``([N, C], matrix of α)``, as PyG's attention layers do.
 
         Raises:
             ValueError: shapes that do not fit; the message prints them.
         """
-        self._check(x, y, edge_index, edge_attr)
-        heads, width = self.heads, self.channels // self.heads
-        q, k, v = self.qkv(self.norm(x)).view(-1, 3, heads, width).unbind(1)
-        y = self.lin_y(y).view(-1, heads, width)
+        self._check(x, y, edge_index, edge_attr, edge_weight)
+        q, k, v = self.qkv(self.norm(x)).view(x.size(0), 3, self.heads, -1).unbind(1)
+        receiver, sender = self.score.spots(q, k, y)
         f = self.edge_encoder(edge_attr)
-        log_weight = None if edge_weight is None else edge_weight.clamp(min=1e-30).log()
         alpha = self.edge_updater(
             edge_index,
-            q=q,
-            k=k,
-            y=y,
-            e=self.lin_edge(f).view(-1, heads, width),
-            log_weight=log_weight,
+            receiver=receiver,
+            sender=sender,
+            edge=self.score.edges(f),
+            log_weight=None if edge_weight is None else edge_weight.clamp(min=1e-30).log(),
         )
-        f = f.view(-1, heads, f.size(1) // heads)
-        context = self.propagate(edge_index, alpha=alpha, v=v, f=f)
-        return self.out(context)
+        context = self.propagate(edge_index, alpha=alpha, v=v, f=f.unflatten(1, (self.heads, -1)))
+        out = self.out(context)
+        if not return_attention_weights:
+            return out
+        if isinstance(edge_index, SparseTensor):
+            return out, edge_index.set_value(alpha, layout="coo")
+        if is_torch_sparse_tensor(edge_index):
+            return out, set_sparse_value(edge_index, alpha)
+        return out, (edge_index, alpha)
 
     def edge_update(
         self,
-        q_i: Tensor,
-        k_j: Tensor,
-        y_i: Tensor,
-        y_j: Tensor,
-        e: Tensor,
+        receiver_i: Tensor,
+        sender_j: Tensor,
+        edge: Tensor,
         log_weight: Tensor | None,
         index: Tensor,
         ptr: Tensor | None,
         size_i: int | None,
     ) -> Tensor:
         """Return the attention α, ``[E, H]``."""
-        if self.attention == "additive":
-            logit = (F.silu(q_i + k_j + e + y_j - y_i) * self.score).sum(-1)
-        else:
-            scale = q_i.size(-1) ** -0.5
-            logit = ((q_i * (k_j + e)).sum(-1) + ((y_j - y_i) * self.score).sum(-1)) * scale
+        logit = self.score(receiver_i, sender_j, edge)
         if log_weight is not None:
             logit = logit + log_weight[:, None]
         alpha = softmax(logit, index, ptr, size_i)
@@ -188,18 +160,23 @@ class FrameAveragedConv(MessagePassing):
         alpha = alpha[..., None]
         return torch.cat([(alpha * v_j).flatten(1), (alpha * f).flatten(1)], dim=1)
 
-    def _check(self, x: Tensor, y: Tensor, edge_index: Tensor, edge_attr: Tensor) -> None:
+    def _check(
+        self, x: Tensor, y: Tensor, edge_index: Adj, edge_attr: Tensor, edge_weight: Tensor | None
+    ) -> None:
         n, e = x.size(0), edge_attr.size(0)
-        expected = {
+        expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
             "x": (x, (n, self.channels)),
             "y": (y, (n, self.n_genes)),
-            "edge_attr": (edge_attr, (e, _EDGE_FEATURES)),
+            "edge_attr": (edge_attr, (e, self.edge_encoder.in_features)),
         }
+        if edge_weight is not None:
+            expected["edge_weight"] = (edge_weight, (e,))
+        sparse = not isinstance(edge_index, Tensor) or is_torch_sparse_tensor(edge_index)
+        if not sparse:
+            expected["edge_index"] = (edge_index, (2, e))
         for name, (value, shape) in expected.items():
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
-        if isinstance(edge_index, Tensor) and tuple(edge_index.shape) != (2, e):
-            raise ValueError(f"edge_index must be [2, {e}], got {list(edge_index.shape)}")
 
     def __repr__(self) -> str:
         return (

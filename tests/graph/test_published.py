@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stflow_graph.nn.neighbourhood import (
+from stflow_graph.graph.published import (
     Neighbourhoods,
     all_pairs_neighbourhoods,
     edge_neighbourhoods,

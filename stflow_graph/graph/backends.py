@@ -1,0 +1,125 @@
+"""Who searches nearest neighbours: each proposes candidates, ``graph.neighbors`` decides.
+
+A search is made once for the spots of a slide and then asked for the ``width`` nearest of some
+rows, in any order and with the spot itself among them (unless more than ``width`` spots share its
+place). Since distances are computed anew from the candidates, all backends give equal edges.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from stflow_graph.errors import MissingDependency
+
+Backend = Literal["auto", "scipy", "torch-cluster", "pyg-lib", "torch"]
+BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "torch-cluster", "pyg-lib", "torch")
+Search = Callable[[Tensor, int], Tensor]
+_CHUNK = 2**24
+_MOST_ON_GPU = 100  # torch-cluster's kernel keeps its candidates in registers
+
+
+def make_search(pos: Tensor, backend: str = "auto") -> Search:
+    """Return the search over one slide's spots.
+
+    Args:
+        pos: ``[n, 2]`` float64 positions.
+        backend: one of ``BACKENDS``; ``"auto"`` takes scipy on the CPU, on a GPU pyg-lib or
+            torch-cluster where they are installed, else torch.
+
+    Returns:
+        A function of ``(rows [m], width)`` that gives the ``[m, width]`` nearest.
+
+    Raises:
+        MissingDependency: the backend is not installed.
+        ValueError: an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = _best_on_gpu() if pos.is_cuda else "scipy"
+    makers: dict[str, Callable[[Tensor], Search]] = {
+        "scipy": _scipy,
+        "torch-cluster": _torch_cluster,
+        "pyg-lib": _pyg_lib,
+        "torch": _torch,
+    }
+    return makers[backend](pos)
+
+
+def is_available(backend: str) -> bool:
+    """Return whether a backend's library is installed."""
+    if backend == "torch-cluster":
+        return _importable("torch_cluster")
+    if backend == "pyg-lib":
+        return _importable("pyg_lib") and hasattr(torch.ops.pyg, "knn")
+    return backend in BACKENDS
+
+
+def _importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError):  # OSError: built for another torch
+        return False
+    return True
+
+
+def _best_on_gpu() -> str:
+    return next((name for name in ("pyg-lib", "torch-cluster") if is_available(name)), "torch")
+
+
+def _scipy(pos: Tensor) -> Search:
+    points = pos.cpu().numpy()
+    tree = cKDTree(points)
+
+    def search(rows: Tensor, width: int) -> Tensor:
+        _, index = tree.query(points[rows.cpu().numpy()], k=width)
+        return torch.from_numpy(index).view(len(rows), width).to(pos.device)
+
+    return search
+
+
+def _torch(pos: Tensor) -> Search:
+    def search(rows: Tensor, width: int) -> Tensor:
+        found = []
+        for part in rows.split(max(1, _CHUNK // max(1, len(pos)))):
+            # differences rather than cdist: its matrix product loses half of the digits
+            distance = (pos[part, None] - pos[None]).square_().sum(-1)
+            found.append(distance.topk(width, dim=1, largest=False).indices)
+        return torch.cat(found) if found else rows.new_empty(0, width)
+
+    return search
+
+
+def _torch_cluster(pos: Tensor) -> Search:
+    if not is_available("torch-cluster"):
+        raise MissingDependency(
+            "torch-cluster is not installed: pip install --no-build-isolation torch-cluster, or "
+            'graph.backend = "scipy" or "torch"'
+        )
+    knn = importlib.import_module("torch_cluster").knn
+
+    def search(rows: Tensor, width: int) -> Tensor:
+        if pos.is_cuda and width > _MOST_ON_GPU:
+            return _torch(pos)(rows, width)
+        return knn(pos, pos[rows], width)[1].view(len(rows), width)
+
+    return search
+
+
+def _pyg_lib(pos: Tensor) -> Search:
+    if not is_available("pyg-lib"):
+        raise MissingDependency(
+            'pyg-lib >= 0.6 is not installed: take graph.backend = "scipy", "torch" or '
+            '"torch-cluster"'
+        )
+
+    def search(rows: Tensor, width: int) -> Tensor:
+        return torch.ops.pyg.knn(pos, pos[rows], None, None, width, False, 1)[1].view(-1, width)
+
+    return search

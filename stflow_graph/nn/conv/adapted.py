@@ -1,0 +1,82 @@
+"""PyG's own layers in the place of ours."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from stflow_graph.nn.edge_encoder import FrameEncoder
+
+
+class AdaptedConv(nn.Module):
+    """Lets a PyG layer pass messages in a denoiser's block.
+
+    The layer sees ``LayerNorm(x) + W_y y`` and, where it knows edge attributes, the invariant
+    encoding of the edges, faded out with their weight (:class:`FrameEncoder`); where it knows
+    only edge weights, the weights. Layers with heads are made to concatenate to C channels.
+
+    Args:
+        layer: a class of ``torch_geometric.nn``, made as ``layer(C, C, **options)``.
+        channels: C.
+        n_genes: G.
+        edge_channels: width of the encoded edges.
+        options: further arguments of the layer (``{"heads": 4}``).
+
+    Raises:
+        ValueError: the layer does not take these arguments.
+    """
+
+    def __init__(
+        self,
+        layer: type[nn.Module],
+        channels: int,
+        n_genes: int,
+        edge_channels: int = 32,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        takes = inspect.signature(layer.forward).parameters
+        made_with = inspect.signature(layer.__init__).parameters
+        options = dict(options or {})
+        out_channels = channels
+        if options.get("concat", True):
+            out_channels //= options.get("heads", 1)
+        if "edge_dim" in made_with:
+            options.setdefault("edge_dim", edge_channels)
+        try:
+            self.layer = layer(channels, out_channels, **options)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(
+                f"{layer.__name__}({channels}, {out_channels}, {options}): {error}"
+            ) from None
+        self.norm = nn.LayerNorm(channels)
+        self.lin_y = nn.Linear(n_genes, channels, bias=False)
+        self.edge_encoder = FrameEncoder(edge_channels) if "edge_dim" in made_with else None
+        self.weighs = self.edge_encoder is None and "edge_weight" in takes
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for name in ("layer", "norm", "lin_y", "edge_encoder"):
+            if name in self._modules:
+                getattr(self, name).reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        edge_index: Tensor,
+        edge_attr: Tensor,
+        edge_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the update of the spots' states; arguments as of ``FrameAveragedConv``."""
+        x = self.norm(x) + self.lin_y(y)
+        if self.edge_encoder is not None:
+            f = self.edge_encoder(edge_attr)
+            if edge_weight is not None:
+                f = f * edge_weight[:, None]
+            return self.layer(x, edge_index, edge_attr=f)
+        if self.weighs:
+            return self.layer(x, edge_index, edge_weight=edge_weight)
+        return self.layer(x, edge_index)

@@ -1,0 +1,77 @@
+"""Encoders of edges that do not see the arbitrary signs of their frames."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stflow_graph.nn.swiglu import SwiGLU
+
+_SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
+
+
+class FrameEncoder(nn.Module):
+    r"""Encodes an edge by its frame average, continuously where the frame is undefined.
+
+    .. math::
+        f_{ij} = w_i \tfrac14 \sum_{s \in \{-1, 1\}^2} φ([((r_{ij} - c_i) U_i) \circ s, ‖r_{ij}‖])
+               + (1 - w_i) φ_0([‖r_{ij}‖, ‖r_{ij} - c_i‖, q_{ij}])
+
+    The first term is the frame average of STFlow (Huang et al., ICML 2025, section 3.3); the
+    weight w and the second term keep it continuous where the frame is undefined. φ and φ₀ share
+    their last linear map, which commutes with the average.
+
+    Args:
+        out_channels: channels of f.
+        hidden_channels: width of φ's hidden layer, ``2 * out_channels`` if None.
+    """
+
+    signs: Tensor
+    in_features = 6
+
+    def __init__(self, out_channels: int, hidden_channels: int | None = None) -> None:
+        super().__init__()
+        hidden_channels = hidden_channels or 2 * out_channels
+        self.framed = nn.Linear(3, hidden_channels)
+        self.isotropic = nn.Linear(3, hidden_channels)
+        self.out = nn.Linear(hidden_channels, out_channels)
+        self.register_buffer("signs", torch.tensor(_SIGNS), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for module in (self.framed, self.isotropic, self.out):
+            module.reset_parameters()
+
+    def forward(self, edge_attr: Tensor) -> Tensor:
+        """Map ``edge_attr [E, 6]`` of ``graph.edge_geometry`` to ``[E, out_channels]``."""
+        axes, distance, weight = edge_attr[:, :2], edge_attr[:, 2:3], edge_attr[:, 5:]
+        flipped = axes[:, None] * self.signs  # [E, 4, 2]
+        inputs = torch.cat([flipped, distance[:, None].expand(-1, 4, 1)], dim=-1)
+        framed = F.silu(self.framed(inputs)).mean(dim=1)
+        isotropic = F.silu(self.isotropic(edge_attr[:, 2:5]))
+        return self.out(weight * framed + (1 - weight) * isotropic)
+
+
+class PublishedFrameEncoder(SwiGLU):
+    r"""The published encoder: :math:`\tfrac14 \sum_s φ([((r - c) U) \circ s \,\|\, ‖r‖])`.
+
+    φ is a :class:`SwiGLU`; its last linear map commutes with the average and is applied once.
+
+    Args:
+        out_channels: D_e.
+        dropout: of φ.
+    """
+
+    signs: Tensor
+    in_features = 3
+
+    def __init__(self, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__(3, out_channels, out_channels, dropout)
+        signs = torch.cat([torch.tensor(_SIGNS), torch.ones(4, 1)], dim=1)
+        self.register_buffer("signs", signs, persistent=False)
+
+    def forward(self, edge_attr: Tensor) -> Tensor:
+        """Map ``edge_attr [E, 3]`` of ``graph.PublishedGraph`` to ``[E, D_e]``."""
+        hidden = self.hidden(self.fc1(edge_attr[:, None] * self.signs))
+        return self.dropout(self.fc2(hidden.mean(dim=1)))

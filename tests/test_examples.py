@@ -1,0 +1,48 @@
+"""The examples run at the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from stflow_graph_cli.main import app
+from typer.testing import CliRunner
+
+from stflow_graph.checkpoint import load_checkpoint
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def train(cohort, tmp_path, monkeypatch):
+    """Train one epoch from the folder of the examples; the first block's local layer."""
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*options: str):
+        command = ["train", "--source-dataroot", str(cohort.root), "--out", str(tmp_path / "run")]
+        command += ["--embed-dataroot", str(cohort.embeddings), "--encoder", "toy"]
+        command += ["--folds", "0", "--set", "train.epochs=1", *options]
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        model = load_checkpoint(tmp_path / "run" / "fold0" / "checkpoint").build()
+        return model.blocks[0].convs[0]
+
+    return run
+
+
+def test_a_layer_of_ones_own_in_under_forty_lines(train):
+    layer = train("--set", "denoiser.conv=custom_layer:MyConv")
+    assert type(layer).__name__ == "MyConv"
+    assert len((EXAMPLES / "custom_layer.py").read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("gatv2.toml", "GATv2Conv"), ("transformer_conv.toml", "TransformerConv")],
+)
+def test_layers_of_pyg_through_the_configuration(train, file, name):
+    layer = train("--config", file)
+    assert type(layer.layer).__name__ == name
+    assert layer.layer.heads == 4
