@@ -16,6 +16,8 @@ from torch_geometric.utils import scatter
 EDGE_FEATURES = 6
 _FULL_WEIGHT = 0.3
 _TINY = 1e-12
+# in squared pitches: a heap of spots that is so small has no direction
+_HEAP = 1e-6
 
 
 def edge_geometry(
@@ -27,7 +29,8 @@ def edge_geometry(
     and U_i the axes of C_i, the columns are: the two coordinates (r - c_i) U_i (their signs are
     arbitrary: average over them), ||r||, ||r - c_i||, (r - c_i)ᵀ (C_i / tr C_i - I / 2) (r - c_i),
     and the axes' weight s(a_i / full_weight), where a_i = (λ₂ - λ₁) / (λ₁ + λ₂) and s is the
-    smooth step. Axes of weight 0 may point anywhere; all else is continuous in the positions.
+    smooth step. Axes of weight 0 may point anywhere; all else is continuous in the positions
+    (λ₁ + λ₂ is taken 2e-6 squared pitches larger: twins at one place have no direction).
 
     Args:
         pos: ``[N, 2]`` positions in spot pitches.
@@ -49,7 +52,7 @@ def edge_geometry(
     xx, yy, xy = (scatter(weight * products, target, dim_size=n) / total).unbind(1)
     half_trace, half_difference = (xx + yy) / 2, (xx - yy) / 2
     spread = torch.hypot(half_difference, xy)
-    anisotropy = spread / (half_trace + _TINY)
+    anisotropy = spread / (half_trace + _HEAP)
     step = (anisotropy / full_weight).clamp(0, 1)
     axis_weight = step * step * (3 - 2 * step)
     angle = torch.atan2(xy, half_difference) / 2

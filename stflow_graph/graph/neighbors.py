@@ -16,10 +16,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from stflow_graph.graph.backends import make_search
+from stflow_graph.graph.backends import Search, make_search
 
 # distances this near to each other are one: the rounding of a rotated array is far below
 _TIED = 1e-9
+# of the distance of 8th neighbours: what is nearer is at the same place
+_SAME_PLACE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,13 @@ def nearest_neighbors(
     *,
     batch: Tensor | None = None,
     slack: float = 0.1,
+    same_place: float = 0.0,
     backend: str = "auto",
 ) -> Neighbors:
     """Connect every spot with its nearest neighbours of the same slide, itself excluded.
 
-    ``w_ij = s((1 + slack - d_ij / d_ik) / slack)`` with s(u) = 3u² - 2u³ clamped to [0, 1].
+    ``w_ij = s((1 + slack - d_ij / d_ik) / slack)`` with s(u) = 3u² - 2u³ clamped to [0, 1] and
+    ``d_ik`` the distance of the k-th nearest, at least ``same_place``.
     A slide of n <= k spots uses n - 1 neighbours; a single spot has none.
 
     Args:
@@ -57,6 +61,8 @@ def nearest_neighbors(
         slack: relative width of the cut-off; 0 takes exactly the k nearest with weight 1, of
             equally distant ones those of lowest index (as published: the graph then depends on
             the order of spots).
+        same_place: distance below which spots are at one place: if more than k are, all of them
+            are neighbours, with weight 1.
         backend: one of ``graph.backends.BACKENDS``; all give equal edges.
 
     Raises:
@@ -66,13 +72,17 @@ def nearest_neighbors(
         raise ValueError(f"pos must be [N, 2], got {list(pos.shape)}")
     if batch is not None and batch.shape != pos.shape[:1]:
         raise ValueError(f"batch must be [{pos.size(0)}], got {list(batch.shape)}")
-    if k < 1 or slack < 0:
-        raise ValueError(f"k must be >= 1 and slack >= 0, got k = {k}, slack = {slack}")
+    if k < 1 or slack < 0 or same_place < 0:
+        raise ValueError(
+            f"k must be >= 1, slack and same_place >= 0, got k = {k}, slack = {slack}, "
+            f"same_place = {same_place}"
+        )
     if not torch.isfinite(pos).all():
         raise ValueError("pos has values that are not finite")
     parts, start = [], 0
     for part in _split(pos.detach().double(), batch):
-        found = _search_slide(part, min(k, len(part) - 1), slack, backend)
+        search = make_search(part, backend)
+        found = _search_slide(part, min(k, len(part) - 1), slack, same_place, search)
         parts.append((found[0] + start, found[1] + start, *found[2:]))
         start += len(part)
     target, source, distance, nearest = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -87,14 +97,27 @@ def nearest_neighbors(
 def spot_pitch(pos: Tensor) -> float:
     """Return the median distance to the nearest other place, 1.0 if all spots share one place.
 
+    Spots a thousand times nearer than 8th neighbours usually are (their 90% quantile) share a
+    place, so that duplicates, exact or shaken a little, do not make the pitch collapse.
+
     Args:
         pos: ``[N, 2]`` positions of one slide.
     """
-    places = np.unique(pos.detach().double().cpu().numpy(), axis=0)
-    if len(places) < 2:
-        return 1.0
-    distance, _ = cKDTree(places).query(places, k=2)
-    return float(np.median(distance[:, 1]))
+    points = pos.detach().double().cpu().numpy()
+    nearest = _nearest_place(points)
+    if not len(nearest):  # every spot has many twins
+        nearest = _nearest_place(np.unique(points, axis=0))
+    return float(np.median(nearest)) if len(nearest) else 1.0
+
+
+def _nearest_place(points: np.ndarray) -> np.ndarray:
+    """Return the distance to the nearest other place of each spot that has one in reach."""
+    if len(points) < 2:
+        return np.empty(0)
+    distance = cKDTree(points).query(points, k=min(len(points), 9))[0][:, 1:]
+    apart = distance > _SAME_PLACE * np.quantile(distance[:, -1], 0.9)
+    found = np.where(apart, distance, np.inf).min(axis=1)
+    return found[np.isfinite(found)]
 
 
 def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
@@ -109,10 +132,9 @@ def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
 _Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _search_slide(pos: Tensor, k: int, slack: float, backend: str) -> _Found:
+def _search_slide(pos: Tensor, k: int, slack: float, same_place: float, search: Search) -> _Found:
     """Return (target, source, distance, d_k of the target) of all edges of one slide."""
     n = len(pos)
-    search = make_search(pos, backend)
     rows, width = torch.arange(n, device=pos.device), min(n, 2 * k + 6)
     found: list[_Found] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
     while k > 0 and len(rows):
@@ -120,7 +142,7 @@ def _search_slide(pos: Tensor, k: int, slack: float, backend: str) -> _Found:
         distance = (pos[index] - pos[rows, None]).square().sum(-1).sqrt()
         itself = index == rows[:, None]
         others = distance.masked_fill(itself, torch.inf)
-        nearest = others.kthvalue(k, dim=1, keepdim=True).values
+        nearest = others.kthvalue(k, dim=1, keepdim=True).values.clamp(min=same_place)
         # what was not proposed is further than all that was
         beyond = distance.amax(dim=1, keepdim=True) > (1 + slack) * nearest * (1 + _TIED)
         done = beyond.squeeze(1) | (width == n)

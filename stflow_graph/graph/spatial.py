@@ -9,6 +9,9 @@ from torch_geometric.transforms import BaseTransform
 from stflow_graph.graph.frames import edge_geometry
 from stflow_graph.graph.neighbors import nearest_neighbors, spot_pitch
 
+# in pitches; cells or bins that the segmentation put on top of each other
+_SAME_PLACE = 1e-3
+
 
 class SpatialGraph(BaseTransform):
     """Adds the spatial graph of one slide: ``edge_index``, ``edge_weight`` and ``edge_attr``.
@@ -31,7 +34,13 @@ class SpatialGraph(BaseTransform):
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``edge_index [2, E]``, ``edge_weight [E]``, ``edge_attr [E, 6]``."""
         pos = data.pos.double() / spot_pitch(data.pos)
-        found = nearest_neighbors(pos, self.n_neighbors, slack=self.slack, backend=self.backend)
+        found = nearest_neighbors(
+            pos,
+            self.n_neighbors,
+            slack=self.slack,
+            same_place=_SAME_PLACE,
+            backend=self.backend,
+        )
         data.edge_index = found.edge_index
         data.edge_weight = found.weight.to(torch.float32)
         data.edge_attr = edge_geometry(pos, found.edge_index, found.weight).to(torch.float32)

@@ -96,6 +96,28 @@ def test_pitch_is_the_distance_of_nearest_places_whatever_the_unit():
     assert spot_pitch(torch.zeros(5, 2)) == 1.0
     assert spot_pitch(torch.zeros(1, 2)) == 1.0
     assert spot_pitch(torch.cat([hexagonal(6), hexagonal(6)])) == pytest.approx(1)
+    assert spot_pitch(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5.0
+    assert spot_pitch(torch.tensor([[0.0, 0.0], [3.0, 4.0]]).repeat(20, 1)) == 5.0
+    far = torch.tensor([[1e4, 1e4], [-1e4, 1e4]])
+    assert spot_pitch(torch.cat([hexagonal(8), far])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("twins", [1, 8, 20])
+def test_shaken_duplicates_have_the_pitch_of_exact_ones(twins):
+    exact = torch.cat([hexagonal(8), hexagonal(8)[:twins], hexagonal(8)[:1].repeat(twins, 1)])
+    noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)).double()
+    assert spot_pitch(exact + 1e-6 * noise) == pytest.approx(spot_pitch(exact), abs=1e-5)
+
+
+def test_all_spots_of_one_place_are_neighbours_however_little_they_are_apart():
+    pos = torch.cat([hexagonal(5), torch.full((12, 2), 1.3).double()])
+    noise = torch.randn(pos.shape, generator=torch.Generator().manual_seed(0)).double()
+    exact, shaken = (nearest_neighbors(p, 8, same_place=1e-3) for p in (pos, pos + 1e-6 * noise))
+    assert torch.equal(exact.edge_index, shaken.edge_index)
+    assert torch.allclose(exact.weight, shaken.weight, atol=1e-3)
+    heap = (exact.edge_index >= 25).all(0)
+    assert heap.sum() == 12 * 11
+    assert (exact.weight[heap] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +126,7 @@ def test_pitch_is_the_distance_of_nearest_places_whatever_the_unit():
         ({"pos": torch.zeros(3)}, r"\[3\]"),
         ({"pos": torch.zeros(3, 2), "batch": torch.zeros(2).long()}, r"\[2\]"),
         ({"pos": torch.zeros(3, 2), "k": 0}, "k = 0"),
+        ({"pos": torch.zeros(3, 2), "same_place": -1.0}, "same_place = -1"),
         ({"pos": torch.full((3, 2), torch.nan)}, "not finite"),
         ({"pos": torch.zeros(3, 2), "backend": "faiss"}, "scipy"),
         ({"pos": torch.zeros(3, 2), "batch": torch.tensor([0, 1, 0])}, "ascending"),
