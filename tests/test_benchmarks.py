@@ -6,8 +6,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from toy import GENES
 
-SUMMARISE = Path(__file__).resolve().parents[1] / "benchmarks" / "summarise.py"
+from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def script(name: str, *arguments: object) -> str:
+    """Run a script of benchmarks/; what it printed."""
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def write(folder: Path, scores: dict[str, dict[str, float | None]], slides: list[str]) -> Path:
@@ -19,7 +30,7 @@ def write(folder: Path, scores: dict[str, dict[str, float | None]], slides: list
 
 
 def run(*folders: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SUMMARISE), *map(str, folders)]
+    command = [sys.executable, str(BENCHMARKS / "summarise.py"), *map(str, folders)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -47,3 +58,37 @@ def test_other_slides_are_refused(tmp_path):
     done = run(a, b)
     assert done.returncode == 1
     assert "other slides" in done.stderr
+
+
+def test_symmetry_shows_the_published_frames_break_on_lattices_and_ours_do_not(tmp_path):
+    out = script("symmetry.py", "--quick", "--out", tmp_path)
+    assert "largest relative change: motions" in out
+    rows = json.loads((tmp_path / "symmetry.json").read_text())
+    motions = {(row["array"], row["model"]): row["motions"] for row in rows}
+    for array in ("hexagonal", "square"):
+        assert motions[array, "STFlow k=8"] > 1e-2
+    assert max(v for (_, model), v in motions.items() if model.startswith("ours")) < 1e-4
+    assert (tmp_path / "lattice.png").stat().st_size > 1000
+
+
+def test_global_cost_is_measured_and_fitted(tmp_path):
+    out = script("global_cost.py", "--quick", "--out", tmp_path)
+    assert "exponent" in out
+    found = json.loads((tmp_path / "global_cost.json").read_text())
+    assert set(found["seconds"]) == set(GLOBAL_ATTENTIONS)
+    assert (tmp_path / "global_cost.png").stat().st_size > 1000
+
+
+def test_ablation_trains_every_pair_of_kinds_once(cohort, tmp_path):
+    arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
+    arguments += ["--out", tmp_path / "out", "--folds", "0", "--seeds", "1", "--quick"]
+    first = script("ablation.py", *arguments)
+    assert "PCC, test" in first
+    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert len({(row["local"], row["global"]) for row in rows}) == len(rows) == 9
+    assert all(len(row["test"]["A"]) == len(GENES) for row in rows)
+    weights = sorted((tmp_path / "out").rglob("model.safetensors"))
+    made = [file.stat().st_mtime_ns for file in weights]
+    assert len(made) == 9
+    assert script("ablation.py", *arguments) == first
+    assert [file.stat().st_mtime_ns for file in weights] == made

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.attention import PolynormerAttention
-from torch_geometric.utils import scatter, softmax
+from torch_geometric.utils import softmax
 
 
 class LatentAttention(nn.Module):
@@ -13,8 +14,8 @@ class LatentAttention(nn.Module):
 
     The tokens of a slide read all its spots, :math:`z_m = \sum_i \mathrm{softmax}_i(\tilde q_m^\top
     k_i) v_i`, and every spot reads the tokens,
-    :math:`g_i = \sum_m \mathrm{softmax}_m(q_i^\top \tilde k_m) z_m`. Cost O(N M C). Slides of a
-    batch are never mixed.
+    :math:`g_i = \sum_m \mathrm{softmax}_m(q_i^\top \tilde k_m) z_m`. Cost O(N M C), times the
+    number of slides in a batch, which are never mixed.
 
     Args:
         channels: C.
@@ -54,15 +55,19 @@ class LatentAttention(nn.Module):
         """
         _check(x, batch, self.channels)
         n, width = x.size(0), self.channels // self.heads
-        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, width).unbind(1)
-        read = torch.einsum("nhd,mhd->nhm", k, self.queries) * width**-0.5
-        read = softmax(read, batch, num_nodes=n_slides)  # over the spots of each slide
-        tokens = scatter(
-            torch.einsum("nhm,nhd->nhmd", read, v).flatten(1), batch, dim_size=n_slides
-        ).view(n_slides, self.heads, self.n_latents, width)
-        spread = torch.einsum("nhd,mhd->nhm", q, self.keys).mul(width**-0.5).softmax(-1)
-        gathered = torch.einsum("nhm,nhmd->nhd", spread, tokens[batch])
-        return self.out(gathered.flatten(1))
+        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, width).permute(1, 2, 0, 3)
+        read = k @ self.queries.permute(1, 2, 0) * width**-0.5  # [H, N, M]
+        spread = (q @ self.keys.permute(1, 2, 0) * width**-0.5).softmax(-1)
+        if n_slides == 1:
+            read = read.softmax(1)
+        else:
+            read = softmax(read, batch, num_nodes=n_slides, dim=1)
+            # a slide's tokens side by side with those of others, 0 where they are not the spot's:
+            # matrix products instead of [N, H, M, C / H]
+            own = F.one_hot(batch, n_slides).to(x.dtype)[..., None]  # [N, slides, 1]
+            read, spread = ((each[:, :, None] * own).flatten(2) for each in (read, spread))
+        tokens = read.transpose(1, 2) @ v  # [H, slides M, C / H]
+        return self.out((spread @ tokens).transpose(0, 1).flatten(1))
 
     def __repr__(self) -> str:
         return (
@@ -77,7 +82,8 @@ class LinearAttention(nn.Module):
     :math:`g_i = σ(q_i)^\top \sum_j σ(k_j) v_j^\top / σ(q_i)^\top \sum_j σ(k_j)`, by
     PyG's ``PolynormerAttention`` (Deng et al., ICLR 2024), slide by slide: in its padded batches
     the padding enters the denominators. Of PyG's linear attentions it is the one that neither
-    draws random features nor writes into its inputs. Cost O(N C²/H).
+    draws random features nor writes into its inputs. Cost O(N C²/H). ``torch.compile`` takes it
+    without graph breaks for one slide, as in sampling; the sizes of several are not known to it.
 
     Args:
         channels: C.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from stflow_graph.errors import MissingDependency
 from stflow_graph.graph import nearest_neighbors, spot_pitch
+from stflow_graph.graph.backends import BACKENDS, is_available
+
+SEARCHERS = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(not is_available(name), reason=f"{name} is not installed")
+    )
+    for name in BACKENDS
+    if name != "auto"
+]
 
 
 def hexagonal(n: int) -> torch.Tensor:
@@ -37,9 +49,10 @@ positions = st.integers(1, 30).flatmap(
 )
 
 
-@given(pos=positions, k=st.integers(1, 12), backend=st.sampled_from(["scipy", "torch"]))
+@pytest.mark.parametrize("backend", SEARCHERS)
+@given(pos=positions, k=st.integers(1, 12))
 @settings(max_examples=150, deadline=None)
-def test_edges_equal_brute_force_for_every_backend(pos, k, backend):
+def test_edges_equal_brute_force_for_every_backend(backend, pos, k):
     found = nearest_neighbors(torch.tensor(pos), k, slack=0.1, backend=backend)
     source, target = found.edge_index.tolist()
     edges = dict(zip(zip(target, source, strict=True), found.weight.tolist(), strict=True))
@@ -48,6 +61,44 @@ def test_edges_equal_brute_force_for_every_backend(pos, k, backend):
     for edge, weight in expected.items():
         assert edges[edge] == pytest.approx(weight, abs=1e-9)
     assert sorted(zip(target, source, strict=True)) == list(zip(target, source, strict=True))
+
+
+@pytest.mark.parametrize("backend", SEARCHERS)
+@pytest.mark.parametrize("slack", [0.0, 0.1])
+def test_every_backend_gives_the_same_edges(backend, slack):
+    """On arrays with more ties than candidates, off the origin, and for k beyond the spots."""
+    generator = torch.Generator().manual_seed(0)
+    heap = torch.cat([hexagonal(6), torch.full((30, 2), 2.2).double()])
+    jittered = hexagonal(15) + 0.1 * torch.randn(225, 2, generator=generator).double()
+    for pos in (hexagonal(9), jittered * 163 + 4e4, heap, torch.rand(5, 2, generator=generator)):
+        for k in (1, 6, 8, 40):
+            wanted = nearest_neighbors(pos, k, slack=slack, backend="scipy")
+            found = nearest_neighbors(pos, k, slack=slack, backend=backend)
+            assert torch.equal(found.edge_index, wanted.edge_index)
+            assert torch.equal(found.weight, wanted.weight)
+
+
+def test_pyg_lib_is_called_as_pyg_calls_it(monkeypatch):
+    """Its wheels are not on PyPI: a stand-in with the arguments and layout of ``nn.pool.knn``."""
+
+    def knn(x, y, ptr_x, ptr_y, k, cosine, num_workers):
+        assert (ptr_x, ptr_y, cosine, num_workers) == (None, None, False, 1)
+        reference = torch.cdist(y, x).topk(k, largest=False).indices
+        query = torch.arange(len(y))[:, None].expand_as(reference)
+        return torch.stack([query.flatten(), reference.flatten()])
+
+    monkeypatch.setattr("stflow_graph.graph.backends.is_available", lambda _: True)
+    monkeypatch.setattr(torch.ops, "pyg", SimpleNamespace(knn=knn), raising=False)
+    wanted = nearest_neighbors(hexagonal(7), 8, backend="scipy")
+    found = nearest_neighbors(hexagonal(7), 8, backend="pyg-lib")
+    assert torch.equal(found.edge_index, wanted.edge_index)
+
+
+@pytest.mark.parametrize("name", ["torch-cluster", "pyg-lib"])
+def test_a_backend_that_is_not_installed_says_what_to_do(name, monkeypatch):
+    monkeypatch.setattr("stflow_graph.graph.backends.is_available", lambda _: False)
+    with pytest.raises(MissingDependency, match=f"{name}.* not installed.*scipy"):
+        nearest_neighbors(hexagonal(3), 2, backend=name)
 
 
 def test_ties_of_a_hexagonal_array_are_kept_together_under_rotation_and_permutation():

@@ -201,6 +201,14 @@ def test_wrong_shapes_are_printed(ours, wrong):
         ours(**inputs)
 
 
+@pytest.mark.parametrize("spot", [-1, 30])
+def test_edges_out_of_range_are_refused(ours, spot):
+    data = geometry(ours)(spots(30, 0))
+    data.edge_index[0, 0] = spot
+    with pytest.raises((IndexError, RuntimeError, ValueError), match=r"\[0, 29\]|edge_index"):
+        run(ours, data)
+
+
 def test_options_that_a_layer_lacks_are_refused():
     with pytest.raises(ValueError, match=r"GATv2Conv\(16, 16, .*heeds"):
         AdaptedConv(GATv2Conv, CHANNELS, GENES, 8, {"heeds": 4})
