@@ -136,3 +136,20 @@ def test_bad_sources_are_refused(run, cohort, tmp_path):
     model.write_bytes(model.read_bytes()[:-4] + b"0000")
     with pytest.raises(BadInput, match=r"model.safetensors: sha256"):
         sample(run, files, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"attention": "stflow", "global_attention": "none"},
+        {"attention": "dot", "global_attention": "linear"},
+        {"attention": "stflow", "similarity_edges": True},
+        {"conv": "torch_geometric.nn:GENConv"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_graph_denoiser_trains_and_samples(cohort, tmp_path, kind):
+    changes = {f"denoiser.{name}": value for name, value in kind.items()}
+    train(load_config(None, {**cohort.settings, **changes, "train.epochs": 1}), tmp_path / "run")
+    (done,) = sample(tmp_path / "run", [cohort.embedding("B")], tmp_path / "out")
+    assert np.isfinite(read_prediction(done.path).mean).all()
