@@ -143,7 +143,7 @@ def draw(predictors: dict[str, Predict], side: int, file: Path) -> None:
     axes[0].text(angles[0], 1.2e-4, "required: 1e-4", color="0.4", fontsize=8, va="bottom")
     axes[0].set(xlabel="rotation, degrees", ylabel="relative change of the output")
     axes[0].set_title(f"exact hexagonal array, {len(pos)} spots")
-    axes[0].legend(frameon=False, fontsize=8, loc="center right")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.02, 0.1))
     for axis, name in zip(axes[1:], ("STFlow k=8", "ours, additive"), strict=True):
         still = predictors[name](pos, None)
         moved = predictors[name](pos @ rotation(shown).T, None)

@@ -86,7 +86,7 @@ def load_stflow(
     model = GraphDenoiser(
         **dataclasses.asdict(sizes), attention="stflow", global_attention=None, attn_dropout=0.2
     )
-    model.load_state_dict({_graph_name(key): value for key, value in state.items()})
+    model.load_state_dict({graph_name(key): value for key, value in state.items()})
     return model.eval()
 
 
@@ -190,7 +190,12 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[str, dict[str, Ten
     return origin, state
 
 
-def _graph_name(key: str) -> str:
+def graph_name(key: str) -> str:
+    """Return the name in ``GraphDenoiser`` of a public parameter's name.
+
+    Raises:
+        KeyError: the name is not a public one.
+    """
     for pattern, name in _RENAMED.items():
         match = re.match(pattern, key)
         if match:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,13 @@ def test_global_cost_is_measured_and_fitted(tmp_path):
     found = json.loads((tmp_path / "global_cost.json").read_text())
     assert set(found["seconds"]) == set(GLOBAL_ATTENTIONS)
     assert (tmp_path / "global_cost.png").stat().st_size > 1000
+
+
+def test_equality_finds_the_two_denoisers_equal():
+    out = script("equality.py", "--quick")
+    found = [float(number) for number in re.findall(r"\d\.\de[-+]\d\d", out)]
+    assert len(found) == 8
+    assert max(found) <= 1e-5
 
 
 def test_ablation_trains_every_pair_of_kinds_once(cohort, tmp_path):

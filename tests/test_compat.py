@@ -11,7 +11,7 @@ from toy import CHANNELS, write_slide
 from typer.testing import CliRunner
 
 from stflow_graph.checkpoint import load_checkpoint
-from stflow_graph.compat import Sizes, _graph_name, convert_stflow, infer_sizes, load_stflow
+from stflow_graph.compat import Sizes, convert_stflow, graph_name, infer_sizes, load_stflow
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.graph import PublishedGraph, SpatialGraph
 from stflow_graph.io.predictions import read_prediction
@@ -82,7 +82,7 @@ def test_their_gradients_are_equal(slides, dtype, tolerance):
     probe = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     for out in outputs:
         (out * probe).sum().backward()
-    wanted = {_graph_name(key): p.grad for key, p in models[0].named_parameters()}
+    wanted = {graph_name(key): p.grad for key, p in models[0].named_parameters()}
     found = {key: p.grad for key, p in models[1].named_parameters()}
     assert wanted.keys() == found.keys()
     for block in {key.split(".convs")[0] for key in wanted}:
