@@ -77,8 +77,9 @@ def nearest_neighbors(
             f"k must be >= 1, slack and same_place >= 0, got k = {k}, slack = {slack}, "
             f"same_place = {same_place}"
         )
-    if not torch.isfinite(pos).all():
-        raise ValueError("pos has values that are not finite")
+    lost = int((~pos.isfinite()).any(dim=1).sum())
+    if lost:
+        raise ValueError(f"pos {list(pos.shape)} has {lost} rows that are not finite")
     parts, start = [], 0
     for part in _split(pos.detach().double(), batch):
         search = make_search(part, backend)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def check_spots(
-    y_t: Tensor, t: Tensor, x: Tensor, batch: Tensor, in_channels: int, n_genes: int
+    y_t: Tensor, t: Tensor, x: Tensor, batch: Tensor | None, in_channels: int, n_genes: int
 ) -> None:
     """Check the tensors that have a row a spot.
 
@@ -15,7 +15,7 @@ def check_spots(
         y_t: must be ``[N, G]`` floating point.
         t: must be ``[n_slides]`` floating point.
         x: must be ``[N, F]`` floating point.
-        batch: must be ``[N]`` int64 with values below ``n_slides``.
+        batch: must be ``[N]`` int64 with values below ``n_slides``; None is one slide.
         in_channels: F.
         n_genes: G.
 
@@ -27,6 +27,13 @@ def check_spots(
     n = x.size(0) if x.dim() else 0
     _check_rows("data.x", x, (n, in_channels))
     _check_rows("y_t", y_t, (n, n_genes))
+    if batch is None:
+        if tuple(t.shape) != (1,) or not t.is_floating_point():
+            found = f"{list(t.shape)} {t.dtype}"
+            raise ValueError(
+                f"t must be [1] of floats (data without batch is 1 slide), got {found}"
+            )
+        return
     if tuple(batch.shape) != (n,) or batch.dtype != torch.int64:
         raise ValueError(f"data.batch must be [{n}] int64, got {list(batch.shape)} {batch.dtype}")
     slides = f", with an entry for each slide of data.batch [{n}]"

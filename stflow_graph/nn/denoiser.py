@@ -128,10 +128,10 @@ class GraphDenoiser(nn.Module):
         Raises:
             ValueError: shapes, dtypes or edges that do not fit; the message prints them.
         """
+        check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
         batch = data.batch
         if batch is None:
             batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
-        check_spots(y_t, t, data.x, batch, self.in_channels, self.n_genes)
         relations = self._relations(data, batch)
         h = self.embed_x(self.input_dropout(data.x)) + self.embed_t(t)[batch]
         if self.embed_y is not None:

@@ -99,9 +99,9 @@ class TransformerDenoiser(nn.Module):
             ValueError: shapes, dtypes or values that do not fit; the message prints them.
         """
         x, batch = data.x, data.batch
+        check_spots(y_t, t, x, batch, self.in_channels, self.n_genes)
         if batch is None:
             batch = torch.zeros(x.size(0), dtype=torch.long, device=x.device)
-        check_spots(y_t, t, x, batch, self.in_channels, self.n_genes)
         check_positions(data.pos, x.size(0))
         if data.edge_index is None:
             # centred in full precision: float32 pixels of a large slide lose the last digits

@@ -178,7 +178,7 @@ def test_all_spots_of_one_place_are_neighbours_however_little_they_are_apart():
         ({"pos": torch.zeros(3, 2), "batch": torch.zeros(2).long()}, r"\[2\]"),
         ({"pos": torch.zeros(3, 2), "k": 0}, "k = 0"),
         ({"pos": torch.zeros(3, 2), "same_place": -1.0}, "same_place = -1"),
-        ({"pos": torch.full((3, 2), torch.nan)}, "not finite"),
+        ({"pos": torch.full((3, 2), torch.nan)}, r"\[3, 2\] has 3 rows that are not finite"),
         ({"pos": torch.zeros(3, 2), "backend": "faiss"}, "scipy"),
         ({"pos": torch.zeros(3, 2), "batch": torch.tensor([0, 1, 0])}, "ascending"),
     ],

@@ -165,8 +165,9 @@ REFUSED = {
     "y_t too short": (lambda y, t, d: (y[:-1], t, d), r"y_t must be \[20, 5\].*got \[19, 5\]"),
     "y_t of one row": (lambda y, t, d: (y[:1], t, d), r"y_t must be .*got \[1, 5\]"),
     "y_t of integers": (lambda y, t, d: (y.long(), t, d), r"of floats, got \[20, 5\] torch.int64"),
-    "t of no axis": (lambda y, t, d: (y, t[0], d), r"t must be \[n_slides\].*got \[\]"),
+    "t of no axis": (lambda y, t, d: (y, t[0], d), r"t must be \[1\].*got \[\]"),
     "t a spot": (lambda y, t, d: (y, t.repeat(20)[:, None], d), r"got \[20, 1\]"),
+    "t of every spot": (lambda y, t, d: (y, t.repeat(20), d), r"t must be \[1\] .*got \[20\]"),
     "t of integers": (lambda y, t, d: (y, t.long(), d), r"t must be .*int64"),
     "x too narrow": (
         lambda y, t, d: (y, t, d.update({"x": d.x[:, :3]})),
@@ -284,6 +285,32 @@ def test_reset_parameters_draws_anew_and_closes_the_gate():
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert all("norm" in key or ".0." in key or "gate" in key for key in same), same
     assert not model.blocks[0].gate.any()
+
+
+# renaming a parameter makes every checkpoint useless: do it knowingly, with a new format
+KEYS = {
+    "embed_x": {"weight": [16, 12], "bias": [16]},
+    "embed_t.mlp.0": {"weight": [16, 256], "bias": [16]},
+    "embed_t.mlp.2": {"weight": [16, 16], "bias": [16]},
+    "blocks.0": {"gate": [16]},
+    "blocks.0.global_attention": {"queries": [3, 4, 4], "keys": [3, 4, 4]},
+    "blocks.0.global_attention.norm": {"weight": [16], "bias": [16]},
+    "blocks.0.global_attention.qkv": {"weight": [48, 16], "bias": [48]},
+    "blocks.0.global_attention.out": {"weight": [16, 16], "bias": [16]},
+    "blocks.0.mlp.0": {"weight": [16], "bias": [16]},
+    "blocks.0.mlp.1": {"weight": [32, 16], "bias": [32]},
+    "blocks.0.mlp.4": {"weight": [16, 32], "bias": [16]},
+    "blocks.0.read_out.0": {"weight": [16], "bias": [16]},
+    "blocks.0.read_out.1": {"weight": [16, 16], "bias": [16]},
+    "blocks.0.read_out.4": {"weight": [5, 16], "bias": [5]},
+}
+
+
+def test_names_and_shapes_of_parameters_stay():
+    """Those of the local layer are in ``conv/test_pyg_manners.py``."""
+    model = GraphDenoiser(F, G, hidden_channels=16, edge_channels=8, n_layers=1, n_latents=3)
+    found = {key: list(v.shape) for key, v in model.state_dict().items() if ".convs." not in key}
+    assert found == {f"{a}.{b}": shape for a, part in KEYS.items() for b, shape in part.items()}
 
 
 def test_repr_names_its_parts():
