@@ -127,7 +127,9 @@ def draw(measures: dict[str, dict[tuple[str, str], list[float]]], file: Path) ->
         axis.set_title(f"{measure} slides")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("PCC, mean over genes")
-    axes[1].legend(frameon=False, loc="lower right", fontsize=8)
+    figure.legend(
+        *axes[1].get_legend_handles_labels(), loc="outside lower center", ncol=len(GLOBAL)
+    )
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
