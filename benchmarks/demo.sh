@@ -7,7 +7,8 @@ out=$2
 
 say() { printf '\n\033[1m$ stflow-graph %s\033[0m\n' "$*"; "$stflow" "$@"; }
 
-say simulate "$out/cohort" --slides 6 --spots 400 --seed 0
+# a second run draws the same bytes again, and the later stages skip what is complete
+say simulate "$out/cohort" --slides 6 --spots 400 --seed 0 --overwrite
 say embed --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings"
 say train --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings" --out "$out/run"
 say sample "$out/run" "$out/embeddings/cohort/efficientnet_lite0/fp32" --out "$out/run/predictions"
