@@ -25,6 +25,7 @@ from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from stflow_graph.build import Unchanged
 from stflow_graph.graph import SpatialGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.transformer import TransformerDenoiser
@@ -56,20 +57,12 @@ def arrays(side: int) -> dict[str, np.ndarray]:
     }
 
 
-class AsItIs(BaseTransform):
-    """The published model searches its neighbours itself, in every call."""
-
-    def forward(self, data: Data) -> Data:
-        """Return ``data``."""
-        return data
-
-
 def models() -> dict[str, tuple[nn.Module, BaseTransform]]:
     """Return denoisers of default size with random weights, and the graph of each."""
     torch.manual_seed(0)
     made: dict[str, tuple[nn.Module, BaseTransform]] = {
-        "STFlow k=8": (TransformerDenoiser(F, G, n_neighbors=8), AsItIs()),
-        "STFlow k=6": (TransformerDenoiser(F, G, n_neighbors=6), AsItIs()),
+        "STFlow k=8": (TransformerDenoiser(F, G, n_neighbors=8), Unchanged()),
+        "STFlow k=6": (TransformerDenoiser(F, G, n_neighbors=6), Unchanged()),
         "ours, additive": (GraphDenoiser(F, G), SpatialGraph(8)),
         "ours, dot": (
             GraphDenoiser(F, G, attention="dot", global_attention="linear"),
