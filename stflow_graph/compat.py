@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stflow_graph import __version__
 from stflow_graph.checkpoint import Checkpoint, save_checkpoint
-from stflow_graph.config import Config, load_config
+from stflow_graph.config import RECIPES, Config, load_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, plain
@@ -70,9 +70,14 @@ def load_stflow(
             the heads are others.
         ValueError: an unknown kind.
     """
+    return _load(*_read(source), kind, n_heads)[0]
+
+
+def _load(
+    origin: str, state: dict[str, Tensor], kind: str, n_heads: int | None
+) -> tuple[nn.Module, Sizes]:
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; one of {', '.join(KINDS)}")
-    origin, state = _read(source)
     sizes = infer_sizes(state, origin)
     if n_heads is not None and n_heads != sizes.n_heads:
         raise BadConfig(f"{origin}: the weights are of {sizes.n_heads} heads, not {n_heads}")
@@ -82,12 +87,12 @@ def load_stflow(
         raise BadConfig(f"{origin}: not the weights of a published denoiser: {problems}")
     if kind == "transformer":
         published.load_state_dict(state)
-        return published.eval()
+        return published.eval(), sizes
     model = GraphDenoiser(
         **dataclasses.asdict(sizes), attention="stflow", global_attention=None, attn_dropout=0.2
     )
     model.load_state_dict({graph_name(key): value for key, value in state.items()})
-    return model.eval()
+    return model.eval(), sizes
 
 
 def infer_sizes(state: Mapping[str, Tensor], origin: str | Path = "state dict") -> Sizes:
@@ -148,9 +153,7 @@ def convert_stflow(
         BadInput: a file cannot be read, or there are other genes than outputs.
         BadConfig: the weights are not those of a published denoiser.
     """
-    model = load_stflow(source, kind, n_heads)
-    origin, state = _read(source)
-    sizes = infer_sizes(state, origin)
+    model, sizes = _load(*_read(source), kind, n_heads)
     genes = [f"gene_{i}" for i in range(sizes.n_genes)]
     if gene_list is not None:
         genes = read_gene_list(gene_list)
@@ -204,18 +207,17 @@ def graph_name(key: str) -> str:
 
 
 def _config(kind: str, sizes: Sizes, encoder: str, gene_list: str, n_neighbors: int) -> Config:
+    published = RECIPES["transformer"].items()
     values: dict[str, Any] = {
+        f"{section}.{name}": value for section, table in published for name, value in table.items()
+    }
+    values |= {
         "data.source_dataroot": "",
         "data.embed_dataroot": "",
         "data.encoder": encoder,
         "data.gene_list": gene_list,
-        "data.standardize": "none",
-        "data.center_targets": False,
         "graph.n_neighbors": n_neighbors,
         "denoiser.name": kind,
-        "flow.prior": "zinb",
-        "flow.sampler": "stflow",
-        "flow.n_sample_steps": 4,
         "denoiser.attn_dropout": 0.2,
     }
     for name in ("hidden_channels", "edge_channels", "n_heads", "n_layers"):
