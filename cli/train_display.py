@@ -45,13 +45,14 @@ class TrainDisplay:
 
     def _table(self) -> Table:
         title = f"training the {self._config.denoiser.name} denoiser"
-        columns = ["data set", "fold", "epoch", "loss", "val PCC", "best", "s/epoch"]
+        columns = ["data set", "fold", "member", "epoch", "loss", "val PCC", "best", "s/epoch"]
         table = Table(*columns, title=title)
         for (dataset, fold), progress in self._rows.items():
             e, most = progress.epoch, self._config.train.epochs
             table.add_row(
                 dataset,
                 str(fold),
+                str(progress.member),
                 f"{e.epoch}/{most}",
                 f"{e.loss:.4f}",
                 f"{e.validation_pearson:.3f}",
@@ -65,14 +66,14 @@ class TrainDisplay:
         from stflow_graph.data.splits import embedding_path
         from stflow_graph.metrics import mean_of_defined
 
-        columns = ["data set", "fold", "best epoch", "val PCC", "test slides", "test PCC", ""]
+        columns = ["data set", "fold", "best epochs", "val PCC", "test slides", "test PCC", ""]
         table = Table(*columns, title=f"{self._config.denoiser.name} denoiser, {out}")
         for r in results:
             table.add_row(
                 r.dataset,
                 str(r.fold),
-                str(r.best.epoch),
-                f"{r.best.validation_pearson:.3f}",
+                ", ".join(str(record.epoch) for record in r.best),
+                f"{r.validation_pearson:.3f}",
                 ", ".join(r.test_pearson),
                 f"{mean_of_defined(r.pearson):.3f}",
                 "complete before" if r.complete_before else "",

@@ -12,22 +12,31 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.regions import split_validation
 from stflow_graph.data.slide import Slide, load_sample, load_slide
 from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.patches import open_patches
 from stflow_graph.metrics import neighbour_mean
+from stflow_graph.ridge import ALPHAS, held_out_scores, ridge_path
 
 Predictor = Callable[[Slide], np.ndarray]
 
 GENE_MEAN, RIDGE, SMOOTHED_RIDGE = "gene mean", "ridge", "smoothed ridge"
+TUNED_RIDGE, CONTEXT_RIDGE = "tuned ridge", "context ridge"
+FOREST, SIMPLE_GNN = "random forest", "simple GNN"
 DARKNESS = "darkness"
-NAMES = (GENE_MEAN, DARKNESS, RIDGE, SMOOTHED_RIDGE)
+SLOW = (FOREST, SIMPLE_GNN)  # a minute where the others take seconds
+NAMES = (GENE_MEAN, DARKNESS, RIDGE, SMOOTHED_RIDGE, TUNED_RIDGE, CONTEXT_RIDGE, *SLOW)
 _PATCHES_AT_ONCE = 64
+_SMOOTHINGS = (0, 6, 18)
+_CONTEXT_HOPS = (1, 4, 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +92,30 @@ class TrainingSide:
         return dataclasses.replace(slide, x=slide.x[rows], coords=coords, barcodes=list(barcodes))
 
 
-def fit_baselines(train: Sequence[Slide], *, seed: int = 0) -> dict[str, Predictor]:
+def fit_baselines(
+    train: Sequence[Slide], *, slow: bool = False, seed: int = 0
+) -> dict[str, Predictor]:
     """Fit every baseline that learns; each predicts ``[N, G]`` float64, log1p units.
 
     Args:
         train: training slides with ``y``, all of the same genes.
-        seed: of the randomised PCA.
+        slow: whether those of ``SLOW`` are among them.
+        seed: of the randomised PCA, the forest and the GNN.
     """
     ridge = fit_ridge(train, seed=seed)
-    return {
+    fitted = {
         GENE_MEAN: fit_gene_mean(train),
         RIDGE: ridge,
         SMOOTHED_RIDGE: smoothed(ridge),
+        TUNED_RIDGE: fit_tuned_ridge(train, seed=seed),
+        CONTEXT_RIDGE: fit_tuned_ridge(train, _CONTEXT_HOPS, seed=seed),
     }
+    if slow:
+        from stflow_graph.gnn_baseline import fit_simple_gnn
+
+        fitted[FOREST] = fit_forest(train, seed=seed)
+        fitted[SIMPLE_GNN] = fit_simple_gnn(train, seed=seed)
+    return fitted
 
 
 def fit_gene_mean(train: Sequence[Slide]) -> Predictor:
@@ -138,16 +158,78 @@ def fit_ridge(
     return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
 
 
+def fit_forest(train: Sequence[Slide], *, n_components: int = 256, seed: int = 0) -> Predictor:
+    """Fit HEST-bench's other probe: 70 trees on the same components as :func:`fit_ridge`."""
+    x = np.concatenate([slide.x for slide in train]).astype(np.float64)
+    y = np.concatenate([_expression(slide) for slide in train])
+    n_components = max(1, min(n_components, x.shape[1], len(x) - 1))
+    model: Pipeline = make_pipeline(
+        StandardScaler(),
+        PCA(n_components, random_state=seed),
+        RandomForestRegressor(70, min_samples_leaf=5, random_state=seed),
+    )
+    model.fit(x, y)
+    return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
+
+
+def fit_tuned_ridge(
+    train: Sequence[Slide], hops: Sequence[int] = (), *, seed: int = 0
+) -> Predictor:
+    """Fit a ridge whose penalty and smoothing are chosen on held-out training slides.
+
+    Embeddings are scaled and expression is centred within each slide; candidates are scored by
+    the mean PCC on parts of the training slides that were left out of the fit in turn
+    (``data.regions.split_validation``), then the best is fitted on all.
+
+    Args:
+        train: training slides with ``y``.
+        hops: also see the embeddings averaged along the spatial graph, ``graph.diffuse``: the
+            linear model of what a graph denoiser's first layer sees.
+        seed: of the split, where there are only one or two slides.
+    """
+
+    def features(slide: Slide) -> np.ndarray:
+        return _features(slide, hops)
+
+    finishes = [lambda slide, found, n=n: _smooth(found, slide.coords, n) for n in _SMOOTHINGS]
+    splits = split_validation(train, seed, max(2, len(train)))
+    scores = held_out_scores(splits, features, finishes)
+    # slides too small or too even to score: the middle of the grid
+    best = np.nanargmax(scores) if np.isfinite(scores).any() else scores.size // 2
+    i, j = np.unravel_index(best, scores.shape)
+    (weights,) = ridge_path(train, features, ALPHAS[i : i + 1])
+    level = np.mean([_expression(slide).mean(axis=0) for slide in train], axis=0)
+    return lambda slide: level + finishes[j](slide, features(slide) @ weights)
+
+
+def _features(slide: Slide, hops: Sequence[int]) -> np.ndarray:
+    scaling = Normalisation.fit(
+        [slide.x], [np.zeros((len(slide), 1))], "center" if hops else "slide", False
+    )
+    x = scaling.embeddings(slide.x).astype(np.float64)
+    if not hops:
+        return x
+    import torch
+
+    from stflow_graph.graph import SpatialGraph, diffuse
+
+    data = SpatialGraph()(slide.to_data())
+    own = torch.from_numpy(x)
+    around = diffuse([own] * len(hops), hops, data.edge_index, data.edge_weight)
+    return torch.cat([own, *around], dim=1).numpy()
+
+
 def smoothed(predictor: Predictor, n_neighbors: int = 6) -> Predictor:
     """Average a prediction over each spot and its nearest spots, all with the same weight."""
+    return lambda slide: _smooth(predictor(slide), slide.coords, n_neighbors)
 
-    def predict(slide: Slide) -> np.ndarray:
-        neighbours = neighbour_mean(slide.coords, n_neighbors)
-        count = np.diff(neighbours.indptr)[:, None]
-        own = predictor(slide)
-        return (own + count * (neighbours @ own)) / (1 + count)
 
-    return predict
+def _smooth(values: np.ndarray, coords: np.ndarray, n_neighbors: int) -> np.ndarray:
+    if not n_neighbors:
+        return values
+    neighbours = neighbour_mean(coords, n_neighbors)
+    count = np.diff(neighbours.indptr)[:, None]
+    return (values + count * (neighbours @ values)) / (1 + count)
 
 
 def darkness(patches: str | Path, barcodes: Sequence[str]) -> np.ndarray:

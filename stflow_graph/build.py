@@ -16,9 +16,15 @@ from stflow_graph.flow import prior as priors
 from stflow_graph.flow import sampler as samplers
 from stflow_graph.flow.prior import Prior
 from stflow_graph.flow.sampler import Sampler
-from stflow_graph.graph import PublishedGraph, SimilarityEdges, SpatialGraph
+from stflow_graph.graph import (
+    NeighbourhoodContext,
+    PublishedGraph,
+    SimilarityEdges,
+    SpatialGraph,
+)
 from stflow_graph.nn.conv import AdaptedConv
 from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.nn.ensemble import DenoiserEnsemble
 from stflow_graph.nn.transformer import TransformerDenoiser
 from stflow_graph.resolve import resolve
 
@@ -30,6 +36,8 @@ def build_denoiser(config: Config, in_channels: int, n_genes: int) -> nn.Module:
         BadConfig: its arguments do not fit together.
     """
     options = config.denoiser.model_dump(exclude={"name"})
+    if options.get("input_dropout") == "auto":
+        raise BadConfig("denoiser.input_dropout: 'auto' is set by training; give a number here")
     try:
         if not isinstance(config.denoiser, GraphDenoiserConfig):
             n_neighbors = config.graph.n_neighbors
@@ -42,6 +50,12 @@ def build_denoiser(config: Config, in_channels: int, n_genes: int) -> nn.Module:
         return GraphDenoiser(in_channels, n_genes, **options)
     except ValueError as error:
         raise BadConfig(f"denoiser: {error}") from None
+
+
+def build_ensemble(config: Config, in_channels: int, n_genes: int, n_members: int) -> nn.Module:
+    """Return as many denoisers as one, or the only one."""
+    members = [build_denoiser(config, in_channels, n_genes) for _ in range(n_members)]
+    return members[0] if n_members == 1 else DenoiserEnsemble(members)
 
 
 def _conv_factory(config: GraphDenoiserConfig) -> Callable[[int, int], nn.Module] | None:
@@ -77,6 +91,13 @@ def build_graph(config: Config) -> BaseTransform:
     if not denoiser.similarity_edges:
         return spatial
     return Compose([spatial, SimilarityEdges(graph.n_neighbors)])
+
+
+def build_context(config: Config) -> BaseTransform:
+    """Return the transform that averages embeddings around spots, after the graph is made."""
+    if not isinstance(config.denoiser, GraphDenoiserConfig) or not config.denoiser.context_hops:
+        return Unchanged()
+    return NeighbourhoodContext(config.denoiser.context_hops)
 
 
 def build_prior(config: FlowConfig) -> Prior:

@@ -1,16 +1,19 @@
 """A trained denoiser on disk: a folder of safetensors and JSON, never pickle.
 
 ``config.json`` (configuration, provenance, SHA-256 of the other files), ``model.safetensors``,
-``normalisation.safetensors``, ``genes.json`` and ``README.md``.
+``normalisation.safetensors``, ``genes.json``, ``calibration.csv`` (what held-out training slides
+say of each gene; not of converted weights) and ``README.md``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
@@ -18,15 +21,18 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stflow_graph.build import build_denoiser
+from stflow_graph.build import build_ensemble
+from stflow_graph.calibration import Calibration
 from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
 
-FORMAT = "stflow_graph.checkpoint/1"
+FORMAT = "stflow_graph.checkpoint/2"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
+_CALIBRATION = "calibration.csv"
+_COLUMNS = ("spread", "pearson", "pearson_sd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Checkpoint:
         in_channels: F, embedding channels.
         normalisation: how input and output are scaled.
         weights: the state dict.
-        provenance: plain values: fold, train_slides, validation_slides, best_epoch, versions, ...
+        provenance: plain values: fold, train_slides, held_out_slides, best_epochs, versions, ...
+        n_members: denoisers whose mean is taken.
+        calibration: how samples are spread, and which genes to trust; None if not known.
     """
 
     config: Config
@@ -48,6 +56,8 @@ class Checkpoint:
     normalisation: Normalisation
     weights: dict[str, Tensor]
     provenance: dict[str, Any]
+    n_members: int = 1
+    calibration: Calibration | None = None
 
     def build(self, device: str | torch.device = "cpu") -> nn.Module:
         """Return the denoiser with its weights, in eval mode.
@@ -56,7 +66,7 @@ class Checkpoint:
             BadConfig: the weights do not fit the configuration.
         """
         with torch.random.fork_rng():  # the weights drawn here are thrown away
-            model = build_denoiser(self.config, self.in_channels, len(self.genes))
+            model = build_ensemble(self.config, self.in_channels, len(self.genes), self.n_members)
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -73,12 +83,17 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         arrays = {"x_mean": scaling.x_mean, "x_std": scaling.x_std, "y_mean": scaling.y_mean}
         save_arrays(arrays, temporary / "normalisation.safetensors")
         write_gene_list(temporary / "genes.json", checkpoint.genes)
+        files = list(_FILES)
+        if checkpoint.calibration is not None:
+            write_text(temporary / _CALIBRATION, _table(checkpoint.genes, checkpoint.calibration))
+            files.append(_CALIBRATION)
         content = {
             "format": FORMAT,
             "in_channels": checkpoint.in_channels,
+            "n_members": checkpoint.n_members,
             "config": checkpoint.config.model_dump(mode="json"),
             "provenance": checkpoint.provenance,
-            "sha256": {name: sha256(temporary / name) for name in _FILES},
+            "sha256": {name: sha256(temporary / name) for name in files},
         }
         write_json(temporary / "config.json", content)
         write_text(temporary / "README.md", _card(checkpoint))
@@ -99,7 +114,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise BadConfig(f"{folder / 'config.json'}: format: found {found!r}, expected {FORMAT!r}")
-    for name in _FILES:
+    calibrated = _CALIBRATION in content["sha256"]
+    for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
         if sha256(folder / name) != content["sha256"].get(name):
             raise BadInput(folder / name, "sha256", plain("another hash"), "the one in config.json")
     config = parse_config(content["config"], folder / "config.json")
@@ -120,7 +136,21 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         scaling,
         weights,
         dict(content["provenance"]),
+        int(content["n_members"]),
+        _read_table(folder / _CALIBRATION) if calibrated else None,
     )
+
+
+def _table(genes: Sequence[str], calibration: Calibration) -> str:
+    columns = [getattr(calibration, name) for name in _COLUMNS]
+    return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)), index=genes).to_csv(
+        index_label="gene"
+    )
+
+
+def _read_table(file: Path) -> Calibration:
+    table = pd.read_csv(file, keep_default_na=False, na_values={c: [""] for c in _COLUMNS})
+    return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
 
 
 def _card(checkpoint: Checkpoint) -> str:
@@ -132,8 +162,9 @@ def _card(checkpoint: Checkpoint) -> str:
         "target": config.data.target,
         "genes": f"{len(checkpoint.genes)} ({config.data.gene_list})",
         "trained on": ", ".join(p.get("learn_slides", [])),
-        "validated on": ", ".join(p.get("validation_slides", [])),
+        "held out in turn": ", ".join(p.get("held_out_slides", [])),
         "validation PCC": "none" if score is None else f"{score:.3f}",
+        "members": checkpoint.n_members,
         "seed": config.train.seed,
         "version": p.get("version"),
     }
@@ -142,6 +173,26 @@ def _card(checkpoint: Checkpoint) -> str:
         f"# {config.denoiser.name} denoiser, fold {p.get('fold')} of {p.get('dataset')}\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         "Predicts log expression of spots from embeddings of H&E patches; for research only.\n"
-        "Use it with `stflow-graph sample`. Validation slides chose the epoch, so their score is\n"
+        "Use it with `stflow-graph sample`. Held-out slides chose the epoch, so their score is\n"
         "optimistic; a slide from another laboratory may do worse.\n"
+        f"{_trust(checkpoint)}"
+    )
+
+
+def _trust(checkpoint: Checkpoint) -> str:
+    """Say which genes were predicted best and worst on slides held out of training."""
+    if checkpoint.calibration is None:
+        return ""
+    scores = checkpoint.calibration.pearson
+    order = [i for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
+    if not order:
+        return ""
+    best, worst = (
+        ", ".join(f"{checkpoint.genes[i]} {scores[i]:.2f}" for i in part)
+        for part in (order[:5], order[-5:])
+    )
+    return (
+        "\n## Which genes to trust\n\n"
+        "PCC on training slides that the predicting member had not seen; all genes are in\n"
+        f"`{_CALIBRATION}`. Best: {best}. Worst: {worst}.\n"
     )

@@ -227,5 +227,7 @@ def _config(kind: str, sizes: Sizes, encoder: str, gene_list: str, n_neighbors: 
             "denoiser.attention": "stflow",
             "denoiser.global_attention": "none",
             "denoiser.input_dropout": 0.0,
+            "denoiser.context_hops": [],
+            "denoiser.graph_once": False,
         }
     return load_config(None, values)

@@ -52,20 +52,24 @@ class GraphDenoiserConfig(_Record):
     """Arguments of ``nn.GraphDenoiser``.
 
     ``conv`` is ``"module:Name"`` of a layer in the place of ours: one's own, or a layer of PyG
-    (``"torch_geometric.nn:GATv2Conv"``), which is made with ``conv_options``.
+    (``"torch_geometric.nn:GATv2Conv"``), which is made with ``conv_options``. ``input_dropout =
+    "auto"`` is set in training from the penalty that a ridge regression on the same features
+    would choose, see ``fit_fold.choose_input_dropout``.
     """
 
     name: Literal["graph"] = "graph"
-    hidden_channels: int = Field(128, ge=1)
+    hidden_channels: int = Field(64, ge=1)
     edge_channels: int = Field(32, ge=1)
     n_heads: int = Field(4, ge=1)
-    n_layers: int = Field(4, ge=1)
+    n_layers: int = Field(2, ge=1)
     attention: Literal["additive", "dot", "stflow"] = "additive"
     global_attention: Literal["latent", "linear", "none"] = "latent"
     n_latents: int = Field(16, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
     attn_dropout: float = Field(0.0, ge=0, lt=1)
-    input_dropout: float = Field(0.7, ge=0, lt=1)
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+    context_hops: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
+    graph_once: bool = True
     condition_on_y: bool = False
     similarity_edges: bool = False
     conv: str = ""
@@ -100,20 +104,33 @@ class FlowConfig(_Record):
 class TrainConfig(_Record):
     """The training loop.
 
-    ``regions_per_slide`` regions of random size are drawn per slide and epoch; ``batch_size``
-    regions make a step. ``patience`` epochs without a better validation score end the training.
+    ``members`` denoisers are trained, each choosing its epoch on another part of the training
+    slides, and their mean is used. ``regions_per_slide`` regions are drawn per slide and epoch
+    (as often again for every ``max_region_spots`` spots of the slide), each with a share of the
+    slide's spots between ``smallest_region`` and 1 but at most ``max_region_spots``;
+    ``batch_size`` regions make a step. ``patience`` epochs without a better validation score end
+    the training. ``objective = "regression"`` trains the expected expression alone, without flow.
+    Where the graph is run once a slide, ``flow_steps`` steps of ``flow_spots`` spots follow, in
+    which the flow of single spots is learned.
     """
 
     seed: int = Field(0, ge=0)
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(2, ge=1)
-    regions_per_slide: int = Field(10, ge=1)
-    lr: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    members: int = Field(4, ge=1)
+    objective: Literal["flow", "regression"] = "flow"
+    epochs: int = Field(120, ge=1)
+    batch_size: int = Field(1, ge=1)
+    regions_per_slide: int = Field(1, ge=1)
+    smallest_region: float = Field(1.0, ge=0, le=1)
+    max_region_spots: int = Field(8192, ge=2)
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.98, ge=0, lt=1)
-    pcc_weight: float = Field(0.0, ge=0)
-    patience: int = Field(15, ge=1)
+    ema_decay: float = Field(0.97, ge=0, lt=1)
+    pcc_weight: float = Field(1.0, ge=0)
+    patience: int = Field(40, ge=1)
+    flow_steps: int = Field(600, ge=1)
+    flow_spots: int = Field(2048, ge=1)
+    flow_lr: float = Field(3e-3, gt=0)
     folds: tuple[int, ...] = ()
     device: str = "auto"
 
@@ -138,7 +155,18 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "transformer": {  # as published (Huang et al., ICML 2025)
         "data": {"standardize": "none", "center_targets": False},
         "flow": {"prior": "zinb", "sampler": "stflow", "n_sample_steps": 4},
-        "train": {"lr": 5e-4, "weight_decay": 0.0, "pcc_weight": 0.0},
+        "train": {
+            "members": 1,
+            "epochs": 60,
+            "batch_size": 2,
+            "regions_per_slide": 10,
+            "smallest_region": 0.0,
+            "lr": 5e-4,
+            "weight_decay": 0.0,
+            "ema_decay": 0.98,
+            "pcc_weight": 0.0,
+            "patience": 15,
+        },
     },
 }
 

@@ -27,6 +27,7 @@ from stflow_graph.flow.loss import flow_loss
 from stflow_graph.flow.path import linear_path
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.metrics import pearson_per_gene
+from stflow_graph.nn.spot_flow import conditional
 from stflow_graph.predict import predict
 
 
@@ -83,7 +84,7 @@ def fit(
 
     Args:
         model: the denoiser, with new weights, on the device to use.
-        learn: scaled slides to draw regions from, without graphs.
+        learn: scaled slides with their graphs and context, to draw regions from.
         validate: slides held out of training, with their graphs, on the model's device.
         config: the run's configuration.
         normalisation: scaling of the output, for the validation scores in log1p units.
@@ -107,12 +108,13 @@ def fit(
             torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
             model.train()
             for step, regions in enumerate(_batches(learn, config, generator), start=1):
-                batch = Batch.from_data_list([graph(region) for region in regions])
+                batch = Batch.from_data_list(
+                    [region if "edge_index" in region else graph(region) for region in regions]
+                )
                 t = torch.rand(len(regions), generator=generator)
                 y_0 = prior(_open_uniform(batch.y.shape, generator))
                 batch, t, y_0 = batch.to(device), t.to(device), y_0.to(device)
-                path = linear_path(y_0, batch.y, t, batch.batch)
-                y_1 = model(path.y_t, t, batch)
+                y_1 = _estimate(model, batch, t, y_0, settings.objective)
                 loss = flow_loss(y_1, batch.y, batch.batch, pcc_weight=settings.pcc_weight)
                 state.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -135,6 +137,18 @@ def fit(
     return Fitted(state.best, state.history)
 
 
+def _estimate(model: nn.Module, batch: Batch, t: Tensor, y_0: Tensor, objective: str) -> Tensor:
+    """Return the estimate of y₁ that the loss is about, ``[N, G]``."""
+    halves = conditional(model)
+    if halves is not None:
+        # the estimate at t = 0; fit_spot_flow learns the way on from there
+        return halves.condition(batch).mean
+    if objective == "regression":
+        return model(torch.zeros_like(y_0), torch.zeros_like(t), batch)
+    path = linear_path(y_0, batch.y, t, batch.batch)
+    return model(path.y_t, t, batch)
+
+
 def validation_score(
     model: nn.Module,
     slides: Sequence[tuple[Slide, Data]],
@@ -146,7 +160,7 @@ def validation_score(
     model.eval()
     errors, scores = [], []
     for slide, data in slides:
-        predicted = predict(model, data, slide, config, normalisation, seed=seed)[0]
+        predicted = predict(model, data, slide, config, normalisation, seed=seed).mean
         errors.append(float(np.mean((predicted - slide.truth) ** 2)))
         pearson = pearson_per_gene(predicted, slide.truth)
         scores.append(float(np.nanmean(pearson)) if np.isfinite(pearson).any() else 0.0)
@@ -172,13 +186,21 @@ def _finished(history: Sequence[EpochRecord], config: Config) -> bool:
 def _batches(
     learn: Sequence[Data], config: Config, generator: torch.Generator
 ) -> Iterator[list[Data]]:
+    settings = config.train
     regions = [
-        random_region(data, generator)
-        for _ in range(config.train.regions_per_slide)
+        random_region(
+            data,
+            generator,
+            smallest_share=settings.smallest_region,
+            most=settings.max_region_spots,
+        )
         for data in learn
+        for _ in range(
+            settings.regions_per_slide * math.ceil(data.num_nodes / settings.max_region_spots)
+        )
     ]
     order = torch.randperm(len(regions), generator=generator)
-    for part in order.split(config.train.batch_size):
+    for part in order.split(settings.batch_size):
         yield [regions[i] for i in part.tolist()]
 
 

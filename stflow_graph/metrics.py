@@ -206,11 +206,13 @@ class Coverage:
         covered: share of the truth's values inside.
         calibrated: the share that a perfect ensemble of as many samples would reach: S samples
             span no more than (S − 1) / (S + 1).
+        covered_per_gene: ``[G]`` the same for each gene alone.
     """
 
     level: float
     covered: float
     calibrated: float
+    covered_per_gene: np.ndarray
 
 
 def coverage(
@@ -231,8 +233,9 @@ def coverage(
     for level in levels:
         ends = [(1 - level) / 2, (1 + level) / 2]
         low, high = np.quantile(samples, ends, axis=0, method="weibull")
-        inside = (low <= truth) & (truth <= high)
-        result.append(Coverage(level, float(inside.mean()), min(level, (n - 1) / (n + 1))))
+        inside = ((low <= truth) & (truth <= high)).mean(axis=0)
+        most = min(level, (n - 1) / (n + 1))
+        result.append(Coverage(level, float(inside.mean()), most, inside))
     return result
 
 

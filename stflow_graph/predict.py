@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.flow.noise import spot_keys, spot_uniform
+from stflow_graph.flow.sampler import Denoiser
+from stflow_graph.nn.spot_flow import conditional
 
 
 def pick_device(name: str) -> torch.device:
@@ -58,6 +62,20 @@ def scaled_data(slide: Slide, normalisation: Normalisation) -> Data:
     return data
 
 
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """A slide's predicted expression in log1p units.
+
+    Attributes:
+        mean: ``[N, G]`` float32 expected expression: what the denoiser says before any noise if
+            it runs its graph once (``GraphDenoiser.condition``), else the mean of the samples.
+        samples: ``[S, N, G]`` float32; None if only the mean was asked for.
+    """
+
+    mean: np.ndarray
+    samples: np.ndarray | None
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -68,8 +86,8 @@ def predict(
     *,
     n_samples: int = 1,
     seed: int = 0,
-) -> np.ndarray:
-    """Draw samples of a slide's expression.
+) -> Predicted:
+    """Predict a slide's expression: its mean and, with ``n_samples`` > 1, samples.
 
     The noise of a spot depends on the seed, the slide's name, its barcode and the sample alone.
 
@@ -79,18 +97,47 @@ def predict(
         slide: the slide, for its name and barcodes.
         config: prior, sampler and number of steps.
         normalisation: scaling of the output.
-        n_samples: S.
+        n_samples: S; of 1 only the mean is kept.
         seed: of the noise.
 
-    Returns:
-        ``[S, N, G]`` float32, log1p units.
+    Raises:
+        BadConfig: samples of a denoiser that was trained as a regression.
     """
+    if config.train.objective == "regression":
+        if n_samples > 1:
+            raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
+        y_0 = data.x.new_zeros(data.x.size(0), len(normalisation.y_mean))
+        mean = model(y_0, data.x.new_zeros(_n_slides(data)), data)
+        return Predicted(_expression(mean, normalisation), None)
+    denoise: Denoiser = model
+    mean = None
+    halves = conditional(model)
+    if halves is not None:
+        condition = halves.condition(data)
+        mean = _expression(condition.mean, normalisation)
+        if n_samples == 1:
+            return Predicted(mean, None)
+
+        def denoise(y_t: Tensor, t: Tensor, data: Data) -> Tensor:
+            return halves.denoise(y_t, t, data, condition)
+
     prior, sampler = build_prior(config.flow), build_sampler(config.flow)
     keys = spot_keys(slide.name, slide.barcodes).to(data.x.device)
     n_genes = len(normalisation.y_mean)
-    samples = []
+    drawn = []
     for sample in range(n_samples):
         y_0 = prior(spot_uniform(keys, n_genes, seed=seed, sample=sample))
-        y_1: Tensor = sampler(model, y_0, data, config.flow.n_sample_steps)
-        samples.append(normalisation.expression(y_1.float().cpu().numpy()))
-    return np.stack(samples)
+        y_1 = sampler(denoise, y_0, data, config.flow.n_sample_steps)
+        drawn.append(_expression(y_1, normalisation))
+    samples = np.stack(drawn)
+    if mean is None:
+        mean = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return Predicted(mean, samples if n_samples > 1 else None)
+
+
+def _n_slides(data: Data) -> int:
+    return 1 if data.batch is None else int(data.batch.max()) + 1
+
+
+def _expression(y: Tensor, normalisation: Normalisation) -> np.ndarray:
+    return normalisation.expression(y.float().cpu().numpy())

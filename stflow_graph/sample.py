@@ -179,7 +179,7 @@ def _sample_slide(
     if not overwrite and _is_there(path, provenance):
         return dataclasses.replace(result, complete_before=True)
     data = slide_data(slide, config, checkpoint.normalisation).to(device)
-    samples = predict(
+    predicted = predict(
         loaded.model(device),
         data,
         slide,
@@ -188,11 +188,13 @@ def _sample_slide(
         n_samples=settings.n_samples,
         seed=settings.seed,
     )
-    if not np.isfinite(samples).all():
+    mean, samples, calibration = predicted.mean, predicted.samples, checkpoint.calibration
+    if not np.isfinite(mean).all() or (samples is not None and not np.isfinite(samples).all()):
         raise BadInput(
             file, "embeddings", plain("values that make the prediction overflow"), "embeddings"
         )
-    mean = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if samples is not None and calibration is not None:
+        samples = calibration.apply(mean, samples)
     write_prediction(
         path,
         mean,
@@ -200,7 +202,8 @@ def _sample_slide(
         checkpoint.genes,
         slide.coords,
         provenance=provenance,
-        samples=samples if settings.n_samples > 1 else None,
+        samples=samples,
+        expected_pearson=None if calibration is None else calibration.pearson,
     )
     return result
 
@@ -234,6 +237,7 @@ def _provenance(
         "target": config.data.target,
         "encoder": config.data.encoder,
         "denoiser": config.denoiser.name,
+        "objective": config.train.objective,
         "fold": loaded.fold,
         "train_slides": trained.get("train_slides", []),
         "source_dataroot": trained.get("source_dataroot"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stflow_graph.fit import EpochRecord
@@ -13,27 +14,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Tracker:
-    """Writes every epoch's record; does nothing, and says so, without TensorBoard."""
+class Trackers:
+    """Writes every epoch's record, a log a member; says so, and does nothing, without TensorBoard.
+
+    Args:
+        folder: of the logs; member m's are in ``member<m>``.
+    """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
+        self._folder = folder
+        self._writers: dict[int, Any] = {}
+        self._found = find_spec("tensorboard") is not None
+        if not self._found:
             logger.info("no TensorBoard logs: install the extra [tracking]")
-            self._writer = None
-        else:
-            self._writer = SummaryWriter(str(folder))
 
-    def log(self, record: EpochRecord) -> None:
-        """Write one epoch."""
-        if self._writer is None:
+    def log(self, member: int, record: EpochRecord) -> None:
+        """Write one epoch of a member."""
+        if not self._found:
             return
-        self._writer.add_scalar("train/loss", record.loss, record.epoch)
-        self._writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
-        self._writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
+        if member not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
 
-    def __enter__(self) -> Tracker:
+            self._writers[member] = SummaryWriter(str(self._folder / f"member{member}"))
+        writer = self._writers[member]
+        writer.add_scalar("train/loss", record.loss, record.epoch)
+        writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
+        writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
+
+    def __enter__(self) -> Trackers:
         return self
 
     def __exit__(
@@ -42,5 +50,5 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers.values():
+            writer.close()

@@ -13,29 +13,28 @@ import torch
 import torch_geometric
 
 from stflow_graph import __version__
-from stflow_graph.build import build_denoiser
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.config import Config
 from stflow_graph.data.genes import read_gene_list
-from stflow_graph.data.normalise import Normalisation
-from stflow_graph.data.regions import split_validation
 from stflow_graph.data.slide import Slide, load_sample
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_embedding
 from stflow_graph.errors import BadConfig, BadInput, plain
-from stflow_graph.fit import EpochRecord, Fitted, fit
+from stflow_graph.fit import EpochRecord
+from stflow_graph.fit_fold import fit_fold
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
 from stflow_graph.metrics import none_if_nan, pearson_per_gene, results_kfold
-from stflow_graph.predict import check_spots, pick_device, predict, scaled_data, slide_data
-from stflow_graph.tracking import Tracker
+from stflow_graph.predict import check_spots, pick_device, predict, slide_data
+from stflow_graph.tracking import Trackers
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run is, reported after every epoch."""
+    """Where a run is, reported after every epoch: of which member, and its last epoch."""
 
     dataset: str
     fold: int
     folder: Path
+    member: int
     epoch: EpochRecord
 
 
@@ -47,7 +46,7 @@ class FoldResult:
         dataset: the data set's name.
         fold: the split's number.
         folder: where its checkpoint is.
-        best: the epoch chosen on the validation part.
+        best: the epoch that each member chose on the slides it held out.
         genes: G names.
         pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
             for constant genes.
@@ -58,11 +57,16 @@ class FoldResult:
     dataset: str
     fold: int
     folder: Path
-    best: EpochRecord
+    best: list[EpochRecord]
     genes: list[str]
     pearson: np.ndarray
     test_pearson: dict[str, np.ndarray]
     complete_before: bool
+
+    @property
+    def validation_pearson(self) -> float:
+        """The mean PCC of the members on the slides that they held out."""
+        return float(np.mean([record.validation_pearson for record in self.best]))
 
 
 Report = Callable[[Progress], None]
@@ -140,10 +144,10 @@ def _check_same_run(out: Path, config: Config) -> None:
 
 def _claim(out: Path, config: Config, overwrite: bool) -> None:
     if overwrite:
-        for name in ("state.safetensors", "result.json"):
+        for name in ("state-*.safetensors", "result.json"):
             for file in out.glob(f"**/fold*/{name}"):
                 file.unlink()
-    write_json(out / "run.json", {"format": "stflow_graph.run/1", "config": _identity(config)})
+    write_json(out / "run.json", {"format": "stflow_graph.run/2", "config": _identity(config)})
     config.save(out / "config.toml")
 
 
@@ -198,31 +202,43 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     if stored is not None:
         return stored
     fold, genes = inputs.fold, inputs.genes
-    stream = _stream(config.train.seed, fold.index)
-    learn, validate = split_validation(inputs.slides, stream)
-    provenance = _provenance(inputs, config, learn, validate)
+    provenance = _provenance(inputs, config)
     config.save(folder / "config.toml")
     write_json(folder / "provenance.json", provenance)
-    scaling = Normalisation.fit(
-        [slide.x for slide in learn],
-        [slide.truth for slide in learn],
-        config.data.standardize,
-        config.data.center_targets,
-    )
-    fitted = _fit(config, folder, inputs, learn, validate, scaling, report)
+    with Trackers(folder / "tensorboard") as trackers:
+
+        def on_epoch(histories: list[list[EpochRecord]]) -> None:
+            member, last = len(histories) - 1, histories[-1][-1]
+            write_text(folder / "history.csv", _csv(histories))
+            trackers.log(member, last)
+            if report:
+                report(Progress(inputs.dataset, fold.index, folder, member, last))
+
+        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
     provenance |= {
-        "best_epoch": fitted.best.epoch,
-        "validation_pearson": fitted.best.validation_pearson,
+        "held_out_slides": sorted({name for names in fitted.held_out for name in names}),
+        "best_epochs": [record.epoch for record in fitted.best],
+        "validation_pearson": float(np.mean([r.validation_pearson for r in fitted.best])),
     }
-    channels = learn[0].x.shape[1]
-    checkpoint = Checkpoint(config, genes, channels, scaling, fitted.weights, provenance)
+    write_json(folder / "provenance.json", provenance)
+    fitted.config.save(folder / "config.toml")  # with what training has set
+    checkpoint = Checkpoint(
+        fitted.config,
+        genes,
+        inputs.slides[0].x.shape[1],
+        fitted.normalisation,
+        fitted.weights,
+        provenance,
+        len(fitted.best),
+        fitted.calibration,
+    )
     save_checkpoint(folder / "checkpoint", checkpoint)
     pearson, of_slides = _score_test(
         checkpoint, [_load(sample, config, genes) for sample in fold.test]
     )
     result = {
-        "format": "stflow_graph.fold/1",
-        "best": dataclasses.asdict(fitted.best),
+        "format": "stflow_graph.fold/2",
+        "best": [dataclasses.asdict(record) for record in fitted.best],
         "genes": genes,
         "pearson": [none_if_nan(value) for value in pearson],
         "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in of_slides.items()},
@@ -235,41 +251,6 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     )
 
 
-def _fit(
-    config: Config,
-    folder: Path,
-    inputs: _Inputs,
-    learn: Sequence[Slide],
-    validate: Sequence[Slide],
-    scaling: Normalisation,
-    report: Report | None,
-) -> Fitted:
-    device = pick_device(config.train.device)
-    fold = inputs.fold.index
-    stream = _stream(config.train.seed, fold)
-    with torch.random.fork_rng():
-        torch.manual_seed(stream)
-        model = build_denoiser(config, learn[0].x.shape[1], len(scaling.y_mean)).to(device)
-    with Tracker(folder / "tensorboard") as tracker:
-
-        def on_epoch(history: list[EpochRecord]) -> None:
-            write_text(folder / "history.csv", _csv(history))
-            tracker.log(history[-1])
-            if report:
-                report(Progress(inputs.dataset, fold, folder, history[-1]))
-
-        return fit(
-            model,
-            [scaled_data(slide, scaling) for slide in learn],
-            [(slide, slide_data(slide, config, scaling).to(device)) for slide in validate],
-            config,
-            scaling,
-            stream=stream,
-            state_file=folder / "state.safetensors",
-            report=on_epoch,
-        )
-
-
 def _score_test(
     checkpoint: Checkpoint, slides: Sequence[Slide]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -280,7 +261,7 @@ def _score_test(
     predicted = []
     for slide in slides:
         data = slide_data(slide, config, scaling).to(device)
-        predicted.append(predict(model, data, slide, config, scaling, seed=config.train.seed)[0])
+        predicted.append(predict(model, data, slide, config, scaling, seed=config.train.seed).mean)
     truth = [slide.truth for slide in slides]
     of_slides = {
         slide.name: pearson_per_gene(*pair)
@@ -296,21 +277,13 @@ def _load(sample: Sample, config: Config, genes: Sequence[str]) -> Slide:
     return slide
 
 
-def _stream(seed: int, fold: int) -> int:
-    return int(np.random.SeedSequence([seed, fold]).generate_state(1)[0])
-
-
-def _provenance(
-    inputs: _Inputs, config: Config, learn: Sequence[Slide], validate: Sequence[Slide]
-) -> dict[str, Any]:
+def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
     fold = inputs.fold
     return {
         "dataset": inputs.dataset,
         "fold": fold.index,
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
-        "learn_slides": sorted({slide.name for slide in learn}),
-        "validation_slides": sorted({slide.name for slide in validate}),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
@@ -341,13 +314,17 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     load_checkpoint(folder / "checkpoint")
     of_slides = {k: np.array(v, dtype=np.float64) for k, v in stored["test_pearson"].items()}
     pearson = np.array(stored["pearson"], dtype=np.float64)
-    best = EpochRecord(**stored["best"])
+    best = [EpochRecord(**record) for record in stored["best"]]
     return FoldResult(
         inputs.dataset, inputs.fold.index, folder, best, inputs.genes, pearson, of_slides, True
     )
 
 
-def _csv(history: Sequence[EpochRecord]) -> str:
+def _csv(histories: Sequence[Sequence[EpochRecord]]) -> str:
     names = [field.name for field in dataclasses.fields(EpochRecord)]
-    rows = [",".join(f"{getattr(record, name):.6g}" for name in names) for record in history]
-    return "\n".join([",".join(names), *rows]) + "\n"
+    rows = [
+        ",".join([str(member), *(f"{getattr(record, name):.6g}" for name in names)])
+        for member, history in enumerate(histories)
+        for record in history
+    ]
+    return "\n".join([",".join(["member", *names]), *rows]) + "\n"

@@ -182,7 +182,7 @@ def test_sigterm_ends_a_run_with_143_and_it_can_go_on(cohort, tmp_path):
     words += ["--set", "train.patience=500"]
     command = [sys.executable, "-m", "stflow_graph_cli.main", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    state = tmp_path / "run/fold0/state.safetensors"
+    state = tmp_path / "run/fold0/state-0.safetensors"
     deadline = time.time() + 60
     while not state.exists() and time.time() < deadline:
         time.sleep(0.05)

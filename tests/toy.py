@@ -46,6 +46,8 @@ class Cohort:
             "train.epochs": 3,
             "train.regions_per_slide": 2,
             "train.folds": [0],
+            "train.members": 1,
+            "train.flow_steps": 20,
         }
 
 

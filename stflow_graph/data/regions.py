@@ -12,59 +12,97 @@ from torch_geometric.data import Data
 from stflow_graph.data.slide import Slide
 
 _VALIDATION_SHARE = 0.2
-_SPOT_FIELDS = ("x", "pos", "y")
+_SPOT_FIELDS = ("x", "pos", "y", "context")
 
 
-def random_region(data: Data, generator: torch.Generator, least: int = 2) -> Data:
-    """Return the ⌊uN⌋ spots nearest to a random spot, u ~ U(0, 1), as published for STFlow.
+def random_region(
+    data: Data,
+    generator: torch.Generator,
+    least: int = 2,
+    *,
+    smallest_share: float = 0.0,
+    most: int | None = None,
+) -> Data:
+    """Return the ⌊uN⌋ spots nearest to a random spot, u ~ U(smallest_share, 1).
+
+    With the defaults it is the region sampling of STFlow (Huang et al., ICML 2025).
 
     Args:
-        data: a slide with ``x``, ``pos`` and ``y`` and nothing that refers to spots by index.
+        data: a slide with ``x``, ``pos`` and ``y``. A region that is the whole slide is ``data``
+            itself, with all that it has; of a smaller one only the tensors of ``x``, ``pos``,
+            ``y`` and ``context`` are kept, for edges refer to spots by index.
         generator: a generator on the CPU.
         least: the smallest region; a smaller slide is returned whole.
+        smallest_share: smallest share of the slide's spots.
+        most: the largest region; None sets no bound.
     """
     n = data.pos.size(0)
-    u = torch.rand((), generator=generator).item()
+    u = smallest_share + (1 - smallest_share) * torch.rand((), generator=generator).item()
     centre = int(torch.randint(n, (), generator=generator))
-    size = min(n, max(least, int(u * n)))
+    size = min(n, max(least, int(u * n)), n if most is None else most)
+    if size == n:
+        return data
     distance = (data.pos - data.pos[centre]).square().sum(1)
     # ascending rows keep the order of spots, and with it every sum, reproducible
     rows = distance.argsort(stable=True)[:size].sort().values
-    region = Data(**{field: data[field][rows] for field in _SPOT_FIELDS})
+    region = Data(**{field: data[field][rows] for field in _SPOT_FIELDS if field in data})
     if "pitch" in data:
         region.pitch = data.pitch
     return region
 
 
-def split_validation(slides: Sequence[Slide], seed: int) -> tuple[list[Slide], list[Slide]]:
-    """Cut a validation part from training slides: whole slides where there are at least three.
+def split_validation(
+    slides: Sequence[Slide], seed: int, n_splits: int = 1
+) -> list[tuple[list[Slide], list[Slide]]]:
+    """Cut validation parts from training slides: whole slides where there are at least three.
 
-    With one or two slides, each gives a fifth of its spots: the outermost in a random direction,
-    so that the part is contiguous.
+    With several splits their validation parts do not overlap; there are at most as many splits
+    as slides. With one or two slides, each is cut across a random direction into strips (at
+    least five) of equal numbers of spots, and a split holds one strip of every slide out.
 
     Args:
         slides: the training slides.
-        seed: decides which slides or direction.
+        seed: decides which slides, or the direction.
+        n_splits: splits wanted.
 
     Returns:
-        The slides to learn from and those to validate on.
+        For each split the slides to learn from and those to validate on.
     """
     rng = np.random.default_rng(seed)
     if len(slides) >= 3:
-        held_out = rng.permutation(len(slides))[: max(1, round(_VALIDATION_SHARE * len(slides)))]
-        return (
-            [s for i, s in enumerate(slides) if i not in held_out],
-            [s for i, s in enumerate(slides) if i in held_out],
-        )
-    learn, validate = [], []
+        order = rng.permutation(len(slides))
+        if n_splits == 1:
+            parts = [order[: max(1, round(_VALIDATION_SHARE * len(slides)))]]
+        else:
+            parts = np.array_split(order, min(n_splits, len(slides)))
+        return [
+            (
+                [s for i, s in enumerate(slides) if i not in part],
+                [s for i, s in enumerate(slides) if i in part],
+            )
+            for part in parts
+        ]
+    n_strips = max(n_splits, round(1 / _VALIDATION_SHARE))
+    strips = []
     for slide in slides:
         angle = rng.uniform(0, 2 * np.pi)
         along = slide.coords @ np.array([np.cos(angle), np.sin(angle)])
-        order = np.argsort(along, kind="stable")
-        cut = len(order) - max(2, round(_VALIDATION_SHARE * len(order)))
-        learn.append(_take(slide, np.sort(order[:cut])))
-        validate.append(_take(slide, np.sort(order[cut:])))
-    return learn, validate
+        strips.append(np.array_split(np.argsort(-along, kind="stable"), n_strips))
+    # one after the other from the outermost of both sides, which have the fewest neighbours left
+    outermost = sorted(range(n_strips), key=lambda i: min(i, n_strips - 1 - i))[:n_splits]
+    return [
+        (
+            [
+                _take(slide, np.sort(np.concatenate(cut[:held_out] + cut[held_out + 1 :])))
+                for slide, cut in zip(slides, strips, strict=True)
+            ],
+            [
+                _take(slide, np.sort(cut[held_out]))
+                for slide, cut in zip(slides, strips, strict=True)
+            ],
+        )
+        for held_out in outermost
+    ]
 
 
 def _take(slide: Slide, rows: np.ndarray) -> Slide:

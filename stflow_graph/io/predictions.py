@@ -54,6 +54,7 @@ def write_prediction(
     *,
     provenance: Mapping[str, Any],
     samples: np.ndarray | None = None,
+    expected_pearson: np.ndarray | None = None,
 ) -> None:
     """Write a prediction atomically.
 
@@ -67,6 +68,8 @@ def write_prediction(
             ``uns["stflow_graph"]`` so that lists and None survive.
         samples: ``[S, N, G]``, stored as ``layers["sample_0"]`` ... and their standard deviation
             as ``layers["std"]``.
+        expected_pearson: ``[G]`` what the model scored on held-out training slides, stored as
+            ``var["expected_pearson"]``.
 
     Raises:
         ValueError: a value is not finite, or the provenance lacks a name.
@@ -83,6 +86,8 @@ def write_prediction(
         var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
     )
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    if expected_pearson is not None:
+        adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
     if samples is not None:
         for i, sample in enumerate(samples):
             adata.layers[f"sample_{i}"] = np.asarray(sample, dtype=np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,9 +11,11 @@ from torch_geometric.data import Data
 
 from stflow_graph.graph.published import published_edge_geometry
 from stflow_graph.nn.checks import check_edges, check_positions, check_spots
+from stflow_graph.nn.context_embedding import ContextEmbedding
 from stflow_graph.nn.conv import FrameAveragedConv
 from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+from stflow_graph.nn.spot_flow import Condition, SpotFlow
 from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
@@ -28,6 +30,11 @@ class GraphDenoiser(nn.Module):
     the graph's ``edge_attr`` (made once per slide), residual branches are pre-normalised, a
     global term of linear cost is mixed in by a learned gate, and :math:`W_y` is there if asked
     for (without it y is seen by the attention alone, as published).
+
+    With ``graph_once`` the blocks see neither y_t nor t: they run once a slide, and their output
+    is the expected expression, the condition of a flow that goes on spot by spot
+    (``nn.SpotFlow``). Sampling then costs one pass over the graph, whatever the number of steps
+    and samples. :meth:`condition` and :meth:`denoise` are the two halves.
 
     With ``attention="stflow"`` blocks are the published ones, and with ``global_attention=None``
     the function is the published one, equal to ``TransformerDenoiser`` on the same graph.
@@ -48,11 +55,15 @@ class GraphDenoiser(nn.Module):
         condition_on_y: whether :math:`W_y` is there: h then sees y_t itself.
         similarity_edges: whether each block has a second local attention, over the edges that
             ``graph.SimilarityEdges`` adds between spots of similar embeddings.
+        context_hops: averages of the embeddings around a spot that the first layer sees beside
+            the spot's own, see ``nn.ContextEmbedding``.
+        graph_once: see above.
         conv: makes a layer called as ``conv(h, y, edge_index, edge_attr, edge_weight) -> [N, C]``
             in place of ``FrameAveragedConv``; it is given ``(channels, n_genes)``.
 
     Raises:
-        ValueError: an unknown kind of attention, or heads that do not divide the channels.
+        ValueError: an unknown kind of attention, heads that do not divide the channels, or
+            ``graph_once`` with what needs y_t in the graph.
     """
 
     def __init__(
@@ -71,18 +82,22 @@ class GraphDenoiser(nn.Module):
         input_dropout: float = 0.0,
         condition_on_y: bool = False,
         similarity_edges: bool = False,
+        context_hops: Sequence[int] = (),
+        graph_once: bool = False,
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if global_attention is not None and global_attention not in GLOBAL_ATTENTIONS:
             kinds = ", ".join(GLOBAL_ATTENTIONS)
             raise ValueError(f"unknown global attention {global_attention!r}; {kinds} or None")
+        if graph_once and condition_on_y:
+            raise ValueError("with graph_once the graph sees no y_t: leave condition_on_y out")
         self.in_channels, self.n_genes = in_channels, n_genes
         self.similarity_edges = similarity_edges
         self.published = attention == "stflow" and conv is None
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.embed_x = nn.Linear(in_channels, hidden_channels)
-        self.embed_t = TimeEmbedding(hidden_channels)
+        self.embed_x = ContextEmbedding(in_channels, hidden_channels, context_hops, input_dropout)
+        self.embed_t = None if graph_once else TimeEmbedding(hidden_channels)
+        self.spot_flow = SpotFlow(hidden_channels, n_genes) if graph_once else None
         self.embed_y = nn.Linear(n_genes, hidden_channels, bias=False) if condition_on_y else None
 
         def local(kind: str) -> nn.Module:
@@ -132,15 +147,67 @@ class GraphDenoiser(nn.Module):
         batch = data.batch
         if batch is None:
             batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        if self.spot_flow is not None:
+            return self.spot_flow(y_t, t, batch, self._condition(data, batch, t.size(0)))
+        assert self.embed_t is not None
         relations = self._relations(data, batch)
-        h = self.embed_x(self.input_dropout(data.x)) + self.embed_t(t)[batch]
+        h = self._embed(data) + self.embed_t(t)[batch]
         if self.embed_y is not None:
             h = h + self.embed_y(y_t)
-        y, total = y_t, torch.zeros_like(y_t)
+        return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
+
+    @property
+    def conditions(self) -> bool:
+        """Whether the graph runs once a slide: :meth:`condition`, then :meth:`denoise`."""
+        return self.spot_flow is not None
+
+    def condition(self, data: Data) -> Condition:
+        """Return what the graph says of the spots, the same for every step and sample.
+
+        Args:
+            data: as of :meth:`forward`.
+
+        Raises:
+            ValueError: as :meth:`forward`; or the denoiser was not made with ``graph_once``.
+        """
+        if not self.conditions:
+            raise ValueError("a denoiser made with graph_once=True is needed")
+        batch = data.batch
+        if batch is None:
+            batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        n_slides = int(batch.max()) + 1 if batch.numel() else 1
+        y, t = data.x.new_zeros(data.x.size(0), self.n_genes), data.x.new_zeros(n_slides)
+        check_spots(y, t, data.x, data.batch, self.in_channels, self.n_genes)
+        return self._condition(data, batch, n_slides)
+
+    def denoise(self, y_t: Tensor, t: Tensor, data: Data, condition: Condition) -> Tensor:
+        """Return the estimate of y₁ given what :meth:`condition` made, ``[N, G]``."""
+        assert self.spot_flow is not None
+        check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
+        batch = data.batch
+        if batch is None:
+            batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        return self.spot_flow(y_t, t, batch, condition)
+
+    def _condition(self, data: Data, batch: Tensor, n_slides: int) -> Condition:
+        h = self._embed(data)
+        y = h.new_zeros(h.size(0), self.n_genes)
+        states, mean = self._run_blocks(h, y, self._relations(data, batch), batch, n_slides)
+        return Condition(mean, states)
+
+    def _embed(self, data: Data) -> Tensor:
+        context = data.context if "context" in data else None
+        return self.embed_x(data.x, data.edge_index, data.edge_weight, context)
+
+    def _run_blocks(
+        self, h: Tensor, y: Tensor, relations: list[Edges], batch: Tensor, n_slides: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the last states and the mean of the blocks' estimates of expression."""
+        total = torch.zeros_like(y)
         for block in self.blocks:
-            h, y = block(h, y, relations, batch, t.size(0))
+            h, y = block(h, y, relations, batch, n_slides)
             total = total + y
-        return total / len(self.blocks)
+        return h, total / len(self.blocks)
 
     def _relations(self, data: Data, batch: Tensor) -> list[Edges]:
         """Return the edges in space and, if asked for, those of similarity."""

@@ -44,22 +44,54 @@ def test_small_slides_are_taken_whole_and_seeds_decide():
 @pytest.mark.parametrize(("n", "held_out"), [(3, 1), (4, 1), (10, 2)])
 def test_whole_slides_are_held_out_where_there_are_three(n, held_out):
     slides = [slide(f"S{i}") for i in range(n)]
-    learn, validate = split_validation(slides, 0)
+    ((learn, validate),) = split_validation(slides, 0)
     assert len(validate) == held_out
     assert sorted(s.name for s in learn + validate) == sorted(s.name for s in slides)
-    chosen = {split_validation(slides, seed)[1][0].name for seed in range(30)}
+    chosen = {split_validation(slides, seed)[0][1][0].name for seed in range(30)}
     assert len(chosen) > 1
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_few_slides_give_a_contiguous_part_each(n):
+@pytest.mark.parametrize(("n", "wanted", "got"), [(3, 4, 3), (4, 4, 4), (10, 4, 4), (5, 2, 2)])
+def test_several_splits_hold_every_slide_out_once(n, wanted, got):
     slides = [slide(f"S{i}") for i in range(n)]
-    learn, validate = split_validation(slides, 0)
-    for whole, rest, part in zip(slides, learn, validate, strict=True):
-        assert sorted(rest.barcodes + part.barcodes) == sorted(whole.barcodes)
-        assert len(part) == 20
-        # a line separates the two parts
-        assert separable(rest.coords, part.coords)
+    splits = split_validation(slides, 0, wanted)
+    assert len(splits) == got
+    held_out = [s.name for _, validate in splits for s in validate]
+    assert sorted(held_out) == sorted(s.name for s in slides)
+    for learn, validate in splits:
+        assert sorted(s.name for s in learn + validate) == sorted(s.name for s in slides)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("wanted", [1, 4, 6])
+def test_few_slides_give_a_contiguous_part_each(n, wanted):
+    slides = [slide(f"S{i}") for i in range(n)]
+    splits = split_validation(slides, 0, wanted)
+    assert len(splits) == wanted
+    for i, whole in enumerate(slides):
+        for learn, validate in splits:
+            rest, part = learn[i], validate[i]
+            assert sorted(rest.barcodes + part.barcodes) == sorted(whole.barcodes)
+            assert len(part) in (16, 17, 20)
+        # a line separates the first part, which lies at the border, from the rest
+        assert separable(splits[0][0][i].coords, splits[0][1][i].coords)
+        parts = [b for _, validate in splits for b in validate[i].barcodes]
+        assert len(parts) == len(set(parts))
+
+
+def test_regions_are_as_large_as_they_may_be():
+    data = slide("A").to_data()
+    data.context = data.x.clone()
+    data.edge_index = torch.zeros(2, 5).long()
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(20)]
+    assert all(random_region(data, seed, smallest_share=1.0) is data for seed in seeds)
+    for seed in seeds:
+        region = random_region(data, seed, smallest_share=1.0, most=30)
+        assert region.num_nodes == len(region.context) == 30
+        assert torch.equal(region.context, region.x)
+        assert "edge_index" not in region
+    sizes = [random_region(data, seed, smallest_share=0.5).num_nodes for seed in seeds]
+    assert min(sizes) >= 50
 
 
 def separable(a: np.ndarray, b: np.ndarray) -> bool:
