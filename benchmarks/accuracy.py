@@ -49,6 +49,7 @@ from stflow_graph.train import train
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {},
     "one-shot": {"train.objective": "regression"},
+    "flow in every step": {"denoiser.graph_once": False},
     "transformer": {"denoiser.name": "transformer"},
 }
 N_SAMPLES = 16
@@ -101,10 +102,15 @@ def settings_of(model: str, target: str, seed: int, options: argparse.Namespace)
     }
 
 
+def folder_of(model: str, target: str, seed: int, options: argparse.Namespace) -> Path:
+    """Return where a model's runs are kept."""
+    return options.out / target / f"{model.replace(' ', '-')}-seed{seed}"
+
+
 def run_model(model: str, target: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train on every fold and predict its test slides; what is there is left."""
     torch.set_num_threads(1)
-    out = options.out / target / f"{model}-seed{seed}"
+    out = folder_of(model, target, seed, options)
     config = load_config(None, settings_of(model, target, seed, options))
     results = train(config, out)
     n_samples = 1 if config.train.objective == "regression" else N_SAMPLES
@@ -192,7 +198,7 @@ def read_cells(target: str, truths: dict[str, Truth], options: argparse.Namespac
     cells = []
     for model in options.models:
         for seed in range(options.seeds):
-            folder = options.out / target / f"{model}-seed{seed}" / "predictions"
+            folder = folder_of(model, target, seed, options) / "predictions"
             for slide in truths:
                 found = read_prediction(folder / f"{slide}.h5ad")
                 cells.append(Cell(model, seed, slide, found.mean, found.samples))

@@ -98,7 +98,7 @@ class FlowConfig(_Record):
 
     prior: Literal["zinb", "gaussian", "zero"] = "gaussian"
     sampler: Literal["euler", "heun", "stflow", "estflow"] = "euler"
-    n_sample_steps: int = Field(5, ge=1)
+    n_sample_steps: int = Field(10, ge=1)
 
 
 class TrainConfig(_Record):
@@ -117,7 +117,7 @@ class TrainConfig(_Record):
     seed: int = Field(0, ge=0)
     members: int = Field(4, ge=1)
     objective: Literal["flow", "regression"] = "flow"
-    epochs: int = Field(120, ge=1)
+    epochs: int = Field(80, ge=1)
     batch_size: int = Field(1, ge=1)
     regions_per_slide: int = Field(1, ge=1)
     smallest_region: float = Field(1.0, ge=0, le=1)
@@ -127,8 +127,8 @@ class TrainConfig(_Record):
     clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.97, ge=0, lt=1)
     pcc_weight: float = Field(1.0, ge=0)
-    patience: int = Field(40, ge=1)
-    flow_steps: int = Field(600, ge=1)
+    patience: int = Field(25, ge=1)
+    flow_steps: int = Field(200, ge=1)
     flow_spots: int = Field(2048, ge=1)
     flow_lr: float = Field(3e-3, gt=0)
     folds: tuple[int, ...] = ()
