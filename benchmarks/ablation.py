@@ -1,12 +1,14 @@
-"""Which local and which global attention predict best: every pair of kinds, several seeds.
+"""What each part of the default recipe is worth: one switch changed at a time, several seeds.
 
 usage: python benchmarks/ablation.py --root ROOT --embeddings EMB --out OUT [--folds 0 1 2]
-           [--seeds 5] [--jobs 2] [--set train.patience=6 ...] [--quick]
+           [--seeds 5] [--jobs 2] [--levers "default" "graph in every step" ...]
+           [--set train.epochs=60 ...] [--quick]
 
 ROOT is a data set in HEST-bench layout. Every cell is a run of ``train`` in OUT, so what was done
-is not done again; the epoch is chosen on training slides. Prints tables of the validation and the
-test PCC (mean over genes, then slides; mean ± sd over seeds) and of single classes of genes where
-``adata.var["gene_class"]`` tells them (simulated cohorts); writes OUT/ablation.json and .png.
+is not done again. Decisions belong to the validation column: the members' mean PCC on the training
+slides that they held out; the test columns (PCC over genes, then slides; mean ± sd over seeds) are
+shown beside it, with single classes of genes where ``adata.var["gene_class"]`` tells them
+(simulated cohorts). Writes OUT/ablation.json and .png.
 """
 
 from __future__ import annotations
@@ -30,40 +32,68 @@ from rich.table import Table
 from stflow_graph.config import load_config, parse_assignments
 from stflow_graph.train import train
 
-LOCAL = ("additive", "dot", "stflow")
-GLOBAL = ("none", "latent", "linear")
+PUBLISHED_REGIONS = {
+    "train.smallest_region": 0.0,
+    "train.regions_per_slide": 10,
+    "train.batch_size": 2,
+}
+LEVERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "graph in every step": {"denoiser.graph_once": False},
+    "one member": {"train.members": 1},
+    "no context": {"denoiser.context_hops": []},
+    "context of 1, 2, 4 hops": {"denoiser.context_hops": [1, 2, 4]},
+    "input dropout .7": {"denoiser.input_dropout": 0.7},
+    "no PCC in the loss": {"train.pcc_weight": 0.0},
+    "no weight decay": {"train.weight_decay": 0.0},
+    "no moving average": {"train.ema_decay": 0.0},
+    "published regions": PUBLISHED_REGIONS,
+    "standardised per slide": {"data.standardize": "slide"},
+    "standardised over slides": {"data.standardize": "train"},
+    "targets not centred": {"data.center_targets": False},
+    "no layers but one": {"denoiser.n_layers": 1},
+    "4 layers of 128": {"denoiser.n_layers": 4, "denoiser.hidden_channels": 128},
+    "dot attention": {"denoiser.attention": "dot"},
+    "stflow attention": {"denoiser.attention": "stflow"},
+    "mean of neighbours": {"denoiser.conv": "torch_geometric.nn:SAGEConv"},
+    "no global attention": {"denoiser.global_attention": "none"},
+    "linear global attention": {"denoiser.global_attention": "linear"},
+    "k = 16": {"graph.n_neighbors": 16},
+    "similarity edges": {"denoiser.similarity_edges": True},
+}
 QUICK = {
     "denoiser.hidden_channels": 16,
     "denoiser.edge_channels": 8,
     "denoiser.n_layers": 1,
     "train.epochs": 1,
+    "train.flow_steps": 1,
     "train.regions_per_slide": 1,
 }
 
 
-def run_cell(local: str, whole: str, seed: int, options: argparse.Namespace) -> list[dict]:
-    """Train one pair of kinds with one seed on every fold; a row a fold."""
+def run_cell(lever: str, seed: int, options: argparse.Namespace) -> list[dict]:
+    """Train with one switch changed and one seed on every fold; a row a fold."""
     torch.set_num_threads(1)
     settings: dict[str, Any] = {
         "data.source_dataroot": str(options.root),
         "data.embed_dataroot": str(options.embeddings),
         "data.encoder": options.encoder,
-        "denoiser.attention": local,
-        "denoiser.global_attention": whole,
         "train.seed": seed,
         "train.folds": options.folds,
         **(QUICK if options.quick else {}),
+        **LEVERS[lever],
         **parse_assignments(options.set),
     }
-    results = train(load_config(None, settings), options.out / f"{local}-{whole}-seed{seed}")
+    name = "".join(c if c.isalnum() else "-" for c in lever)
+    results = train(load_config(None, settings), options.out / f"{name}-seed{seed}")
     return [
         {
-            "local": local,
-            "global": whole,
+            "lever": lever,
+            "changed": LEVERS[lever],
             "seed": seed,
             "fold": result.fold,
-            "best_epoch": result.best.epoch,
-            "validation": result.best.validation_pearson,
+            "best_epochs": [record.epoch for record in result.best],
+            "validation": result.validation_pearson,
             "genes": result.genes,
             "test": {slide: values.tolist() for slide, values in result.test_pearson.items()},
         }
@@ -77,59 +107,66 @@ def gene_classes(root: Path) -> dict[str, str]:
     return dict(var["gene_class"]) if "gene_class" in var else {}
 
 
-def scores(rows: list[dict], classes: dict[str, str]) -> dict[str, dict[tuple[str, str], Any]]:
-    """Return ``{measure: {(local, global): [one value a seed]}}``."""
+def scores(rows: list[dict], classes: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return ``{measure: {lever: [one value a seed]}}``."""
     values: dict[str, dict] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in rows:
-        cell, seed = (row["local"], row["global"]), row["seed"]
-        values["validation"][cell][seed].append(row["validation"])
+        lever, seed = row["lever"], row["seed"]
+        values["validation"][lever][seed].append(row["validation"])
         for pearson in row["test"].values():
-            values["test"][cell][seed].append(np.nanmean(pearson))
+            values["test"][lever][seed].append(np.nanmean(pearson))
             for kind in sorted(set(classes.values())):
                 of_kind = [classes[gene] == kind for gene in row["genes"]]
                 if any(of_kind):
                     found = np.nanmean(np.array(pearson)[of_kind])
-                    values[f"test, genes of class {kind}"][cell][seed].append(found)
+                    values[f"test: {kind}"][lever][seed].append(found)
     return {
         measure: {
-            cell: [float(np.mean(v)) for v in seeds.values()] for cell, seeds in cells.items()
+            lever: [float(np.mean(v)) for v in seeds.values()] for lever, seeds in levers.items()
         }
-        for measure, cells in values.items()
+        for measure, levers in values.items()
     }
 
 
-def show(measure: str, cells: dict[tuple[str, str], list[float]], n_seeds: int) -> Table:
-    """Return a table of one measure: a row a local kind, a column a global kind."""
-    table = Table("local \\ global", title=f"PCC, {measure}: mean ± sd of {n_seeds} seeds")
-    for whole in GLOBAL:
-        table.add_column(whole, justify="right")
-    for local in LOCAL:
-        found = [cells[local, whole] for whole in GLOBAL]
-        spread = 1 if n_seeds > 1 else 0
-        table.add_row(local, *(f"{np.mean(v):.3f} ± {np.std(v, ddof=spread):.3f}" for v in found))
+def show(measures: dict[str, dict[str, list[float]]], n_seeds: int) -> Table:
+    """Return a table: a row a lever, a column a measure, and the change in validation."""
+    table = Table("one change", title=f"PCC: mean ± sd of {n_seeds} seeds")
+    for column in ("Δ validation", *measures):
+        table.add_column(column, justify="right")
+    first = next(iter(measures["validation"].values()))
+    for lever, of_seeds in measures["validation"].items():
+        change = np.array(of_seeds) - np.array(first)
+        cells = [plus_minus(values[lever]) for values in measures.values()]
+        table.add_row(lever, f"{change.mean():+.3f}", *cells)
     return table
 
 
-def draw(measures: dict[str, dict[tuple[str, str], list[float]]], file: Path) -> None:
-    """Draw validation and test scores: a bar a pair of kinds, a dot a seed."""
+def plus_minus(values: list[float]) -> str:
+    """Return mean ± sd, the mean alone of one value."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def draw(measures: dict[str, dict[str, list[float]]], file: Path) -> None:
+    """Draw validation and test scores: a row a lever, a dot a seed."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    for axis, measure in zip(axes, ("validation", "test"), strict=True):
-        for place, whole in enumerate(GLOBAL):
-            x = np.arange(len(LOCAL)) + 0.27 * (place - 1)
-            found = [measures[measure][local, whole] for local in LOCAL]
-            axis.bar(x, [np.mean(v) for v in found], 0.25, label=f"global: {whole}", alpha=0.75)
-            for at, each in zip(x, found, strict=True):
-                axis.plot(np.full(len(each), at), each, "k.", markersize=3)
-        axis.set_xticks(range(len(LOCAL)), LOCAL)
-        axis.set_title(f"{measure} slides")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("PCC, mean over genes")
-    figure.legend(
-        *axes[1].get_legend_handles_labels(), loc="outside lower center", ncol=len(GLOBAL)
+    levers = list(measures["validation"])[::-1]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 1 + 0.27 * len(levers)), sharey=True, layout="constrained"
     )
+    for axis, measure in zip(axes, ("validation", "test"), strict=True):
+        for place, lever in enumerate(levers):
+            found = measures[measure][lever]
+            axis.barh(place, np.mean(found), 0.7, color="tab:gray", alpha=0.6)
+            axis.plot(found, np.full(len(found), place), "k.", markersize=4)
+        axis.axvline(np.mean(measures[measure]["default"]), color="tab:orange", linewidth=1)
+        axis.set_title(f"{measure} slides")
+        axis.set_xlabel("PCC, mean over genes")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(levers)), levers)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
@@ -146,11 +183,13 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--levers", nargs="*", default=list(LEVERS), choices=list(LEVERS))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     options = parser.parse_args()
     console, rows = Console(), []
-    cells = [(a, b, seed) for seed in range(options.seeds) for a in LOCAL for b in GLOBAL]
+    levers = list(dict.fromkeys(["default", *options.levers]))
+    cells = [(lever, seed) for seed in range(options.seeds) for lever in levers]
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(options.jobs, mp_context=spawn) as pool:
         columns = zip(*cells, strict=True)
@@ -158,10 +197,9 @@ def main() -> None:
         for cell, result in zip(cells, found, strict=False):
             rows += result
             mean = np.mean([np.nanmean(v) for row in result for v in row["test"].values()])
-            console.print(f"{cell[0]}, {cell[1]}, seed {cell[2]}: {mean:.3f}", highlight=False)
+            console.print(f"{cell[0]}, seed {cell[1]}: {mean:.3f}", highlight=False)
     measures = scores(rows, gene_classes(options.root))
-    for measure, values in measures.items():
-        console.print(show(measure, values, options.seeds))
+    console.print(show(measures, options.seeds))
     (options.out / "ablation.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     draw(measures, options.out / "ablation.png")
     console.print(f"{options.out / 'ablation.json'} and .png written")

@@ -280,7 +280,7 @@ def structure(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, dict
                     measures[f"{100 * each.level:.0f}%"] = each.covered
             found.setdefault(name, []).append(measures)
     return {
-        name: {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
+        name: {k: metrics.mean_of_defined(np.array([row[k] for row in rows])) for k in rows[0]}
         for name, rows in found.items()
     }
 

@@ -20,6 +20,9 @@ def evaluate(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Fit and score the baselines of the same folds.")
     ] = False,
+    slow_baselines: Annotated[
+        bool, typer.Option("--slow-baselines", help="Random forest and simple GNN as well.")
+    ] = False,
     source_dataroot: Annotated[
         Path | None, typer.Option(help="Root of the training slides, if it has moved.")
     ] = None,
@@ -40,6 +43,7 @@ def evaluate(
             truth,
             out,
             baselines=baselines,
+            slow_baselines=slow_baselines,
             source_dataroot=source_dataroot,
             embed_dataroot=embed_dataroot,
             n_bootstrap=n_bootstrap,

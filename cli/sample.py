@@ -16,7 +16,7 @@ def sample(
     source: Annotated[Path, typer.Argument(help="Run, fold or checkpoint folder.")],
     embeddings: Annotated[list[Path], typer.Argument(help="Embedding files or folders.")],
     out: Annotated[Path, typer.Option(help="Folder of the predictions.")],
-    n_samples: Annotated[int, typer.Option(min=1, help="Samples to average.")] = 1,
+    n_samples: Annotated[int, typer.Option(min=1, help="Samples; 1: the mean.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     sampler: Annotated[str | None, typer.Option(help="euler, heun, stflow, estflow.")] = None,
     n_sample_steps: Annotated[int | None, typer.Option(min=1, help="Network calls.")] = None,

@@ -49,8 +49,8 @@ class Calibration:
 
         Of a grid, the factor whose 50, 80 and 90% intervals are nearest to their nominal
         coverage, summed over levels, all held-out spots together. Expression is not negative, so
-        intervals are cut at 0; where most counts are 0 they hold more than they should whatever
-        the factor, and the smallest of the best is taken.
+        samples are cut at 0; where most counts are 0, intervals that reach 0 hold more than they
+        should, whatever the factor.
         """
         scores = np.stack([pearson_per_gene(part.mean, part.truth) for part in parts])
         known = np.isfinite(scores)

@@ -149,7 +149,8 @@ def _table(genes: Sequence[str], calibration: Calibration) -> str:
 
 
 def _read_table(file: Path) -> Calibration:
-    table = pd.read_csv(file, keep_default_na=False, na_values={c: [""] for c in _COLUMNS})
+    blank = {column: [""] for column in _COLUMNS}  # a gene may be called NA
+    table = pd.read_csv(file, keep_default_na=False, na_values=blank, float_precision="round_trip")
     return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
 
 

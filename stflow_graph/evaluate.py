@@ -47,6 +47,7 @@ def evaluate(
     out: str | Path,
     *,
     baselines: bool = False,
+    slow_baselines: bool = False,
     source_dataroot: str | Path | None = None,
     embed_dataroot: str | Path | None = None,
     n_bootstrap: int = 1000,
@@ -64,6 +65,7 @@ def evaluate(
             or data set folder.
         out: folder of the results.
         baselines: fit the baselines on the training slides of each prediction's fold.
+        slow_baselines: also those that take a minute a fold, ``baselines.SLOW``.
         source_dataroot: root with the training slides; None takes the one in the provenance.
         embed_dataroot: root with their embeddings; None takes the one in the provenance.
         n_bootstrap: resamples of the spots for the 95% intervals.
@@ -80,12 +82,12 @@ def evaluate(
     given = _read_predictions(predictions)
     slides = [_open_slide(label, models, Path(truth), seed) for label, models in given.items()]
     notes = [note for slide in slides for note in _notes(slide)]
-    if baselines:
+    if baselines or slow_baselines:
         fitted: dict[TrainingSide, dict[str, Predictor]] = {}
         for slide, models in zip(slides, given.values(), strict=True):
             report(f"baselines of {slide.name}")
             side = _training_side(list(models.values()), source_dataroot, embed_dataroot)
-            notes += _add_baselines(slide, side, fitted, seed)
+            notes += _add_baselines(slide, side, fitted, slow_baselines, seed)
     for slide in slides:
         report(f"scoring {slide.name}")
         score_slide(slide)
@@ -357,13 +359,14 @@ def _add_baselines(
     slide: SlideEvaluation,
     side: TrainingSide,
     fitted: dict[TrainingSide, dict[str, Predictor]],
+    slow: bool,
     seed: int,
 ) -> list[str]:
     """Add the baselines' predictions of a slide; return what had to be left out."""
     if slide.id in side.slides:
         return [f"{slide.name}: no baselines, as they would be fitted on this slide itself"]
     if side not in fitted:
-        fitted[side] = fit_baselines(side.load(), seed=seed)
+        fitted[side] = fit_baselines(side.load(), slow=slow, seed=seed)
     embedded = side.load_other(slide.id, slide.barcodes, slide.coords)
     for name, predictor in fitted[side].items():
         slide.predictions[name] = predictor(embedded)

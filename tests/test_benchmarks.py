@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from toy import GENES
 
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
@@ -87,16 +88,42 @@ def test_equality_finds_the_two_denoisers_equal():
     assert max(found) <= 1e-5
 
 
-def test_ablation_trains_every_pair_of_kinds_once(cohort, tmp_path):
+def test_ablation_changes_one_switch_at_a_time_and_runs_it_once(cohort, tmp_path):
     arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
-    arguments += ["--out", tmp_path / "out", "--folds", "0", "--seeds", "1", "--quick"]
+    arguments += ["--out", tmp_path / "out", "--folds", "0", "--seeds", "2", "--quick"]
+    arguments += ["--levers", "one member", "graph in every step", "no context"]
     first = script("ablation.py", *arguments)
-    assert "PCC, test" in first
+    assert "Δ validation" in first
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
-    assert len({(row["local"], row["global"]) for row in rows}) == len(rows) == 9
+    assert {row["lever"] for row in rows} == {"default", *arguments[-3:]}
+    assert len(rows) == 8
+    assert {row["lever"]: len(row["best_epochs"]) for row in rows}["one member"] == 1
     assert all(len(row["test"]["A"]) == len(GENES) for row in rows)
     weights = sorted((tmp_path / "out").rglob("model.safetensors"))
     made = [file.stat().st_mtime_ns for file in weights]
-    assert len(made) == 9
+    assert len(made) == 8
     assert script("ablation.py", *arguments) == first
     assert [file.stat().st_mtime_ns for file in weights] == made
+
+
+def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
+    arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
+    arguments += ["--out", tmp_path / "out", "--folds", "0", "1", "--seeds", "2", "--quick"]
+    arguments += ["--models", "graph", "one-shot", "--set", "graph.n_neighbors=4"]
+    out = script("accuracy.py", *arguments)
+    found = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    for target in ("log1p", "log1p_normalised"):
+        table = found["targets"][target]["table"]
+        for name, seeds in (("graph", 2), ("one-shot", 2), ("simple GNN", 2), ("tuned ridge", 1)):
+            assert [len(v) for v in table[name]["slides"].values()] == [seeds, seeds]
+        assert table["graph"]["mean"] == pytest.approx(table["one-shot"]["mean"], abs=1e-5)
+        assert table["ridge"]["behind"] == pytest.approx(
+            table["graph"]["mean"] - table["ridge"]["mean"]
+        )
+        assert set(found["targets"][target]["coverage"]["graph"]) == {"A", "B"}
+    assert "noise ceiling" in out
+    assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+    runs = sorted((tmp_path / "out").rglob("model.safetensors"))
+    made = [file.stat().st_mtime_ns for file in runs]
+    assert script("accuracy.py", *arguments) == out
+    assert [file.stat().st_mtime_ns for file in runs] == made

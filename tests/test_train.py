@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import anndata
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from stflow_graph.data.slide import load_slide
 from stflow_graph.errors import BadConfig, BadInput, Diverged
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.sample import sample
+from stflow_graph.sample import SampleSettings, sample
 from stflow_graph.train import train
 
 WEIGHTS = "fold0/checkpoint/model.safetensors"
@@ -220,3 +221,92 @@ def test_a_fold_of_several_test_slides_is_scored_over_all_their_spots(cohort, tm
     np.testing.assert_allclose(result.pearson, expected, atol=1e-5)
     table = json.loads((tmp_path / "run/results_kfold.json").read_text())
     assert table["mean_per_split"] == [pytest.approx(np.mean(expected), abs=1e-5)]
+
+
+def test_members_hold_other_slides_out_and_their_mean_is_used(cohort, tmp_path):
+    (result,) = run(cohort, tmp_path / "run", train__members=4, train__folds=[0])
+    checkpoint = load_checkpoint(tmp_path / "run/fold0/checkpoint")
+    assert checkpoint.n_members == len(result.best) == 3  # one a training slide
+    assert checkpoint.provenance["held_out_slides"] == ["B", "C", "D"]
+    with (tmp_path / "run/fold0/history.csv").open() as file:
+        rows = [(int(row["member"]), int(row["epoch"])) for row in csv.DictReader(file)]
+    assert rows == [(member, epoch) for member in range(3) for epoch in (1, 2, 3)]
+    assert len(list((tmp_path / "run/fold0").glob("state-*.safetensors"))) == 3
+    weights = [
+        checkpoint.weights[f"members.{member}.embed_x.weight"].numpy() for member in range(3)
+    ]
+    assert not np.array_equal(weights[0], weights[1])
+
+
+def test_a_run_stopped_in_a_later_member_goes_on_there(cohort, tmp_path):
+    run(cohort, tmp_path / "whole", train__members=3)
+
+    def stop(progress):
+        if (progress.member, progress.epoch.epoch) == (1, 2):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(cohort, tmp_path / "stopped", stop, train__members=3)
+    told = []
+    run(
+        cohort,
+        tmp_path / "stopped",
+        lambda p: told.append((p.member, p.epoch.epoch)),
+        train__members=3,
+    )
+    assert told == [(1, 3), (2, 1), (2, 2), (2, 3)]
+    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+
+
+@pytest.mark.parametrize("slides", [1, 2])
+def test_few_slides_are_cut_into_parts_for_the_members(cohort, tmp_path, slides):
+    rows = (cohort.root / "splits/train_0.csv").read_text().splitlines()[: 1 + slides]
+    (cohort.root / "splits/train_0.csv").write_text("\n".join(rows) + "\n")
+    (result,) = run(cohort, tmp_path / "run", train__members=2)
+    assert len(result.best) == 2
+
+
+def test_plain_regression_is_the_mean_of_the_flow_and_has_no_samples(cohort, tmp_path):
+    for name, objective in (("flow", "flow"), ("plain", "regression")):
+        run(cohort, tmp_path / name, train__objective=objective, train__members=2)
+        sample(tmp_path / name, [cohort.embedding("A")], tmp_path / name / "p")
+    flow, plain = (read_prediction(tmp_path / name / "p/A.h5ad") for name in ("flow", "plain"))
+    # the flow is fitted after the graph, and begins at its estimate
+    np.testing.assert_allclose(flow.mean, plain.mean, atol=1e-6)
+    with pytest.raises(BadConfig, match="trained as a regression has no samples"):
+        sample(
+            tmp_path / "plain",
+            [cohort.embedding("A")],
+            tmp_path / "q",
+            SampleSettings(n_samples=2),
+        )
+    run(cohort, tmp_path / "t", denoiser__name="transformer", train__objective="regression")
+
+
+def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__members=3, train__epochs=10)
+    folder = tmp_path / "run/fold0/checkpoint"
+    calibration = load_checkpoint(folder).calibration
+    assert np.isfinite(calibration.spread).all()
+    assert np.isfinite(calibration.pearson).all()
+    assert np.isfinite(calibration.pearson_sd).all()
+    assert "## Which genes to trust" in (folder / "README.md").read_text()
+    with (folder / "calibration.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["gene"] for row in rows] == [f"G{i}" for i in range(6)]
+    assert [float(row["pearson"]) for row in rows] == calibration.pearson.tolist()
+    sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "p")
+    var = anndata.read_h5ad(tmp_path / "p/A.h5ad").var
+    np.testing.assert_allclose(var["expected_pearson"], calibration.pearson)
+    # a table that was edited is refused like every other file
+    (folder / "calibration.csv").write_text("gene,spread,pearson,pearson_sd\n")
+    with pytest.raises(BadInput, match=r"calibration.csv: sha256"):
+        load_checkpoint(folder)
+
+
+def test_the_dropout_that_training_chose_is_written_down(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    chosen = load_checkpoint(tmp_path / "run/fold0/checkpoint").config.denoiser.input_dropout
+    assert 0 < chosen < 1
+    asked = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert asked["denoiser"]["input_dropout"] == "auto"

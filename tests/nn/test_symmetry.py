@@ -69,6 +69,7 @@ SLIDES = {
 MODELS = {
     "additive, latent": {},
     "dot, linear": {"attention": "dot", "global_attention": "linear"},
+    "graph once, context": {"graph_once": True, "context_hops": (1, 4, 16)},
 }
 
 

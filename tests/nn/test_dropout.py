@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stflow_graph.nn.dropout import cheap_dropout
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.96])
+def test_the_share_kept_and_the_mean_are_right(p):
+    torch.manual_seed(0)
+    x = torch.full((1000, 999), 2.0)
+    found = cheap_dropout(x, p, True)
+    kept = (found != 0).double()
+    deviation = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(kept.mean().item() - (1 - p)) < 5 * deviation
+    assert abs(found.double().mean().item() / 2 - 1) < 5 * deviation / (1 - p)
+    torch.testing.assert_close(found.max().item(), 2 / (1 - p), rtol=1e-3, atol=0)
+
+
+def test_entries_are_independent():
+    torch.manual_seed(1)
+    kept = (cheap_dropout(torch.ones(200_000, 8), 0.5, True) > 0).double()
+    together = kept.T @ kept / len(kept)
+    expected = torch.full((8, 8), 0.25) + 0.25 * torch.eye(8)
+    assert (together - expected).abs().max() < 0.01
+
+
+def test_seeds_decide_and_nothing_is_dropped_outside_of_training():
+    x = torch.randn(7, 5)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(cheap_dropout(x, 0.5, True))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(cheap_dropout(x, 0.5, False), x)
+    assert torch.equal(cheap_dropout(x, 0.0, True), x)
+    assert cheap_dropout(torch.empty(0, 3), 0.5, True).shape == (0, 3)
+
+
+def test_the_gradient_is_the_mask():
+    torch.manual_seed(0)
+    x = torch.randn(6, 9, requires_grad=True)
+    found = cheap_dropout(x, 0.5, True)
+    found.sum().backward()
+    torch.testing.assert_close(x.grad * x, found)
