@@ -39,7 +39,8 @@ PUBLISHED_REGIONS = {
 }
 LEVERS: dict[str, dict[str, Any]] = {
     "default": {},
-    "graph in every step": {"denoiser.graph_once": False},
+    "graph in every step": {"denoiser.graph_once": False, "denoiser.ridge_rank": 0},
+    "no ridge": {"denoiser.ridge_rank": 0},
     "one member": {"train.members": 1},
     "no context": {"denoiser.context_hops": []},
     "context of 1, 2, 4 hops": {"denoiser.context_hops": [1, 2, 4]},

@@ -49,7 +49,7 @@ from stflow_graph.train import train
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {},
     "one-shot": {"train.objective": "regression"},
-    "flow in every step": {"denoiser.graph_once": False},
+    "flow in every step": {"denoiser.graph_once": False, "denoiser.ridge_rank": 0},
     "transformer": {"denoiser.name": "transformer"},
 }
 N_SAMPLES = 16

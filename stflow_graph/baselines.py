@@ -24,7 +24,7 @@ from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.patches import open_patches
 from stflow_graph.metrics import neighbour_mean
-from stflow_graph.ridge import ALPHAS, held_out_scores, ridge_path
+from stflow_graph.ridge import ALPHAS, RidgePath, held_out_scores
 
 Predictor = Callable[[Slide], np.ndarray]
 
@@ -197,7 +197,7 @@ def fit_tuned_ridge(
     # slides too small or too even to score: the middle of the grid
     best = np.nanargmax(scores) if np.isfinite(scores).any() else scores.size // 2
     i, j = np.unravel_index(best, scores.shape)
-    (weights,) = ridge_path(train, features, ALPHAS[i : i + 1])
+    weights = RidgePath.fit(train, features).weights(ALPHAS[i])
     level = np.mean([_expression(slide).mean(axis=0) for slide in train], axis=0)
     return lambda slide: level + finishes[j](slide, features(slide) @ weights)
 

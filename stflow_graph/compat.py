@@ -229,5 +229,6 @@ def _config(kind: str, sizes: Sizes, encoder: str, gene_list: str, n_neighbors: 
             "denoiser.input_dropout": 0.0,
             "denoiser.context_hops": [],
             "denoiser.graph_once": False,
+            "denoiser.ridge_rank": 0,
         }
     return load_config(None, values)

@@ -70,6 +70,7 @@ class GraphDenoiserConfig(_Record):
     input_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     context_hops: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
     graph_once: bool = True
+    ridge_rank: int = Field(8, ge=0)
     condition_on_y: bool = False
     similarity_edges: bool = False
     conv: str = ""

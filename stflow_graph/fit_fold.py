@@ -1,4 +1,4 @@
-"""Training on one fold's slides: several members, their flows, and the calibration of both."""
+"""Training on one fold's slides: several members, their ridges and flows, their calibration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from stflow_graph.build import build_context, build_denoiser
@@ -19,9 +19,12 @@ from stflow_graph.data.regions import split_validation
 from stflow_graph.data.slide import Slide
 from stflow_graph.fit import EpochRecord, fit
 from stflow_graph.fit_flow import fit_spot_flow
+from stflow_graph.fit_ridge import choose_input_dropout, fit_linear_parts
+from stflow_graph.metrics import mean_of_defined
 from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.predict import pick_device, predict, slide_data
-from stflow_graph.ridge import ALPHAS, Features, held_out_scores
+from stflow_graph.ridge import RidgePath
 
 _CALIBRATION_SAMPLES = 19  # S + 1 = 20: the ends of the 50, 80 and 90% intervals are samples
 
@@ -32,11 +35,13 @@ class FittedFold:
 
     Attributes:
         config: the run's, with what was left to training set.
-        weights: the state dict of what ``build_denoiser`` makes for as many members.
+        weights: the state dict of what ``build_ensemble`` makes for as many members.
         normalisation: how input and output are scaled.
         calibration: what the held-out slides say.
         best: the epoch that each member chose.
         held_out: names of the slides that each member chose it on.
+        validation_pearson: mean PCC, over genes and held-out slides, of what is predicted of a
+            slide by the member that held it out.
     """
 
     config: Config
@@ -45,6 +50,48 @@ class FittedFold:
     calibration: Calibration
     best: list[EpochRecord]
     held_out: list[list[str]]
+    validation_pearson: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """A denoiser, the slides it learns from and those it holds out."""
+
+    model: nn.Module
+    normalisation: Normalisation
+    learn: list[tuple[Slide, Data]]
+    held_out: list[tuple[Slide, Data]]
+    stream: int
+
+
+class _Inputs:
+    """Slides, and parts of slides, as the denoiser reads them, each made once."""
+
+    def __init__(self, slides: Sequence[Slide], config: Config) -> None:
+        self.config = config
+        self.normalisation = _normalisation(slides, config)
+        self._context = build_context(config)
+        self._made: dict[int, tuple[Slide, Data, Data]] = {}
+
+    def data(self, slide: Slide) -> Data:
+        """Return a slide with its graph, scaled."""
+        return self._make(slide)[1]
+
+    def with_context(self, slide: Slide) -> Data:
+        """Return a slide with its graph and the averages of its embeddings."""
+        return self._make(slide)[2]
+
+    def _make(self, slide: Slide) -> tuple[Slide, Data, Data]:
+        if id(slide) not in self._made:  # the slide is kept, so that its id stays its own
+            data = slide_data(slide, self.config, self.normalisation)
+            self._made[id(slide)] = slide, data, self._context(data)
+        return self._made[id(slide)]
+
+    def features(self, slide: Slide) -> np.ndarray:
+        """Return what a denoiser's first layer sees, ``[N, F]`` or with context wider."""
+        data = self.with_context(slide)
+        x: np.ndarray = data.x.numpy()
+        return np.concatenate([x, data.context.numpy()], axis=1) if "context" in data else x
 
 
 def fit_fold(
@@ -58,7 +105,8 @@ def fit_fold(
     """Train ``config.train.members`` denoisers on a fold's training slides.
 
     Every member holds another part of the slides out, on which it chooses its epoch; predictions
-    of those parts, by members that did not see them, calibrate the samples.
+    of those parts, by the members that did not see them, choose the penalty of the ridges and
+    calibrate the samples.
 
     Args:
         slides: the training slides, with expression.
@@ -70,105 +118,127 @@ def fit_fold(
     Raises:
         Diverged: a loss is not finite.
     """
-    device = pick_device(config.train.device)
-    shared = _normalisation(slides, config)
+    inputs = _Inputs(slides, config)
     splits = split_validation(slides, _stream(config, fold), config.train.members)
-    histories: list[list[EpochRecord]] = []
-    weights: dict[str, Tensor] = {}
-    parts: list[HeldOut] = []
-    data = {id(slide): slide_data(slide, config, shared) for slide in slides}
-    context = build_context(config)
-
-    def data_of(slide: Slide) -> Data:  # parts of few slides are made anew
-        return data[id(slide)] if id(slide) in data else slide_data(slide, config, shared)
-
-    if getattr(config.denoiser, "input_dropout", None) == "auto":
-        rate = choose_input_dropout(splits, lambda slide: _wide(context(data_of(slide))))
+    choice = getattr(config.denoiser, "input_dropout", None) == "auto"
+    paths: list[RidgePath] = []
+    if choice or getattr(config.denoiser, "ridge_rank", 0):
+        paths = [RidgePath.fit(learn, inputs.features) for learn, _ in splits]
+    if choice:
+        rate = choose_input_dropout(splits, inputs.features, paths)
         chosen = config.denoiser.model_copy(update={"input_dropout": rate})
         config = config.model_copy(update={"denoiser": chosen})
-
-    for member, (learn, validate) in enumerate(splits):
-        stream = _stream(config, fold, member)
-        # only the level of the prediction, which the held-out slides must not have set
-        scaling = dataclasses.replace(shared, y_mean=_normalisation(learn, config).y_mean)
-        with torch.random.fork_rng():
-            torch.manual_seed(stream)
-            model = build_denoiser(config, slides[0].x.shape[1], len(scaling.y_mean)).to(device)
-        held_out = [(slide, data_of(slide).to(device)) for slide in validate]
-        learned = [data_of(slide) for slide in learn]
+    members: list[_Member] = []
+    histories: list[list[EpochRecord]] = []
+    for i, (learn, validate) in enumerate(splits):
+        member = _new_member(inputs, config, learn, validate, _stream(config, fold, i))
+        members.append(member)
         histories.append([])
 
-        def on_epoch(history: list[EpochRecord], member: int = member) -> None:
-            histories[member] = list(history)
+        def on_epoch(history: list[EpochRecord], i: int = i) -> None:
+            histories[i] = list(history)
             if report:
                 report(histories)
 
         fitted = fit(
-            model,
-            [context(each) for each in learned],
-            held_out,
+            member.model,
+            [inputs.with_context(slide) for slide in learn],
+            member.held_out,
             config,
-            scaling,
-            stream=stream,
-            state_file=folder / f"state-{member}.safetensors",
+            member.normalisation,
+            stream=member.stream,
+            state_file=folder / f"state-{i}.safetensors",
             report=on_epoch,
         )
-        histories[member] = fitted.history
-        model.load_state_dict(fitted.weights)
-        samples = 1
-        if (
-            isinstance(model, GraphDenoiser)
-            and model.conditions
-            and config.train.objective == "flow"
-        ):
-            fit_spot_flow(model, learned, [d for _, d in held_out], config, stream=stream)
-            samples = _CALIBRATION_SAMPLES
-        model.eval()
-        for slide, each in held_out:
-            found = predict(
-                model, each, slide, config, scaling, n_samples=samples, seed=config.train.seed
-            )
-            parts.append(HeldOut(found.mean, found.samples, slide.truth))
-        prefix = f"members.{member}." if len(splits) > 1 else ""
-        weights |= {f"{prefix}{k}": v.cpu() for k, v in model.state_dict().items()}
+        histories[i] = fitted.history
+        member.model.load_state_dict(fitted.weights)
+        member.model.eval()
+    _fit_ridges(members, splits, inputs, paths)
+    parts = [part for member in members for part in _finish(member, config)]
+    weights = {
+        (f"members.{i}.{key}" if len(members) > 1 else key): value.cpu()
+        for i, member in enumerate(members)
+        for key, value in member.model.state_dict().items()
+    }
+    calibration = Calibration.fit(parts)
     return FittedFold(
         config,
         weights,
-        shared,
-        Calibration.fit(parts),
+        inputs.normalisation,
+        calibration,
         [history[history[-1].best_epoch - 1] for history in histories],
         [sorted({slide.name for slide in validate}) for _, validate in splits],
+        mean_of_defined(calibration.pearson),
     )
 
 
-def choose_input_dropout(
-    splits: Sequence[tuple[Sequence[Slide], Sequence[Slide]]], features: Features
-) -> float:
-    r"""Return the dropout of the first layer's input that the training slides ask for.
-
-    Dropping a share p of the features of a linear model acts as the penalty
-    :math:`\frac{p}{1 - p} \sum_i x_{if}^2` on the weight of feature f (Wager et al., NeurIPS
-    2013), so a ridge regression, whose best penalty α takes a second to find on held-out slides,
-    tells :math:`\frac{p}{1 - p} = α / (2 N \overline{x^2})`. The 2 leaves the other half to weight
-    decay and the dropout of later layers. At most .98.
-
-    Args:
-        splits: pairs of slides to learn from and slides held out.
-        features: what the first layer sees of a slide, ``[N, F]``.
-    """
-    scores = held_out_scores(splits, features)[:, 0]
-    if not np.isfinite(scores).any():
-        return 0.5
-    alpha = ALPHAS[int(np.nanargmax(scores))]
-    x = [features(slide) for slide in splits[0][0]] + [features(s) for s in splits[0][1]]
-    squares = sum(float(np.square(each, dtype=np.float64).sum()) for each in x)
-    odds = alpha * x[0].shape[1] / (2 * max(squares, 1e-12))
-    return round(min(0.98, float(odds / (1 + odds))), 4)
+def _new_member(
+    inputs: _Inputs,
+    config: Config,
+    learn: Sequence[Slide],
+    validate: Sequence[Slide],
+    stream: int,
+) -> _Member:
+    device = pick_device(config.train.device)
+    # the level of the prediction must not come from the slides held out
+    level = _normalisation(learn, config).y_mean
+    with torch.random.fork_rng():
+        torch.manual_seed(stream)
+        model = build_denoiser(config, learn[0].x.shape[1], len(level)).to(device)
+    return _Member(
+        model,
+        dataclasses.replace(inputs.normalisation, y_mean=level),
+        [(slide, inputs.data(slide)) for slide in learn],
+        [(slide, inputs.data(slide).to(device)) for slide in validate],
+        stream,
+    )
 
 
-def _wide(data: Data) -> np.ndarray:
-    x: np.ndarray = data.x.numpy()
-    return np.concatenate([x, data.context.numpy()], axis=1) if "context" in data else x
+def _fit_ridges(
+    members: Sequence[_Member],
+    splits: Sequence[tuple[list[Slide], list[Slide]]],
+    inputs: _Inputs,
+    paths: Sequence[RidgePath],
+) -> None:
+    """Give the members their linear parts, where they have one."""
+    found = [getattr(member.model, "linear_part", None) for member in members]
+    linear = [part for part in found if isinstance(part, LinearPart)]
+    if not linear:
+        return
+    means = {}
+    with torch.inference_mode():
+        for member in members:
+            assert isinstance(member.model, GraphDenoiser)
+            for slide, data in member.held_out:
+                means[id(slide)] = member.model.condition(data).mean.double().cpu().numpy()
+    level = [
+        np.concatenate([data.y.numpy() for _, data in member.learn]).mean(axis=0, dtype=np.float64)
+        for member in members
+    ]
+    fit_linear_parts(linear, splits, inputs.features, means, paths, level)
+
+
+def _finish(member: _Member, config: Config) -> list[HeldOut]:
+    """Train a member's flow, if it has one; return what it predicts of the slides it holds out."""
+    model, n_samples = member.model, 1
+    if isinstance(model, GraphDenoiser) and model.conditions and config.train.objective == "flow":
+        learn, held_out = ([d for _, d in part] for part in (member.learn, member.held_out))
+        fit_spot_flow(model, learn, held_out, config, stream=member.stream)
+        n_samples = _CALIBRATION_SAMPLES
+    model.eval()
+    parts = []
+    for slide, data in member.held_out:
+        found = predict(
+            model,
+            data,
+            slide,
+            config,
+            member.normalisation,
+            n_samples=n_samples,
+            seed=config.train.seed,
+        )
+        parts.append(HeldOut(found.mean, found.samples, slide.truth))
+    return parts
 
 
 def _normalisation(slides: Sequence[Slide], config: Config) -> Normalisation:

@@ -47,6 +47,8 @@ class FoldResult:
         fold: the split's number.
         folder: where its checkpoint is.
         best: the epoch that each member chose on the slides it held out.
+        validation_pearson: PCC, mean over genes and training slides, of each slide's prediction by
+            the member that held it out.
         genes: G names.
         pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
             for constant genes.
@@ -58,15 +60,11 @@ class FoldResult:
     fold: int
     folder: Path
     best: list[EpochRecord]
+    validation_pearson: float
     genes: list[str]
     pearson: np.ndarray
     test_pearson: dict[str, np.ndarray]
     complete_before: bool
-
-    @property
-    def validation_pearson(self) -> float:
-        """The mean PCC of the members on the slides that they held out."""
-        return float(np.mean([record.validation_pearson for record in self.best]))
 
 
 Report = Callable[[Progress], None]
@@ -218,7 +216,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     provenance |= {
         "held_out_slides": sorted({name for names in fitted.held_out for name in names}),
         "best_epochs": [record.epoch for record in fitted.best],
-        "validation_pearson": float(np.mean([r.validation_pearson for r in fitted.best])),
+        "validation_pearson": none_if_nan(fitted.validation_pearson),
     }
     write_json(folder / "provenance.json", provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
@@ -239,6 +237,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     result = {
         "format": "stflow_graph.fold/2",
         "best": [dataclasses.asdict(record) for record in fitted.best],
+        "validation_pearson": none_if_nan(fitted.validation_pearson),
         "genes": genes,
         "pearson": [none_if_nan(value) for value in pearson],
         "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in of_slides.items()},
@@ -247,7 +246,15 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     }
     write_json(folder / "result.json", result)
     return FoldResult(
-        inputs.dataset, fold.index, folder, fitted.best, genes, pearson, of_slides, False
+        inputs.dataset,
+        fold.index,
+        folder,
+        fitted.best,
+        fitted.validation_pearson,
+        genes,
+        pearson,
+        of_slides,
+        False,
     )
 
 
@@ -315,8 +322,17 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     of_slides = {k: np.array(v, dtype=np.float64) for k, v in stored["test_pearson"].items()}
     pearson = np.array(stored["pearson"], dtype=np.float64)
     best = [EpochRecord(**record) for record in stored["best"]]
+    validation = stored["validation_pearson"]
     return FoldResult(
-        inputs.dataset, inputs.fold.index, folder, best, inputs.genes, pearson, of_slides, True
+        inputs.dataset,
+        inputs.fold.index,
+        folder,
+        best,
+        np.nan if validation is None else validation,
+        inputs.genes,
+        pearson,
+        of_slides,
+        True,
     )
 
 

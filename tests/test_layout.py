@@ -21,6 +21,7 @@ RANKS = {
     "fit_fold": 4,
     "fit": 3,
     "fit_flow": 3,
+    "fit_ridge": 3,
     "predict": 3,
     "checkpoint": 3,
     "build": 2,

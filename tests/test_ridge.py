@@ -6,8 +6,8 @@ from sklearn.linear_model import Ridge
 
 from stflow_graph import ridge
 from stflow_graph.data.slide import Slide
-from stflow_graph.fit_fold import choose_input_dropout
-from stflow_graph.ridge import ALPHAS, held_out_scores, ridge_path
+from stflow_graph.fit_ridge import choose_input_dropout
+from stflow_graph.ridge import ALPHAS, RidgePath, held_out_scores
 
 
 def slides(n: int = 4, spots: int = 60, channels: int = 20, noise: float = 1.0) -> list[Slide]:
@@ -34,16 +34,18 @@ def test_it_is_scikit_learns_ridge_on_slides_centred_one_by_one():
     given = slides()
     x = np.concatenate([s.x for s in given]).astype(float)
     y = np.concatenate([s.y - s.y.mean(0) for s in given]).astype(float)
-    for alpha, found in zip((1.0, 100.0), ridge_path(given, features, (1.0, 100.0)), strict=True):
+    path = RidgePath.fit(given, features)
+    for alpha in (1.0, 100.0):
         expected = Ridge(alpha=alpha, fit_intercept=False).fit(x, y).coef_.T
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(path.weights(alpha), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_many_spots_are_drawn_from_with_the_penalty_in_proportion(monkeypatch):
-    given = slides(spots=2000)
-    (whole,) = ridge_path(given, features, [4000.0])
-    monkeypatch.setattr(ridge, "_MOST_ROWS", 2000)
-    (drawn,) = ridge_path(given, features, [4000.0])
+    given = slides(spots=1000)
+    monkeypatch.setattr(ridge, "_MOST_ROWS", 8000)
+    whole = RidgePath.fit(given, features).weights(4000.0)
+    monkeypatch.setattr(ridge, "_MOST_ROWS", 1000)
+    drawn = RidgePath.fit(given, features).weights(4000.0)
     np.testing.assert_allclose(drawn, whole, atol=0.1)
 
 

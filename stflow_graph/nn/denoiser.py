@@ -15,6 +15,7 @@ from stflow_graph.nn.context_embedding import ContextEmbedding
 from stflow_graph.nn.conv import FrameAveragedConv
 from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.nn.spot_flow import Condition, SpotFlow
 from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
@@ -58,12 +59,14 @@ class GraphDenoiser(nn.Module):
         context_hops: averages of the embeddings around a spot that the first layer sees beside
             the spot's own, see ``nn.ContextEmbedding``.
         graph_once: see above.
+        ridge_rank: rank of a ridge regression that has a part in the expected expression, see
+            ``nn.LinearPart``; 0: none. It takes no part before its weights are set.
         conv: makes a layer called as ``conv(h, y, edge_index, edge_attr, edge_weight) -> [N, C]``
             in place of ``FrameAveragedConv``; it is given ``(channels, n_genes)``.
 
     Raises:
         ValueError: an unknown kind of attention, heads that do not divide the channels, or
-            ``graph_once`` with what needs y_t in the graph.
+            ``graph_once`` with what needs y_t in the graph, ``ridge_rank`` without it.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class GraphDenoiser(nn.Module):
         similarity_edges: bool = False,
         context_hops: Sequence[int] = (),
         graph_once: bool = False,
+        ridge_rank: int = 0,
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -92,12 +96,17 @@ class GraphDenoiser(nn.Module):
             raise ValueError(f"unknown global attention {global_attention!r}; {kinds} or None")
         if graph_once and condition_on_y:
             raise ValueError("with graph_once the graph sees no y_t: leave condition_on_y out")
+        if ridge_rank and not graph_once:
+            raise ValueError("ridge_rank needs graph_once: it is a part of the expected expression")
         self.in_channels, self.n_genes = in_channels, n_genes
         self.similarity_edges = similarity_edges
         self.published = attention == "stflow" and conv is None
         self.embed_x = ContextEmbedding(in_channels, hidden_channels, context_hops, input_dropout)
         self.embed_t = None if graph_once else TimeEmbedding(hidden_channels)
         self.spot_flow = SpotFlow(hidden_channels, n_genes) if graph_once else None
+        self.linear_part = (
+            LinearPart(in_channels, n_genes, ridge_rank, context_hops) if ridge_rank else None
+        )
         self.embed_y = nn.Linear(n_genes, hidden_channels, bias=False) if condition_on_y else None
 
         def local(kind: str) -> nn.Module:
@@ -193,6 +202,9 @@ class GraphDenoiser(nn.Module):
         h = self._embed(data)
         y = h.new_zeros(h.size(0), self.n_genes)
         states, mean = self._run_blocks(h, y, self._relations(data, batch), batch, n_slides)
+        if self.linear_part is not None and not self.training:
+            linear = self.linear_part(data.x, data.edge_index, data.edge_weight)
+            mean = torch.lerp(mean, linear, self.linear_part.share)
         return Condition(mean, states)
 
     def _embed(self, data: Data) -> Tensor:
