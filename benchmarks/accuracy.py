@@ -278,6 +278,8 @@ def structure(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, dict
                 )
                 for each in metrics.coverage(cell.samples, truth.y):
                     measures[f"{100 * each.level:.0f}%"] = each.covered
+                    if each.level == 0.8:
+                        measures["80% width"] = each.width
             found.setdefault(name, []).append(measures)
     return {
         name: {k: metrics.mean_of_defined(np.array([row[k] for row in rows])) for k in rows[0]}

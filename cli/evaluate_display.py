@@ -24,6 +24,7 @@ _MEASURES = {
     "crps": "CRPS",
     "energy_score": "energy",
     "coverage_80": "80% cov.",
+    "width_80": "80% width",
 }
 _STYLES = {"model": "bold", "baseline": "", "reference": "dim"}
 

@@ -23,6 +23,7 @@ _PLACES = {
     "batch_size": "train",
     "epochs": "train",
     "lr": "train",
+    "members": "train",
     "seed": "train",
     "folds": "train",
     "device": "train",

@@ -32,6 +32,7 @@ def train(
     batch_size: Annotated[Whole, typer.Option(help="Regions a training step.")] = None,
     epochs: Annotated[Whole, typer.Option(help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    members: Annotated[Whole, typer.Option(help="Denoisers whose mean is used.")] = None,
     seed: Annotated[Whole, typer.Option(help="Seed of everything random.")] = None,
     folds: Annotated[list[int] | None, typer.Option(help="Folds, one or more.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,

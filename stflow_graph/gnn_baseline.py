@@ -16,7 +16,7 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.flow.loss import flow_loss
 from stflow_graph.graph import SpatialGraph, diffuse
 
-_EPOCHS, _EMA = 120, 0.97
+_STEPS, _EMA = 120, 0.97
 
 
 class SimpleGNN(nn.Module):
@@ -64,11 +64,11 @@ def fit_simple_gnn(train: Sequence[Slide], *, seed: int = 0) -> Callable[[Slide]
     """Train a :class:`SimpleGNN` on whole slides; the settings are fixed, nothing is chosen.
 
     Embeddings are standardised and expression centred within each slide; AdamW (2e-3, weight
-    decay .5), squared error + 1 − PCC, 120 epochs, moving average of the weights.
+    decay .5), squared error + 1 − PCC, 120 steps over all slides, moving average of the weights.
 
     Args:
         train: training slides with ``y``.
-        seed: of weights, dropout and the order of slides.
+        seed: of weights and dropout.
     """
     level = np.mean([slide.truth.mean(axis=0, dtype=np.float64) for slide in train], axis=0)
     slides = [_data(slide) for slide in train]
@@ -77,17 +77,17 @@ def fit_simple_gnn(train: Sequence[Slide], *, seed: int = 0) -> Callable[[Slide]
         model = SimpleGNN(slides[0].x.size(1), slides[0].y.size(1))
         average = copy.deepcopy(model).eval()
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.5)
-        for _ in range(_EPOCHS):
-            for i in torch.randperm(len(slides)).tolist():
-                loss = flow_loss(model(slides[i]), slides[i].y, pcc_weight=1.0)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                with torch.no_grad():
-                    pairs = zip(average.parameters(), model.parameters(), strict=True)
-                    for mean, now in pairs:
-                        mean.lerp_(now, 1 - _EMA)
+        for _ in range(_STEPS):
+            optimizer.zero_grad(set_to_none=True)
+            for data in slides:
+                loss = flow_loss(model(data), data.y, pcc_weight=1.0)
+                (loss / len(slides)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                pairs = zip(average.parameters(), model.parameters(), strict=True)
+                for mean, now in pairs:
+                    mean.lerp_(now, 1 - _EMA)
 
     def predict(slide: Slide) -> np.ndarray:
         with torch.inference_mode():

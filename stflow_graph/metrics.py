@@ -206,19 +206,22 @@ class Coverage:
         covered: share of the truth's values inside.
         calibrated: the share that a perfect ensemble of as many samples would reach: S samples
             span no more than (S − 1) / (S + 1).
-        covered_per_gene: ``[G]`` the same for each gene alone.
+        width: mean width of the intervals, their sharpness: of two that cover the same the
+            narrower says more.
+        covered_per_gene: ``[G]`` the share inside for each gene alone.
     """
 
     level: float
     covered: float
     calibrated: float
+    width: float
     covered_per_gene: np.ndarray
 
 
 def coverage(
     samples: np.ndarray, truth: np.ndarray, levels: Sequence[float] = LEVELS
 ) -> list[Coverage]:
-    """Return the coverage of the samples' central intervals over all spots and genes.
+    """Return coverage and width of the samples' central intervals over all spots and genes.
 
     The ends are quantiles at rank p (S + 1), between which a further draw of the same
     distribution falls with the interval's probability.
@@ -235,7 +238,8 @@ def coverage(
         low, high = np.quantile(samples, ends, axis=0, method="weibull")
         inside = ((low <= truth) & (truth <= high)).mean(axis=0)
         most = min(level, (n - 1) / (n + 1))
-        result.append(Coverage(level, float(inside.mean()), most, inside))
+        width = float((high - low).mean())
+        result.append(Coverage(level, float(inside.mean()), most, width, inside))
     return result
 
 

@@ -33,6 +33,7 @@ _COLUMNS = {
     "coverage_50": ("in 50%", "share of the truth inside the samples' 50% interval"),
     "coverage_80": ("in 80%", "the same, 80%"),
     "coverage_90": ("in 90%", "the same, 90%"),
+    "width_80": ("80% width", "mean width of the 80% interval; narrower is sharper"),
 }
 
 

@@ -36,6 +36,7 @@ OTHERS = (
     "energy_score",
     "energy_distance",
     *(f"coverage_{100 * level:.0f}" for level in metrics.LEVELS),
+    "width_80",
 )
 
 
@@ -48,7 +49,7 @@ class Score:
             and in the units of expression mse, r2, relative_variation, with samples crps,
             energy_distance.
         overall: metrics of all genes together: moran_difference (prediction − truth),
-            gene_correlation_distance, with samples energy_score and coverage_50 and so on.
+            gene_correlation_distance, with samples energy_score, coverage_50 and so on, width_80.
         coverage: the same coverage with what a calibrated model has; empty without samples.
     """
 
@@ -217,6 +218,7 @@ def _with_samples(score: Score, samples: np.ndarray, truth: np.ndarray) -> Score
     overall = {
         "energy_score": metrics.energy_score(samples, truth),
         **{f"coverage_{100 * each.level:.0f}": each.covered for each in coverage},
+        "width_80": next(each.width for each in coverage if each.level == 0.8),
     }
     return Score(score.per_gene | per_gene, score.overall | overall, coverage)
 
@@ -382,7 +384,10 @@ def _score_json(score: Score, genes: Sequence[str]) -> dict[str, Any]:
         "n_genes_defined": {
             name: int(np.isfinite(values).sum()) for name, values in score.per_gene.items()
         },
-        "coverage": [dataclasses.asdict(each) for each in score.coverage],
+        "coverage": [
+            {name: getattr(each, name) for name in ("level", "covered", "calibrated", "width")}
+            for each in score.coverage
+        ],
         "genes": {
             gene: {name: none_if_nan(values[i]) for name, values in score.per_gene.items()}
             for i, gene in enumerate(genes)

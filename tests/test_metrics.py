@@ -214,6 +214,8 @@ def test_coverage_of_a_calibrated_ensemble_is_what_it_says(n_samples):
         assert each.calibrated == pytest.approx(min(each.level, (n_samples - 1) / (n_samples + 1)))
         assert each.covered == pytest.approx(each.calibrated, abs=0.02)
     narrow = metrics.coverage(draws[1:] * 0.1, draws[0])
+    for wide, tenth in zip(metrics.coverage(draws[1:], draws[0]), narrow, strict=True):
+        assert tenth.width == pytest.approx(wide.width / 10)
     assert all(each.covered < each.calibrated for each in narrow)
 
 
