@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -98,7 +99,7 @@ def _frozen(model: GraphDenoiser, slides: Sequence[Data], device: torch.device) 
     found = []
     with torch.no_grad():
         for data in slides:
-            condition = model.condition(data.to(device))
+            condition = model.condition(copy.copy(data).to(device))
             found.append((condition.mean, condition.states, data.y.to(device)))
     return _Spots(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -189,7 +190,8 @@ def _new_member(
         model,
         dataclasses.replace(inputs.normalisation, y_mean=level),
         [(slide, inputs.data(slide)) for slide in learn],
-        [(slide, inputs.data(slide).to(device)) for slide in validate],
+        # a copy: Data.to moves the tensors of the object itself
+        [(slide, copy.copy(inputs.data(slide)).to(device)) for slide in validate],
         stream,
     )
 
