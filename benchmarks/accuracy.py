@@ -30,6 +30,7 @@ import scipy.sparse as sp
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import spearmanr
 
 from stflow_graph import metrics
 from stflow_graph.baselines import DARKNESS, SIMPLE_GNN, darkness, fit_baselines
@@ -64,13 +65,17 @@ QUICK = {
 
 
 class Cell(NamedTuple):
-    """One prediction: of a slide by a model with a seed; ``samples`` is None without a flow."""
+    """One prediction: of a slide by a model with a seed; ``samples`` is None without a flow.
+
+    ``expected`` is the PCC of each gene that the model scored on held-out training slides.
+    """
 
     model: str
     seed: int
     slide: str
     mean: np.ndarray
-    samples: np.ndarray | None
+    samples: np.ndarray | None = None
+    expected: np.ndarray | None = None
 
 
 class Truth(NamedTuple):
@@ -201,16 +206,18 @@ def read_cells(target: str, truths: dict[str, Truth], options: argparse.Namespac
             folder = folder_of(model, target, seed, options) / "predictions"
             for slide in truths:
                 found = read_prediction(folder / f"{slide}.h5ad")
-                cells.append(Cell(model, seed, slide, found.mean, found.samples))
+                cells.append(
+                    Cell(model, seed, slide, found.mean, found.samples, found.expected_pearson)
+                )
     for file in sorted((options.out / target / "baselines").glob("fold*-seed*.npz")):
         seed = int(file.stem.rpartition("seed")[2])
         with np.load(file) as stored:
             for key in stored.files:
                 name, _, slide = key.rpartition("/")
                 if slide in truths and seed < options.seeds:
-                    cells.append(Cell(name, seed, slide, stored[key], None))
+                    cells.append(Cell(name, seed, slide, stored[key]))
     for slide, truth in truths.items():
-        cells += [Cell(name, 0, slide, mean, None) for name, mean in truth.extra.items()]
+        cells += [Cell(name, 0, slide, mean) for name, mean in truth.extra.items()]
     return cells
 
 
@@ -300,6 +307,18 @@ def coverage_by_slide(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[s
         model: {s: {k: float(np.mean(v)) for k, v in levels.items()} for s, levels in of.items()}
         for model, of in found.items()
     }
+
+
+def trust(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, dict[str, float]]:
+    """Return by model and slide the rank correlation over genes of expected and actual PCC."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if cell.expected is not None:
+            actual = metrics.pearson_per_gene(cell.mean, truths[cell.slide].y)
+            known = np.isfinite(actual) & np.isfinite(cell.expected)
+            rank = spearmanr(cell.expected[known], actual[known]).statistic
+            found.setdefault(cell.model, {}).setdefault(cell.slide, []).append(float(rank))
+    return {m: {s: float(np.mean(v)) for s, v in of.items()} for m, of in found.items()}
 
 
 def classes(table: dict[str, Any], truths: dict[str, Truth], root: Path) -> dict[str, Any]:
@@ -488,17 +507,21 @@ def main() -> None:
             np.mean([metrics.mean_of_defined(t.ceiling) for t in truths.values()])
         )
         shape, covered = structure(cells, truths), coverage_by_slide(cells, truths)
+        known = trust(cells, truths)
         by_class = classes(tables[target], truths, options.root)
         parts.append(show(console, as_rows(target, tables[target], truths)))
         parts.append(show(console, from_dicts(f"structure, {target}", shape)))
         for model, of_slide in covered.items():
             parts.append(show(console, from_dicts(f"coverage, {model}, {target}", of_slide)))
+        if known:
+            parts.append(show(console, from_dicts(f"expected PCC ranks genes, {target}", known)))
         if by_class:
             parts.append(show(console, from_dicts(f"PCC by class, {target}", by_class)))
         found["targets"][target] = {
             "table": tables[target],
             "structure": shape,
             "coverage": covered,
+            "trust": known,
             "classes": by_class,
             "ceiling": {s: metrics.mean_of_defined(t.ceiling) for s, t in truths.items()},
         }

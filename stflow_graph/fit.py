@@ -169,7 +169,10 @@ def validation_score(
 
 def _start(model: nn.Module, config: Config) -> _State:
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay
+        model.parameters(),
+        lr=config.train.lr,
+        weight_decay=config.train.weight_decay,
+        fused=True,  # a small network's step is mostly the optimiser's overhead
     )
     decay = get_ema_multi_avg_fn(config.train.ema_decay)
     average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)

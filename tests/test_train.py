@@ -297,7 +297,9 @@ def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path
     assert [float(row["pearson"]) for row in rows] == calibration.pearson.tolist()
     sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "p")
     var = anndata.read_h5ad(tmp_path / "p/A.h5ad").var
-    np.testing.assert_allclose(var["expected_pearson"], calibration.pearson)
+    np.testing.assert_array_equal(var["expected_pearson"], calibration.pearson)
+    read = read_prediction(tmp_path / "p/A.h5ad").expected_pearson
+    np.testing.assert_array_equal(read, calibration.pearson)
     # a table that was edited is refused like every other file
     (folder / "calibration.csv").write_text("gene,spread,pearson,pearson_sd\n")
     with pytest.raises(BadInput, match=r"calibration.csv: sha256"):

@@ -30,6 +30,7 @@ class Prediction:
         coords: ``[N, 2]`` float64 level-0 pixels (x, y).
         samples: ``[S, N, G]`` float32, or None when one sample was drawn.
         provenance: plain values and lists: slide, dataset, target, checkpoint hash, seed, ...
+        expected_pearson: ``[G]`` what the model scored on held-out training slides, or None.
     """
 
     mean: np.ndarray
@@ -38,6 +39,7 @@ class Prediction:
     coords: np.ndarray
     samples: np.ndarray | None
     provenance: dict[str, Any]
+    expected_pearson: np.ndarray | None = None
 
     @property
     def slide(self) -> str:
@@ -128,4 +130,7 @@ def read_prediction(path: str | Path) -> Prediction:
         if n
         else None
     )
-    return Prediction(mean, barcodes, genes, coords, samples, provenance)
+    expected = None
+    if "expected_pearson" in adata.var:
+        expected = np.asarray(adata.var["expected_pearson"], dtype=np.float64)
+    return Prediction(mean, barcodes, genes, coords, samples, provenance, expected)

@@ -27,7 +27,6 @@ class FrameEncoder(nn.Module):
         hidden_channels: width of φ's hidden layer, ``2 * out_channels`` if None.
     """
 
-    signs: Tensor
     in_features = 6
 
     def __init__(self, out_channels: int, hidden_channels: int | None = None) -> None:
@@ -36,7 +35,6 @@ class FrameEncoder(nn.Module):
         self.framed = nn.Linear(3, hidden_channels)
         self.isotropic = nn.Linear(3, hidden_channels)
         self.out = nn.Linear(hidden_channels, out_channels)
-        self.register_buffer("signs", torch.tensor(_SIGNS), persistent=False)
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
@@ -46,9 +44,13 @@ class FrameEncoder(nn.Module):
     def forward(self, edge_attr: Tensor) -> Tensor:
         """Map ``edge_attr [E, 6]`` of ``graph.edge_geometry`` to ``[E, out_channels]``."""
         axes, distance, weight = edge_attr[:, :2], edge_attr[:, 2:3], edge_attr[:, 5:]
-        flipped = axes[:, None] * self.signs  # [E, 4, 2]
-        inputs = torch.cat([flipped, distance[:, None].expand(-1, 4, 1)], dim=-1)
-        framed = F.silu(self.framed(inputs)).mean(dim=1)
+        first, second, third = self.framed.weight.T
+        # flipping an axis flips the sign of its term, so the four signs need no products of theirs
+        along, across = axes[:, :1] * first, axes[:, 1:] * second
+        centre = torch.addcmul(self.framed.bias, distance, third)
+        plus, minus = centre + along, centre - along
+        framed = F.silu(plus + across) + F.silu(plus - across)
+        framed = (framed + F.silu(minus + across) + F.silu(minus - across)) / 4
         isotropic = F.silu(self.isotropic(edge_attr[:, 2:5]))
         return self.out(weight * framed + (1 - weight) * isotropic)
 
