@@ -23,6 +23,7 @@ from stflow_graph.data.slide import Slide, load_sample
 from stflow_graph.data.splits import find_datasets
 from stflow_graph.errors import BadInput
 from stflow_graph.io.patches import write_patches
+from stflow_graph.metrics import pearson_per_gene
 
 
 def make_slide(name, n, weights, rng):
@@ -82,6 +83,32 @@ def test_ridge_takes_fewer_spots_than_components_and_constant_channels(slides, n
     x[:, 0] = 3.0
     small = dataclasses.replace(slides[0], x=x, y=slides[0].y[:n], barcodes=slides[0].barcodes[:n])
     assert np.isfinite(fit_ridge([small])(slides[2])).all()
+
+
+@pytest.mark.parametrize("n_slides", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_tuned_ridges_take_slides_too_small_to_hold_parts_out(slides, n_slides, n):
+    small = [
+        dataclasses.replace(s, x=s.x[:n], coords=s.coords[:n], y=s.y[:n], barcodes=s.barcodes[:n])
+        for s in slides[:n_slides]
+    ]
+    for hops in ((), (1, 4)):
+        assert np.isfinite(baselines.fit_tuned_ridge(small, hops)(slides[2])).all()
+
+
+def test_a_tuned_ridge_takes_the_penalty_and_smoothing_that_held_out_slides_ask_for(slides):
+    *train, test = slides
+    rng = np.random.default_rng(0)
+    # expression is the mean of a spot and its six nearest: smoothing must be found
+    weights = rng.normal(size=(12, 4))
+
+    def expression(slide):
+        return smoothed(lambda s: s.x.astype(float) @ weights)(slide).astype(np.float32)
+
+    made = [dataclasses.replace(slide, y=expression(slide)) for slide in (*train, test)]
+    tuned, plain = baselines.fit_tuned_ridge(made[:-1]), fit_ridge(made[:-1])
+    scores = [pearson_per_gene(f(made[-1]), made[-1].y).mean() for f in (tuned, plain)]
+    assert scores[0] > 0.75 > scores[1] + 0.3, scores
 
 
 def test_smoothing_averages_a_spot_with_its_six_nearest(slides):
