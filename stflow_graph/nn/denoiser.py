@@ -153,9 +153,7 @@ class GraphDenoiser(nn.Module):
             ValueError: shapes, dtypes or edges that do not fit; the message prints them.
         """
         check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
-        batch = data.batch
-        if batch is None:
-            batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        batch = _slide_of_spots(data)
         if self.spot_flow is not None:
             return self.spot_flow(y_t, t, batch, self._condition(data, batch, t.size(0)))
         assert self.embed_t is not None
@@ -181,9 +179,7 @@ class GraphDenoiser(nn.Module):
         """
         if not self.conditions:
             raise ValueError("a denoiser made with graph_once=True is needed")
-        batch = data.batch
-        if batch is None:
-            batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        batch = _slide_of_spots(data)
         n_slides = int(batch.max()) + 1 if batch.numel() else 1
         y, t = data.x.new_zeros(data.x.size(0), self.n_genes), data.x.new_zeros(n_slides)
         check_spots(y, t, data.x, data.batch, self.in_channels, self.n_genes)
@@ -193,15 +189,14 @@ class GraphDenoiser(nn.Module):
         """Return the estimate of y₁ given what :meth:`condition` made, ``[N, G]``."""
         assert self.spot_flow is not None
         check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
-        batch = data.batch
-        if batch is None:
-            batch = torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+        batch = _slide_of_spots(data)
         return self.spot_flow(y_t, t, batch, condition)
 
     def _condition(self, data: Data, batch: Tensor, n_slides: int) -> Condition:
+        relations = self._relations(data, batch)
         h = self._embed(data)
         y = h.new_zeros(h.size(0), self.n_genes)
-        states, mean = self._run_blocks(h, y, self._relations(data, batch), batch, n_slides)
+        states, mean = self._run_blocks(h, y, relations, batch, n_slides)
         if self.linear_part is not None and not self.training:
             linear = self.linear_part(data.x, data.edge_index, data.edge_weight)
             mean = torch.lerp(mean, linear, self.linear_part.share)
@@ -242,6 +237,13 @@ class GraphDenoiser(nn.Module):
             check_edges(data.similar_edge_index, batch, "data.similar_edge_index")
             relations.append(Edges(data.similar_edge_index, data.similar_edge_attr, None))
         return relations
+
+
+def _slide_of_spots(data: Data) -> Tensor:
+    """Return the slide of each spot, ``[N]``."""
+    if data.batch is not None:
+        return data.batch
+    return torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
 
 
 class Edges(NamedTuple):
