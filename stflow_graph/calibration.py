@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stflow_graph.metrics import coverage, pearson_per_gene
+from stflow_graph.metrics import LEVELS, intervals, most_coverage, pearson_per_gene
 
 _SPREADS = np.geomspace(0.25, 8.0, 41)
 
@@ -78,15 +78,13 @@ def _fit_spread(parts: Sequence[HeldOut]) -> np.ndarray:
     mean = np.concatenate([part.mean for part in parts])
     truth = np.concatenate([part.truth for part in parts])
     samples = np.concatenate([np.asarray(part.samples) for part in parts], axis=1)
-    missed = np.stack(
-        [
-            sum(
-                np.abs(each.covered_per_gene - each.calibrated)
-                for each in coverage(_spread(mean, samples, factor), truth)
-            )
-            for factor in _SPREADS
-        ]
-    )
+    # spreading samples keeps their order, so quantiles are spread like samples
+    bounds = [intervals(samples, level) for level in LEVELS]
+    missed = np.zeros((len(_SPREADS), n_genes))
+    for row, factor in zip(missed, _SPREADS, strict=True):
+        for level, (low, high) in zip(LEVELS, bounds, strict=True):
+            inside = (_spread(mean, low, factor) <= truth) & (truth <= _spread(mean, high, factor))
+            row += np.abs(inside.mean(axis=0) - most_coverage(level, len(samples)))
     return _SPREADS[missed.argmin(axis=0)]
 
 

@@ -231,16 +231,31 @@ def coverage(
         truth: ``[N, G]``.
         levels: probabilities of the intervals.
     """
-    n = len(samples)
     result = []
     for level in levels:
-        ends = [(1 - level) / 2, (1 + level) / 2]
-        low, high = np.quantile(samples, ends, axis=0, method="weibull")
+        low, high = intervals(samples, level)
         inside = ((low <= truth) & (truth <= high)).mean(axis=0)
-        most = min(level, (n - 1) / (n + 1))
+        most = most_coverage(level, len(samples))
         width = float((high - low).mean())
         result.append(Coverage(level, float(inside.mean()), most, width, inside))
     return result
+
+
+def intervals(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the samples' central intervals, both of the samples' shape but the first.
+
+    Args:
+        samples: ``[S, ...]``.
+        level: probability of the intervals.
+    """
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(samples, ends, axis=0, method="weibull")
+    return low, high
+
+
+def most_coverage(level: float, n_samples: int) -> float:
+    """Return the coverage of a perfect ensemble's interval: no more than (S − 1) / (S + 1)."""
+    return min(level, (n_samples - 1) / (n_samples + 1))
 
 
 def noise_ceiling(
