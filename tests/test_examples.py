@@ -23,7 +23,7 @@ def train(cohort, tmp_path, monkeypatch):
     def run(*options: str):
         command = ["train", "--source-dataroot", str(cohort.root), "--out", str(tmp_path / "run")]
         command += ["--embed-dataroot", str(cohort.embeddings), "--encoder", "toy"]
-        command += ["--folds", "0", "--set", "train.epochs=1", *options]
+        command += ["--folds", "0", "--members", "1", "--set", "train.epochs=1", *options]
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
         model = load_checkpoint(tmp_path / "run" / "fold0" / "checkpoint").build()

@@ -59,7 +59,7 @@ def test_the_mean_is_what_is_expected_and_samples_spread_about_it(run, cohort, t
     np.testing.assert_array_equal(many.mean, one.mean)  # the graph is run once, without noise
     assert (many.samples >= 0).all()
     shift = (many.samples.mean(0) - many.mean) / many.samples.std(0)
-    assert np.abs(shift).mean() < 0.5  # the flow spreads about the mean, but is cut at 0
+    assert np.abs(shift).mean() < 1  # the flow spreads about the mean, but is cut at 0
     assert (many.samples.std(0) > 0.05).all()
 
 
