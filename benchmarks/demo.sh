@@ -11,7 +11,8 @@ say() { printf '\n\033[1m$ stflow-graph %s\033[0m\n' "$*"; "$stflow" "$@"; }
 say simulate "$out/cohort" --slides 6 --spots 400 --seed 0 --overwrite
 say embed --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings"
 say train --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings" --out "$out/run"
-say sample "$out/run" "$out/embeddings/cohort/efficientnet_lite0/fp32" --out "$out/run/predictions"
+say sample "$out/run" "$out/embeddings/cohort/efficientnet_lite0/fp32" --out "$out/run/predictions" \
+  --n-samples 16
 say eval "$out"/run/predictions/*.h5ad --truth "$out/cohort/adata" --out "$out/run/eval" --baselines
 
 printf '\nopen %s\n' "$out/run/eval/report.html"
