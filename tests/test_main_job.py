@@ -37,8 +37,9 @@ def test_the_demo_beats_its_baselines_and_prints_its_report(tmp_path):
     stflow = Path(sys.executable).with_name("stflow-graph")
     printed = run("demo.sh", stflow, tmp_path / "demo")
     scores = mean_scores(tmp_path / "demo" / "run" / "eval")
-    for baseline in ("ridge", "smoothed ridge", "darkness"):
+    for baseline in ("ridge", "smoothed ridge", "tuned ridge", "darkness"):
         assert scores["graph"] > scores[baseline] + 0.03
+    assert scores["graph"] > scores["context ridge"]
     assert scores["graph"] < scores["true mean (simulator)"]
     assert (tmp_path / "demo" / "run" / "eval" / "report.html").exists()
     assert "report.html" in printed.splitlines()[-1]
