@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
@@ -144,30 +145,32 @@ def fit_ridge(
 
     Source: Jaume et al., HEST-1k, NeurIPS 2024.
     """
-    x = np.concatenate([slide.x for slide in train]).astype(np.float64)
-    y = np.concatenate([_expression(slide) for slide in train])
-    # centred rows span one dimension less than there are rows
-    n_components = max(1, min(n_components, x.shape[1], len(x) - 1))
-    alpha = 100 / (n_components * y.shape[1]) if alpha is None else alpha
-    model: Pipeline = make_pipeline(
-        StandardScaler(),
-        PCA(n_components, random_state=seed),
-        # the one solver that is steady at so small a penalty, whatever the rank
-        Ridge(alpha=alpha, solver="svd"),
-    )
-    model.fit(x, y)
-    return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
+    n_components = _n_components(train, n_components)
+    if alpha is None:
+        alpha = 100 / (n_components * _expression(train[0]).shape[1])
+    # the one solver that is steady at so small a penalty, whatever the rank
+    return _fit_probe(train, Ridge(alpha=alpha, solver="svd"), n_components, seed)
 
 
 def fit_forest(train: Sequence[Slide], *, n_components: int = 256, seed: int = 0) -> Predictor:
     """Fit HEST-bench's other probe: 70 trees on the same components as :func:`fit_ridge`."""
+    forest = RandomForestRegressor(70, min_samples_leaf=5, random_state=seed)
+    return _fit_probe(train, forest, _n_components(train, n_components), seed)
+
+
+def _n_components(train: Sequence[Slide], wanted: int) -> int:
+    # centred rows span one dimension less than there are rows
+    return max(1, min(wanted, train[0].x.shape[1], sum(map(len, train)) - 1))
+
+
+def _fit_probe(
+    train: Sequence[Slide], regressor: BaseEstimator, n_components: int, seed: int
+) -> Predictor:
+    """Fit a regressor on the principal components of standardised embeddings."""
     x = np.concatenate([slide.x for slide in train]).astype(np.float64)
     y = np.concatenate([_expression(slide) for slide in train])
-    n_components = max(1, min(n_components, x.shape[1], len(x) - 1))
     model: Pipeline = make_pipeline(
-        StandardScaler(),
-        PCA(n_components, random_state=seed),
-        RandomForestRegressor(70, min_samples_leaf=5, random_state=seed),
+        StandardScaler(), PCA(n_components, random_state=seed), regressor
     )
     model.fit(x, y)
     return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
@@ -188,9 +191,12 @@ def fit_tuned_ridge(
             linear model of what a graph denoiser's first layer sees.
         seed: of the split, where there are only one or two slides.
     """
+    made: dict[int, tuple[Slide, np.ndarray]] = {}  # every split asks for them again
 
     def features(slide: Slide) -> np.ndarray:
-        return _features(slide, hops)
+        if id(slide) not in made:  # the slide is kept, so that its id stays its own
+            made[id(slide)] = slide, _features(slide, hops)
+        return made[id(slide)][1]
 
     finishes = [lambda slide, found, n=n: _smooth(found, slide.coords, n) for n in _SMOOTHINGS]
     scores = np.full((len(ALPHAS), len(_SMOOTHINGS)), np.nan)
@@ -202,7 +208,7 @@ def fit_tuned_ridge(
     i, j = np.unravel_index(best, scores.shape)
     weights = RidgePath.fit(train, features).weights(ALPHAS[i])
     level = np.mean([_expression(slide).mean(axis=0) for slide in train], axis=0)
-    return lambda slide: level + finishes[j](slide, features(slide) @ weights)
+    return lambda slide: level + finishes[j](slide, _features(slide, hops) @ weights)
 
 
 def _features(slide: Slide, hops: Sequence[int]) -> np.ndarray:
@@ -214,12 +220,11 @@ def _features(slide: Slide, hops: Sequence[int]) -> np.ndarray:
         return x
     import torch
 
-    from stflow_graph.graph import SpatialGraph, diffuse
+    from stflow_graph.graph import NeighbourhoodContext, SpatialGraph
 
     data = SpatialGraph()(slide.to_data())
-    own = torch.from_numpy(x)
-    around = diffuse([own] * len(hops), hops, data.edge_index, data.edge_weight)
-    return torch.cat([own, *around], dim=1).numpy()
+    data.x = torch.from_numpy(x)
+    return np.concatenate([x, NeighbourhoodContext(hops)(data).context.numpy()], axis=1)
 
 
 def smoothed(predictor: Predictor, n_neighbors: int = 6) -> Predictor:

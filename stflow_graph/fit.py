@@ -24,6 +24,7 @@ from stflow_graph.data.regions import random_region
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, Diverged
 from stflow_graph.flow.loss import flow_loss
+from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.metrics import pearson_per_gene
@@ -112,7 +113,7 @@ def fit(
                     [region if "edge_index" in region else graph(region) for region in regions]
                 )
                 t = torch.rand(len(regions), generator=generator)
-                y_0 = prior(_open_uniform(batch.y.shape, generator))
+                y_0 = prior(open_uniform(batch.y.shape, generator))
                 batch, t, y_0 = batch.to(device), t.to(device), y_0.to(device)
                 y_1 = _estimate(model, batch, t, y_0, settings.objective)
                 loss = flow_loss(y_1, batch.y, batch.batch, pcc_weight=settings.pcc_weight)
@@ -205,11 +206,6 @@ def _batches(
     order = torch.randperm(len(regions), generator=generator)
     for part in order.split(settings.batch_size):
         yield [regions[i] for i in part.tolist()]
-
-
-def _open_uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    # the inverse CDFs of priors are infinite at 0 and 1
-    return torch.rand(shape, generator=generator).clamp(1e-7, 1 - 1e-7)
 
 
 def _mix(stream: int, epoch: int) -> int:

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 from stflow_graph.build import build_prior
 from stflow_graph.config import Config
 from stflow_graph.errors import Diverged
+from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
 from stflow_graph.nn.denoiser import GraphDenoiser
@@ -119,7 +120,7 @@ class _Noise(NamedTuple):
         cls, n: int, n_genes: int, prior: Prior, generator: torch.Generator, device: torch.device
     ) -> _Noise:
         """Return a sample of the prior ``[n, G]`` and a time for each spot ``[n]``."""
-        uniform = torch.rand(n, n_genes, generator=generator).clamp(1e-7, 1 - 1e-7)
+        uniform = open_uniform((n, n_genes), generator)
         t = torch.rand(n, generator=generator)
         return cls(prior(uniform).to(device), t.to(device))
 

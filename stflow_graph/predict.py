@@ -15,7 +15,7 @@ from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.flow.noise import spot_keys, spot_uniform
-from stflow_graph.flow.sampler import Denoiser
+from stflow_graph.flow.sampler import Denoiser, n_slides
 from stflow_graph.nn.spot_flow import conditional
 
 
@@ -107,7 +107,7 @@ def predict(
         if n_samples > 1:
             raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
         y_0 = data.x.new_zeros(data.x.size(0), len(normalisation.y_mean))
-        mean = model(y_0, data.x.new_zeros(_n_slides(data)), data)
+        mean = model(y_0, data.x.new_zeros(n_slides(data)), data)
         return Predicted(_expression(mean, normalisation), None)
     denoise: Denoiser = model
     mean = None
@@ -133,10 +133,6 @@ def predict(
     if mean is None:
         mean = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Predicted(mean, samples if n_samples > 1 else None)
-
-
-def _n_slides(data: Data) -> int:
-    return 1 if data.batch is None else int(data.batch.max()) + 1
 
 
 def _expression(y: Tensor, normalisation: Normalisation) -> np.ndarray:

@@ -66,6 +66,12 @@ def spot_uniform(keys: Tensor, n_genes: int, seed: int, sample: int = 0) -> Tens
     return (bits.float() + 0.5) * 2.0**-23
 
 
+def open_uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return uniform noise of a generator on the CPU, for training, strictly inside (0, 1)."""
+    # the inverse CDFs of priors are infinite at 0 and 1
+    return torch.rand(shape, generator=generator).clamp(1e-7, 1 - 1e-7)
+
+
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser; int64 multiplication wraps around as uint64 does."""
     z = (z ^ _shift(z, 30)) * _signed(_MULTIPLIERS[0])

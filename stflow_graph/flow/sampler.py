@@ -111,11 +111,12 @@ def _predictor(
     """Return the model as a function of the state and one time for all slides."""
     if n_steps < 1:
         raise ValueError(f"n_steps must be >= 1, got {n_steps}")
-    ones = torch.ones(_n_slides(data), dtype=y_0.dtype, device=y_0.device)
+    ones = torch.ones(n_slides(data), dtype=y_0.dtype, device=y_0.device)
     return lambda y, t: model(y, t * ones, data)
 
 
-def _n_slides(data: Data) -> int:
+def n_slides(data: Data) -> int:
+    """Return the number of slides of a ``Data`` or ``Batch``."""
     if isinstance(data, Batch):
         return data.num_graphs
     if data.batch is None or data.batch.numel() == 0:

@@ -26,12 +26,18 @@ class NeighbourhoodContext(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``context``; it must have been through a spatial graph."""
-        parts = [data.x] * len(self.hops)
-        data.context = torch.cat(diffuse(parts, self.hops, data.edge_index, data.edge_weight), 1)
+        data.context = averages(data.x, self.hops, data.edge_index, data.edge_weight)
         return data
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(hops={self.hops})"
+
+
+def averages(
+    x: Tensor, hops: Sequence[int], edge_index: Tensor, edge_weight: Tensor | None
+) -> Tensor:
+    """Return ``x [N, F]`` diffused over each number of steps, ``[N, len(hops) · F]``."""
+    return torch.cat(diffuse([x] * len(hops), hops, edge_index, edge_weight), dim=1)
 
 
 def diffuse(

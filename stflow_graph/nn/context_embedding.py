@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stflow_graph.graph.diffusion import diffuse
+from stflow_graph.graph.diffusion import averages, diffuse
 from stflow_graph.nn.dropout import cheap_dropout
 
 
@@ -59,11 +59,10 @@ class ContextEmbedding(nn.Linear):
         if context is None and not (self.training and self.dropout):
             own, *around = self.weight.split(self.in_channels, dim=1)
             parts = [F.linear(x, weight) for weight in around]
-            averaged = diffuse(parts, self.hops, edge_index, edge_weight)
-            return F.linear(x, own, self.bias) + sum(averaged)
+            means = diffuse(parts, self.hops, edge_index, edge_weight)
+            return F.linear(x, own, self.bias) + sum(means)
         if context is None:
-            parts = [x] * len(self.hops)
-            context = torch.cat(diffuse(parts, self.hops, edge_index, edge_weight), dim=1)
+            context = averages(x, self.hops, edge_index, edge_weight)
         wide = torch.cat([x, context], dim=1)
         return super().forward(cheap_dropout(wide, self.dropout, self.training))
 
