@@ -76,7 +76,9 @@ def diffuse(
     left, done, results = torch.cat(list(parts), dim=1), 0, []
     for n_steps, width in zip(hops, widths, strict=True):
         for _ in range(n_steps - done):
-            moved = torch.zeros_like(left).index_add_(0, receiver, left[sender] * share)
+            # not left[sender]: its gradient is summed in an order that threads decide
+            sent = left.index_select(0, sender) * share
+            moved = torch.zeros_like(left).index_add_(0, receiver, sent)
             left = moved + alone * left
         results.append((1 + n_steps) ** 0.5 * left[:, :width])
         left, done = left[:, width:], n_steps
