@@ -56,10 +56,13 @@ LEVERS: dict[str, dict[str, Any]] = {
     "4 layers of 128": {"denoiser.n_layers": 4, "denoiser.hidden_channels": 128},
     "dot attention": {"denoiser.attention": "dot"},
     "stflow attention": {"denoiser.attention": "stflow"},
+    "signed attention": {"denoiser.signed_attention": True},
+    "three-body messages": {"denoiser.three_body": True},
     "mean of neighbours": {"denoiser.conv": "torch_geometric.nn:SAGEConv"},
     "no global attention": {"denoiser.global_attention": "none"},
     "linear global attention": {"denoiser.global_attention": "linear"},
     "k = 16": {"graph.n_neighbors": 16},
+    "k = 32": {"graph.n_neighbors": 32},
     "similarity edges": {"denoiser.similarity_edges": True},
 }
 QUICK = {

@@ -71,6 +71,8 @@ class GraphDenoiserConfig(_Record):
     context_hops: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
     graph_once: bool = True
     ridge_rank: int = Field(8, ge=0)
+    signed_attention: bool = False
+    three_body: bool = False
     condition_on_y: bool = False
     similarity_edges: bool = False
     conv: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from stflow_graph.nn.conv import FrameAveragedConv
 from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 from stflow_graph.nn.linear_part import LinearPart
-from stflow_graph.nn.spot_flow import Condition, SpotFlow
+from stflow_graph.nn.spot_flow import Condition, Flow, SpotFlow
 from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
@@ -61,6 +62,8 @@ class GraphDenoiser(nn.Module):
         graph_once: see above.
         ridge_rank: rank of a ridge regression that has a part in the expected expression, see
             ``nn.LinearPart``; 0: none. It takes no part before its weights are set.
+        signed_attention: whether local attention may be negative, see ``FrameAveragedConv``.
+        three_body: whether pairs of neighbours act together, see ``FrameAveragedConv``.
         conv: makes a layer called as ``conv(h, y, edge_index, edge_attr, edge_weight) -> [N, C]``
             in place of ``FrameAveragedConv``; it is given ``(channels, n_genes)``.
 
@@ -88,6 +91,8 @@ class GraphDenoiser(nn.Module):
         context_hops: Sequence[int] = (),
         graph_once: bool = False,
         ridge_rank: int = 0,
+        signed_attention: bool = False,
+        three_body: bool = False,
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -113,7 +118,15 @@ class GraphDenoiser(nn.Module):
             if conv is not None:
                 return conv(hidden_channels, n_genes)
             return FrameAveragedConv(
-                hidden_channels, n_genes, n_heads, edge_channels, kind, attn_dropout, dropout
+                hidden_channels,
+                n_genes,
+                n_heads,
+                edge_channels,
+                kind,
+                attn_dropout,
+                dropout,
+                signed_attention,
+                three_body,
             )
 
         def block() -> DenoiserBlock:
@@ -191,6 +204,10 @@ class GraphDenoiser(nn.Module):
         check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
         batch = _slide_of_spots(data)
         return self.spot_flow(y_t, t, batch, condition)
+
+    def flows(self, condition: Condition) -> list[Flow]:
+        """Return :meth:`denoise` with its condition as the one flow of all samples."""
+        return [partial(self.denoise, condition=condition)]
 
     def _condition(self, data: Data, batch: Tensor, n_slides: int) -> Condition:
         relations = self._relations(data, batch)

@@ -19,21 +19,29 @@ from stflow_graph.nn.swiglu import SwiGLU
 class AdditiveScore(nn.Module):
     r"""One hidden layer of head width, as in GATv2 (Brody et al., ICLR 2022).
 
-    :math:`l_{ij} = a^\top \mathrm{SiLU}(q_i + k_j + W_f f_{ij} + W_y (y_j - y_i))`.
+    :math:`l_{ij} = a^\top \mathrm{SiLU}(q_i + k_j + W_f f_{ij} + W_y (y_j - y_i))`. A signed one
+    reads a second number from the same hidden layer, see :meth:`sign`.
 
     Args:
         channels: C.
         n_genes: G.
         heads: H.
         edge_channels: D_e.
+        signed: whether there is :meth:`sign`.
     """
 
-    def __init__(self, channels: int, n_genes: int, heads: int, edge_channels: int) -> None:
+    def __init__(
+        self, channels: int, n_genes: int, heads: int, edge_channels: int, signed: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.lin_y = nn.Linear(n_genes, channels, bias=False)
         self.lin_edge = nn.Linear(edge_channels, channels, bias=False)
         self.att = nn.Parameter(torch.empty(heads, channels // heads))
+        self.att_sign = self.sign_bias = None
+        if signed:
+            self.att_sign = nn.Parameter(torch.empty(heads, channels // heads))
+            self.sign_bias = nn.Parameter(torch.empty(heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -41,6 +49,9 @@ class AdditiveScore(nn.Module):
         self.lin_y.reset_parameters()
         self.lin_edge.reset_parameters()
         nn.init.xavier_uniform_(self.att)
+        if self.att_sign is not None and self.sign_bias is not None:
+            nn.init.xavier_uniform_(self.att_sign)
+            nn.init.ones_(self.sign_bias)  # to begin with, attention is positive
 
     def spots(self, q: Tensor, k: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the receiver's and the sender's terms, both ``[N, H, C/H]``."""
@@ -54,6 +65,13 @@ class AdditiveScore(nn.Module):
     def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """Return the score of every edge and head, ``[E, H]``, from the terms of its ends."""
         return (F.silu(receiver + sender + edge) * self.att).sum(-1)
+
+    def sign(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
+        """Return the factor in (-1, 1) of every edge's attention, ``[E, H]``."""
+        assert self.att_sign is not None
+        assert self.sign_bias is not None
+        hidden = F.silu(receiver + sender + edge)
+        return torch.tanh((hidden * self.att_sign).sum(-1) + self.sign_bias)
 
 
 class DotScore(nn.Module):

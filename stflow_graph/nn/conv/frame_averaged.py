@@ -34,6 +34,11 @@ class FrameAveragedConv(MessagePassing):
     and :math:`W_o` an MLP. The first two are invariant to motions of the slide on any array;
     ``stflow`` keeps the published frames, which are arbitrary on exact lattices.
 
+    With ``signed`` each α is multiplied by a factor in (-1, 1), so that a spot may be contrasted
+    with a neighbour (as FEAST, CVPR 2026, allows). With ``three_body`` products of two pooled
+    moments :math:`(A c_i) ∘ (B c_i)` of the bracket above, c, are mapped to C channels and added:
+    a sum over pairs of neighbours, for the cost of a sum over neighbours.
+
     Args:
         channels: C, width of the spots' states.
         n_genes: G, width of y.
@@ -42,9 +47,12 @@ class FrameAveragedConv(MessagePassing):
         attention: ``"additive"``, ``"dot"`` or ``"stflow"``.
         dropout: dropout of α.
         mlp_dropout: dropout within the MLPs of ``stflow``.
+        signed: whether attention may be negative; of ``additive`` attention.
+        three_body: whether pairs of neighbours act together; not of ``stflow``.
 
     Raises:
-        ValueError: heads that do not divide the channels, or an unknown attention.
+        ValueError: heads that do not divide the channels, an unknown attention, or an option
+            that the attention does not have.
     """
 
     def __init__(
@@ -56,6 +64,8 @@ class FrameAveragedConv(MessagePassing):
         attention: str = "additive",
         dropout: float = 0.0,
         mlp_dropout: float = 0.0,
+        signed: bool = False,
+        three_body: bool = False,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
         if channels % heads or edge_channels % heads:
@@ -65,8 +75,12 @@ class FrameAveragedConv(MessagePassing):
             )
         if attention not in ATTENTIONS:
             raise ValueError(f"unknown attention {attention!r}; one of {', '.join(ATTENTIONS)}")
+        if signed and attention != "additive":
+            raise ValueError(f"signed attention must be 'additive', got {attention!r}")
+        if three_body and attention == "stflow":
+            raise ValueError("the published layer, 'stflow', has no three_body term")
         self.channels, self.n_genes, self.heads = channels, n_genes, heads
-        self.attention, self.dropout = attention, dropout
+        self.attention, self.dropout, self.signed = attention, dropout, signed
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         widths = (channels, n_genes, heads, edge_channels)
@@ -79,14 +93,21 @@ class FrameAveragedConv(MessagePassing):
             self.out = SwiGLU(channels + edge_channels, channels, channels, mlp_dropout)
         else:
             self.edge_encoder = FrameEncoder(edge_channels)
-            self.score = (AdditiveScore if attention == "additive" else DotScore)(*widths)
+            self.score = (
+                AdditiveScore(*widths, signed) if attention == "additive" else DotScore(*widths)
+            )
             self.out = nn.Linear(channels + edge_channels, channels)
+        self.pair = self.pair_out = None
+        if three_body:
+            self.pair = nn.Linear(channels + edge_channels, 2 * channels, bias=False)
+            self.pair_out = nn.Linear(channels, channels, bias=False)
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
         super().reset_parameters()
-        for module in (self.norm, self.qkv, self.edge_encoder, self.score, self.out):
-            module.reset_parameters()
+        for module in self.children():
+            if module is not self.aggr_module:
+                module.reset_parameters()
 
     def forward(
         self,
@@ -130,6 +151,9 @@ class FrameAveragedConv(MessagePassing):
         )
         context = self.propagate(edge_index, alpha=alpha, v=v, f=f.unflatten(1, (self.heads, -1)))
         out = self.out(context)
+        if self.pair is not None and self.pair_out is not None:
+            first, second = self.pair(context).chunk(2, dim=1)
+            out = out + self.pair_out(first * second)
         if not return_attention_weights:
             return out
         if isinstance(edge_index, SparseTensor):
@@ -153,6 +177,9 @@ class FrameAveragedConv(MessagePassing):
         if log_weight is not None:
             logit = logit + log_weight[:, None]
         alpha = softmax(logit, index, ptr, size_i)
+        if self.signed:
+            assert isinstance(self.score, AdditiveScore)
+            alpha = alpha * self.score.sign(receiver_i, sender_j, edge)
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, alpha: Tensor, v_j: Tensor, f: Tensor) -> Tensor:

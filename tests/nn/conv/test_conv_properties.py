@@ -43,6 +43,10 @@ def geometry(layer) -> BaseTransform:
 LAYERS = {
     "FrameAveragedConv-additive": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8),
     "FrameAveragedConv-dot": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8, "dot"),
+    "FrameAveragedConv-signed": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8, signed=True),
+    "FrameAveragedConv-three-body": lambda: FrameAveragedConv(
+        CHANNELS, GENES, 4, 8, three_body=True
+    ),
     "FrameAveragedConv-stflow": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8, "stflow"),
     "AdaptedConv-GATv2Conv": lambda: AdaptedConv(
         GATv2Conv, CHANNELS, GENES, 8, {"heads": 4, "add_self_loops": False}

@@ -48,10 +48,21 @@ def dense_reference(layer: FrameAveragedConv, data: Data) -> torch.Tensor:
                 data.edge_weight[e] * torch.exp(z) for e, z in zip(edges, logits, strict=True)
             ]
             alpha = [w / sum(weight) for w in weight]
+            if layer.signed:
+                alpha = [
+                    a * sign_reference(layer.score, h, q[i, part] + k[j, part], f_e, dy)
+                    for a, j, f_e, dy in zip(
+                        alpha, sources, f, [data.y[j] - data.y[i] for j in sources], strict=True
+                    )
+                ]
             parts_v.append(sum(a * v[j, part] for a, j in zip(alpha, sources, strict=True)))
             share = share_of(f[0], h, heads)
             parts_f.append(sum(a * f_e[share] for a, f_e in zip(alpha, f, strict=True)))
-        out.append(layer.out(torch.cat(parts_v + parts_f)))
+        context = torch.cat(parts_v + parts_f)
+        out.append(layer.out(context))
+        if layer.pair is not None:
+            a, b = layer.pair.weight.chunk(2)
+            out[-1] = out[-1] + layer.pair_out((a @ context) * (b @ context))
     return torch.stack(out)
 
 
@@ -68,6 +79,12 @@ def score_reference(layer, head, q, k, f, dy) -> torch.Tensor:
         hidden = q + k + edge + dy
         return (score.att[head] * hidden / (1 + torch.exp(-hidden))).sum()
     return q @ (k + edge + dy) / math.sqrt(len(q))
+
+
+def sign_reference(score, head, q_and_k, f, dy) -> torch.Tensor:
+    part = slice(head * len(q_and_k), (head + 1) * len(q_and_k))
+    hidden = F.silu(q_and_k + score.lin_edge(f)[part] + score.lin_y(dy)[part])
+    return torch.tanh(hidden @ score.att_sign[head] + score.sign_bias[head])
 
 
 def edge_reference(encoder, attr: torch.Tensor) -> torch.Tensor:
@@ -89,12 +106,21 @@ def agree(found: torch.Tensor, wanted: torch.Tensor, scale: float, tolerance: fl
     return bool((found - wanted).abs().max() <= tolerance * scale)
 
 
+OPTIONS = [{"attention": attention} for attention in ATTENTIONS] + [
+    {"signed": True},
+    {"three_body": True},
+    {"attention": "dot", "three_body": True},
+    {"signed": True, "three_body": True},
+]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-12), (torch.float, 1e-5)])
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_equals_a_dense_reference_in_value_and_gradient(attention, dtype, tolerance):
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.items())))
+def test_equals_a_dense_reference_in_value_and_gradient(options, dtype, tolerance):
+    attention = options.get("attention", "additive")
     torch.manual_seed(0)
-    layer = FrameAveragedConv(16, 5, heads=4, edge_channels=8, attention=attention)
-    exact = FrameAveragedConv(16, 5, heads=4, edge_channels=8, attention=attention)
+    layer = FrameAveragedConv(16, 5, heads=4, edge_channels=8, **options)
+    exact = FrameAveragedConv(16, 5, heads=4, edge_channels=8, **options)
     exact.load_state_dict(layer.state_dict())
     layer, exact, data = layer.to(dtype), exact.double(), slide(25, 16, 5, attention)
     inputs = [data.x, data.y, data.edge_index, data.edge_attr, data.edge_weight]
@@ -154,3 +180,43 @@ def test_heads_that_do_not_divide_and_unknown_kinds_are_refused():
         FrameAveragedConv(15, 5, heads=4)
     with pytest.raises(ValueError, match="additive"):
         FrameAveragedConv(16, 5, attention="cosine")
+    with pytest.raises(ValueError, match="signed attention must be"):
+        FrameAveragedConv(16, 5, attention="dot", signed=True)
+    with pytest.raises(ValueError, match="three_body"):
+        FrameAveragedConv(16, 5, attention="stflow", three_body=True)
+
+
+def test_signed_attention_can_be_negative():
+    torch.manual_seed(0)
+    layer = FrameAveragedConv(16, 5, signed=True).double()
+    torch.nn.init.zeros_(layer.score.sign_bias)
+    data = slide(25, 16, 5, "additive")
+    inputs = (data.x, data.y, data.edge_index, data.edge_attr, data.edge_weight)
+    _, (_, alpha) = layer(*inputs, return_attention_weights=True)
+    assert (alpha < 0).any()
+    assert (alpha > 0).any()
+
+
+def test_of_three_bodies_neither_neighbour_alone_says_what_both_say():
+    torch.manual_seed(0)
+    data = Data(x=torch.randn(3, 16).double(), y=torch.zeros(3, 5).double())
+    data.edge_index = torch.tensor([[1, 2], [0, 0]])
+    data.edge_attr = torch.ones(2, 6).double()
+
+    @torch.no_grad()
+    def mixed_difference(layer) -> float:
+        # moments are linear in the values where attention is held even
+        torch.nn.init.zeros_(layer.score.att)
+        torch.nn.init.zeros_(layer.qkv.bias)
+        layer.norm = torch.nn.Identity()
+        step = torch.zeros_like(data.x)
+
+        def at(a: int, b: int) -> torch.Tensor:
+            x = data.x + a * step.index_fill(0, torch.tensor(1), 1.0)
+            x = x + b * step.index_fill(0, torch.tensor(2), 1.0)
+            return layer(x, data.y, data.edge_index, data.edge_attr)[0]
+
+        return float((at(1, 1) - at(1, 0) - at(0, 1) + at(0, 0)).abs().max())
+
+    assert mixed_difference(FrameAveragedConv(16, 5).double()) < 1e-12
+    assert mixed_difference(FrameAveragedConv(16, 5, three_body=True).double()) > 1e-6
