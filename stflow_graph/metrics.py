@@ -224,7 +224,9 @@ def coverage(
     """Return coverage and width of the samples' central intervals over all spots and genes.
 
     The ends are quantiles at rank p (S + 1), between which a further draw of the same
-    distribution falls with the interval's probability.
+    distribution falls with the interval's probability. An end whose rank is no whole number lies
+    at the sample below it with one probability and at the sample above with the other; a point
+    between the two would leave out values that many samples share, such as 0.
 
     Args:
         samples: ``[S, N, G]``, S >= 2.
@@ -233,12 +235,25 @@ def coverage(
     """
     result = []
     for level in levels:
+        inside = _share_inside(np.sort(samples, axis=0), truth, level).mean(axis=0)
         low, high = intervals(samples, level)
-        inside = ((low <= truth) & (truth <= high)).mean(axis=0)
         most = most_coverage(level, len(samples))
         width = float((high - low).mean())
         result.append(Coverage(level, float(inside.mean()), most, width, inside))
     return result
+
+
+def _share_inside(ordered: np.ndarray, truth: np.ndarray, level: float) -> np.ndarray:
+    """Return the probability that the interval of samples in ascending order holds the truth."""
+    n = len(ordered)
+    share = np.zeros(truth.shape)
+    for end, sign in (((1 - level) / 2, 1), ((1 + level) / 2, -1)):
+        rank = float(np.clip(round(end * (n + 1), 9), 1, n))
+        for at, weight in ((int(rank), 1 - rank % 1), (int(rank) + 1, rank % 1)):
+            if weight:
+                sample = ordered[at - 1]
+                share += sign * weight * (sample <= truth if sign > 0 else sample < truth)
+    return share
 
 
 def intervals(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

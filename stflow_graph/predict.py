@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def predict(
         y_0 = data.x.new_zeros(data.x.size(0), len(normalisation.y_mean))
         mean = model(y_0, data.x.new_zeros(n_slides(data)), data)
         return Predicted(_expression(mean, normalisation), None)
-    denoise: Denoiser = model
+    flows: Sequence[Denoiser] = [model]
     mean = None
     halves = conditional(model)
     if halves is not None:
@@ -117,9 +118,7 @@ def predict(
         mean = _expression(condition.mean, normalisation)
         if n_samples == 1:
             return Predicted(mean, None)
-
-        def denoise(y_t: Tensor, t: Tensor, data: Data) -> Tensor:
-            return halves.denoise(y_t, t, data, condition)
+        flows = halves.flows(condition)
 
     prior, sampler = build_prior(config.flow), build_sampler(config.flow)
     keys = spot_keys(slide.name, slide.barcodes).to(data.x.device)
@@ -127,7 +126,7 @@ def predict(
     drawn = []
     for sample in range(n_samples):
         y_0 = prior(spot_uniform(keys, n_genes, seed=seed, sample=sample))
-        y_1 = sampler(denoise, y_0, data, config.flow.n_sample_steps)
+        y_1 = sampler(flows[sample % len(flows)], y_0, data, config.flow.n_sample_steps)
         drawn.append(_expression(y_1, normalisation))
     samples = np.stack(drawn)
     if mean is None:

@@ -219,6 +219,15 @@ def test_coverage_of_a_calibrated_ensemble_is_what_it_says(n_samples):
     assert all(each.covered < each.calibrated for each in narrow)
 
 
+def test_coverage_of_values_that_many_samples_share_does_not_depend_on_the_number_of_samples():
+    rng = np.random.default_rng(0)
+    draws = np.maximum(rng.normal(size=(40, 20_000, 2)), 0)  # half of all are 0
+    # 19 samples: every end is a sample; 16: ends of the 50% interval lie between two
+    of_19, of_16 = (metrics.coverage(draws[1 : 1 + n], draws[0])[0].covered for n in (19, 16))
+    assert of_19 == pytest.approx(0.75, abs=0.01)
+    assert of_16 == pytest.approx(of_19, abs=0.01)
+
+
 def test_noise_ceiling_is_the_correlation_of_the_true_rate_with_its_counts():
     rng = np.random.default_rng(0)
     rate = np.array([0.4, 2.0, 20.0]) * rng.gamma(3, 1 / 3, size=(200_000, 1))

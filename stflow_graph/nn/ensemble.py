@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from stflow_graph.nn.spot_flow import Condition, Conditional, conditional
+from stflow_graph.nn.spot_flow import Condition, Conditional, Flow, conditional
 
 
 class DenoiserEnsemble(nn.Module):
@@ -43,11 +43,18 @@ class DenoiserEnsemble(nn.Module):
         found = [member.condition(data) for member in self._halves()]
         return Condition(torch.stack([each.mean for each in found]).mean(0), found)
 
-    def denoise(self, y_t: Tensor, t: Tensor, data: Data, condition: Condition) -> Tensor:
-        """Return the estimate of y₁ given what :meth:`condition` made, ``[N, G]``."""
+    def flows(self, condition: Condition) -> list[Flow]:
+        """Return each member's flow about the mean of all, which samples take in turn.
+
+        A sample is thus as unlike the mean as one member's is, which is what the spread was
+        calibrated on; a mean of the members' flows would make it smoother.
+        """
         pairs = zip(self._halves(), condition.states, strict=True)
-        found = [member.denoise(y_t, t, data, each) for member, each in pairs]
-        return torch.stack(found).mean(0)
+        return [
+            flow
+            for member, own in pairs
+            for flow in member.flows(Condition(condition.mean, own.states))
+        ]
 
     def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
         """Return the estimate of y₁, ``[N, G]``; arguments as of the members."""

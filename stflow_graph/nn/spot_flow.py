@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
@@ -22,14 +23,18 @@ class Condition(NamedTuple):
     states: Tensor | list[Condition]
 
 
+# (y_t [N, G], t [n_slides], data) -> estimate of y₁ [N, G]
+Flow = Callable[[Tensor, Tensor, Data], Tensor]
+
+
 class Conditional(Protocol):
     """A denoiser in two halves: the graph, once a slide, and the steps."""
 
     def condition(self, data: Data) -> Condition:
         """Return what the graph says of the spots."""
 
-    def denoise(self, y_t: Tensor, t: Tensor, data: Data, condition: Condition) -> Tensor:
-        """Return the estimate of y₁, ``[N, G]``, given the condition."""
+    def flows(self, condition: Condition) -> list[Flow]:
+        """Return the flows, given the condition, that samples take in turn; one or several."""
 
 
 def conditional(model: nn.Module) -> Conditional | None:

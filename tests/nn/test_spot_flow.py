@@ -75,9 +75,8 @@ def test_the_two_halves_are_the_whole():
     trained(model.spot_flow)
     y, t = torch.randn(30, 3), torch.tensor([0.4])
     halves = conditional(model)
-    torch.testing.assert_close(
-        model(y, t, data), halves.denoise(y, t, data, halves.condition(data))
-    )
+    (flow,) = halves.flows(halves.condition(data))
+    torch.testing.assert_close(model(y, t, data), flow(y, t, data))
     torch.testing.assert_close(model(y, torch.zeros(1), data), halves.condition(data).mean)
 
 
@@ -107,7 +106,14 @@ def test_an_ensemble_is_the_mean_of_its_members():
     expected = torch.stack([member(y, t, data) for member in members]).mean(0)
     torch.testing.assert_close(model(y, t, data), expected)
     halves = conditional(model)
-    torch.testing.assert_close(halves.denoise(y, t, data, halves.condition(data)), expected)
+    condition = halves.condition(data)
+    means = [member(y, torch.zeros(1), data) for member in members]
+    torch.testing.assert_close(condition.mean, torch.stack(means).mean(0))
+    # samples take the members' flows in turn, each about the mean of all
+    for member, mean, flow in zip(members, means, halves.flows(condition), strict=True):
+        shift = condition.mean - mean
+        own = member(y - t * shift, t, data)
+        torch.testing.assert_close(flow(y, t, data), own + shift)
     with pytest.raises(ValueError, match="needs a member"):
         DenoiserEnsemble([])
     mixed = DenoiserEnsemble([GraphDenoiser(6, 3, 8, 8, 4, 1)])
