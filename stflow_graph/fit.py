@@ -32,6 +32,11 @@ from stflow_graph.nn.spot_flow import conditional
 from stflow_graph.predict import predict
 
 
+# seconds of training that a run which is stopped may lose; epochs of small cohorts take less
+# time than writing the state
+_SAVE_EVERY = 10.0
+
+
 @dataclasses.dataclass(frozen=True)
 class EpochRecord:
     """One epoch: training loss, validation scores and the best so far; seconds of wall time."""
@@ -90,17 +95,19 @@ def fit(
         config: the run's configuration.
         normalisation: scaling of the output, for the validation scores in log1p units.
         stream: seed of this fold's random numbers.
-        state_file: where the state of the loop is kept after every epoch.
+        state_file: where the state of the loop is kept: after the first and the last epoch, and
+            after one in every ten seconds between.
         report: called after every epoch with the history up to it.
 
     Raises:
-        Diverged: a loss or a gradient is not finite; the state of the last epoch is kept.
+        Diverged: a loss or a gradient is not finite; the state kept last stays.
     """
     settings, device = config.train, next(model.parameters()).device
     graph, prior = build_graph(config), build_prior(config.flow)
     state = _start(model, config)
     if state_file.exists():
         _restore(state, state_file)
+    saved = -math.inf
     while not _finished(state.history, config):
         epoch, began = len(state.history) + 1, time.perf_counter()
         generator = torch.Generator().manual_seed(_mix(stream, epoch))
@@ -132,7 +139,9 @@ def fit(
             state.average.module, validate, config, normalisation, seed=stream
         )
         _record(state, epoch, float(np.mean(losses)), mse, pearson, began)
-        _save(state, state_file)
+        if _finished(state.history, config) or time.monotonic() - saved >= _SAVE_EVERY:
+            _save(state, state_file)
+            saved = time.monotonic()
         if report:
             report(state.history)
     return Fitted(state.best, state.history)

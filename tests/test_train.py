@@ -83,7 +83,10 @@ def stop_at(epoch: int):
 
 
 @pytest.mark.parametrize("denoiser", ["graph", "transformer"])
-def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(cohort, tmp_path, denoiser):
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
+    cohort, tmp_path, monkeypatch, denoiser
+):
+    monkeypatch.setattr("stflow_graph.fit._SAVE_EVERY", 0)
     run(cohort, tmp_path / "whole", denoiser__name=denoiser, train__epochs=4)
     for epoch in (1, 2):
         with pytest.raises(Stopped):
@@ -238,7 +241,18 @@ def test_members_hold_other_slides_out_and_their_mean_is_used(cohort, tmp_path):
     assert not np.array_equal(weights[0], weights[1])
 
 
-def test_a_run_stopped_in_a_later_member_goes_on_there(cohort, tmp_path):
+def test_a_run_stopped_soon_after_its_state_was_kept_does_those_epochs_again(cohort, tmp_path):
+    run(cohort, tmp_path / "whole", train__epochs=4)
+    with pytest.raises(Stopped):
+        run(cohort, tmp_path / "stopped", stop_at(3), train__epochs=4)
+    epochs = []
+    run(cohort, tmp_path / "stopped", lambda p: epochs.append(p.epoch.epoch), train__epochs=4)
+    assert epochs == [2, 3, 4]  # the first epoch is kept, the next ten seconds later
+    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_a_run_stopped_in_a_later_member_goes_on_there(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("stflow_graph.fit._SAVE_EVERY", 0)
     run(cohort, tmp_path / "whole", train__members=3)
 
     def stop(progress):
