@@ -255,7 +255,14 @@ def test_similarity_edges_bring_far_spots_near():
     assert set(gradient.abs().sum(1).nonzero().flatten().tolist()) == reached
 
 
-COMPILED = [{}, {"attention": "dot"}, {"global_attention": None}, {"similarity_edges": True}]
+COMPILED = [
+    {},
+    {"attention": "dot"},
+    {"global_attention": None},
+    {"similarity_edges": True},
+    {"graph_once": True, "context_hops": (1, 2), "ridge_rank": 2},
+    {"signed_attention": True, "three_body": True},
+]
 
 
 @pytest.mark.parametrize("options", [*COMPILED, {"attention": "stflow"}], ids=str)
