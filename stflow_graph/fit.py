@@ -31,7 +31,6 @@ from stflow_graph.metrics import pearson_per_gene
 from stflow_graph.nn.spot_flow import conditional
 from stflow_graph.predict import predict
 
-
 # seconds of training that a run which is stopped may lose; epochs of small cohorts take less
 # time than writing the state
 _SAVE_EVERY = 10.0

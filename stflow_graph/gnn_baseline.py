@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.flow.loss import flow_loss
-from stflow_graph.graph import SpatialGraph, diffuse
+from stflow_graph.graph import Averaging, SpatialGraph
 
 _STEPS, _EMA = 120, 0.97
 
@@ -53,10 +53,10 @@ class SimpleGNN(nn.Module):
     def forward(self, data: Data) -> Tensor:
         """Return the expected expression ``[N, G]`` of a slide with its spatial graph."""
         h = self.embed(self.dropout(data.x))
+        average = Averaging(data.edge_index, data.edge_weight, h.size(0))
         for norm, own, around in zip(self.norms, self.own, self.around, strict=True):
             z = norm(h)
-            (mean,) = diffuse([z], [1], data.edge_index, data.edge_weight)
-            h = h + F.gelu(own(z) + around(mean / 2**0.5))
+            h = h + F.gelu(own(z) + around(average(z)))
         return self.read_out(h)
 
 

@@ -132,12 +132,20 @@ def _check_same_run(out: Path, config: Config) -> None:
     file = out / "run.json"
     if not file.exists():
         return
-    differences = _differences(read_json(file).get("config", {}), _identity(config))
+    differences = _differences(_completed(read_json(file).get("config", {})), _identity(config))
     if differences:
         shown = "; ".join(differences[:5])
         raise BadConfig(
             f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
         )
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration with the defaults of options that came after it."""
+    try:
+        return _identity(Config.model_validate(stored))
+    except ValueError:
+        return stored
 
 
 def _claim(out: Path, config: Config, overwrite: bool) -> None:

@@ -152,6 +152,18 @@ def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(coh
     assert not result.complete_before
 
 
+def test_a_run_from_before_an_option_was_there_goes_on(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    file = tmp_path / "run/run.json"
+    stored = json.loads(file.read_text())
+    assert stored["config"]["denoiser"].pop("three_body") is False
+    file.write_text(json.dumps(stored))
+    (result,) = run(cohort, tmp_path / "run")
+    assert result.complete_before
+    with pytest.raises(BadConfig, match=r"three_body = False \(now True\)"):
+        run(cohort, tmp_path / "run", denoiser__three_body=True)
+
+
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
     run(cohort, tmp_path / "run", train__epochs=1)
     good = sha256(tmp_path / "run" / WEIGHTS)

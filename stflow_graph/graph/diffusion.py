@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import scatter
+
+# z [N, ...] -> the mean over each spot's neighbours, of z's shape
+Average = Callable[[Tensor], Tensor]
 
 
 class NeighbourhoodContext(BaseTransform):
@@ -26,60 +29,99 @@ class NeighbourhoodContext(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``context``; it must have been through a spatial graph."""
-        data.context = averages(data.x, self.hops, data.edge_index, data.edge_weight)
+        average = Averaging(data.edge_index, data.edge_weight, data.x.size(0))
+        data.context = diffuse(data.x, self.hops, average)
         return data
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(hops={self.hops})"
 
 
-def averages(
-    x: Tensor, hops: Sequence[int], edge_index: Tensor, edge_weight: Tensor | None
-) -> Tensor:
-    """Return ``x [N, F]`` diffused over each number of steps, ``[N, len(hops) · F]``."""
-    return torch.cat(diffuse([x] * len(hops), hops, edge_index, edge_weight), dim=1)
+class Averaging:
+    r"""The mean over neighbours, :math:`z \mapsto D^{-1} W z`, D the sums of the weights W.
 
-
-def diffuse(
-    parts: Sequence[Tensor], hops: Sequence[int], edge_index: Tensor, edge_weight: Tensor | None
-) -> list[Tensor]:
-    r"""Return part p averaged :math:`n_p` times over the neighbours, times :math:`\sqrt{1 + n_p}`.
-
-    :math:`z \leftarrow D^{-1} W z` with the edges' weights W and their sums D; a spot without
-    edges keeps its value. After n steps a spot holds the mean over a disc of about
-    :math:`\sqrt n` pitches; averages of that many spots vary less, and the factor gives all
-    distances about the same scale. The features are those of SIGN (Frasca et al., 2020), with
-    the rows of the adjacency normalised so that the border of a tissue is not darker than its
-    inside.
+    The rows of the adjacency are normalised so that the border of a tissue is not darker than its
+    inside; a spot without edges keeps its value.
 
     Args:
-        parts: tensors ``[N, ...]``, one for each entry of ``hops``.
-        hops: numbers of steps, ascending.
         edge_index: ``[2, E]`` neighbours (row 0) and spots (row 1).
         edge_weight: ``[E]``; None means 1.
+        n_spots: number of spots averaged; those that are only neighbours stand behind them.
+    """
+
+    def __init__(self, edge_index: Tensor, edge_weight: Tensor | None, n_spots: int) -> None:
+        self.sender, self.receiver = edge_index
+        self.n_spots = n_spots
+        if edge_weight is None:
+            edge_weight = torch.ones(self.sender.size(0), device=edge_index.device)
+        total = scatter(edge_weight, self.receiver, dim_size=n_spots)
+        self.share = (edge_weight / total.clamp(min=1e-30)[self.receiver])[:, None]
+        self.alone = (total <= 0)[:, None]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the averages ``[n_spots, C]`` of ``z``, which has the neighbours' rows too."""
+        # not z[sender]: its gradient is summed in an order that threads decide
+        sent = z.index_select(0, self.sender) * self.share.to(z.dtype)
+        moved = z.new_zeros(self.n_spots, z.size(1)).index_add_(0, self.receiver, sent)
+        return moved + self.alone.to(z.dtype) * z[: self.n_spots]
+
+
+def diffuse(x: Tensor, hops: Sequence[int], average: Average) -> Tensor:
+    r"""Return x averaged :math:`n_p` times, times :math:`\sqrt{1 + n_p}`, for every entry of hops.
+
+    After n steps a spot holds the mean over a disc of about :math:`\sqrt n` pitches; averages of
+    that many spots vary less, and the factor gives all distances about the same scale. The
+    features are those of SIGN (Frasca et al., 2020).
+
+    Args:
+        x: ``[N, F]``.
+        hops: numbers of steps, ascending.
+        average: one step.
+
+    Returns:
+        ``[N, len(hops) · F]``.
+
+    Raises:
+        ValueError: hops that do not ascend.
+    """
+    check_hops(hops)
+    results, done = [], 0
+    for n_steps in hops:
+        for _ in range(n_steps - done):
+            x = average(x)
+        results.append((1 + n_steps) ** 0.5 * x)
+        done = n_steps
+    return torch.cat(results, dim=1)
+
+
+def diffuse_sum(parts: Sequence[Tensor], hops: Sequence[int], average: Average) -> Tensor:
+    r"""Return :math:`\sum_p \sqrt{1 + n_p} A^{n_p} z_p`, A the averaging, by Horner's rule.
+
+    The part that goes furthest is carried first and the others join it on the way, so the number
+    of steps is the largest of them and one tensor is carried.
+
+    Args:
+        parts: tensors ``[N, C]``, one for each entry of ``hops``, at least one.
+        hops: numbers of steps, ascending.
+        average: one step.
 
     Raises:
         ValueError: hops that do not ascend or are not as many as the parts.
     """
-    if len(parts) != len(hops) or list(hops) != sorted(set(hops)) or min(hops, default=1) < 1:
-        raise ValueError(f"hops must ascend from 1 and fit {len(parts)} parts, got {list(hops)}")
-    if not parts:
-        return []
-    sender, receiver = edge_index
-    n, dtype = parts[0].size(0), parts[0].dtype
-    if edge_weight is None:
-        edge_weight = torch.ones(sender.size(0), device=sender.device)
-    total = scatter(edge_weight, receiver, dim_size=n)
-    share = (edge_weight / total.clamp(min=1e-30)[receiver]).to(dtype)[:, None]
-    alone = (total <= 0).to(dtype)[:, None]
-    widths = [part.size(1) for part in parts]
-    left, done, results = torch.cat(list(parts), dim=1), 0, []
-    for n_steps, width in zip(hops, widths, strict=True):
-        for _ in range(n_steps - done):
-            # not left[sender]: its gradient is summed in an order that threads decide
-            sent = left.index_select(0, sender) * share
-            moved = torch.zeros_like(left).index_add_(0, receiver, sent)
-            left = moved + alone * left
-        results.append((1 + n_steps) ** 0.5 * left[:, :width])
-        left, done = left[:, width:], n_steps
-    return results
+    check_hops(hops)
+    if len(parts) != len(hops) or not parts:
+        raise ValueError(f"{len(parts)} parts do not fit the hops {list(hops)}")
+    carried = torch.zeros_like(parts[-1])
+    for part, n_steps, before in zip(
+        reversed(parts), reversed(hops), reversed((0, *hops[:-1])), strict=True
+    ):
+        carried = carried + (1 + n_steps) ** 0.5 * part
+        for _ in range(n_steps - before):
+            carried = average(carried)
+    return carried
+
+
+def check_hops(hops: Sequence[int]) -> None:
+    """Raise ValueError unless hops ascend from 1."""
+    if list(hops) != sorted(set(hops)) or min(hops, default=1) < 1:
+        raise ValueError(f"hops must ascend from 1, got {list(hops)}")

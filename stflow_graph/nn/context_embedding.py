@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stflow_graph.graph.diffusion import averages, diffuse
+from stflow_graph.graph.diffusion import Average, Averaging, check_hops, diffuse, diffuse_sum
 from stflow_graph.nn.dropout import cheap_dropout
 
 
@@ -35,6 +35,7 @@ class ContextEmbedding(nn.Linear):
     def __init__(
         self, in_channels: int, out_channels: int, hops: Sequence[int] = (), dropout: float = 0.0
     ) -> None:
+        check_hops(hops)
         super().__init__((1 + len(hops)) * in_channels, out_channels)
         self.hops, self.dropout = tuple(hops), dropout
         self.in_channels = in_channels
@@ -56,15 +57,34 @@ class ContextEmbedding(nn.Linear):
         """
         if not self.hops:
             return super().forward(cheap_dropout(x, self.dropout, self.training))
+        average = Averaging(edge_index, edge_weight, x.size(0))
         if context is None and not (self.training and self.dropout):
-            own, *around = self.weight.split(self.in_channels, dim=1)
-            parts = [F.linear(x, weight) for weight in around]
-            means = diffuse(parts, self.hops, edge_index, edge_weight)
-            return F.linear(x, own, self.bias) + sum(means)
+            return self.gather(self.project(x), average)
         if context is None:
-            context = averages(x, self.hops, edge_index, edge_weight)
+            context = diffuse(x, self.hops, average)
         wide = torch.cat([x, context], dim=1)
         return super().forward(cheap_dropout(wide, self.dropout, self.training))
+
+    @property
+    def project_width(self) -> int:
+        """Channels of :meth:`project`."""
+        return (1 + len(self.hops)) * self.out_features
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return what each spot sends over each distance, ``[N, (1 + len(hops)) · C]``."""
+        by_hop = self.weight.view(self.out_features, -1, self.in_channels).transpose(0, 1)
+        return F.linear(x, by_hop.reshape(-1, self.in_channels))
+
+    def gather(self, projected: Tensor, average: Average) -> Tensor:
+        """Return the layer's output ``[N, C]`` of what :meth:`project` made of the spots.
+
+        Args:
+            projected: ``[N, (1 + len(hops)) · C]``.
+            average: the mean over the spots' neighbours.
+        """
+        own, *around = projected.split(self.out_features, dim=1)
+        own = own + self.bias
+        return own + diffuse_sum(around, self.hops, average) if around else own
 
     def __repr__(self) -> str:
         return (

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from stflow_graph.graph.published import published_edge_geometry
+from stflow_graph.graph.tiles import Tiles
 from stflow_graph.nn.checks import check_edges, check_positions, check_spots
 from stflow_graph.nn.context_embedding import ContextEmbedding
 from stflow_graph.nn.conv import FrameAveragedConv
-from stflow_graph.nn.gene_head import GeneHead
+from stflow_graph.nn.denoiser_block import (
+    DenoiserBlock,
+    Edges,
+    block_parts,
+    published_block_parts,
+)
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.nn.spot_flow import Condition, Flow, SpotFlow
-from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
 
@@ -37,6 +41,11 @@ class GraphDenoiser(nn.Module):
     is the expected expression, the condition of a flow that goes on spot by spot
     (``nn.SpotFlow``). Sampling then costs one pass over the graph, whatever the number of steps
     and samples. :meth:`condition` and :meth:`denoise` are the two halves.
+
+    Outside of training a slide may come in tiles (``graph.SpatialTiles``): blocks then go over
+    all tiles one after the other, and what they hold beside the states of the spots is of one
+    tile. The output is that of the whole slide, whatever the tiles, also with global attention.
+    Layers given by ``conv`` must see no more than a spot's neighbours and the edges to them.
 
     With ``attention="stflow"`` blocks are the published ones, and with ``global_attention=None``
     the function is the published one, equal to ``TransformerDenoiser`` on the same graph.
@@ -133,7 +142,7 @@ class GraphDenoiser(nn.Module):
             convs = [local(attention)]
             if similarity_edges:  # their geometry has no published form
                 convs.append(local("additive" if self.published else attention))
-            parts = _published_parts if self.published else _parts
+            parts = published_block_parts if self.published else block_parts
             mlp, read_out = parts(hidden_channels, n_genes, dropout)
             whole = None
             if global_attention is not None:
@@ -160,7 +169,8 @@ class GraphDenoiser(nn.Module):
             t: ``[n_slides]`` flow time of each slide, in [0, 1].
             data: ``x [N, F]``, the tensors of ``graph.SpatialGraph`` (with ``attention="stflow"``
                 of ``graph.PublishedGraph``; or ``pos`` and ``edge_index``, and the frames are
-                made anew), and ``batch [N]`` if there are several slides.
+                made anew), and ``batch [N]`` if there are several slides; or, outside of training,
+                the ``tiles`` of one slide.
 
         Raises:
             ValueError: shapes, dtypes or edges that do not fit; the message prints them.
@@ -170,11 +180,18 @@ class GraphDenoiser(nn.Module):
         if self.spot_flow is not None:
             return self.spot_flow(y_t, t, batch, self._condition(data, batch, t.size(0)))
         assert self.embed_t is not None
-        relations = self._relations(data, batch)
-        h = self._embed(data) + self.embed_t(t)[batch]
+        tiles = self._tiles(data)
+        if tiles is None:
+            h = self._embed(data) + self.embed_t(t)[batch]
+        else:
+            h = self.embed_x.gather(self.embed_x.project(data.x), tiles.average) + self.embed_t(t)
         if self.embed_y is not None:
             h = h + self.embed_y(y_t)
-        return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
+        if tiles is None:
+            relations = self._relations(data, batch)
+            return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
+        code = self._run_blocks_by_tiles(h, lambda rows: y_t[rows], tiles)
+        return self._read_out(code)
 
     @property
     def conditions(self) -> bool:
@@ -210,6 +227,9 @@ class GraphDenoiser(nn.Module):
         return [partial(self.denoise, condition=condition)]
 
     def _condition(self, data: Data, batch: Tensor, n_slides: int) -> Condition:
+        tiles = self._tiles(data)
+        if tiles is not None:
+            return self.decode(self.encode(self.project(data.x), tiles))
         relations = self._relations(data, batch)
         h = self._embed(data)
         y = h.new_zeros(h.size(0), self.n_genes)
@@ -218,6 +238,94 @@ class GraphDenoiser(nn.Module):
             linear = self.linear_part(data.x, data.edge_index, data.edge_weight)
             mean = torch.lerp(mean, linear, self.linear_part.share)
         return Condition(mean, states)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return all that the graph reads of the embeddings ``x [n, F]`` of some spots.
+
+        With :meth:`encode` and :meth:`decode` it is :meth:`condition` in three steps, the first
+        and the last of which go spot by spot: embeddings and expression of a large slide need
+        never be in memory as a whole.
+
+        Returns:
+            ``[n, P]``, P = (1 + number of hops) · (C + rank of the linear part).
+        """
+        parts = [self.embed_x.project(x)]
+        if self.linear_part is not None:
+            parts.append(self.linear_part.down.project(x))
+        return torch.cat(parts, dim=1)
+
+    def encode(self, projected: Tensor, tiles: Tiles) -> Tensor:
+        """Run the graph over a slide's tiles.
+
+        Args:
+            projected: ``[N, P]`` from :meth:`project`, all spots of the slide.
+            tiles: the slide's.
+
+        Returns:
+            ``[N, L · C + rank]``: the states after each block, and the linear part.
+
+        Raises:
+            ValueError: as :meth:`condition`.
+        """
+        if not self.conditions:
+            raise ValueError("a denoiser made with graph_once=True is needed")
+        own = projected.size(1)
+        if self.linear_part is not None:
+            own -= self.linear_part.down.project_width
+        h = self.embed_x.gather(projected[:, :own], tiles.average)
+        code = self._run_blocks_by_tiles(
+            h, lambda rows: h.new_zeros(len(rows), self.n_genes), tiles
+        )
+        if self.linear_part is None:
+            return code
+        linear = self.linear_part.down.gather(projected[:, own:], tiles.average)
+        return torch.cat([code, linear], dim=1)
+
+    def decode(self, code: Tensor) -> Condition:
+        """Return what the graph says of the spots whose rows of :meth:`encode` are given."""
+        width = len(self.blocks) * self.embed_x.out_features
+        mean = self._read_out(code[:, :width])
+        if self.linear_part is not None:
+            linear = self.linear_part.up(code[:, width:])
+            mean = torch.lerp(mean, linear, self.linear_part.share)
+        return Condition(mean, code[:, width - self.embed_x.out_features : width])
+
+    def _tiles(self, data: Data) -> Tiles | None:
+        if "tiles" not in data:
+            return None
+        if self.training:
+            raise ValueError("tiles are for prediction: call eval() first")
+        found: Tiles = data.tiles
+        n_relations = 1 + self.similarity_edges
+        if any(len(tile.relations) != n_relations for tile in found):
+            raise ValueError(f"data.tiles must have {n_relations} types of edges")
+        return found
+
+    def _run_blocks_by_tiles(
+        self, h: Tensor, y: Callable[[Tensor], Tensor], tiles: Tiles
+    ) -> Tensor:
+        """Return the states after each block, ``[N, L · C]``."""
+        channels = h.size(1)
+        code = h.new_empty(h.size(0), len(self.blocks) * channels)
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, DenoiserBlock)
+            out = code[:, i * channels : (i + 1) * channels]
+            block.by_tiles(h, y, tiles, out)
+            h = out
+
+            def y(rows: Tensor, block: DenoiserBlock = block, h: Tensor = h) -> Tensor:
+                return block.read_out(h[rows])
+
+        return code
+
+    def _read_out(self, code: Tensor) -> Tensor:
+        """Return the mean of the blocks' estimates of expression, ``[n, G]``."""
+        states = code.split(self.embed_x.out_features, dim=1)
+        total = code.new_zeros(code.size(0), self.n_genes)
+        for block, h in zip(self.blocks, states, strict=True):
+            assert isinstance(block, DenoiserBlock)
+            total = total + block.read_out(h)
+        return total / len(self.blocks)
 
     def _embed(self, data: Data) -> Tensor:
         context = data.context if "context" in data else None
@@ -261,79 +369,3 @@ def _slide_of_spots(data: Data) -> Tensor:
     if data.batch is not None:
         return data.batch
     return torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
-
-
-class Edges(NamedTuple):
-    """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` and weights ``[E]``."""
-
-    edge_index: Tensor
-    edge_attr: Tensor
-    edge_weight: Tensor | None
-
-
-class DenoiserBlock(nn.Module):
-    """One block: local attention by edge type, global attention, MLP, read-out of expression.
-
-    Args:
-        channels: C.
-        convs: a layer a type of edges.
-        global_attention: mixed in by a learned gate, or None.
-        mlp: maps ``[N, C]`` to ``[N, C]``.
-        read_out: maps ``[N, C]`` to ``[N, G]``.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        convs: Iterable[nn.Module],
-        global_attention: nn.Module | None,
-        mlp: nn.Module,
-        read_out: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(convs)
-        self.global_attention = global_attention
-        # the gate starts at 0: a model learns to look further only where that helps
-        self.gate = nn.Parameter(torch.zeros(channels)) if global_attention is not None else None
-        self.mlp = mlp
-        self.read_out = read_out
-
-    def reset_parameters(self) -> None:
-        """Close the gate; the layers reset themselves."""
-        if self.gate is not None:
-            nn.init.zeros_(self.gate)
-
-    def forward(
-        self, h: Tensor, y: Tensor, relations: Iterable[Edges], batch: Tensor, n_slides: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the new states ``[N, C]`` and the new estimate of expression ``[N, G]``."""
-        h = h + sum(conv(h, y, *edges) for conv, edges in zip(self.convs, relations, strict=True))
-        if self.global_attention is not None:
-            h = h + self.gate * self.global_attention(h, batch, n_slides)
-        h = h + self.mlp(h)
-        return h, self.read_out(h)
-
-
-def _parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
-    """Return a block's MLP and read-out, both pre-normalised."""
-    mlp = nn.Sequential(
-        nn.LayerNorm(channels),
-        nn.Linear(channels, 2 * channels),
-        nn.SiLU(),
-        nn.Dropout(dropout),
-        nn.Linear(2 * channels, channels),
-    )
-    read_out = nn.Sequential(
-        nn.LayerNorm(channels),
-        nn.Linear(channels, channels),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(channels, n_genes),
-    )
-    return mlp, read_out
-
-
-def _published_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
-    """Return the published block's MLP and read-out."""
-    mlp = SwiGLU(channels, 4 * channels, channels, dropout)
-    return mlp, GeneHead(channels, n_genes, dropout)

@@ -1,12 +1,39 @@
-"""Attention over a whole slide at a cost linear in its spots."""
+"""Attention over a whole slide at a cost linear in its spots.
+
+Each kind is also there in two passes over parts of a slide: ``read`` sums up a part, ``merge``
+joins two sums, and ``spread`` gives the spots of a part what all of the slide says.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.attention import PolynormerAttention
 from torch_geometric.utils import softmax
+
+
+class LatentSummary(NamedTuple):
+    """What latent tokens have read of some spots.
+
+    Attributes:
+        peak: ``[H, M, 1]`` the highest score.
+        weight: ``[H, M, 1]`` sum of the exponentials of scores less the peak.
+        tokens: ``[H, M, C / H]`` values weighted by them.
+    """
+
+    peak: Tensor
+    weight: Tensor
+    tokens: Tensor
+
+
+class LinearSummary(NamedTuple):
+    """Sums over some spots: ``[C / H, C / H, H]`` of keys times values, ``[C / H, H]`` of keys."""
+
+    keys_values: Tensor
+    keys: Tensor
 
 
 class LatentAttention(nn.Module):
@@ -54,10 +81,8 @@ class LatentAttention(nn.Module):
             ValueError: shapes that do not fit; the message prints them.
         """
         _check(x, batch, self.channels)
-        n, width = x.size(0), self.channels // self.heads
-        q, k, v = self.qkv(self.norm(x)).view(n, 3, self.heads, width).permute(1, 2, 0, 3)
-        read = k @ self.queries.permute(1, 2, 0) * width**-0.5  # [H, N, M]
-        spread = (q @ self.keys.permute(1, 2, 0) * width**-0.5).softmax(-1)
+        q, k, v = self._qkv(x)
+        read, spread = self._scores(k, self.queries), self._scores(q, self.keys).softmax(-1)
         if n_slides == 1:
             read = read.softmax(1)
         else:
@@ -68,6 +93,38 @@ class LatentAttention(nn.Module):
             read, spread = ((each[:, :, None] * own).flatten(2) for each in (read, spread))
         tokens = read.transpose(1, 2) @ v  # [H, slides M, C / H]
         return self.out((spread @ tokens).transpose(0, 1).flatten(1))
+
+    def read(self, x: Tensor) -> LatentSummary:
+        """Return what the tokens read of the spots ``x [n, C]`` of a slide, n >= 1."""
+        _, k, v = self._qkv(x)
+        scores = self._scores(k, self.queries).transpose(1, 2)  # [H, M, n]
+        peak = scores.amax(-1, keepdim=True)
+        share = (scores - peak).exp()
+        return LatentSummary(peak, share.sum(-1, keepdim=True), share @ v)
+
+    @staticmethod
+    def merge(one: LatentSummary, other: LatentSummary) -> LatentSummary:
+        """Return what was read of both parts."""
+        peak = torch.maximum(one.peak, other.peak)
+        a, b = (one.peak - peak).exp(), (other.peak - peak).exp()
+        weight = a * one.weight + b * other.weight
+        return LatentSummary(peak, weight, a * one.tokens + b * other.tokens)
+
+    def spread(self, x: Tensor, summary: LatentSummary) -> Tensor:
+        """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide read before."""
+        q, _, _ = self._qkv(x)
+        share = self._scores(q, self.keys).softmax(-1)
+        tokens = summary.tokens / summary.weight
+        return self.out((share @ tokens).transpose(0, 1).flatten(1))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each ``[H, n, C / H]``."""
+        qkv = self.qkv(self.norm(x)).view(x.size(0), 3, self.heads, self.channels // self.heads)
+        return qkv.permute(1, 2, 0, 3).unbind(0)
+
+    def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return scaled products ``[H, n, M]`` of ``[H, n, C / H]`` and ``[M, H, C / H]``."""
+        return x @ tokens.permute(1, 2, 0) * x.size(-1) ** -0.5
 
     def __repr__(self) -> str:
         return (
@@ -123,6 +180,30 @@ class LinearAttention(nn.Module):
             return self.out(self.attention(x[None])[0])
         sizes = [size for size in torch.bincount(batch).tolist() if size]
         return self.out(torch.cat([self.attention(part[None])[0] for part in x.split(sizes)]))
+
+    def read(self, x: Tensor) -> LinearSummary:
+        """Return the sums over the spots ``x [n, C]`` of a slide."""
+        x = self.norm(x)
+        k, v = self._heads(self.attention.k(x).sigmoid()), self._heads(self.attention.v(x))
+        return LinearSummary(torch.einsum("ndh,nmh->dmh", k, v), k.sum(0))
+
+    @staticmethod
+    def merge(one: LinearSummary, other: LinearSummary) -> LinearSummary:
+        """Return the sums over both parts."""
+        return LinearSummary(one.keys_values + other.keys_values, one.keys + other.keys)
+
+    def spread(self, x: Tensor, summary: LinearSummary) -> Tensor:
+        """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide read before."""
+        inner, x = self.attention, self.norm(x)
+        q = self._heads(inner.k(x).sigmoid())  # queries and keys are shared
+        above = torch.einsum("ndh,dmh->nmh", q, summary.keys_values)
+        below = torch.einsum("ndh,dh->nh", q, summary.keys)[:, None]
+        mixed = inner.lns((above / (below + 1e-6)).flatten(1)) * (inner.h_lins(x) + inner.beta)
+        return self.out(F.relu(inner.lin_out(mixed)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Return ``[n, C / H, H]``, PyG's order."""
+        return x.view(x.size(0), -1, self.heads)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.channels}, heads={self.heads})"

@@ -55,6 +55,16 @@ def test_equals_a_dense_reference(kind, reference):
     assert torch.allclose(alone(layer, states(9)), reference(layer, states(9)), atol=1e-10)
 
 
+def test_parts_read_one_after_the_other_give_what_the_slide_gives(layer):
+    x = states(40) * torch.linspace(0.1, 20, 40)[:, None].double()  # scores far from each other
+    parts = x.split([1, 20, 19])
+    summary = layer.read(parts[0])
+    for part in parts[1:]:
+        summary = layer.merge(summary, layer.read(part))
+    found = torch.cat([layer.spread(part, summary) for part in parts])
+    assert torch.allclose(found, alone(layer, x), atol=1e-12)
+
+
 def test_a_slide_in_a_batch_is_as_it_is_alone(layer):
     parts = [states(7, 1), states(1, 2), states(5, 3)]
     batch = torch.tensor([0] * 7 + [1] + [3] * 5)  # slide 2 has no spots

@@ -1,0 +1,118 @@
+"""A block of the graph denoiser, on a whole slide or tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stflow_graph.graph.tiles import Tiles
+from stflow_graph.nn.gene_head import GeneHead
+from stflow_graph.nn.swiglu import SwiGLU
+
+
+class Edges(NamedTuple):
+    """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` and weights ``[E]``."""
+
+    edge_index: Tensor
+    edge_attr: Tensor
+    edge_weight: Tensor | None
+
+
+class DenoiserBlock(nn.Module):
+    """One block: local attention by edge type, global attention, MLP, read-out of expression.
+
+    Args:
+        channels: C.
+        convs: a layer a type of edges.
+        global_attention: mixed in by a learned gate, or None.
+        mlp: maps ``[N, C]`` to ``[N, C]``.
+        read_out: maps ``[N, C]`` to ``[N, G]``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        convs: Iterable[nn.Module],
+        global_attention: nn.Module | None,
+        mlp: nn.Module,
+        read_out: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.global_attention = global_attention
+        # the gate starts at 0: a model learns to look further only where that helps
+        self.gate = nn.Parameter(torch.zeros(channels)) if global_attention is not None else None
+        self.mlp = mlp
+        self.read_out = read_out
+
+    def reset_parameters(self) -> None:
+        """Close the gate; the layers reset themselves."""
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
+
+    def forward(
+        self, h: Tensor, y: Tensor, relations: Iterable[Edges], batch: Tensor, n_slides: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the new states ``[N, C]`` and the new estimate of expression ``[N, G]``."""
+        h = h + sum(conv(h, y, *edges) for conv, edges in zip(self.convs, relations, strict=True))
+        if self.global_attention is not None:
+            h = h + self.gate * self.global_attention(h, batch, n_slides)
+        h = h + self.mlp(h)
+        return h, self.read_out(h)
+
+    def by_tiles(self, h: Tensor, y: Callable[[Tensor], Tensor], tiles: Tiles, out: Tensor) -> None:
+        """Make the new states of one slide, the same as :meth:`forward` does.
+
+        Args:
+            h: ``[N, C]``.
+            y: gives the estimate of expression ``[n, G]`` of some rows of the slide.
+            tiles: the slide's.
+            out: ``[N, C]`` where the new states are written; not ``h``, which tiles read to the
+                end.
+        """
+        whole: Any = self.global_attention  # one of nn.global_attention.GLOBAL_ATTENTIONS
+        summary: Any = None
+        for tile in tiles:
+            part = h[tile.spots]
+            for conv, edges in zip(self.convs, tile.relations, strict=True):
+                nodes, *near = edges
+                part = part + conv(h[nodes], y(nodes), *near)[: len(tile)]
+            out[tile.spots] = part
+            if whole is not None:
+                read = whole.read(part)
+                summary = read if summary is None else whole.merge(summary, read)
+        for tile in tiles:
+            part = out[tile.spots]
+            if whole is not None:
+                part = part + self.gate * whole.spread(part, summary)
+            out[tile.spots] = part + self.mlp(part)
+
+
+def block_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
+    """Return a block's MLP and read-out, both pre-normalised."""
+    mlp = nn.Sequential(
+        nn.LayerNorm(channels),
+        nn.Linear(channels, 2 * channels),
+        nn.SiLU(),
+        nn.Dropout(dropout),
+        nn.Linear(2 * channels, channels),
+    )
+    read_out = nn.Sequential(
+        nn.LayerNorm(channels),
+        nn.Linear(channels, channels),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(channels, n_genes),
+    )
+    return mlp, read_out
+
+
+def published_block_parts(
+    channels: int, n_genes: int, dropout: float
+) -> tuple[nn.Module, nn.Module]:
+    """Return the published block's MLP and read-out."""
+    mlp = SwiGLU(channels, 4 * channels, channels, dropout)
+    return mlp, GeneHead(channels, n_genes, dropout)

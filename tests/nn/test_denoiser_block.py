@@ -1,0 +1,139 @@
+"""A slide in tiles gives what the whole slide gives, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.nn import GATv2Conv, SAGEConv
+from torch_geometric.transforms import Compose
+
+from stflow_graph.graph import PublishedGraph, SimilarityEdges, SpatialGraph, SpatialTiles
+from stflow_graph.nn.conv import AdaptedConv
+from stflow_graph.nn.denoiser import GraphDenoiser
+
+CHANNELS, GENES = 12, 5
+
+
+def jittered(n: int = 90) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.rand(n, 2, generator=generator, dtype=torch.float64)
+
+
+def lattice(n: int = 9) -> torch.Tensor:
+    i, j = (g.flatten().double() for g in torch.meshgrid(*[torch.arange(n)] * 2, indexing="ij"))
+    return torch.stack([i + 0.5 * (j % 2), j * math.sqrt(3) / 2], 1)
+
+
+def slide(pos: torch.Tensor) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(pos), CHANNELS, generator=generator, dtype=torch.float64)
+    return Data(x=x, pos=pos)
+
+
+def in_double(data: Data) -> Data:
+    for key in ("edge_attr", "edge_weight", "similar_edge_attr"):
+        if key in data:
+            data[key] = data[key].double()
+    return data
+
+
+def denoiser(**options) -> GraphDenoiser:
+    torch.manual_seed(0)
+    options = {"hidden_channels": 16, "edge_channels": 8, "n_layers": 2} | options
+    model = GraphDenoiser(CHANNELS, GENES, **options).double().eval()
+    for block in model.blocks:
+        if block.gate is not None:
+            torch.nn.init.normal_(block.gate)
+    if model.spot_flow is not None:
+        torch.nn.init.normal_(model.spot_flow.mlp[2].weight)
+    if model.linear_part is not None:
+        for parameter in model.linear_part.parameters():
+            torch.nn.init.normal_(parameter)
+        model.linear_part.share.fill_(0.3)
+    return model
+
+
+def gatv2(channels: int, genes: int) -> AdaptedConv:
+    return AdaptedConv(GATv2Conv, channels, genes, 8, {"heads": 4, "add_self_loops": False})
+
+
+def sage(channels: int, genes: int) -> AdaptedConv:
+    return AdaptedConv(SAGEConv, channels, genes, 8)
+
+
+KINDS = {
+    "local": {"global_attention": None},
+    "latent": {},
+    "linear": {"global_attention": "linear"},
+    "dot": {"attention": "dot"},
+    "signed, three bodies": {"signed_attention": True, "three_body": True},
+    "published": {"attention": "stflow", "global_attention": None},
+    "published, global": {"attention": "stflow"},
+    "similarity": {"similarity_edges": True},
+    "sees y": {"condition_on_y": True, "context_hops": (1, 3)},
+    "once": {"graph_once": True},
+    "once, context": {"graph_once": True, "context_hops": (1, 4), "ridge_rank": 3},
+    "GATv2": {"conv": gatv2},
+    "SAGE": {"conv": sage},
+}
+
+
+@pytest.mark.parametrize("pos", [jittered(), lattice()], ids=["jittered", "lattice"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_of_any_size_give_what_the_whole_slide_gives(kind, pos):
+    options = KINDS[kind]
+    model = denoiser(**options)
+    published = options.get("attention") == "stflow"
+    graph = PublishedGraph(6) if published else SpatialGraph(6)
+    relations = ("",)
+    if options.get("similarity_edges"):
+        graph, relations = Compose([graph, SimilarityEdges(4)]), ("", "similar_")
+    data = in_double(graph(slide(pos)))
+    y_t = torch.randn(len(pos), GENES, generator=torch.Generator().manual_seed(1)).double()
+    t = torch.tensor([0.4]).double()
+    with torch.no_grad():
+        whole = model(y_t, t, data)
+        for tile_size in (3, 25, 1000):  # 3: smaller than a neighbourhood
+            tiled = SpatialTiles(tile_size, relations)(copy.copy(data))
+            assert "edge_index" not in tiled
+            torch.testing.assert_close(model(y_t, t, tiled), whole, rtol=1e-9, atol=1e-9)
+            if model.conditions:
+                for a, b in zip(model.condition(tiled), model.condition(data), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        single = copy.copy(data)
+        for key in ("x", "edge_attr", "edge_weight", "similar_edge_attr"):
+            if key in single:
+                single[key] = single[key].float()
+        tiled = SpatialTiles(25, relations)(single)
+        found = model.float()(y_t.float(), t.float(), tiled)
+    torch.testing.assert_close(found.double(), whole, rtol=1e-5, atol=1e-5 * float(whole.std()))
+
+
+def test_a_condition_made_in_three_steps_never_needs_all_embeddings_or_genes_at_once():
+    model = denoiser(graph_once=True, context_hops=(1, 4), ridge_rank=3)
+    data = in_double(SpatialGraph(6)(slide(jittered())))
+    whole = model.condition(data)
+    tiles = SpatialTiles(20)(copy.copy(data)).tiles
+    with torch.no_grad():
+        projected = torch.cat([model.project(x) for x in data.x.split(31)])
+        assert projected.shape == (90, 3 * (16 + 3))
+        code = model.encode(projected, tiles)
+        assert code.shape == (90, 2 * 16 + 3)
+        parts = [model.decode(rows) for rows in code.split(17)]
+    torch.testing.assert_close(torch.cat([part.mean for part in parts]), whole.mean)
+    torch.testing.assert_close(torch.cat([part.states for part in parts]), whole.states)
+
+
+def test_tiles_are_for_prediction_and_must_have_the_relations_of_the_model():
+    data = SpatialTiles(20)(SpatialGraph(6)(slide(jittered())))
+    y_t, t = torch.zeros(90, GENES).double(), torch.zeros(1).double()
+    with pytest.raises(ValueError, match=r"call eval\(\)"):
+        denoiser().train()(y_t, t, data)
+    with pytest.raises(ValueError, match="2 types of edges"):
+        denoiser(similarity_edges=True)(y_t, t, data)
+    with pytest.raises(ValueError, match="graph_once=True"):
+        denoiser().encode(y_t, data.tiles)
