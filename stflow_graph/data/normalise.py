@@ -32,6 +32,45 @@ def to_target(counts: sp.csr_matrix, total: np.ndarray, target: str) -> np.ndarr
     return np.log1p(dense).astype(np.float32)
 
 
+class Moments:
+    """Mean and deviation of a slide's embeddings, which may come in parts.
+
+    Sums are of differences from the first part's mean, in float64 (Chan et al., 1979): squares of
+    large values would drown the deviation.
+
+    Attributes:
+        n: spots seen.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._origin: np.ndarray = np.zeros(0)
+        self._sum: np.ndarray = np.zeros(0)
+        self._squares: np.ndarray = np.zeros(0)
+
+    def add(self, x: np.ndarray) -> Moments:
+        """Take in the embeddings ``[n, F]`` of some spots."""
+        if not self.n:
+            self._origin = x.mean(axis=0, dtype=np.float64)
+            self._sum, self._squares = np.zeros((2, x.shape[1]))
+        away = x - self._origin
+        self._sum += away.sum(axis=0)
+        self._squares += np.square(away).sum(axis=0)
+        self.n += len(x)
+        return self
+
+    @property
+    def mean(self) -> np.ndarray:
+        """``[F]`` float64."""
+        return self._origin + self._sum / self.n
+
+    @property
+    def std(self) -> np.ndarray:
+        """``[F]`` float64."""
+        variance = self._squares / self.n - np.square(self._sum / self.n)
+        return np.sqrt(np.maximum(variance, 0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
     """How a model's input and output are scaled; fitted on training slides, kept with its weights.
@@ -73,12 +112,15 @@ class Normalisation:
 
     def embeddings(self, x: np.ndarray) -> np.ndarray:
         """Scale one slide's embeddings, ``[N, F]``; a constant channel becomes 0."""
+        return self.scale(x, Moments().add(x))
+
+    def scale(self, x: np.ndarray, moments: Moments) -> np.ndarray:
+        """Scale the embeddings ``[n, F]`` of some spots of a slide, given those of all."""
         if self.standardize == "none":
             return x
         mean, std = self.x_mean, self.x_std
         if self.standardize in ("slide", "center"):
-            mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-            std = x.std(axis=0, dtype=np.float64).astype(np.float32)
+            mean, std = moments.mean.astype(np.float32), moments.std.astype(np.float32)
         if self.standardize == "center":
             std = np.full_like(std, np.sqrt(np.mean(np.square(std))))
         return np.where(std > 1e-6, (x - mean) / np.maximum(std, 1e-6), 0).astype(np.float32)

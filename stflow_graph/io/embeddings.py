@@ -23,6 +23,7 @@ from stflow_graph.io.hdf5 import (
 )
 
 FORMAT = "stflow_graph.embeddings/1"
+_BLOCK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,63 @@ class Embeddings:
     attrs: dict[str, Any]
 
 
-def read_embeddings(path: str | Path) -> Embeddings:
-    """Read and validate an embedding file (ours, HEST's, STFlow's).
+@dataclasses.dataclass(frozen=True)
+class EmbeddingFile:
+    """An open embedding file, its embeddings read in blocks of rows.
+
+    Attributes:
+        path: where it is.
+        data: dataset ``[N, F]`` of numbers.
+        coords: ``[N, 2]`` float64, level-0 pixels (x, y).
+        barcodes: N names.
+        attrs: the file's attributes.
+    """
+
+    path: Path
+    data: h5py.Dataset
+    coords: np.ndarray
+    barcodes: list[str]
+    attrs: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.barcodes)
+
+    @property
+    def width(self) -> int:
+        """F, channels of an embedding."""
+        return int(self.data.shape[1])
+
+    def blocks(self, n_rows: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Give the embeddings in the file's order, each block with its rows.
+
+        Args:
+            n_rows: of a block; None takes about 16 MB, whole chunks of the file.
+
+        Raises:
+            BadInput: numbers that are not finite; counts and shows the block's first rows.
+        """
+        if n_rows is None:
+            chunk = self.data.chunks[0] if self.data.chunks else 1
+            n_rows = chunk * max(1, _BLOCK_BYTES // (4 * self.width * chunk))
+        for start in range(0, len(self), n_rows):
+            rows = slice(start, min(start + n_rows, len(self)))
+            x = self.data[rows].astype(np.float32, copy=False)
+            bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+            if len(bad):
+                field, n = self.data.name.strip("/"), len(self)
+                first = (bad[:3] + start).tolist()
+                found = plain(f"{len(bad)} of {n} rows not finite, first rows {first}")
+                raise BadInput(self.path, field, found, "finite numbers")
+            yield rows, x
+
+
+@contextlib.contextmanager
+def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
+    """Open and validate an embedding file (ours, HEST's, STFlow's).
 
     Raises:
-        BadInput: keys missing, lengths that differ, not numbers, not finite, zero spots.
+        BadInput: keys missing, lengths that differ, not numbers, zero spots, coordinates that are
+            not finite.
     """
     with open_h5(path) as file:
         data = dataset(file, ["embeddings", "features"])
@@ -63,14 +116,20 @@ def read_embeddings(path: str | Path) -> Embeddings:
                 path, data.name.strip("/"), plain(f"{len(data)} rows"), f"{n}, one per barcode"
             )
         check_unique(barcodes, path, "barcodes")
-        x = data[()].astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        if len(bad):
-            found = plain(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
-            raise BadInput(path, data.name.strip("/"), found, "finite numbers")
         coords = check_coords(dataset(file, ["coords"])[()], path, "coords", n)
         attrs = {key: _plain_value(value) for key, value in file.attrs.items()}
-    return Embeddings(x, coords, barcodes, attrs)
+        yield EmbeddingFile(Path(path), data, coords, barcodes, attrs)
+
+
+def read_embeddings(path: str | Path) -> Embeddings:
+    """Read and validate an embedding file as a whole; see :func:`open_embeddings`.
+
+    Raises:
+        BadInput: as :func:`open_embeddings`; or embeddings that are not finite.
+    """
+    with open_embeddings(path) as file:
+        ((_, x),) = file.blocks(len(file))
+        return Embeddings(x, file.coords, file.barcodes, file.attrs)
 
 
 def _plain_value(value: Any) -> Any:
