@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from stflow_graph.sample import Sampled
 
 
+def _tile_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number of spots >= 1")
+    return int(text)
+
+
 def sample(
     source: Annotated[Path, typer.Argument(help="Run, fold or checkpoint folder.")],
     embeddings: Annotated[list[Path], typer.Argument(help="Embedding files or folders.")],
@@ -21,6 +29,10 @@ def sample(
     sampler: Annotated[str | None, typer.Option(help="euler, heun, stflow, estflow.")] = None,
     n_sample_steps: Annotated[int | None, typer.Option(min=1, help="Network calls.")] = None,
     fold: Annotated[int | None, typer.Option(help="Fold of the run to use.")] = None,
+    tile_size: Annotated[
+        int | None,
+        typer.Option(parser=_tile_size, help="Spots worked on at a time, or auto: by memory."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
 ) -> None:
@@ -40,7 +52,7 @@ def sample(
             highlight=False,
         )
 
-    settings = SampleSettings(n_samples, seed, sampler, n_sample_steps, fold, device)
+    settings = SampleSettings(n_samples, seed, sampler, n_sample_steps, fold, device, tile_size)
     run(source, embeddings, out, settings, overwrite=overwrite, report=show)
     console.print(
         f"next: stflow-graph eval {out}/*.h5ad --truth ADATA --out {out.parent / 'eval'} "

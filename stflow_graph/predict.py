@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,17 +37,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_spots(slide: Slide, n_neighbors: int) -> None:
+def check_spots(n_spots: int, n_neighbors: int, file: str | Path) -> None:
     """Refuse a slide that has not more spots than each spot has neighbours.
 
     Raises:
         BadInput: names the slide's file and the number of its spots.
     """
-    if len(slide) <= n_neighbors:
+    if n_spots <= n_neighbors:
         expected = f"more than the {n_neighbors} neighbours of each spot"
         fix = "lower --n-neighbors (graph.n_neighbors) or leave the slide out"
-        found = plain(f"{len(slide)} spots")
-        raise BadInput(slide.file or slide.name, "spots", found, expected, fix)
+        raise BadInput(file, "spots", plain(f"{n_spots} spots"), expected, fix)
 
 
 def slide_data(slide: Slide, config: Config, normalisation: Normalisation) -> Data:
@@ -109,30 +109,54 @@ def predict(
             raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
         y_0 = data.x.new_zeros(data.x.size(0), len(normalisation.y_mean))
         mean = model(y_0, data.x.new_zeros(n_slides(data)), data)
-        return Predicted(_expression(mean, normalisation), None)
+        return Predicted(as_expression(mean, normalisation), None)
     flows: Sequence[Denoiser] = [model]
     mean = None
     halves = conditional(model)
     if halves is not None:
         condition = halves.condition(data)
-        mean = _expression(condition.mean, normalisation)
+        mean = as_expression(condition.mean, normalisation)
         if n_samples == 1:
             return Predicted(mean, None)
         flows = halves.flows(condition)
 
-    prior, sampler = build_prior(config.flow), build_sampler(config.flow)
     keys = spot_keys(slide.name, slide.barcodes).to(data.x.device)
-    n_genes = len(normalisation.y_mean)
-    drawn = []
-    for sample in range(n_samples):
-        y_0 = prior(spot_uniform(keys, n_genes, seed=seed, sample=sample))
-        y_1 = sampler(flows[sample % len(flows)], y_0, data, config.flow.n_sample_steps)
-        drawn.append(_expression(y_1, normalisation))
-    samples = np.stack(drawn)
+    samples = draw_samples(flows, keys, data, config, normalisation, n_samples, seed)
     if mean is None:
         mean = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Predicted(mean, samples if n_samples > 1 else None)
 
 
-def _expression(y: Tensor, normalisation: Normalisation) -> np.ndarray:
+def draw_samples(
+    flows: Sequence[Denoiser],
+    keys: Tensor,
+    data: Data,
+    config: Config,
+    normalisation: Normalisation,
+    n_samples: int,
+    seed: int,
+) -> np.ndarray:
+    """Return samples ``[S, N, G]`` in log1p units, which take the flows in turn.
+
+    Args:
+        flows: what gives the estimate of y₁ from y_t, t and ``data``.
+        keys: ``[N]`` the spots' keys for their noise, on the flows' device.
+        data: what the flows read.
+        config: prior, sampler and number of steps.
+        normalisation: scaling of the output.
+        n_samples: S.
+        seed: of the noise.
+    """
+    prior, sampler = build_prior(config.flow), build_sampler(config.flow)
+    n_genes = len(normalisation.y_mean)
+    drawn = []
+    for sample in range(n_samples):
+        y_0 = prior(spot_uniform(keys, n_genes, seed=seed, sample=sample))
+        y_1 = sampler(flows[sample % len(flows)], y_0, data, config.flow.n_sample_steps)
+        drawn.append(as_expression(y_1, normalisation))
+    return np.stack(drawn)
+
+
+def as_expression(y: Tensor, normalisation: Normalisation) -> np.ndarray:
+    """Return a denoiser's output in log1p units, float32 in memory."""
     return normalisation.expression(y.float().cpu().numpy())

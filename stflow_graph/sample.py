@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,17 @@ import torch
 from torch import nn
 
 from stflow_graph import __version__
+from stflow_graph.calibration import Calibration
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint
 from stflow_graph.config import Config
-from stflow_graph.data.slide import Slide, load_slide
+from stflow_graph.data.slide import slide_of, um_per_px
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
-from stflow_graph.io.embeddings import read_attrs
-from stflow_graph.io.predictions import read_prediction, write_prediction
+from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
+from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
 from stflow_graph.predict import check_spots, pick_device, predict, slide_data
+from stflow_graph.stream import can_stream, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class SampleSettings:
     n_sample_steps: int | None = None
     fold: int | None = None
     device: str = "auto"
+    tile_size: int | None = None
 
     def flow(self, config: Config) -> Config:
         """Return the checkpoint's configuration with these settings in place."""
@@ -168,71 +171,98 @@ def _sample_slide(
 ) -> Sampled:
     checkpoint = loaded.checkpoint
     config = settings.flow(checkpoint.config)
-    slide = load_slide(file)
-    _check_fit(slide, file, checkpoint)
-    check_spots(slide, config.graph.n_neighbors)
+    name, path = file.stem, out / f"{file.stem}.h5ad"
     device = pick_device(settings.device)
-    path = out / f"{slide.name}.h5ad"
-    provenance = _provenance(loaded, config, slide, file, settings, device)
-    held_out = loaded.holds_out(slide.name)
-    result = Sampled(slide.name, len(slide), loaded.fold, held_out, path, False)
-    if not overwrite and _is_there(path, provenance):
-        return dataclasses.replace(result, complete_before=True)
-    data = slide_data(slide, config, checkpoint.normalisation).to(device)
-    predicted = predict(
-        loaded.model(device),
-        data,
-        slide,
-        config,
-        checkpoint.normalisation,
-        n_samples=settings.n_samples,
-        seed=settings.seed,
-    )
-    mean, samples, calibration = predicted.mean, predicted.samples, checkpoint.calibration
-    if not np.isfinite(mean).all() or (samples is not None and not np.isfinite(samples).all()):
-        raise BadInput(
-            file, "embeddings", plain("values that make the prediction overflow"), "embeddings"
+    with open_embeddings(file) as source:
+        _check_fit(source, checkpoint)
+        check_spots(len(source), config.graph.n_neighbors, file)
+        provenance = _provenance(loaded, config, source, settings, device)
+        result = Sampled(name, len(source), loaded.fold, loaded.holds_out(name), path, False)
+        if not overwrite and _is_there(path, provenance):
+            return dataclasses.replace(result, complete_before=True)
+        calibration, drawn = checkpoint.calibration, settings.n_samples
+        write_prediction_blocks(
+            path,
+            _calibrated(_blocks(loaded, source, config, settings, device), calibration, file),
+            source.barcodes,
+            checkpoint.genes,
+            source.coords,
+            provenance=provenance,
+            n_samples=drawn if drawn > 1 else 0,
+            expected_pearson=None if calibration is None else calibration.pearson,
         )
-    if samples is not None and calibration is not None:
-        samples = calibration.apply(mean, samples)
-    write_prediction(
-        path,
-        mean,
-        slide.barcodes,
-        checkpoint.genes,
-        slide.coords,
-        provenance=provenance,
-        samples=samples,
-        expected_pearson=None if calibration is None else calibration.pearson,
-    )
     return result
 
 
-def _check_fit(slide: Slide, file: Path, checkpoint: Checkpoint) -> None:
-    attrs, wanted = read_attrs(file), checkpoint.config.data.encoder
-    width = slide.x.shape[1]
+def _blocks(
+    loaded: _Loaded,
+    source: EmbeddingFile,
+    config: Config,
+    settings: SampleSettings,
+    device: torch.device,
+) -> Iterator[Block]:
+    """Give the slide's prediction as the denoiser gives it."""
+    model, normalisation = loaded.model(device), loaded.checkpoint.normalisation
+    drawing = {"n_samples": settings.n_samples, "seed": settings.seed}
+    regression = config.train.objective == "regression"
+    if regression and settings.n_samples > 1:
+        raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
+    if can_stream(model):
+        yield from stream(
+            model,
+            source,
+            source.path.stem,
+            config,
+            normalisation,
+            device,
+            tile_size=settings.tile_size,
+            **drawing,
+        )
+        return
+    slide = slide_of(source)
+    data = slide_data(slide, config, normalisation).to(device)
+    predicted = predict(model, data, slide, config, normalisation, **drawing)
+    yield Block(slice(0, len(slide)), predicted.mean, predicted.samples)
+
+
+def _calibrated(
+    blocks: Iterable[Block], calibration: Calibration | None, file: Path
+) -> Iterator[Block]:
+    """Give the blocks with their samples spread as they should."""
+    for rows, mean, samples in blocks:
+        finite = np.isfinite(mean).all() and (samples is None or np.isfinite(samples).all())
+        if not finite:
+            found = plain("values that make the prediction overflow")
+            raise BadInput(file, "embeddings", found, "embeddings")
+        if samples is not None and calibration is not None:
+            samples = calibration.apply(mean, samples)
+        yield Block(rows, mean, samples)
+
+
+def _check_fit(source: EmbeddingFile, checkpoint: Checkpoint) -> None:
+    attrs, wanted = source.attrs, checkpoint.config.data.encoder
+    width = source.width
     # other tools write free text there; only our own name of an encoder can be compared, and a
     # converted checkpoint need not have one
     encoder = str(attrs.get("encoder")) if attrs.get("format") == EMBEDDINGS else wanted
     if width != checkpoint.in_channels or (wanted and encoder != wanted):
         fix = f" Fix: embed the patches with --encoder {wanted}" if wanted else ""
         raise BadConfig(
-            f"{file}: embeddings: found encoder {encoder!r} with {width} channels, expected the "
-            f"checkpoint's {wanted!r} with {checkpoint.in_channels}.{fix}"
+            f"{source.path}: embeddings: found encoder {encoder!r} with {width} channels, "
+            f"expected the checkpoint's {wanted!r} with {checkpoint.in_channels}.{fix}"
         )
 
 
 def _provenance(
     loaded: _Loaded,
     config: Config,
-    slide: Slide,
-    file: Path,
+    source: EmbeddingFile,
     settings: SampleSettings,
     device: torch.device,
 ) -> dict[str, Any]:
     trained = loaded.checkpoint.provenance
     return {
-        "slide": slide.name,
+        "slide": source.path.stem,
         "dataset": trained.get("dataset"),
         "target": config.data.target,
         "encoder": config.data.encoder,
@@ -244,8 +274,8 @@ def _provenance(
         "embed_dataroot": trained.get("embed_dataroot"),
         "gene_list": config.data.gene_list,
         "checkpoint_sha256": loaded.hash,
-        "embeddings_sha256": sha256(file),
-        "um_per_px": slide.um_per_px,
+        "embeddings_sha256": sha256(source.path),
+        "um_per_px": um_per_px(source.attrs),
         "seed": settings.seed,
         "n_samples": settings.n_samples,
         "n_sample_steps": config.flow.n_sample_steps,
@@ -262,7 +292,7 @@ def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        stored = read_prediction(path).provenance
+        stored = read_provenance(path)
     except BadInput:
         return False
     return {**stored, "format": None} == {**provenance, "format": None}

@@ -288,7 +288,7 @@ def _score_test(
 def _load(sample: Sample, config: Config, genes: Sequence[str]) -> Slide:
     data = config.data
     slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target)
-    check_spots(slide, config.graph.n_neighbors)
+    check_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
     return slide
 
 

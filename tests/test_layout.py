@@ -23,6 +23,7 @@ RANKS = {
     "fit_flow": 3,
     "fit_ridge": 3,
     "predict": 3,
+    "stream": 4,
     "checkpoint": 3,
     "build": 2,
     "scores": 3,

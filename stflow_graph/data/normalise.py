@@ -112,18 +112,29 @@ class Normalisation:
 
     def embeddings(self, x: np.ndarray) -> np.ndarray:
         """Scale one slide's embeddings, ``[N, F]``; a constant channel becomes 0."""
-        return self.scale(x, Moments().add(x))
-
-    def scale(self, x: np.ndarray, moments: Moments) -> np.ndarray:
-        """Scale the embeddings ``[n, F]`` of some spots of a slide, given those of all."""
         if self.standardize == "none":
             return x
+        mean, factor = self.scaling(Moments().add(x))
+        return (x - mean) * factor
+
+    def scaling(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is taken from a slide's embeddings and what they are then multiplied by.
+
+        Args:
+            moments: of all embeddings of the slide.
+
+        Returns:
+            Two ``[F]`` float32; the factor of a constant channel is 0.
+        """
         mean, std = self.x_mean, self.x_std
+        if self.standardize == "none":
+            return np.zeros_like(mean), np.ones_like(std)
         if self.standardize in ("slide", "center"):
             mean, std = moments.mean.astype(np.float32), moments.std.astype(np.float32)
         if self.standardize == "center":
             std = np.full_like(std, np.sqrt(np.mean(np.square(std))))
-        return np.where(std > 1e-6, (x - mean) / np.maximum(std, 1e-6), 0).astype(np.float32)
+        known = std > 1e-6
+        return mean, np.where(known, 1 / np.where(known, std, 1), 0).astype(np.float32)
 
     def targets(self, y: np.ndarray) -> np.ndarray:
         """Scale one slide's expression, ``[N, G]``, to what the model learns."""

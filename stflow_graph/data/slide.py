@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stflow_graph.data.normalise import to_target
 from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.embeddings import read_embeddings
+from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.expression import read_expression
 
 if TYPE_CHECKING:
@@ -89,22 +89,12 @@ def load_slide(
     Raises:
         BadInput: a file is bad, or under half of the smaller file's barcodes are in the other.
     """
-    embedded = read_embeddings(embedding_file)
-    name = name or Path(embedding_file).stem
-    um_per_px = embedded.attrs.get("um_per_px")
-    slide = Slide(
-        name,
-        embedded.x,
-        embedded.coords,
-        embedded.barcodes,
-        dataset=dataset,
-        um_per_px=float(um_per_px) if isinstance(um_per_px, int | float) else None,
-        file=str(embedding_file),
-    )
+    with open_embeddings(embedding_file) as source:
+        slide = slide_of(source, name, dataset)
     if expr_file is None:
         return slide
     expression = read_expression(expr_file, genes)
-    rows, places = match_barcodes(embedded.barcodes, expression.barcodes, embedding_file, expr_file)
+    rows, places = match_barcodes(slide.barcodes, expression.barcodes, embedding_file, expr_file)
     if len(rows) < len(slide):
         logger.warning(
             "%s: %d of %d spots have no expression in %s and are left out",
@@ -122,6 +112,26 @@ def load_slide(
         y=y,
         um_per_px=slide.um_per_px or expression.um_per_px,
     )
+
+
+def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") -> Slide:
+    """Read a slide from its open embedding file; the name is the file's stem if None."""
+    ((_, x),) = source.blocks(len(source))
+    return Slide(
+        name or source.path.stem,
+        x,
+        source.coords,
+        source.barcodes,
+        dataset=dataset,
+        um_per_px=um_per_px(source.attrs),
+        file=str(source.path),
+    )
+
+
+def um_per_px(attrs: Mapping[str, Any]) -> float | None:
+    """Return the micrometres per pixel that an embedding file's attributes tell, or None."""
+    value = attrs.get("um_per_px")
+    return float(value) if isinstance(value, int | float) else None
 
 
 def load_sample(
@@ -159,4 +169,4 @@ def match_barcodes(
     return rows, np.array([place[left[i]] for i in rows], dtype=np.int64)
 
 
-__all__ = ["Slide", "load_sample", "load_slide", "match_barcodes"]
+__all__ = ["Slide", "load_sample", "load_slide", "match_barcodes", "slide_of", "um_per_px"]

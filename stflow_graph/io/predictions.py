@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.expression import read_h5ad, spatial, write_h5ad
-from stflow_graph.io.hdf5 import check_unique
+from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.expression import read_h5ad, spatial
+from stflow_graph.io.hdf5 import check_unique, open_h5
 
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
+_CHUNK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,25 @@ class Prediction:
         return str(self.provenance["slide"])
 
 
+class Block(NamedTuple):
+    """The prediction of some of a slide's spots.
+
+    Attributes:
+        rows: of the slide.
+        mean: ``[n, G]`` log1p units.
+        samples: ``[S, n, G]``, or None.
+    """
+
+    rows: slice
+    mean: np.ndarray
+    samples: np.ndarray | None
+
+
+def chunk_rows(n_genes: int) -> int:
+    """Return how many rows a file stores together; blocks of a multiple are written fastest."""
+    return max(1, _CHUNK_BYTES // (4 * n_genes))
+
+
 def write_prediction(
     path: str | Path,
     mean: np.ndarray,
@@ -58,45 +80,143 @@ def write_prediction(
     samples: np.ndarray | None = None,
     expected_pearson: np.ndarray | None = None,
 ) -> None:
-    """Write a prediction atomically.
+    """Write a prediction that is in memory; arguments as of :func:`write_prediction_blocks`.
 
     Args:
         path: the final path.
-        mean: ``[N, G]`` mean prediction in log1p units, stored as ``X``.
+        mean: ``[N, G]`` mean prediction in log1p units.
+        barcodes: N names.
+        genes: G names.
+        coords: ``[N, 2]`` level-0 pixels (x, y).
+        provenance: JSON-like values.
+        samples: ``[S, N, G]`` or None.
+        expected_pearson: ``[G]`` or None.
+
+    Raises:
+        ValueError: as :func:`write_prediction_blocks`.
+    """
+    write_prediction_blocks(
+        path,
+        [Block(slice(0, len(mean)), mean, samples)],
+        barcodes,
+        genes,
+        coords,
+        provenance=provenance,
+        n_samples=0 if samples is None else len(samples),
+        expected_pearson=expected_pearson,
+    )
+
+
+def write_prediction_blocks(
+    path: str | Path,
+    blocks: Iterable[Block],
+    barcodes: Sequence[str],
+    genes: Sequence[str],
+    coords: np.ndarray,
+    *,
+    provenance: Mapping[str, Any],
+    n_samples: int = 0,
+    expected_pearson: np.ndarray | None = None,
+) -> None:
+    """Write a prediction atomically, block by block as they come.
+
+    Args:
+        path: the final path.
+        blocks: the prediction; together all N rows, each once. The means are stored as ``X``,
+            the samples as ``layers["sample_0"]`` ... and their standard deviation as
+            ``layers["std"]``.
         barcodes: N names.
         genes: G names.
         coords: ``[N, 2]`` level-0 pixels (x, y).
         provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
             ``uns["stflow_graph"]`` so that lists and None survive.
-        samples: ``[S, N, G]``, stored as ``layers["sample_0"]`` ... and their standard deviation
-            as ``layers["std"]``.
+        n_samples: S of every block; 0 where there are none.
         expected_pearson: ``[G]`` what the model scored on held-out training slides, stored as
             ``var["expected_pearson"]``.
 
     Raises:
-        ValueError: a value is not finite, or the provenance lacks a name.
+        ValueError: a value is not finite, rows are missing, or the provenance lacks a name.
+        StorageFailed: the disk is full; nothing is left at the path, or what was there before.
     """
     import anndata
 
-    if not np.isfinite(mean).all():
-        raise ValueError(f"{path}: a prediction is not finite")
     if not {"slide", "target"} <= provenance.keys():
         raise ValueError("provenance must name slide and target")
     adata = anndata.AnnData(
-        X=np.asarray(mean, dtype=np.float32),
         obs=pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
         var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
     )
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     if expected_pearson is not None:
         adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
-    if samples is not None:
-        for i, sample in enumerate(samples):
-            adata.layers[f"sample_{i}"] = np.asarray(sample, dtype=np.float32)
-        adata.layers["std"] = np.asarray(samples, dtype=np.float64).std(axis=0).astype(np.float32)
     text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
     adata.uns[KEY] = {"format": FORMAT, "provenance": text}
-    write_h5ad(path, adata)
+    layers = [f"sample_{i}" for i in range(n_samples)] + ["std"] * bool(n_samples)
+    with atomic_path(path) as temporary:
+        adata.write_h5ad(temporary, compression="gzip")
+        with h5py.File(temporary, "r+") as file:
+            if "X" in file:
+                del file["X"]
+            matrices = {name: _matrix(file, name, adata.shape) for name in _places(layers)}
+            n_written = 0
+            for rows, mean, samples in blocks:
+                if not np.isfinite(mean).all():
+                    raise ValueError(f"{path}: a prediction is not finite")
+                matrices["X"][rows] = mean
+                if n_samples:
+                    assert samples is not None
+                    for i, sample in enumerate(samples):
+                        matrices[f"layers/sample_{i}"][rows] = sample
+                    matrices["layers/std"][rows] = samples.std(axis=0, dtype=np.float64)
+                n_written += len(mean)
+            if n_written != len(barcodes):
+                raise ValueError(f"{path}: {n_written} of {len(barcodes)} rows were given")
+
+
+def _places(layers: Sequence[str]) -> list[str]:
+    return ["X", *(f"layers/{name}" for name in layers)]
+
+
+def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:
+    """Make a matrix as anndata stores them (encoding "array"), compressed and checksummed."""
+    chunks = (min(shape[0], chunk_rows(shape[1])), shape[1])
+    data = file.create_dataset(
+        name,
+        shape,
+        np.float32,
+        chunks=chunks,
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+        fletcher32=True,
+    )
+    data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return data
+
+
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`write_prediction` was told of the prediction's origin, nothing else.
+
+    Raises:
+        BadInput: not such a file.
+    """
+    with open_h5(path) as file:
+        found = file.get(f"uns/{KEY}/provenance")
+        text = found.asstr()[()] if isinstance(found, h5py.Dataset) and not found.shape else None
+    return _provenance(path, text, ())
+
+
+def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, Any]:
+    try:
+        provenance: dict[str, Any] = json.loads(text)
+        if {"slide", "target"} <= provenance.keys():
+            return provenance
+    except (TypeError, ValueError, AttributeError):
+        pass
+    known = ", ".join(map(repr, keys))
+    found = plain(f"keys {known}" if known else "nothing")
+    fix = "give a file that `stflow-graph sample` wrote"
+    raise BadInput(path, "uns", found, f"{KEY!r} with its provenance", fix)
 
 
 def read_prediction(path: str | Path) -> Prediction:
@@ -106,15 +226,9 @@ def read_prediction(path: str | Path) -> Prediction:
         BadInput: not such a file, or values that are not finite.
     """
     adata = read_h5ad(path)
-    try:
-        provenance = json.loads(adata.uns[KEY]["provenance"])
-        fits = {"slide", "target"} <= provenance.keys()
-    except (KeyError, TypeError, ValueError, AttributeError):
-        fits = False
-    if not fits:
-        keys = plain("keys " + ", ".join(map(repr, adata.uns)) if adata.uns else "nothing")
-        fix = "give a file that `stflow-graph sample` wrote"
-        raise BadInput(path, "uns", keys, f"{KEY!r} with its provenance", fix)
+    stored = adata.uns.get(KEY)
+    text = stored.get("provenance") if isinstance(stored, Mapping) else None
+    provenance = _provenance(path, text, adata.uns)
     barcodes, genes = list(adata.obs_names), list(adata.var_names)
     check_unique(barcodes, path, "obs_names")
     check_unique(genes, path, "var_names")

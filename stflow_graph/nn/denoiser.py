@@ -216,10 +216,19 @@ class GraphDenoiser(nn.Module):
         return self._condition(data, batch, n_slides)
 
     def denoise(self, y_t: Tensor, t: Tensor, data: Data, condition: Condition) -> Tensor:
-        """Return the estimate of y₁ given what :meth:`condition` made, ``[N, G]``."""
+        """Return the estimate of y₁ given what :meth:`condition` made, ``[N, G]``.
+
+        Of ``data`` only ``batch`` is read: no spot sees another here.
+
+        Raises:
+            ValueError: ``y_t`` is not of the condition's shape.
+        """
         assert self.spot_flow is not None
-        check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
-        batch = _slide_of_spots(data)
+        if y_t.shape != condition.mean.shape:
+            raise ValueError(f"y_t must be {list(condition.mean.shape)}, got {list(y_t.shape)}")
+        batch = data.batch
+        if batch is None:
+            batch = torch.zeros(y_t.size(0), dtype=torch.long, device=y_t.device)
         return self.spot_flow(y_t, t, batch, condition)
 
     def flows(self, condition: Condition) -> list[Flow]:

@@ -40,7 +40,10 @@ class DenoiserEnsemble(nn.Module):
 
     def condition(self, data: Data) -> Condition:
         """Return the members' mean and their conditions."""
-        found = [member.condition(data) for member in self._halves()]
+        return self.join([member.condition(data) for member in self._halves()])
+
+    def join(self, found: list[Condition]) -> Condition:
+        """Return the members' mean and their conditions, given these."""
         return Condition(torch.stack([each.mean for each in found]).mean(0), found)
 
     def flows(self, condition: Condition) -> list[Flow]:

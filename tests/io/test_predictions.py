@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput
+from stflow_graph.errors import BadInput, StorageFailed
 from stflow_graph.io.expression import write_expression
-from stflow_graph.io.predictions import read_prediction, write_prediction
+from stflow_graph.io.predictions import (
+    Block,
+    chunk_rows,
+    read_prediction,
+    read_provenance,
+    write_prediction,
+    write_prediction_blocks,
+)
 
 RNG = np.random.default_rng(0)
 SAMPLES = RNG.normal(size=(3, 4, 2)).astype(np.float32)
@@ -47,6 +54,47 @@ def test_the_same_data_give_the_same_bytes(tmp_path):
     assert a.read_bytes() == b.read_bytes()
 
 
+def blocks(*ends: int):
+    """Give the prediction in blocks that end there."""
+    start = 0
+    for end in ends:
+        rows = slice(start, end)
+        yield Block(rows, SAMPLES.mean(0)[rows], SAMPLES[:, rows])
+        start = end
+
+
+def write_blocks(path, given):
+    names, genes, coords = list("abcd"), ["G1", "G2"], np.arange(8).reshape(4, 2)
+    write_prediction_blocks(path, given, names, genes, coords, provenance=PROVENANCE, n_samples=3)
+
+
+def test_blocks_give_the_file_that_the_whole_gives(tmp_path):
+    write_blocks(tmp_path / "b.h5ad", blocks(1, 3, 4))
+    whole, found = read_prediction(write(tmp_path / "a.h5ad")), read_prediction(tmp_path / "b.h5ad")
+    np.testing.assert_array_equal(found.mean, whole.mean)
+    np.testing.assert_array_equal(found.samples, whole.samples)
+    assert read_provenance(tmp_path / "b.h5ad") == whole.provenance
+    assert chunk_rows(50) * 50 * 4 <= 2**20 < (chunk_rows(50) + 1) * 50 * 4
+    assert chunk_rows(10**7) == 1
+
+
+def test_blocks_that_end_early_or_fail_leave_what_was_there(tmp_path):
+    path = tmp_path / "a.h5ad"
+    with pytest.raises(ValueError, match="3 of 4 rows"):
+        write_blocks(path, blocks(1, 3))
+    assert list(tmp_path.iterdir()) == []
+    before = write(path).read_bytes()
+
+    def failing():
+        yield from blocks(2)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageFailed, match="cannot write"):
+        write_blocks(path, failing())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_values_that_are_not_finite_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="not finite"):
         write(tmp_path / "a.h5ad", SAMPLES * np.nan)
@@ -60,3 +108,5 @@ def test_a_file_that_is_no_prediction_is_refused(tmp_path):
     write_expression(path, sp.eye(3), list("abc"), list("xyz"), np.eye(3, 2), um_per_px=1.0)
     with pytest.raises(BadInput, match=r"uns.*um_per_px.*stflow-graph sample"):
         read_prediction(path)
+    with pytest.raises(BadInput, match=r"uns.*nothing.*stflow-graph sample"):
+        read_provenance(path)

@@ -1,0 +1,220 @@
+"""A slide of any size through a trained denoiser: embeddings in blocks, expression in blocks.
+
+What is in memory grows with the spots, not with spots times embedding channels or genes: the
+graph, and for each member of the denoiser the states of the spots after every block. Embeddings
+are read three times or more, as often as there are members and once for their mean.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from stflow_graph.build import build_graph
+from stflow_graph.config import Config
+from stflow_graph.data.normalise import Moments, Normalisation
+from stflow_graph.errors import OutOfMemory
+from stflow_graph.flow.noise import spot_keys
+from stflow_graph.graph.tiles import CACHE_SIZED, SpatialTiles, Tiles
+from stflow_graph.io.embeddings import EmbeddingFile
+from stflow_graph.io.predictions import Block, chunk_rows
+from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.nn.ensemble import DenoiserEnsemble
+from stflow_graph.predict import as_expression, draw_samples
+
+logger = logging.getLogger(__name__)
+
+_KEEP_BYTES = 2**29  # embeddings up to here are read once and kept
+_TILE_BYTES = 2**29  # what a tile's estimates of expression may take
+_BLOCK_BYTES = 2**27  # what a block of predictions may take
+_SMALLEST_TILE = 64
+
+
+def can_stream(model: nn.Module) -> bool:
+    """Return whether a denoiser can predict in blocks.
+
+    It must run its graph once a slide, and its edges must come from positions alone.
+    """
+    return all(
+        isinstance(member, GraphDenoiser) and member.conditions and not member.similarity_edges
+        for member in _members(model)
+    )
+
+
+@torch.inference_mode()
+def stream(
+    model: nn.Module,
+    source: EmbeddingFile,
+    slide: str,
+    config: Config,
+    normalisation: Normalisation,
+    device: torch.device,
+    *,
+    n_samples: int = 1,
+    seed: int = 0,
+    tile_size: int | None = None,
+) -> Iterator[Block]:
+    """Predict a slide's expression in blocks of rows, equal to ``predict`` on the whole slide.
+
+    Args:
+        model: a denoiser for which :func:`can_stream` holds, in eval mode, on the device.
+        source: the slide's embeddings.
+        slide: the slide's name, for the noise.
+        config: graph, prior, sampler and number of steps.
+        normalisation: scaling of input and output.
+        device: where to compute.
+        n_samples: S; of 1 only the mean is given.
+        seed: of the noise.
+        tile_size: spots that the graph works on at a time; None chooses it by memory. Where
+            memory does not suffice all the same it is halved, with a warning.
+
+    Raises:
+        BadInput: embeddings that cannot be read or are not finite.
+        OutOfMemory: tiles of 64 spots do not fit either.
+    """
+    reader = _Reader(source, normalisation, device)
+    members = _members(model)
+    codes: list[Tensor] = []
+    tiles: Tiles | None = None
+    tile_size = tile_size or _automatic_tile_size(members[0])
+    while len(codes) < len(members):
+        try:
+            if tiles is None:
+                tiles = _cut(source.coords, config, device, tile_size)
+            for member in members[len(codes) :]:
+                codes.append(member.encode(_project(member, reader), tiles))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            tile_size, tiles = _halved(tile_size, slide, error), None
+    del tiles, reader
+    yield from _predict_blocks(
+        model, codes, slide, source.barcodes, config, normalisation, n_samples, seed
+    )
+
+
+def _members(model: nn.Module) -> list[GraphDenoiser]:
+    found = model.members if isinstance(model, DenoiserEnsemble) else [model]
+    return list(found)  # type: ignore[arg-type]
+
+
+class _Reader:
+    """A slide's scaled embeddings in blocks on a device, as often as wanted."""
+
+    def __init__(
+        self, source: EmbeddingFile, normalisation: Normalisation, device: torch.device
+    ) -> None:
+        self.source, self.device = source, device
+        self._kept: list[tuple[slice, np.ndarray]] | None = None
+        if 4 * len(source) * source.width <= _KEEP_BYTES:
+            self._kept = list(source.blocks())
+        moments = Moments()
+        for _, x in self._raw():
+            moments.add(x)
+        mean, factor = normalisation.scaling(moments)
+        self.mean, self.factor = torch.from_numpy(mean), torch.from_numpy(factor)
+
+    def _raw(self) -> Iterator[tuple[slice, np.ndarray]]:
+        return iter(self._kept) if self._kept is not None else _ahead(self.source.blocks())
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Give ``x [n, F]`` of some rows, block by block."""
+        for rows, raw in self._raw():
+            x = torch.from_numpy(raw)
+            if self.device.type == "cuda":
+                x = x.pin_memory().to(self.device, non_blocking=True)
+            yield rows, (x - self.mean.to(x.device)).mul_(self.factor.to(x.device))
+
+
+def _ahead(
+    blocks: Iterator[tuple[slice, np.ndarray]],
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Give the blocks while the next one is being read."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
+
+
+def _project(member: GraphDenoiser, reader: _Reader) -> Tensor:
+    projected: Tensor | None = None
+    for rows, x in reader.blocks():
+        part = member.project(x)
+        if projected is None:
+            projected = part.new_empty(len(reader.source), part.size(1))
+        projected[rows] = part
+    assert projected is not None
+    return projected
+
+
+def _cut(coords: np.ndarray, config: Config, device: torch.device, tile_size: int) -> Tiles:
+    data = Data(pos=torch.from_numpy(coords).to(device), num_nodes=len(coords))
+    tiles: Tiles = SpatialTiles(tile_size)(build_graph(config)(data)).tiles
+    return tiles
+
+
+def _automatic_tile_size(member: GraphDenoiser) -> int:
+    device = next(member.parameters()).device
+    per_gene = 16 * member.n_genes  # a few copies of a spot's estimate
+    if device.type != "cuda":
+        return max(_SMALLEST_TILE, min(CACHE_SIZED, _TILE_BYTES // per_gene))
+    free, _ = torch.cuda.mem_get_info(device)
+    per_edge = 40 * member.embed_x.out_features  # ten numbers a channel
+    return max(_SMALLEST_TILE, int(free / 3) // (per_gene + 12 * per_edge))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # on the CPU torch raises a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _halved(tile_size: int, slide: str, error: RuntimeError) -> int:
+    if tile_size <= _SMALLEST_TILE:
+        raise OutOfMemory(
+            f"{slide}: out of memory with tiles of {tile_size} spots. Fix: a machine with more "
+            "memory, or fewer members (train.members)"
+        ) from error
+    logger.warning(
+        "%s: out of memory with tiles of %d spots: going on with %d",
+        slide,
+        tile_size,
+        tile_size // 2,
+    )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return max(_SMALLEST_TILE, tile_size // 2)
+
+
+def _predict_blocks(
+    model: nn.Module,
+    codes: Sequence[Tensor],
+    slide: str,
+    barcodes: Sequence[str],
+    config: Config,
+    normalisation: Normalisation,
+    n_samples: int,
+    seed: int,
+) -> Iterator[Block]:
+    members, n_genes = _members(model), len(normalisation.y_mean)
+    whole = model if isinstance(model, DenoiserEnsemble) else members[0]
+    drawn, chunk = n_samples if n_samples > 1 else 0, chunk_rows(n_genes)
+    most = _BLOCK_BYTES // (4 * n_genes * (drawn + len(members) + 8))
+    n_rows = max(chunk, most // chunk * chunk)
+    for start in range(0, len(barcodes), n_rows):
+        rows = slice(start, min(start + n_rows, len(barcodes)))
+        found = [m.decode(code[rows]) for m, code in zip(members, codes, strict=True)]
+        condition = whole.join(found) if isinstance(whole, DenoiserEnsemble) else found[0]
+        samples = None
+        if drawn:
+            keys = spot_keys(slide, barcodes[rows]).to(condition.mean.device)
+            alone = Data(num_nodes=len(keys))
+            flows = whole.flows(condition)
+            samples = draw_samples(flows, keys, alone, config, normalisation, drawn, seed)
+        yield Block(rows, as_expression(condition.mean, normalisation), samples)
