@@ -21,6 +21,7 @@ Backend = Literal["auto", "scipy", "torch-cluster", "pyg-lib", "torch"]
 BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "torch-cluster", "pyg-lib", "torch")
 Search = Callable[[Tensor, int], Tensor]
 _CHUNK = 2**24
+_WORTH_THREADS = 2**12
 _MOST_ON_GPU = 100  # torch-cluster's kernel keeps its candidates in registers
 
 
@@ -78,7 +79,8 @@ def _scipy(pos: Tensor) -> Search:
     tree = cKDTree(points)
 
     def search(rows: Tensor, width: int) -> Tensor:
-        _, index = tree.query(points[rows.cpu().numpy()], k=width)
+        workers = torch.get_num_threads() if len(rows) >= _WORTH_THREADS else 1
+        _, index = tree.query(points[rows.cpu().numpy()], k=width, workers=workers)
         return torch.from_numpy(index).view(len(rows), width).to(pos.device)
 
     return search

@@ -41,10 +41,12 @@ def edge_geometry(
     Returns:
         ``[E, 6]``, of ``pos``'s dtype (use float64: distances are differences of positions).
     """
-    source, target = edge_index
-    n = pos.size(0)
+    source, spot = edge_index
+    first = int(spot.min()) if spot.numel() else 0
+    target = spot - first  # sums have rows for the spots that have edges here
+    n = int(target.max()) + 1 if target.numel() else 0
     weight = edge_weight.to(pos.dtype)[:, None]
-    r = pos[source] - pos[target]
+    r = pos[source] - pos[spot]
     total = scatter(weight, target, dim_size=n).clamp(min=_TINY)
     centre = scatter(weight * r, target, dim_size=n) / total
     d = r - centre[target]

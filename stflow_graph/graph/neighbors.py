@@ -20,6 +20,8 @@ from stflow_graph.graph.backends import Search, make_search
 
 # distances this near to each other are one: the rounding of a rotated array is far below
 _TIED = 1e-9
+# spots whose candidates are compared at a time
+_ROWS = 2**16
 # of the distance of 8th neighbours: what is nearer is at the same place
 _SAME_PLACE = 1e-3
 
@@ -139,20 +141,24 @@ def _search_slide(pos: Tensor, k: int, slack: float, same_place: float, search: 
     rows, width = torch.arange(n, device=pos.device), min(n, 2 * k + 6)
     found: list[_Found] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
     while k > 0 and len(rows):
-        index = search(rows, width)
-        distance = (pos[index] - pos[rows, None]).square().sum(-1).sqrt()
-        itself = index == rows[:, None]
-        others = distance.masked_fill(itself, torch.inf)
-        nearest = others.kthvalue(k, dim=1, keepdim=True).values.clamp(min=same_place)
-        # what was not proposed is further than all that was
-        beyond = distance.amax(dim=1, keepdim=True) > (1 + slack) * nearest * (1 + _TIED)
-        done = beyond.squeeze(1) | (width == n)
-        keep = _exactly(others, index, nearest, k) if slack == 0 else _ties(others, nearest, slack)
-        place, column = (keep & done[:, None]).nonzero(as_tuple=True)
-        found.append(
-            (rows[place], index[place, column], distance[place, column], nearest[place, 0])
-        )
-        rows, width = rows[~done], min(n, 2 * width)
+        left = []
+        for part in rows.split(_ROWS):
+            index = search(part, width)
+            distance = (pos[index] - pos[part, None]).square().sum(-1).sqrt()
+            itself = index == part[:, None]
+            others = distance.masked_fill(itself, torch.inf)
+            nearest = others.kthvalue(k, dim=1, keepdim=True).values.clamp(min=same_place)
+            # what was not proposed is further than all that was
+            beyond = distance.amax(dim=1, keepdim=True) > (1 + slack) * nearest * (1 + _TIED)
+            done = beyond.squeeze(1) | (width == n)
+            exact = slack == 0
+            keep = _exactly(others, index, nearest, k) if exact else _ties(others, nearest, slack)
+            place, column = (keep & done[:, None]).nonzero(as_tuple=True)
+            found.append(
+                (part[place], index[place, column], distance[place, column], nearest[place, 0])
+            )
+            left.append(part[~done])
+        rows, width = torch.cat(left), min(n, 2 * width)
     target, source, distance, d_k = (torch.cat(column) for column in zip(*found, strict=True))
     return target, source, distance, d_k
 

@@ -11,6 +11,8 @@ from stflow_graph.graph.neighbors import nearest_neighbors, spot_pitch
 
 # in pitches; cells or bins that the segmentation put on top of each other
 _SAME_PLACE = 1e-3
+# spots whose edges' geometry is made at a time: in float64 it takes a dozen tensors
+_SPOTS = 2**16
 
 
 class SpatialGraph(BaseTransform):
@@ -43,7 +45,11 @@ class SpatialGraph(BaseTransform):
         )
         data.edge_index = found.edge_index
         data.edge_weight = found.weight.to(torch.float32)
-        data.edge_attr = edge_geometry(pos, found.edge_index, found.weight).to(torch.float32)
+        ends = torch.tensor(range(_SPOTS, len(pos), _SPOTS), dtype=torch.long, device=pos.device)
+        cuts = torch.searchsorted(found.edge_index[1].contiguous(), ends).tolist()
+        sizes = [b - a for a, b in zip([0, *cuts], [*cuts, found.weight.size(0)], strict=True)]
+        parts = zip(found.edge_index.split(sizes, dim=1), found.weight.split(sizes), strict=True)
+        data.edge_attr = torch.cat([edge_geometry(pos, *each).to(torch.float32) for each in parts])
         return data
 
     def __repr__(self) -> str:
