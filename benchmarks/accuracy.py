@@ -226,7 +226,9 @@ def score(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, Any]:
     names = list(dict.fromkeys(cell.model for cell in cells))
     slides = list(truths)
     resampled: dict[str, np.ndarray] = {name: np.zeros(1000) for name in names}
-    table: dict[str, Any] = {name: {"slides": {}, "per_gene": {}} for name in names}
+    table: dict[str, Any] = {
+        name: {"slides": {}, "per_gene": {}, "behind_by_slide": {}} for name in names
+    }
     for slide, truth in truths.items():
         here = [cell for cell in cells if cell.slide == slide]
         means = {f"{cell.model}/{cell.seed}": cell.mean for cell in here}
@@ -238,8 +240,11 @@ def score(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, Any]:
             table[name]["slides"][slide] = [metrics.mean_of_defined(r) for r in per_gene]
             table[name]["per_gene"][slide] = [[metrics.none_if_nan(v) for v in r] for r in per_gene]
             if own:
-                found = [boot[f"{name}/{cell.seed}"] for cell in own]
-                resampled[name] += np.mean(found, axis=0) / len(slides)
+                drawn = np.mean([boot[f"{name}/{cell.seed}"] for cell in own], axis=0)
+                resampled[name] += drawn / len(slides)
+                if name == names[0]:
+                    of_reference = drawn
+                table[name]["behind_by_slide"][slide] = metrics.interval(of_reference - drawn)
     reference = names[0]
     for name in names:
         by_slide = list(table[name]["slides"].values())
@@ -380,6 +385,24 @@ def as_rows(target: str, table: dict[str, Any], truths: dict[str, Truth]) -> lis
     return rows
 
 
+def by_slide_rows(target: str, table: dict[str, Any], slides: Sequence[str]) -> list[list[str]]:
+    """Return how far each model is behind the first on each slide, with 95% intervals."""
+    first = next(iter(table))
+    reference = table[first]["slides"]
+    rows = [[f"{first} − it, {target}", *slides]]
+    for name, row in table.items():
+        cells = []
+        for slide in slides:
+            interval = row["behind_by_slide"].get(slide)
+            if name == first or interval is None or not np.isfinite(interval[0]):
+                continue
+            behind = np.mean(reference[slide]) - np.mean(row["slides"][slide])
+            cells.append("{:+.3f} ({:+.3f} to {:+.3f})".format(behind, *interval))
+        if len(cells) == len(slides):
+            rows.append([name, *cells])
+    return rows
+
+
 def plus_minus(values: Sequence[float]) -> str:
     """Return mean ± sd, the mean alone of one value, a dash of none."""
     found = np.array(values, dtype=np.float64)
@@ -511,6 +534,8 @@ def main() -> None:
         by_class = classes(tables[target], truths, options.root)
         parts.append(show(console, as_rows(target, tables[target], truths)))
         parts.append(show(console, from_dicts(f"structure, {target}", shape)))
+        if len(truths) <= 6:
+            parts.append(show(console, by_slide_rows(target, tables[target], list(truths))))
         for model, of_slide in covered.items():
             parts.append(show(console, from_dicts(f"coverage, {model}, {target}", of_slide)))
         if known:

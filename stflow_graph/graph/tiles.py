@@ -21,7 +21,7 @@ from torch_geometric.transforms import BaseTransform
 from stflow_graph.graph.diffusion import Averaging
 
 # bytes of a spot's edges and states that are at work at once stay within the cache of a core
-CACHE_SIZED = 2048
+CACHE_SIZED = 1024
 
 
 class TileEdges(NamedTuple):

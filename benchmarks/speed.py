@@ -1,0 +1,234 @@
+"""How much faster than the transformer denoiser: graph, network call, sampling, training step.
+
+usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 100000] [--repeats 5]
+           [--threads 2] [--device cpu] [--compile] [--no-training] [--most-published 10000]
+           [--quick]
+
+All denoisers of ``contenders.py`` take turns in one process, one size after the other; medians.
+Sampling is the making of the graph and all network calls, as many for everyone. The transformer
+``as published`` makes distances of all pairs in every call and is left out beyond
+--most-published spots. The floor is the time of the matrix products of the spots alone (190,000
+multiply-adds a spot and block), as plain products in the same run. With --compile every model is
+measured with torch.compile too and the faster of the two counts. Writes OUT/speed.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from contenders import (
+    CONTENDERS,
+    N_GENES,
+    PUBLISHED,
+    REFERENCE,
+    SIZE,
+    STEPS,
+    TINY,
+    call,
+    sample,
+    synthetic_slide,
+    training_step,
+)
+from rich.console import Console
+from rich.table import Table
+
+WHAT = ("graph", "first call", "call", "sampling", "training step")
+FLOOR = "floor of a call"
+_FLOOR_PRODUCTS = 190_000
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Return how long some work takes, its result ready."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+class Runner:
+    """One denoiser on one slide."""
+
+    def __init__(self, name: str, n: int, options: argparse.Namespace) -> None:
+        self.contender = CONTENDERS[name]
+        self.device = torch.device(options.device)
+        torch.manual_seed(0)
+        size = TINY if options.quick else SIZE
+        self.model = self.contender.make(**size).to(self.device)
+        self.called = torch.compile(self.model) if options.compiled else self.model
+        self.slide = synthetic_slide(n).to(self.device)
+        self.y = torch.randn(n, N_GENES, device=self.device)
+
+    def measure(self, training: bool) -> dict[str, float]:
+        """Return the seconds of each part, once."""
+        self.model.eval()
+        found: dict[str, float] = {}
+
+        def prepare() -> None:
+            self.data = self.contender.prepare(self.slide)
+
+        found["graph"] = seconds(prepare, self.device)
+        found["call"] = seconds(lambda: call(self.called, self.data, self.y), self.device)
+        calls = seconds(lambda: sample(self.called, self.data, self.y), self.device)
+        found["sampling"] = found["graph"] + calls
+        if training:
+            self.model.train()
+            data = self.contender.prepare(self.slide, training=True)
+            optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+            found["training step"] = seconds(
+                lambda: training_step(self.called, optimizer, data), self.device
+            )
+        return found
+
+
+def floor(n: int, options: argparse.Namespace) -> float:
+    """Return the seconds of the spots' matrix products in one call of four blocks."""
+    size = TINY if options.quick else SIZE
+    width = size["hidden_channels"]
+    device = torch.device(options.device)
+    x = torch.randn(n, width, device=device)
+    weight = torch.randn(width, _FLOOR_PRODUCTS // width, device=device)
+
+    def products() -> None:
+        for _ in range(size["n_layers"]):
+            x @ weight
+
+    products()
+    return float(np.median([seconds(products, device) for _ in range(options.repeats)]))
+
+
+def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return ``{denoiser: {part: median seconds}}`` at one size; the denoisers take turns."""
+    runners = {}
+    for name in CONTENDERS:
+        if name == PUBLISHED and n > options.most_published:
+            continue
+        runners[name] = Runner(name, n, options)
+    training = options.training and n <= options.most_training
+    table: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in runners}
+    first = {}
+    for name, runner in runners.items():
+        data = runner.contender.prepare(runner.slide)
+        runner.model.eval()
+        work = lambda runner=runner, data=data: call(runner.called, data, runner.y)  # noqa: E731
+        first[name] = seconds(work, runner.device)
+    for _ in range(options.repeats if n <= options.many else max(1, options.repeats // 2)):
+        for name, runner in runners.items():
+            for part, each in runner.measure(training).items():
+                table[name][part].append(each)
+    return {
+        name: {"first call": first[name], **{k: float(np.median(v)) for k, v in parts.items()}}
+        for name, parts in table.items()
+    }
+
+
+def show(results: dict[int, dict[str, dict[str, float]]], floors: dict[int, float]) -> Table:
+    """Return the table: seconds, and in brackets how many times faster than the reference."""
+    table = Table("spots", "", *WHAT)
+    for n, rows in results.items():
+        for name, parts in rows.items():
+            cells = []
+            for part in WHAT:
+                if part not in parts:
+                    cells.append("")
+                    continue
+                times = rows[REFERENCE].get(part, np.nan) / parts[part]
+                ratio = "" if name == REFERENCE or part == "graph" else f" ({times:.1f}x)"
+                cells.append(f"{parts[part]:.3g}{ratio}")
+            table.add_row(f"{n:,}", name, *cells)
+        table.add_row(f"{n:,}", FLOOR, "", "", f"{floors[n]:.3g}", "", "", end_section=True)
+    return table
+
+
+def draw(results: dict[int, dict[str, dict[str, float]]], file: Path) -> None:
+    """Draw the seconds of sampling and of a training step against the number of spots."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, part in zip(axes, ("sampling", "training step"), strict=True):
+        for name in CONTENDERS:
+            points = [
+                (n, rows[name][part])
+                for n, rows in results.items()
+                if name in rows and part in rows[name]
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("spots of the slide")
+        axis.set_ylabel(f"seconds, {part}")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def machine(device: torch.device) -> str:
+    """Return what the figures were measured on, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Measure, print the table, write JSON and PNG."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    sizes = [1_000, 3_000, 10_000, 30_000, 100_000]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--many", type=int, default=10_000, help="beyond, half the repeats")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", dest="compiled", action="store_true")
+    parser.add_argument("--no-training", dest="training", action="store_false")
+    parser.add_argument("--most-training", type=int, default=10_000)
+    parser.add_argument("--most-published", type=int, default=10_000)
+    parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=120)
+    results: dict[int, dict[str, dict[str, float]]] = {}
+    floors: dict[int, float] = {}
+    for n in options.sizes:
+        results[n], floors[n] = measure(n, options), floor(n, options)
+        console.print(f"{n:,} spots done", style="dim")
+    console.print(show(results, floors))
+    console.print(
+        f"{STEPS} network calls a sample; {machine(torch.device(options.device))}", highlight=False
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {
+        "machine": machine(torch.device(options.device)),
+        "compiled": options.compiled,
+        "seconds": results,
+        "floor": floors,
+    }
+    (options.out / "speed.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    draw(results, options.out / "speed.png")
+    console.print(f"{options.out / 'speed.json'} and .png written")
+
+
+if __name__ == "__main__":
+    main()
