@@ -1,7 +1,8 @@
 """How much memory a slide takes: peak above the process that holds the slide and the model.
 
 usage: python benchmarks/memory.py --out OUT [--sizes 1000 3000 10000] [--streamed 100000 1000000]
-           [--genes 50] [--members 4] [--threads 2] [--device cpu] [--quick]
+           [--denoisers "graph, default" ...] [--genes 50] [--members 4] [--threads 2]
+           [--device cpu] [--quick]
 
 First table: every denoiser of ``contenders.py``, each cell in a process of its own, sampling and
 one training step (resident memory on the CPU, allocated on a GPU). Second table: `stflow-graph
@@ -77,9 +78,10 @@ def run_cell(name: str, n: int, part: str, options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return ``{part: {denoiser: {spots: bytes}}}``, each from a new process."""
-    found: dict[str, Any] = {part: {name: {} for name in CONTENDERS} for part in PARTS}
+    names = [name for name in CONTENDERS if name in {REFERENCE, *options.denoisers}]
+    found: dict[str, Any] = {part: {name: {} for name in names} for part in PARTS}
     for n in options.sizes:
-        for name in CONTENDERS:
+        for name in names:
             if name == PUBLISHED and n > options.most_published:
                 continue
             for part in PARTS:
@@ -215,6 +217,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000, 3_000, 10_000])
+    names = list(CONTENDERS)
+    parser.add_argument("--denoisers", nargs="*", default=names, choices=names)
     parser.add_argument("--streamed", type=int, nargs="*", default=[])
     parser.add_argument("--genes", type=int, default=N_GENES)
     parser.add_argument("--members", type=int, default=4)

@@ -1,6 +1,7 @@
 """How much faster than the transformer denoiser: graph, network call, sampling, training step.
 
 usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 100000] [--repeats 5]
+           [--denoisers "graph, default" ...]
            [--threads 2] [--device cpu] [--compile] [--no-training] [--most-published 10000]
            [--quick]
 
@@ -113,7 +114,8 @@ def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return ``{denoiser: {part: median seconds}}`` at one size; the denoisers take turns."""
     runners = {}
     for name in CONTENDERS:
-        if name == PUBLISHED and n > options.most_published:
+        beyond = name == PUBLISHED and n > options.most_published
+        if beyond or name not in {REFERENCE, *options.denoisers}:
             continue
         runners[name] = Runner(name, n, options)
     training = options.training and n <= options.most_training
@@ -197,6 +199,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     sizes = [1_000, 3_000, 10_000, 30_000, 100_000]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes)
+    names = list(CONTENDERS)
+    parser.add_argument("--denoisers", nargs="*", default=names, choices=names)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--many", type=int, default=10_000, help="beyond, half the repeats")
     parser.add_argument("--threads", type=int, default=2)

@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 from toy import GENES
 
+from stflow_graph.io.predictions import read_prediction
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 
+CONTENDERS = {
+    "transformer, as published",
+    "transformer, same graph",
+    "graph, stflow mode",
+    "graph, in every step",
+    "graph, default",
+}
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -79,6 +87,34 @@ def test_global_cost_is_measured_and_fitted(tmp_path):
     found = json.loads((tmp_path / "global_cost.json").read_text())
     assert set(found["seconds"]) == set(GLOBAL_ATTENTIONS)
     assert (tmp_path / "global_cost.png").stat().st_size > 1000
+
+
+def test_speed_compares_all_denoisers_with_the_transformer_on_the_same_graph(tmp_path):
+    out = script("speed.py", "--quick", "--sizes", "60", "90", "--repeats", "1", "--out", tmp_path)
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert list(found["seconds"]) == ["60", "90"]
+    for rows in found["seconds"].values():
+        assert set(rows) == CONTENDERS
+        for parts in rows.values():
+            assert all(parts[part] > 0 for part in ("call", "sampling", "training step"))
+            assert parts["sampling"] > parts["graph"]
+    assert "floor of a call" in out
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_memory_measures_each_cell_in_a_process_and_streams_slides_from_disk(tmp_path):
+    arguments = ["--quick", "--sizes", "60", "--streamed", "200", "--members", "2"]
+    arguments += ["--denoisers", "graph, default"]
+    out = script("memory.py", *arguments, "--out", tmp_path)
+    found = json.loads((tmp_path / "memory.json").read_text())
+    for part in ("sampling", "training step"):
+        assert set(found["bytes"][part]) == {"transformer, same graph", "graph, default"}
+        assert all(v["60"] >= 0 for v in found["bytes"][part].values())
+    row = found["streamed"]["200"]
+    assert row["bytes"] > 1e8
+    assert row["embeddings"] > 200 * 1024 * 4
+    assert read_prediction(tmp_path / "predictions" / "slide200.h5ad").mean.shape == (200, 50)
+    assert "200 spots" in out
 
 
 def test_equality_finds_the_two_denoisers_equal():
