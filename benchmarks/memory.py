@@ -8,7 +8,7 @@ First table: every denoiser of ``contenders.py``, each cell in a process of its 
 one training step (resident memory on the CPU, allocated on a GPU). Second table: `stflow-graph
 sample` on slides of --streamed spots and 1024 channels that are written to OUT first, the default
 configuration with --members members and random weights, and the process's whole peak and time.
-Writes OUT/memory.json and .png.
+Writes OUT/memory.json and, of the first, .png.
 """
 
 from __future__ import annotations
@@ -239,8 +239,9 @@ def main() -> None:
     show(console, found, streams)
     result = {"bytes": found, "streamed": streams}
     (options.out / "memory.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    draw(found, options.out / "memory.png")
-    console.print(f"{options.out / 'memory.json'} and .png written")
+    if options.sizes:
+        draw(found, options.out / "memory.png")
+    console.print(f"{options.out}/memory.json written", highlight=False)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ def stream(
             if tiles is None:
                 tiles = _cut(source.coords, config, device, tile_size)
             for member in members[len(codes) :]:
-                codes.append(member.encode(_project(member, reader), tiles))
+                # what was projected is gone before the blocks begin
+                gathered = member.gather(_project(member, reader), tiles)
+                codes.append(member.encode(gathered, tiles))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

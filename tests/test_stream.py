@@ -95,10 +95,10 @@ def test_out_of_memory_halves_the_tiles_and_says_so_once_each_time(
 ):
     expected, encode = streamed(run, cohort.embedding("A")), GraphDenoiser.encode
 
-    def small_device(self, projected, tiles):
+    def small_device(self, gathered, tiles):
         if max(map(len, tiles)) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode(self, projected, tiles)
+        return encode(self, gathered, tiles)
 
     monkeypatch.setattr(GraphDenoiser, "encode", small_device)
     monkeypatch.setattr(module, "_SMALLEST_TILE", 4)
@@ -115,7 +115,7 @@ def test_out_of_memory_halves_the_tiles_and_says_so_once_each_time(
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(run, cohort, monkeypatch):
-    def broken(self, projected, tiles):
+    def broken(self, gathered, tiles):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(GraphDenoiser, "encode", broken)

@@ -190,7 +190,8 @@ class GraphDenoiser(nn.Module):
         if tiles is None:
             relations = self._relations(data, batch)
             return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
-        code = self._run_blocks_by_tiles(h, lambda rows: y_t[rows], tiles)
+        code = h.new_empty(h.size(0), len(self.blocks) * h.size(1))
+        self._run_blocks_by_tiles(h, lambda rows: y_t[rows], tiles, code)
         return self._read_out(code)
 
     @property
@@ -238,7 +239,7 @@ class GraphDenoiser(nn.Module):
     def _condition(self, data: Data, batch: Tensor, n_slides: int) -> Condition:
         tiles = self._tiles(data)
         if tiles is not None:
-            return self.decode(self.encode(self.project(data.x), tiles))
+            return self.decode(self.encode(self.gather(self.project(data.x), tiles), tiles))
         relations = self._relations(data, batch)
         h = self._embed(data)
         y = h.new_zeros(h.size(0), self.n_genes)
@@ -251,9 +252,9 @@ class GraphDenoiser(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """Return all that the graph reads of the embeddings ``x [n, F]`` of some spots.
 
-        With :meth:`encode` and :meth:`decode` it is :meth:`condition` in three steps, the first
-        and the last of which go spot by spot: embeddings and expression of a large slide need
-        never be in memory as a whole.
+        With :meth:`gather`, :meth:`encode` and :meth:`decode` it is :meth:`condition` in four
+        steps, the first and the last of which go spot by spot: embeddings and expression of a
+        large slide need never be in memory as a whole.
 
         Returns:
             ``[n, P]``, P = (1 + number of hops) · (C + rank of the linear part).
@@ -263,11 +264,28 @@ class GraphDenoiser(nn.Module):
             parts.append(self.linear_part.down.project(x))
         return torch.cat(parts, dim=1)
 
-    def encode(self, projected: Tensor, tiles: Tiles) -> Tensor:
-        """Run the graph over a slide's tiles.
+    def gather(self, projected: Tensor, tiles: Tiles) -> Tensor:
+        """Average what :meth:`project` made of all spots of a slide along its graph.
 
         Args:
-            projected: ``[N, P]`` from :meth:`project`, all spots of the slide.
+            projected: ``[N, P]``.
+            tiles: the slide's.
+
+        Returns:
+            ``[N, C + rank]``: the states before the first block, and the linear part.
+        """
+        if self.linear_part is None:
+            return self.embed_x.gather(projected, tiles.average)
+        down = self.linear_part.down
+        own = projected.size(1) - down.project_width
+        states = self.embed_x.gather(projected[:, :own], tiles.average)
+        return torch.cat([states, down.gather(projected[:, own:], tiles.average)], dim=1)
+
+    def encode(self, gathered: Tensor, tiles: Tiles) -> Tensor:
+        """Run the blocks over a slide's tiles.
+
+        Args:
+            gathered: ``[N, C + rank]`` from :meth:`gather`.
             tiles: the slide's.
 
         Returns:
@@ -278,17 +296,15 @@ class GraphDenoiser(nn.Module):
         """
         if not self.conditions:
             raise ValueError("a denoiser made with graph_once=True is needed")
-        own = projected.size(1)
-        if self.linear_part is not None:
-            own -= self.linear_part.down.project_width
-        h = self.embed_x.gather(projected[:, :own], tiles.average)
-        code = self._run_blocks_by_tiles(
-            h, lambda rows: h.new_zeros(len(rows), self.n_genes), tiles
+        channels = self.embed_x.out_features
+        h, linear = gathered[:, :channels], gathered[:, channels:]
+        width = len(self.blocks) * channels
+        code = h.new_empty(h.size(0), width + linear.size(1))
+        code[:, width:] = linear
+        self._run_blocks_by_tiles(
+            h, lambda rows: h.new_zeros(len(rows), self.n_genes), tiles, code[:, :width]
         )
-        if self.linear_part is None:
-            return code
-        linear = self.linear_part.down.gather(projected[:, own:], tiles.average)
-        return torch.cat([code, linear], dim=1)
+        return code
 
     def decode(self, code: Tensor) -> Condition:
         """Return what the graph says of the spots whose rows of :meth:`encode` are given."""
@@ -311,21 +327,16 @@ class GraphDenoiser(nn.Module):
         return found
 
     def _run_blocks_by_tiles(
-        self, h: Tensor, y: Callable[[Tensor], Tensor], tiles: Tiles
-    ) -> Tensor:
-        """Return the states after each block, ``[N, L · C]``."""
-        channels = h.size(1)
-        code = h.new_empty(h.size(0), len(self.blocks) * channels)
-        for i, block in enumerate(self.blocks):
+        self, h: Tensor, y: Callable[[Tensor], Tensor], tiles: Tiles, code: Tensor
+    ) -> None:
+        """Write the states after each block into ``code [N, L · C]``."""
+        for block, out in zip(self.blocks, code.split(h.size(1), dim=1), strict=True):
             assert isinstance(block, DenoiserBlock)
-            out = code[:, i * channels : (i + 1) * channels]
             block.by_tiles(h, y, tiles, out)
             h = out
 
             def y(rows: Tensor, block: DenoiserBlock = block, h: Tensor = h) -> Tensor:
                 return block.read_out(h[rows])
-
-        return code
 
     def _read_out(self, code: Tensor) -> Tensor:
         """Return the mean of the blocks' estimates of expression, ``[n, G]``."""
