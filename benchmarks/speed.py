@@ -10,7 +10,8 @@ Sampling is the making of the graph and all network calls, as many for everyone.
 ``as published`` makes distances of all pairs in every call and is left out beyond
 --most-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
-measured with torch.compile too and the faster of the two counts. Writes OUT/speed.json and .png.
+compiled with torch.compile. The exponent of cost is the slope of log time against log size from
+3,000 spots on. Writes OUT/speed.json and .png.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from rich.table import Table
 WHAT = ("graph", "first call", "call", "sampling", "training step")
 FLOOR = "floor of a call"
 _FLOOR_PRODUCTS = 190_000
+_FIT_FROM = 3_000
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -154,6 +156,31 @@ def show(results: dict[int, dict[str, dict[str, float]]], floors: dict[int, floa
     return table
 
 
+def exponents(results: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return ``{denoiser: {part: slope of log seconds against log spots}}``; 1 is linear."""
+    found: dict[str, dict[str, float]] = {}
+    for name in CONTENDERS:
+        for part in ("call", "sampling", "training step"):
+            points = [
+                (n, rows[name][part])
+                for n, rows in results.items()
+                if name in rows and part in rows[name] and n >= _FIT_FROM
+            ]
+            if len(points) > 1:
+                spots, times = np.log(np.array(points)).T
+                found.setdefault(name, {})[part] = float(np.polyfit(spots, times, 1)[0])
+    return found
+
+
+def show_exponents(found: dict[str, dict[str, float]]) -> Table:
+    """Return the exponents as a table."""
+    parts = list(dict.fromkeys(part for row in found.values() for part in row))
+    table = Table(f"exponent of cost, from {_FIT_FROM:,} spots", *parts)
+    for name, row in found.items():
+        table.add_row(name, *(f"{row[part]:.2f}" if part in row else "" for part in parts))
+    return table
+
+
 def draw(results: dict[int, dict[str, dict[str, float]]], file: Path) -> None:
     """Draw the seconds of sampling and of a training step against the number of spots."""
     matplotlib.use("agg")
@@ -219,6 +246,9 @@ def main() -> None:
         results[n], floors[n] = measure(n, options), floor(n, options)
         console.print(f"{n:,} spots done", style="dim")
     console.print(show(results, floors))
+    slopes = exponents(results)
+    if slopes:
+        console.print(show_exponents(slopes))
     console.print(
         f"{STEPS} network calls a sample; {machine(torch.device(options.device))}", highlight=False
     )
@@ -228,6 +258,7 @@ def main() -> None:
         "compiled": options.compiled,
         "seconds": results,
         "floor": floors,
+        "exponents": slopes,
     }
     (options.out / "speed.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     draw(results, options.out / "speed.png")
