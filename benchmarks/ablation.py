@@ -153,24 +153,27 @@ def plus_minus(values: list[float]) -> str:
 
 
 def draw(measures: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Draw validation and test scores: a row a lever, a dot a seed."""
+    """Draw what each change does to validation and test scores: a row a lever, a dot a seed."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    levers = list(measures["validation"])[::-1]
+    levers = list(measures["validation"])[:0:-1]
     figure, axes = plt.subplots(
-        1, 2, figsize=(9, 1 + 0.27 * len(levers)), sharey=True, layout="constrained"
+        1, 2, figsize=(9, 1 + 0.24 * len(levers)), sharex=True, sharey=True, layout="constrained"
     )
     for axis, measure in zip(axes, ("validation", "test"), strict=True):
+        default = np.array(measures[measure]["default"])
         for place, lever in enumerate(levers):
-            found = measures[measure][lever]
-            axis.barh(place, np.mean(found), 0.7, color="tab:gray", alpha=0.6)
-            axis.plot(found, np.full(len(found), place), "k.", markersize=4)
-        axis.axvline(np.mean(measures[measure]["default"]), color="tab:orange", linewidth=1)
-        axis.set_title(f"{measure} slides")
-        axis.set_xlabel("PCC, mean over genes")
+            change = np.array(measures[measure][lever]) - default
+            axis.barh(place, change.mean(), 0.7, color="tab:gray", alpha=0.6)
+            axis.plot(change, np.full(len(change), place), "k.", markersize=4)
+        axis.axvline(0, color="k", linewidth=0.8)
+        axis.set_title(f"{measure} slides: default {default.mean():.3f}")
+        axis.set_xlabel("change of PCC, mean over genes")
+        axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(levers)), levers)
+    axes[0].set_ylim(-0.6, len(levers) - 0.4)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
