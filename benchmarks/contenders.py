@@ -10,7 +10,9 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import matplotlib
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -129,3 +131,25 @@ def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+
+
+def draw_costs(costs: dict[str, dict[str, dict[int, float]]], unit: str, file: Path) -> None:
+    """Draw a panel a part: a line a denoiser of its cost against the spots of the slide."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(costs), figsize=(4.5 * len(costs), 3.6), layout="constrained"
+    )
+    for axis, (part, of_denoiser) in zip(axes, costs.items(), strict=True):
+        for name, points in of_denoiser.items():
+            if points:
+                axis.plot(list(points), list(points.values()), "o-", label=name, markersize=4)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("spots of the slide")
+        axis.set_ylabel(f"{unit}, {part}")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from contenders import (
@@ -34,6 +33,7 @@ from contenders import (
     REFERENCE,
     SIZE,
     TINY,
+    draw_costs,
     sample,
     synthetic_slide,
     training_step,
@@ -190,26 +190,6 @@ def show(console: Console, found: dict[str, Any], streams: dict[int, dict[str, f
         console.print(table)
 
 
-def draw(found: dict[str, Any], file: Path) -> None:
-    """Draw the bytes against the spots."""
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, part in zip(axes, PARTS, strict=True):
-        for name, row in found[part].items():
-            if row:
-                axis.plot(list(row), [v / 1e6 for v in row.values()], "o-", label=name)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("spots of the slide")
-        axis.set_ylabel(f"MB, {part}")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
 def main() -> None:
     """Measure, print the tables, write JSON and PNG."""
     parser = argparse.ArgumentParser(
@@ -240,7 +220,11 @@ def main() -> None:
     result = {"bytes": found, "streamed": streams}
     (options.out / "memory.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     if options.sizes:
-        draw(found, options.out / "memory.png")
+        megabytes = {
+            part: {name: {n: v / 1e6 for n, v in row.items()} for name, row in rows.items()}
+            for part, rows in found.items()
+        }
+        draw_costs(megabytes, "MB", options.out / "memory.png")
     console.print(f"{options.out}/memory.json written", highlight=False)
 
 

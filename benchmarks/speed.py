@@ -25,7 +25,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from contenders import (
@@ -37,6 +36,7 @@ from contenders import (
     STEPS,
     TINY,
     call,
+    draw_costs,
     sample,
     synthetic_slide,
     training_step,
@@ -50,15 +50,20 @@ _FLOOR_PRODUCTS = 190_000
 _FIT_FROM = 3_000
 
 
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Return how long some work takes, its result ready."""
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the seconds that some work takes until its result is ready, and the result."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    work()
+    result = work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, result
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds that some work takes until its result is ready."""
+    return timed(work, device)[0]
 
 
 class Runner:
@@ -74,24 +79,26 @@ class Runner:
         self.slide = synthetic_slide(n).to(self.device)
         self.y = torch.randn(n, N_GENES, device=self.device)
 
+    def first_call(self) -> float:
+        """Return the seconds of a call before which there was none."""
+        self.model.eval()
+        data = self.contender.prepare(self.slide)
+        return seconds(lambda: call(self.called, data, self.y), self.device)
+
     def measure(self, training: bool) -> dict[str, float]:
         """Return the seconds of each part, once."""
         self.model.eval()
         found: dict[str, float] = {}
-
-        def prepare() -> None:
-            self.data = self.contender.prepare(self.slide)
-
-        found["graph"] = seconds(prepare, self.device)
-        found["call"] = seconds(lambda: call(self.called, self.data, self.y), self.device)
-        calls = seconds(lambda: sample(self.called, self.data, self.y), self.device)
+        found["graph"], data = timed(lambda: self.contender.prepare(self.slide), self.device)
+        found["call"] = seconds(lambda: call(self.called, data, self.y), self.device)
+        calls = seconds(lambda: sample(self.called, data, self.y), self.device)
         found["sampling"] = found["graph"] + calls
         if training:
             self.model.train()
-            data = self.contender.prepare(self.slide, training=True)
+            learned = self.contender.prepare(self.slide, training=True)
             optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
             found["training step"] = seconds(
-                lambda: training_step(self.called, optimizer, data), self.device
+                lambda: training_step(self.called, optimizer, learned), self.device
             )
         return found
 
@@ -122,12 +129,7 @@ def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
         runners[name] = Runner(name, n, options)
     training = options.training and n <= options.most_training
     table: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in runners}
-    first = {}
-    for name, runner in runners.items():
-        data = runner.contender.prepare(runner.slide)
-        runner.model.eval()
-        work = lambda runner=runner, data=data: call(runner.called, data, runner.y)  # noqa: E731
-        first[name] = seconds(work, runner.device)
+    first = {name: runner.first_call() for name, runner in runners.items()}
     for _ in range(options.repeats if n <= options.many else max(1, options.repeats // 2)):
         for name, runner in runners.items():
             for part, each in runner.measure(training).items():
@@ -179,31 +181,6 @@ def show_exponents(found: dict[str, dict[str, float]]) -> Table:
     for name, row in found.items():
         table.add_row(name, *(f"{row[part]:.2f}" if part in row else "" for part in parts))
     return table
-
-
-def draw(results: dict[int, dict[str, dict[str, float]]], file: Path) -> None:
-    """Draw the seconds of sampling and of a training step against the number of spots."""
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, part in zip(axes, ("sampling", "training step"), strict=True):
-        for name in CONTENDERS:
-            points = [
-                (n, rows[name][part])
-                for n, rows in results.items()
-                if name in rows and part in rows[name]
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("spots of the slide")
-        axis.set_ylabel(f"seconds, {part}")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
 
 
 def machine(device: torch.device) -> str:
@@ -261,7 +238,14 @@ def main() -> None:
         "exponents": slopes,
     }
     (options.out / "speed.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    draw(results, options.out / "speed.png")
+    drawn = {
+        part: {
+            name: {n: rows[name][part] for n, rows in results.items() if part in rows.get(name, {})}
+            for name in CONTENDERS
+        }
+        for part in ("sampling", "training step")
+    }
+    draw_costs(drawn, "seconds", options.out / "speed.png")
     console.print(f"{options.out / 'speed.json'} and .png written")
 
 

@@ -233,9 +233,9 @@ def coverage(
         truth: ``[N, G]``.
         levels: probabilities of the intervals.
     """
-    result = []
+    result, ordered = [], np.sort(samples, axis=0)
     for level in levels:
-        inside = _share_inside(np.sort(samples, axis=0), truth, level).mean(axis=0)
+        inside = _share_inside(ordered, truth, level).mean(axis=0)
         low, high = intervals(samples, level)
         most = most_coverage(level, len(samples))
         width = float((high - low).mean())

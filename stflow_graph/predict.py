@@ -104,9 +104,8 @@ def predict(
     Raises:
         BadConfig: samples of a denoiser that was trained as a regression.
     """
+    check_samples(config, n_samples)
     if config.train.objective == "regression":
-        if n_samples > 1:
-            raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
         y_0 = data.x.new_zeros(data.x.size(0), len(normalisation.y_mean))
         mean = model(y_0, data.x.new_zeros(n_slides(data)), data)
         return Predicted(as_expression(mean, normalisation), None)
@@ -125,6 +124,16 @@ def predict(
     if mean is None:
         mean = samples.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Predicted(mean, samples if n_samples > 1 else None)
+
+
+def check_samples(config: Config, n_samples: int) -> None:
+    """Refuse samples of a denoiser that has none.
+
+    Raises:
+        BadConfig: several samples of a denoiser that was trained as a regression.
+    """
+    if config.train.objective == "regression" and n_samples > 1:
+        raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
 
 
 def draw_samples(

@@ -22,7 +22,7 @@ from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
-from stflow_graph.predict import check_spots, pick_device, predict, slide_data
+from stflow_graph.predict import check_samples, check_spots, pick_device, predict, slide_data
 from stflow_graph.stream import can_stream, stream
 
 
@@ -176,6 +176,7 @@ def _sample_slide(
     with open_embeddings(file) as source:
         _check_fit(source, checkpoint)
         check_spots(len(source), config.graph.n_neighbors, file)
+        check_samples(config, settings.n_samples)
         provenance = _provenance(loaded, config, source, settings, device)
         result = Sampled(name, len(source), loaded.fold, loaded.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
@@ -204,9 +205,6 @@ def _blocks(
     """Give the slide's prediction as the denoiser gives it."""
     model, normalisation = loaded.model(device), loaded.checkpoint.normalisation
     drawing = {"n_samples": settings.n_samples, "seed": settings.seed}
-    regression = config.train.objective == "regression"
-    if regression and settings.n_samples > 1:
-        raise BadConfig("n_samples: a denoiser trained as a regression has no samples")
     if can_stream(model):
         yield from stream(
             model,

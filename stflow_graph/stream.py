@@ -2,7 +2,7 @@
 
 What is in memory grows with the spots, not with spots times embedding channels or genes: the
 graph, and for each member of the denoiser the states of the spots after every block. Embeddings
-are read three times or more, as often as there are members and once for their mean.
+that are not kept are read once for their mean and deviation and once for each member.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def can_stream(model: nn.Module) -> bool:
     """
     return all(
         isinstance(member, GraphDenoiser) and member.conditions and not member.similarity_edges
-        for member in _members(model)
+        for member in _ensemble(model).members
     )
 
 
@@ -79,7 +80,8 @@ def stream(
         OutOfMemory: tiles of 64 spots do not fit either.
     """
     reader = _Reader(source, normalisation, device)
-    members = _members(model)
+    ensemble = _ensemble(model)
+    members = cast("list[GraphDenoiser]", list(ensemble.members))
     codes: list[Tensor] = []
     tiles: Tiles | None = None
     tile_size = tile_size or _automatic_tile_size(members[0])
@@ -97,13 +99,13 @@ def stream(
             tile_size, tiles = _halved(tile_size, slide, error), None
     del tiles, reader
     yield from _predict_blocks(
-        model, codes, slide, source.barcodes, config, normalisation, n_samples, seed
+        ensemble, codes, slide, source.barcodes, config, normalisation, n_samples, seed
     )
 
 
-def _members(model: nn.Module) -> list[GraphDenoiser]:
-    found = model.members if isinstance(model, DenoiserEnsemble) else [model]
-    return list(found)  # type: ignore[arg-type]
+def _ensemble(model: nn.Module) -> DenoiserEnsemble:
+    """Return the denoiser as an ensemble, of one if it is none."""
+    return model if isinstance(model, DenoiserEnsemble) else DenoiserEnsemble([model])
 
 
 class _Reader:
@@ -195,7 +197,7 @@ def _halved(tile_size: int, slide: str, error: RuntimeError) -> int:
 
 
 def _predict_blocks(
-    model: nn.Module,
+    ensemble: DenoiserEnsemble,
     codes: Sequence[Tensor],
     slide: str,
     barcodes: Sequence[str],
@@ -204,19 +206,19 @@ def _predict_blocks(
     n_samples: int,
     seed: int,
 ) -> Iterator[Block]:
-    members, n_genes = _members(model), len(normalisation.y_mean)
-    whole = model if isinstance(model, DenoiserEnsemble) else members[0]
+    members = cast("list[GraphDenoiser]", list(ensemble.members))
+    n_genes = len(normalisation.y_mean)
     drawn, chunk = n_samples if n_samples > 1 else 0, chunk_rows(n_genes)
     most = _BLOCK_BYTES // (4 * n_genes * (drawn + len(members) + 8))
     n_rows = max(chunk, most // chunk * chunk)
     for start in range(0, len(barcodes), n_rows):
         rows = slice(start, min(start + n_rows, len(barcodes)))
         found = [m.decode(code[rows]) for m, code in zip(members, codes, strict=True)]
-        condition = whole.join(found) if isinstance(whole, DenoiserEnsemble) else found[0]
+        condition = ensemble.join(found)
         samples = None
         if drawn:
             keys = spot_keys(slide, barcodes[rows]).to(condition.mean.device)
             alone = Data(num_nodes=len(keys))
-            flows = whole.flows(condition)
+            flows = ensemble.flows(condition)
             samples = draw_samples(flows, keys, alone, config, normalisation, drawn, seed)
         yield Block(rows, as_expression(condition.mean, normalisation), samples)

@@ -116,10 +116,9 @@ def load_slide(
 
 def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") -> Slide:
     """Read a slide from its open embedding file; the name is the file's stem if None."""
-    ((_, x),) = source.blocks(len(source))
     return Slide(
         name or source.path.stem,
-        x,
+        source.read(),
         source.coords,
         source.barcodes,
         dataset=dataset,

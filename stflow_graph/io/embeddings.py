@@ -92,6 +92,15 @@ class EmbeddingFile:
                 raise BadInput(self.path, field, found, "finite numbers")
             yield rows, x
 
+    def read(self) -> np.ndarray:
+        """Return all embeddings, ``[N, F]`` float32.
+
+        Raises:
+            BadInput: numbers that are not finite.
+        """
+        ((_, x),) = self.blocks(len(self))
+        return x
+
 
 @contextlib.contextmanager
 def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
@@ -128,8 +137,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         BadInput: as :func:`open_embeddings`; or embeddings that are not finite.
     """
     with open_embeddings(path) as file:
-        ((_, x),) = file.blocks(len(file))
-        return Embeddings(x, file.coords, file.barcodes, file.attrs)
+        return Embeddings(file.read(), file.coords, file.barcodes, file.attrs)
 
 
 def _plain_value(value: Any) -> Any:

@@ -151,30 +151,28 @@ def write_prediction_blocks(
         adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
     text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
     adata.uns[KEY] = {"format": FORMAT, "provenance": text}
-    layers = [f"sample_{i}" for i in range(n_samples)] + ["std"] * bool(n_samples)
+    layers = [f"layers/sample_{i}" for i in range(n_samples)]
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
         with h5py.File(temporary, "r+") as file:
             if "X" in file:
                 del file["X"]
-            matrices = {name: _matrix(file, name, adata.shape) for name in _places(layers)}
+            means = _matrix(file, "X", adata.shape)
+            draws = [_matrix(file, name, adata.shape) for name in layers]
+            deviations = _matrix(file, "layers/std", adata.shape) if draws else None
             n_written = 0
             for rows, mean, samples in blocks:
                 if not np.isfinite(mean).all():
                     raise ValueError(f"{path}: a prediction is not finite")
-                matrices["X"][rows] = mean
-                if n_samples:
+                means[rows] = mean
+                if deviations is not None:
                     assert samples is not None
-                    for i, sample in enumerate(samples):
-                        matrices[f"layers/sample_{i}"][rows] = sample
-                    matrices["layers/std"][rows] = samples.std(axis=0, dtype=np.float64)
+                    for matrix, sample in zip(draws, samples, strict=True):
+                        matrix[rows] = sample
+                    deviations[rows] = samples.std(axis=0, dtype=np.float64)
                 n_written += len(mean)
             if n_written != len(barcodes):
                 raise ValueError(f"{path}: {n_written} of {len(barcodes)} rows were given")
-
-
-def _places(layers: Sequence[str]) -> list[str]:
-    return ["X", *(f"layers/{name}" for name in layers)]
 
 
 def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:

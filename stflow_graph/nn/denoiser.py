@@ -176,15 +176,12 @@ class GraphDenoiser(nn.Module):
             ValueError: shapes, dtypes or edges that do not fit; the message prints them.
         """
         check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
-        batch = _slide_of_spots(data)
+        batch = _slide_of_spots(data, data.x)
         if self.spot_flow is not None:
             return self.spot_flow(y_t, t, batch, self._condition(data, batch, t.size(0)))
         assert self.embed_t is not None
         tiles = self._tiles(data)
-        if tiles is None:
-            h = self._embed(data) + self.embed_t(t)[batch]
-        else:
-            h = self.embed_x.gather(self.embed_x.project(data.x), tiles.average) + self.embed_t(t)
+        h = self._embed(data, tiles) + self.embed_t(t)[batch]
         if self.embed_y is not None:
             h = h + self.embed_y(y_t)
         if tiles is None:
@@ -210,7 +207,7 @@ class GraphDenoiser(nn.Module):
         """
         if not self.conditions:
             raise ValueError("a denoiser made with graph_once=True is needed")
-        batch = _slide_of_spots(data)
+        batch = _slide_of_spots(data, data.x)
         n_slides = int(batch.max()) + 1 if batch.numel() else 1
         y, t = data.x.new_zeros(data.x.size(0), self.n_genes), data.x.new_zeros(n_slides)
         check_spots(y, t, data.x, data.batch, self.in_channels, self.n_genes)
@@ -227,10 +224,7 @@ class GraphDenoiser(nn.Module):
         assert self.spot_flow is not None
         if y_t.shape != condition.mean.shape:
             raise ValueError(f"y_t must be {list(condition.mean.shape)}, got {list(y_t.shape)}")
-        batch = data.batch
-        if batch is None:
-            batch = torch.zeros(y_t.size(0), dtype=torch.long, device=y_t.device)
-        return self.spot_flow(y_t, t, batch, condition)
+        return self.spot_flow(y_t, t, _slide_of_spots(data, y_t), condition)
 
     def flows(self, condition: Condition) -> list[Flow]:
         """Return :meth:`denoise` with its condition as the one flow of all samples."""
@@ -347,7 +341,9 @@ class GraphDenoiser(nn.Module):
             total = total + block.read_out(h)
         return total / len(self.blocks)
 
-    def _embed(self, data: Data) -> Tensor:
+    def _embed(self, data: Data, tiles: Tiles | None = None) -> Tensor:
+        if tiles is not None:
+            return self.embed_x.gather(self.embed_x.project(data.x), tiles.average)
         context = data.context if "context" in data else None
         return self.embed_x(data.x, data.edge_index, data.edge_weight, context)
 
@@ -384,8 +380,8 @@ class GraphDenoiser(nn.Module):
         return relations
 
 
-def _slide_of_spots(data: Data) -> Tensor:
-    """Return the slide of each spot, ``[N]``."""
+def _slide_of_spots(data: Data, rows: Tensor) -> Tensor:
+    """Return the slide of each spot, ``[N]``; ``rows`` has a row a spot."""
     if data.batch is not None:
         return data.batch
-    return torch.zeros(data.x.size(0), dtype=torch.long, device=data.x.device)
+    return torch.zeros(rows.size(0), dtype=torch.long, device=rows.device)
