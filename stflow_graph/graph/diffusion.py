@@ -10,6 +10,8 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import scatter
 
+from stflow_graph.graph.neighbor_sum import edge_starts, neighbor_sum
+
 # z [N, ...] -> the mean over each spot's neighbours, of z's shape
 Average = Callable[[Tensor], Tensor]
 
@@ -50,20 +52,21 @@ class Averaging:
     """
 
     def __init__(self, edge_index: Tensor, edge_weight: Tensor | None, n_spots: int) -> None:
-        self.sender, self.receiver = edge_index
-        self.n_spots = n_spots
+        sender, receiver = edge_index
         if edge_weight is None:
-            edge_weight = torch.ones(self.sender.size(0), device=edge_index.device)
-        total = scatter(edge_weight, self.receiver, dim_size=n_spots)
-        self.share = (edge_weight / total.clamp(min=1e-30)[self.receiver])[:, None]
+            edge_weight = torch.ones(sender.size(0), device=edge_index.device)
+        order = receiver.argsort(stable=True)  # a compiled graph cannot ask whether it is needed
+        self.sender, receiver, edge_weight = sender[order], receiver[order], edge_weight[order]
+        total = scatter(edge_weight, receiver, dim_size=n_spots)
+        self.starts = edge_starts(receiver, n_spots)
+        self.share = edge_weight / total.clamp(min=1e-30)[receiver]
         self.alone = (total <= 0)[:, None]
+        self.n_spots = n_spots
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the averages ``[n_spots, C]`` of ``z``, which has the neighbours' rows too."""
-        # not z[sender]: its gradient is summed in an order that threads decide
-        sent = z.index_select(0, self.sender) * self.share.to(z.dtype)
-        moved = z.new_zeros(self.n_spots, z.size(1)).index_add_(0, self.receiver, sent)
-        return moved + self.alone.to(z.dtype) * z[: self.n_spots]
+        average = neighbor_sum(z, self.sender, self.starts, self.share)
+        return torch.addcmul(average, self.alone.to(z.dtype), z[: self.n_spots])
 
 
 def diffuse(x: Tensor, hops: Sequence[int], average: Average) -> Tensor:

@@ -16,10 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.graph.diffusion import Averaging
+from stflow_graph.graph.neighbor_sum import sorted_edges
 
 # spots whose edges and states, of 64 to 128 channels, stay within the cache of a core
 CACHE_SIZED = 1024
@@ -30,13 +32,14 @@ class TileEdges(NamedTuple):
 
     Attributes:
         nodes: ``[m]`` rows of the slide: the tile's spots, then their neighbours outside (halo).
-        edge_index: ``[2, e]`` places in ``nodes``: neighbours (row 0) and spots (row 1).
+        edge_index: ``[2, e]`` places in ``nodes``: neighbours (row 0) and spots (row 1), by which
+            they are sorted.
         edge_attr: ``[e, D]`` geometry, or None.
         edge_weight: ``[e]``, or None.
     """
 
     nodes: Tensor
-    edge_index: Tensor
+    edge_index: EdgeIndex
     edge_attr: Tensor | None
     edge_weight: Tensor | None
 
@@ -84,17 +87,20 @@ class Tiles(Sequence[Tile]):
 
     def average(self, z: Tensor) -> Tensor:
         """Return the mean over the spatial neighbours of each spot, of ``z``'s shape ``[N, C]``."""
-        out = torch.empty_like(z)
-        for tile, average in zip(self.tiles, self._averages, strict=True):
-            out[tile.spots] = average(z[tile.relations[0].nodes])
-        return out
+        return self._averaging(z)
 
     @functools.cached_property
-    def _averages(self) -> list[Averaging]:
-        return [
-            Averaging(tile.relations[0].edge_index, tile.relations[0].edge_weight, len(tile))
-            for tile in self.tiles
+    def _averaging(self) -> Averaging:
+        spatial = [(tile.spots, tile.relations[0]) for tile in self.tiles]
+        index = [
+            torch.stack([near.nodes[sender], spots[receiver]])
+            for spots, near in spatial
+            for sender, receiver in [near.edge_index.as_tensor()]
         ]
+        weight = [near.edge_weight for _, near in spatial if near.edge_weight is not None]
+        return Averaging(
+            torch.cat(index, dim=1), torch.cat(weight) if weight else None, self.n_spots
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} tiles of {self.n_spots} spots)"
@@ -143,7 +149,8 @@ class SpatialTiles(BaseTransform):
         for i, rows in enumerate(spots):
             tile_of[rows] = i
             place[rows] = torch.arange(len(rows), device=rows.device)
-        order = torch.argsort(tile_of[receiver], stable=True)
+        order = receiver.argsort(stable=True)  # rows of a tile ascend, so its edges are sorted
+        order = order[tile_of[receiver[order]].argsort(stable=True)]
         sizes = torch.bincount(tile_of[receiver], minlength=len(spots)).tolist()
         parts = []
         values = [
@@ -152,7 +159,7 @@ class SpatialTiles(BaseTransform):
         ]
         for rows, edges in zip(spots, order.split(sizes), strict=True):
             nodes, local = _relabel(sender[edges], rows, place)
-            index = torch.stack([local, place[receiver[edges]]])
+            index = sorted_edges(torch.stack([local, place[receiver[edges]]]), len(nodes))
             attr, weight = (None if value is None else value[edges] for value in values)
             parts.append(TileEdges(nodes, index, attr, weight))
         return parts

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from stflow_graph.graph.neighbor_sum import is_sorted, sorted_edges
 from stflow_graph.graph.published import published_edge_geometry
 from stflow_graph.graph.tiles import Tiles
 from stflow_graph.nn.checks import check_edges, check_positions, check_spots
@@ -368,7 +369,7 @@ class GraphDenoiser(nn.Module):
                 )
             check_positions(data.pos, data.x.size(0))
             edge_attr = published_edge_geometry(data.pos, data.edge_index).to(data.x.dtype)
-        relations = [Edges(data.edge_index, edge_attr, data.edge_weight)]
+        relations = [Edges(_by_spot(data.edge_index, batch), edge_attr, data.edge_weight)]
         if self.similarity_edges:
             if "similar_edge_index" not in data:
                 raise ValueError(
@@ -376,7 +377,8 @@ class GraphDenoiser(nn.Module):
                     "graph.SimilarityEdges"
                 )
             check_edges(data.similar_edge_index, batch, "data.similar_edge_index")
-            relations.append(Edges(data.similar_edge_index, data.similar_edge_attr, None))
+            similar = _by_spot(data.similar_edge_index, batch)
+            relations.append(Edges(similar, data.similar_edge_attr, None))
         return relations
 
 
@@ -385,3 +387,11 @@ def _slide_of_spots(data: Data, rows: Tensor) -> Tensor:
     if data.batch is not None:
         return data.batch
     return torch.zeros(rows.size(0), dtype=torch.long, device=rows.device)
+
+
+def _by_spot(edges: Tensor, batch: Tensor) -> Tensor:
+    """Return edges that are sorted by spot as such, so that layers sum them the faster way."""
+    if torch.compiler.is_compiling():  # values are not known while a graph is traced
+        return edges
+    plain = type(edges) is Tensor and edges.layout == torch.strided
+    return sorted_edges(edges, batch.size(0)) if plain and is_sorted(edges[1]) else edges

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stflow_graph.nn.activation import silu_of_own
 from stflow_graph.nn.swiglu import SwiGLU
 
 _SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
@@ -47,12 +47,13 @@ class FrameEncoder(nn.Module):
         first, second, third = self.framed.weight.T
         # flipping an axis flips the sign of its term, so the four signs need no products of theirs
         along, across = axes[:, :1] * first, axes[:, 1:] * second
-        centre = torch.addcmul(self.framed.bias, distance, third)
+        centre = (distance * third).add_(self.framed.bias)
         plus, minus = centre + along, centre - along
-        framed = F.silu(plus + across) + F.silu(plus - across)
-        framed = (framed + F.silu(minus + across) + F.silu(minus - across)) / 4
-        isotropic = F.silu(self.isotropic(edge_attr[:, 2:5]))
-        return self.out(weight * framed + (1 - weight) * isotropic)
+        framed = silu_of_own(plus + across)
+        framed = framed + silu_of_own(plus - across)
+        framed = framed.add_(silu_of_own(minus + across)).add_(silu_of_own(minus - across))
+        isotropic = silu_of_own(self.isotropic(edge_attr[:, 2:5]))
+        return self.out((framed * (weight / 4)).add_(isotropic * (1 - weight)))
 
 
 class PublishedFrameEncoder(SwiGLU):

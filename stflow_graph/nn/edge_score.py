@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stflow_graph.nn.activation import silu_of_own
 from stflow_graph.nn.swiglu import SwiGLU
 
 
@@ -64,13 +65,13 @@ class AdditiveScore(nn.Module):
 
     def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """Return the score of every edge and head, ``[E, H]``, from the terms of its ends."""
-        return (F.silu(receiver + sender + edge) * self.att).sum(-1)
+        return (silu_of_own((receiver + sender).add_(edge)) * self.att).sum(-1)
 
     def sign(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """Return the factor in (-1, 1) of every edge's attention, ``[E, H]``."""
         assert self.att_sign is not None
         assert self.sign_bias is not None
-        hidden = F.silu(receiver + sender + edge)
+        hidden = silu_of_own((receiver + sender).add_(edge))
         return torch.tanh((hidden * self.att_sign).sum(-1) + self.sign_bias)
 
 
@@ -153,5 +154,5 @@ class PublishedScore(nn.Module):
 
     def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """Return the score of every edge and head, ``[E, H]``, from the terms of its ends."""
-        hidden = self.mlp.hidden(receiver + sender + edge)
+        hidden = self.mlp.hidden((receiver + sender).add_(edge))
         return self.mlp.dropout(self.mlp.fc2(hidden)).squeeze(-1)

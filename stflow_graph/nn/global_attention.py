@@ -81,7 +81,7 @@ class LatentAttention(nn.Module):
             ValueError: shapes that do not fit; the message prints them.
         """
         _check(x, batch, self.channels)
-        q, k, v = self._qkv(x)
+        q, k, v = self._heads(x, slice(0, 3))
         read, spread = self._scores(k, self.queries), self._scores(q, self.keys).softmax(-1)
         if n_slides == 1:
             read = read.softmax(1)
@@ -96,7 +96,7 @@ class LatentAttention(nn.Module):
 
     def read(self, x: Tensor) -> LatentSummary:
         """Return what the tokens read of the spots ``x [n, C]`` of a slide, n >= 1."""
-        _, k, v = self._qkv(x)
+        k, v = self._heads(x, slice(1, 3))
         scores = self._scores(k, self.queries).transpose(1, 2)  # [H, M, n]
         peak = scores.amax(-1, keepdim=True)
         share = (scores - peak).exp()
@@ -112,15 +112,18 @@ class LatentAttention(nn.Module):
 
     def spread(self, x: Tensor, summary: LatentSummary) -> Tensor:
         """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide read before."""
-        q, _, _ = self._qkv(x)
+        (q,) = self._heads(x, slice(0, 1))
         share = self._scores(q, self.keys).softmax(-1)
         tokens = summary.tokens / summary.weight
         return self.out((share @ tokens).transpose(0, 1).flatten(1))
 
-    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values, each ``[H, n, C / H]``."""
-        qkv = self.qkv(self.norm(x)).view(x.size(0), 3, self.heads, self.channels // self.heads)
-        return qkv.permute(1, 2, 0, 3).unbind(0)
+    def _heads(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
+        """Return those of queries, keys and values that are asked for, each ``[H, n, C / H]``."""
+        weight = self.qkv.weight.unflatten(0, (3, -1))[which].flatten(0, 1)
+        bias = self.qkv.bias.unflatten(0, (3, -1))[which].flatten()
+        found = F.linear(self.norm(x), weight, bias)
+        found = found.unflatten(1, (-1, self.heads, self.channels // self.heads))
+        return found.permute(1, 2, 0, 3).unbind(0)
 
     def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Return scaled products ``[H, n, M]`` of ``[H, n, C / H]`` and ``[M, H, C / H]``."""

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import Adj, SparseTensor
-from torch_geometric.utils import is_torch_sparse_tensor, softmax
+from torch_geometric.utils import is_torch_sparse_tensor, softmax, to_edge_index
 from torch_geometric.utils.sparse import set_sparse_value
 
+from stflow_graph.graph.neighbor_sum import neighbor_sum
 from stflow_graph.nn.edge_encoder import FrameEncoder, PublishedFrameEncoder
 from stflow_graph.nn.edge_score import AdditiveScore, DotScore, PublishedScore
 from stflow_graph.nn.swiglu import SwiGLU
@@ -39,6 +41,9 @@ class FrameAveragedConv(MessagePassing):
     moments :math:`(A c_i) ∘ (B c_i)` of the bracket above, c, are mapped to C channels and added:
     a sum over pairs of neighbours, for the cost of a sum over neighbours.
 
+    Edges sorted by spot, that is an ``EdgeIndex`` with ``sort_order="col"`` or a sparse matrix,
+    are summed without a tensor of all messages.
+
     Args:
         channels: C, width of the spots' states.
         n_genes: G, width of y.
@@ -54,6 +59,8 @@ class FrameAveragedConv(MessagePassing):
         ValueError: heads that do not divide the channels, an unknown attention, or an option
             that the attention does not have.
     """
+
+    SUPPORTS_FUSED_EDGE_INDEX = True
 
     def __init__(
         self,
@@ -139,11 +146,14 @@ class FrameAveragedConv(MessagePassing):
             ValueError: shapes that do not fit; the message prints them.
         """
         self._check(x, y, edge_index, edge_attr, edge_weight)
+        given = edge_index
+        if not isinstance(given, Tensor) or is_torch_sparse_tensor(given):
+            edge_index = _edges_of(given)
         q, k, v = self.qkv(self.norm(x)).view(x.size(0), 3, self.heads, -1).unbind(1)
         receiver, sender = self.score.spots(q, k, y)
         f = self.edge_encoder(edge_attr)
         alpha = self.edge_updater(
-            edge_index,
+            edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index,
             receiver=receiver,
             sender=sender,
             edge=self.score.edges(f),
@@ -156,11 +166,11 @@ class FrameAveragedConv(MessagePassing):
             out = out + self.pair_out(first * second)
         if not return_attention_weights:
             return out
-        if isinstance(edge_index, SparseTensor):
-            return out, edge_index.set_value(alpha, layout="coo")
-        if is_torch_sparse_tensor(edge_index):
-            return out, set_sparse_value(edge_index, alpha)
-        return out, (edge_index, alpha)
+        if isinstance(given, SparseTensor):
+            return out, given.set_value(alpha, layout="coo")
+        if is_torch_sparse_tensor(given):
+            return out, set_sparse_value(given, alpha)
+        return out, (given, alpha)
 
     def edge_update(
         self,
@@ -187,6 +197,15 @@ class FrameAveragedConv(MessagePassing):
         alpha = alpha[..., None]
         return torch.cat([(alpha * v_j).flatten(1), (alpha * f).flatten(1)], dim=1)
 
+    def message_and_aggregate(  # type: ignore[override]
+        self, edge_index: EdgeIndex, alpha: Tensor, v: Tensor, f: Tensor
+    ) -> Tensor:
+        """Return the sum of all messages to each spot, ``[N, C + D_e]``, of sorted edges."""
+        (starts, sender), _ = edge_index.get_csc()
+        own = torch.arange(sender.size(0), device=sender.device)
+        sums = (neighbor_sum(v, sender, starts, alpha), neighbor_sum(f, own, starts, alpha))
+        return torch.cat([each.flatten(1) for each in sums], dim=1)
+
     def _check(
         self, x: Tensor, y: Tensor, edge_index: Adj, edge_attr: Tensor, edge_weight: Tensor | None
     ) -> None:
@@ -210,3 +229,13 @@ class FrameAveragedConv(MessagePassing):
             f"{type(self).__name__}({self.channels}, n_genes={self.n_genes}, heads={self.heads}, "
             f"attention={self.attention!r})"
         )
+
+
+def _edges_of(adj_t: Any) -> EdgeIndex:
+    """Return the edges of a transposed sparse matrix in the order of its values."""
+    if isinstance(adj_t, SparseTensor):
+        row, col, _ = adj_t.coo()
+    else:
+        (row, col), _ = to_edge_index(adj_t)
+    size = (int(adj_t.size(1)), int(adj_t.size(0)))
+    return EdgeIndex(torch.stack([col, row]), sparse_size=size, sort_order="col")

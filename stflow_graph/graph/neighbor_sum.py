@@ -1,0 +1,58 @@
+"""Weighted sums over the neighbours of each spot, without a tensor of all their values."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric import EdgeIndex
+
+
+def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
+    r"""Return :math:`\sum_{e \in i} w_e z_{j(e)}` of every spot i.
+
+    Values are read and summed in one go (``embedding_bag``): nothing of the size of all edges
+    times channels is made, and sums do not depend on the number of threads.
+
+    Args:
+        values: z, ``[m, C]``, or ``[m, H, D]`` for H heads.
+        sender: j, ``[E]`` rows of ``values``, the edges of one spot after the other.
+        starts: ``[n + 1]`` where the edges of each spot start, and the number of edges.
+        weight: w, ``[E]``, or ``[E, H]``.
+
+    Returns:
+        ``[n, C]``, or ``[n, H, D]``.
+    """
+    weight = weight.to(values.dtype)
+    if values.dim() == 2:
+        return F.embedding_bag(
+            sender, values, starts, mode="sum", per_sample_weights=weight, include_last_offset=True
+        )
+    n_edges, heads = weight.shape
+    head = torch.arange(heads, device=sender.device)[:, None]
+    rows = (sender * heads + head).flatten()  # head by head, all edges
+    bags = torch.cat([(starts[:-1] + head * n_edges).flatten(), starts[-1:] * heads])
+    sums = F.embedding_bag(
+        rows,
+        values.flatten(0, 1),
+        bags,
+        mode="sum",
+        per_sample_weights=weight.t().flatten(),
+        include_last_offset=True,
+    )
+    return sums.view(heads, -1, values.size(2)).transpose(0, 1)
+
+
+def edge_starts(receiver: Tensor, n_spots: int) -> Tensor:
+    """Return ``[n_spots + 1]``: where the edges of each spot start in a sorted ``receiver [E]``."""
+    return torch.searchsorted(receiver, torch.arange(n_spots + 1, device=receiver.device))
+
+
+def is_sorted(receiver: Tensor) -> bool:
+    """Return whether the edges of each spot stand side by side, those of the first spot first."""
+    return bool((receiver[1:] >= receiver[:-1]).all())
+
+
+def sorted_edges(edge_index: Tensor, n_spots: int) -> EdgeIndex:
+    """Return ``edge_index [2, E]``, sorted by spot (row 1), as PyG's ``EdgeIndex`` that says so."""
+    return EdgeIndex(edge_index, sparse_size=(n_spots, n_spots), sort_order="col")
