@@ -1,7 +1,7 @@
 r"""How an edge is scored before the softmax: the kinds of local attention.
 
 Every kind is cut into a term of the receiving spot i, a term of the sending spot j and a term of
-the edge, each computed once per spot or edge; only their combination is made per edge. The first
+the edge, those of spots computed once per spot; only their combination is made per edge. The first
 linear map of a score that sees :math:`[q_i \| k_j \| f_{ij} \| y_j - y_i]` is the sum
 :math:`(W_q q_i - W_y y_i) + (W_k k_j + W_y y_j) + W_f f_{ij}`, so nothing of width G, nor the
 concatenation, is ever made per edge.
@@ -59,20 +59,25 @@ class AdditiveScore(nn.Module):
         y = self.lin_y(y).view_as(q)
         return q - y, k + y
 
-    def edges(self, f: Tensor) -> Tensor:
-        """Return the edges' terms ``[E, H, C/H]`` of their encodings ``[E, D_e]``."""
-        return self.lin_edge(f).unflatten(1, (self.heads, -1))
+    def forward(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
+        """Return the score of every edge and head, ``[E, H]``.
 
-    def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
-        """Return the score of every edge and head, ``[E, H]``, from the terms of its ends."""
-        return (silu_of_own((receiver + sender).add_(edge)) * self.att).sum(-1)
+        Args:
+            receiver: ``[E, H, C/H]`` terms of the receiving spots.
+            sender: ``[E, H, C/H]`` terms of the sending spots.
+            f: ``[E, D_e]`` encoded edges.
+        """
+        return (self._hidden(receiver, sender, f) * self.att).sum(-1)
 
-    def sign(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
+    def sign(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
         """Return the factor in (-1, 1) of every edge's attention, ``[E, H]``."""
         assert self.att_sign is not None
         assert self.sign_bias is not None
-        hidden = silu_of_own((receiver + sender).add_(edge))
+        hidden = self._hidden(receiver, sender, f)
         return torch.tanh((hidden * self.att_sign).sum(-1) + self.sign_bias)
+
+    def _hidden(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
+        return silu_of_own(_add_map(receiver + sender, f, self.lin_edge.weight))
 
 
 class DotScore(nn.Module):
@@ -102,12 +107,9 @@ class DotScore(nn.Module):
         """Return the receiver's and the sender's terms, both ``[N, H, C/H]``."""
         return q * q.size(-1) ** -0.5, k + self.lin_y(y).view_as(k)
 
-    def edges(self, f: Tensor) -> Tensor:
-        """Return the edges' terms ``[E, H, C/H]`` of their encodings ``[E, D_e]``."""
-        return self.lin_edge(f).unflatten(1, (self.heads, -1))
-
-    def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
-        """Return the score of every edge and head, ``[E, H]``, from the terms of its ends."""
+    def forward(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
+        """Return the score of every edge and head, ``[E, H]``; as of :class:`AdditiveScore`."""
+        edge = self.lin_edge(f).view_as(sender)
         return (receiver * (sender + edge)).sum(-1)
 
 
@@ -148,11 +150,14 @@ class PublishedScore(nn.Module):
         y = F.linear(y, to_y)[:, None]
         return F.linear(q, to_q, self.mlp.fc1.bias) - y, F.linear(k, to_k) + y
 
-    def edges(self, f: Tensor) -> Tensor:
-        """Return the edges' terms ``[E, H, C]`` of their encodings ``[E, D_e]``."""
-        return F.linear(f.unflatten(1, (self.heads, -1)), self._first_map()[2])
-
-    def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
-        """Return the score of every edge and head, ``[E, H]``, from the terms of its ends."""
-        hidden = self.mlp.hidden((receiver + sender).add_(edge))
+    def forward(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
+        """Return the score of every edge and head, ``[E, H]``; terms are ``[E, H, C]``."""
+        edge = f.unflatten(1, (self.heads, -1))
+        hidden = self.mlp.hidden(_add_map(receiver + sender, edge, self._first_map()[2]))
         return self.mlp.dropout(self.mlp.fc2(hidden)).squeeze(-1)
+
+
+def _add_map(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Add ``x @ weight.T`` to a tensor that nobody else reads, with no third one of its size."""
+    rows = total.view(-1, weight.size(0))
+    return rows.addmm_(x.reshape(-1, weight.size(1)), weight.T).view_as(total)

@@ -21,12 +21,12 @@ class LatentSummary(NamedTuple):
     Attributes:
         peak: ``[H, M, 1]`` the highest score.
         weight: ``[H, M, 1]`` sum of the exponentials of scores less the peak.
-        tokens: ``[H, M, C / H]`` values weighted by them.
+        states: ``[H, M, C]`` normed states weighted by them.
     """
 
     peak: Tensor
     weight: Tensor
-    tokens: Tensor
+    states: Tensor
 
 
 class LinearSummary(NamedTuple):
@@ -34,6 +34,9 @@ class LinearSummary(NamedTuple):
 
     keys_values: Tensor
     keys: Tensor
+
+
+_QUERY, _KEY, _VALUE = range(3)  # places in ``qkv``
 
 
 class LatentAttention(nn.Module):
@@ -81,26 +84,28 @@ class LatentAttention(nn.Module):
             ValueError: shapes that do not fit; the message prints them.
         """
         _check(x, batch, self.channels)
-        q, k, v = self._heads(x, slice(0, 3))
-        read, spread = self._scores(k, self.queries), self._scores(q, self.keys).softmax(-1)
+        x = self.norm(x)
+        read, spread = self._scores(x, _KEY, self.queries), self._scores(x, _QUERY, self.keys)
+        spread = spread.unflatten(1, (self.heads, -1)).softmax(-1).flatten(1)
         if n_slides == 1:
-            read = read.softmax(1)
+            read = read.softmax(0)
         else:
-            read = softmax(read, batch, num_nodes=n_slides, dim=1)
+            read = softmax(read, batch, num_nodes=n_slides)
             # a slide's tokens side by side with those of others, 0 where they are not the spot's:
             # matrix products instead of [N, H, M, C / H]
             own = F.one_hot(batch, n_slides).to(x.dtype)[..., None]  # [N, slides, 1]
-            read, spread = ((each[:, :, None] * own).flatten(2) for each in (read, spread))
-        tokens = read.transpose(1, 2) @ v  # [H, slides M, C / H]
-        return self.out((spread @ tokens).transpose(0, 1).flatten(1))
+            read, spread = ((each[:, None] * own).flatten(1) for each in (read, spread))
+        tokens = self._tokens((read.T @ x).unflatten(0, (n_slides, self.heads, -1)))
+        return spread @ self._to_spots(tokens).flatten(0, 2) + self.out.bias
 
     def read(self, x: Tensor) -> LatentSummary:
         """Return what the tokens read of the spots ``x [n, C]`` of a slide, n >= 1."""
-        k, v = self._heads(x, slice(1, 3))
-        scores = self._scores(k, self.queries).transpose(1, 2)  # [H, M, n]
-        peak = scores.amax(-1, keepdim=True)
+        x = self.norm(x)
+        scores = self._scores(x, _KEY, self.queries)
+        peak = scores.amax(0)
         share = (scores - peak).exp()
-        return LatentSummary(peak, share.sum(-1, keepdim=True), share @ v)
+        sums = (peak, share.sum(0), share.T @ x)
+        return LatentSummary(*(each.view(self.heads, self.n_latents, -1) for each in sums))
 
     @staticmethod
     def merge(one: LatentSummary, other: LatentSummary) -> LatentSummary:
@@ -108,26 +113,37 @@ class LatentAttention(nn.Module):
         peak = torch.maximum(one.peak, other.peak)
         a, b = (one.peak - peak).exp(), (other.peak - peak).exp()
         weight = a * one.weight + b * other.weight
-        return LatentSummary(peak, weight, a * one.tokens + b * other.tokens)
+        return LatentSummary(peak, weight, a * one.states + b * other.states)
 
     def spread(self, x: Tensor, summary: LatentSummary) -> Tensor:
         """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide read before."""
-        (q,) = self._heads(x, slice(0, 1))
-        share = self._scores(q, self.keys).softmax(-1)
-        tokens = summary.tokens / summary.weight
-        return self.out((share @ tokens).transpose(0, 1).flatten(1))
+        share = self._scores(self.norm(x), _QUERY, self.keys)
+        share = share.unflatten(1, (self.heads, -1)).softmax(-1).flatten(1)
+        tokens = self._tokens(summary.states / summary.weight)
+        return torch.addmm(self.out.bias, share, self._to_spots(tokens).flatten(0, 1))
 
-    def _heads(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
-        """Return those of queries, keys and values that are asked for, each ``[H, n, C / H]``."""
-        weight = self.qkv.weight.unflatten(0, (3, -1))[which].flatten(0, 1)
-        bias = self.qkv.bias.unflatten(0, (3, -1))[which].flatten()
-        found = F.linear(self.norm(x), weight, bias)
-        found = found.unflatten(1, (-1, self.heads, self.channels // self.heads))
-        return found.permute(1, 2, 0, 3).unbind(0)
+    # Queries, keys and values of spots meet few tokens only, so their maps are joined to the
+    # tokens (associativity): a spot costs 4 M H C products and not 4 C² + 4 M C.
 
-    def _scores(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Return scaled products ``[H, n, M]`` of ``[H, n, C / H]`` and ``[M, H, C / H]``."""
-        return x @ tokens.permute(1, 2, 0) * x.size(-1) ** -0.5
+    def _map(self, which: int) -> tuple[Tensor, Tensor]:
+        """Return weight ``[H, C / H, C]`` and bias ``[H, C / H]`` of one of q, k, v."""
+        weight = self.qkv.weight.unflatten(0, (3, self.heads, -1))[which]
+        return weight, self.qkv.bias.unflatten(0, (3, self.heads, -1))[which]
+
+    def _scores(self, x: Tensor, which: int, tokens: Tensor) -> Tensor:
+        """Return scaled products ``[n, H M]`` of a map of ``x [n, C]`` and ``[M, H, C / H]``."""
+        weight, bias = self._map(which)
+        tokens = tokens.transpose(0, 1) * tokens.size(-1) ** -0.5  # [H, M, C / H]
+        return F.linear(x, (tokens @ weight).flatten(0, 1), (tokens @ bias[..., None]).flatten())
+
+    def _tokens(self, states: Tensor) -> Tensor:
+        """Return values ``[..., H, M, C / H]`` of means ``[..., H, M, C]`` of normed states."""
+        weight, bias = self._map(_VALUE)
+        return states @ weight.transpose(1, 2) + bias[:, None]
+
+    def _to_spots(self, tokens: Tensor) -> Tensor:
+        """Return what each token adds to a spot that reads it alone, ``[..., H, M, C]``."""
+        return tokens @ self.out.weight.T.unflatten(0, (self.heads, -1))
 
     def __repr__(self) -> str:
         return (

@@ -156,7 +156,7 @@ class FrameAveragedConv(MessagePassing):
             edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index,
             receiver=receiver,
             sender=sender,
-            edge=self.score.edges(f),
+            f=f,
             log_weight=None if edge_weight is None else edge_weight.clamp(min=1e-30).log(),
         )
         context = self.propagate(edge_index, alpha=alpha, v=v, f=f.unflatten(1, (self.heads, -1)))
@@ -176,20 +176,20 @@ class FrameAveragedConv(MessagePassing):
         self,
         receiver_i: Tensor,
         sender_j: Tensor,
-        edge: Tensor,
+        f: Tensor,
         log_weight: Tensor | None,
         index: Tensor,
         ptr: Tensor | None,
         size_i: int | None,
     ) -> Tensor:
         """Return the attention α, ``[E, H]``."""
-        logit = self.score(receiver_i, sender_j, edge)
+        logit = self.score(receiver_i, sender_j, f)
         if log_weight is not None:
             logit = logit + log_weight[:, None]
         alpha = softmax(logit, index, ptr, size_i)
         if self.signed:
             assert isinstance(self.score, AdditiveScore)
-            alpha = alpha * self.score.sign(receiver_i, sender_j, edge)
+            alpha = alpha * self.score.sign(receiver_i, sender_j, f)
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, alpha: Tensor, v_j: Tensor, f: Tensor) -> Tensor:
