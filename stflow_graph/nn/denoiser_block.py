@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stflow_graph.graph.tiles import Tiles
+from stflow_graph.nn.dropout import CheapDropout
 from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.swiglu import SwiGLU
 
@@ -97,14 +98,14 @@ def block_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module,
         nn.LayerNorm(channels),
         nn.Linear(channels, 2 * channels),
         nn.SiLU(),
-        nn.Dropout(dropout),
+        CheapDropout(dropout),
         nn.Linear(2 * channels, channels),
     )
     read_out = nn.Sequential(
         nn.LayerNorm(channels),
         nn.Linear(channels, channels),
         nn.GELU(),
-        nn.Dropout(dropout),
+        CheapDropout(dropout),
         nn.Linear(channels, n_genes),
     )
     return mlp, read_out

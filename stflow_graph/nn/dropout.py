@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _LANES = 4  # 16-bit numbers in an int64
 
@@ -27,3 +27,11 @@ def cheap_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     words = torch.empty(-(-x.numel() // _LANES), dtype=torch.int64).random_(-(2**63), None)
     lanes = words.view(torch.int16)[: x.numel()].view(x.shape)
     return x * (lanes < kept - 2**15).to(x.dtype).mul_(2**16 / kept)
+
+
+class CheapDropout(nn.Dropout):
+    """``nn.Dropout`` by :func:`cheap_dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, in training with a share ``p`` of its entries dropped."""
+        return cheap_dropout(x, self.p, self.training)

@@ -52,7 +52,9 @@ class FrameEncoder(nn.Module):
         framed = silu_of_own(plus + across)
         framed = framed + silu_of_own(plus - across)
         framed = framed.add_(silu_of_own(minus + across)).add_(silu_of_own(minus - across))
-        isotropic = silu_of_own(self.isotropic(edge_attr[:, 2:5]))
+        # with the weight laid out so, its gradient is x.T @ g, several times faster than g.T @ x
+        rows, weights = edge_attr[:, 2:5].contiguous(), self.isotropic.weight.T.contiguous()
+        isotropic = silu_of_own(torch.addmm(self.isotropic.bias, rows, weights))
         return self.out((framed * (weight / 4)).add_(isotropic * (1 - weight)))
 
 

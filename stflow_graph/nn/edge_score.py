@@ -67,17 +67,17 @@ class AdditiveScore(nn.Module):
             sender: ``[E, H, C/H]`` terms of the sending spots.
             f: ``[E, D_e]`` encoded edges.
         """
-        return (self._hidden(receiver, sender, f) * self.att).sum(-1)
+        return _product_by_head(self._hidden(receiver, sender, f), self.att)
 
     def sign(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
         """Return the factor in (-1, 1) of every edge's attention, ``[E, H]``."""
         assert self.att_sign is not None
         assert self.sign_bias is not None
         hidden = self._hidden(receiver, sender, f)
-        return torch.tanh((hidden * self.att_sign).sum(-1) + self.sign_bias)
+        return torch.tanh(_product_by_head(hidden, self.att_sign) + self.sign_bias)
 
     def _hidden(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
-        return silu_of_own(_add_map(receiver + sender, f, self.lin_edge.weight))
+        return silu_of_own(_sum_with_map(receiver, sender, f, self.lin_edge.weight))
 
 
 class DotScore(nn.Module):
@@ -153,11 +153,20 @@ class PublishedScore(nn.Module):
     def forward(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
         """Return the score of every edge and head, ``[E, H]``; terms are ``[E, H, C]``."""
         edge = f.unflatten(1, (self.heads, -1))
-        hidden = self.mlp.hidden(_add_map(receiver + sender, edge, self._first_map()[2]))
+        hidden = self.mlp.hidden(_sum_with_map(receiver, sender, edge, self._first_map()[2]))
         return self.mlp.dropout(self.mlp.fc2(hidden)).squeeze(-1)
 
 
-def _add_map(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Add ``x @ weight.T`` to a tensor that nobody else reads, with no third one of its size."""
-    rows = total.view(-1, weight.size(0))
-    return rows.addmm_(x.reshape(-1, weight.size(1)), weight.T).view_as(total)
+def _sum_with_map(a: Tensor, b: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``a + b + x @ weight.T``, of a's shape, with no third tensor of its size."""
+    rows = (-1, weight.size(0))
+    total = a.view(rows) + b.view(rows)  # not a view: in place, autograd copies those
+    return total.addmm_(x.reshape(-1, weight.size(1)), weight.T).view_as(a)
+
+
+def _product_by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the products ``[E, H]`` of each head's part of ``x [E, H, D]`` with ``[H, D]``."""
+    if not x.requires_grad:
+        return (x * weight).sum(-1)
+    # slower forward, but the gradient is a matrix product too and not three passes over x
+    return x.flatten(1) @ torch.block_diag(*weight).T

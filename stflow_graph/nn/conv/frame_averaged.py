@@ -197,14 +197,15 @@ class FrameAveragedConv(MessagePassing):
         alpha = alpha[..., None]
         return torch.cat([(alpha * v_j).flatten(1), (alpha * f).flatten(1)], dim=1)
 
-    def message_and_aggregate(  # type: ignore[override]
+    def message_and_aggregate(
         self, edge_index: EdgeIndex, alpha: Tensor, v: Tensor, f: Tensor
     ) -> Tensor:
         """Return the sum of all messages to each spot, ``[N, C + D_e]``, of sorted edges."""
         (starts, sender), _ = edge_index.get_csc()
-        own = torch.arange(sender.size(0), device=sender.device)
-        sums = (neighbor_sum(v, sender, starts, alpha), neighbor_sum(f, own, starts, alpha))
-        return torch.cat([each.flatten(1) for each in sums], dim=1)
+        receiver = edge_index.as_tensor()[1]
+        weighted = (alpha[..., None] * f).flatten(1)
+        edges = weighted.new_zeros(v.size(0), weighted.size(1)).index_add_(0, receiver, weighted)
+        return torch.cat([neighbor_sum(v, sender, starts, alpha).flatten(1), edges], dim=1)
 
     def _check(
         self, x: Tensor, y: Tensor, edge_index: Adj, edge_attr: Tensor, edge_weight: Tensor | None
