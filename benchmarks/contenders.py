@@ -63,12 +63,12 @@ class Contender:
     tiles: bool = False
     context: tuple[int, ...] = ()
 
-    def prepare(self, slide: Data, *, training: bool = False) -> Data:
-        """Return the slide with what belongs to the graph."""
+    def prepare(self, slide: Data, *, training: bool = False, whole: bool = False) -> Data:
+        """Return the slide with what belongs to the graph; ``whole``: not in tiles."""
         data = copy.copy(slide)
         if self.graph is not None:
             data = self.graph(data)
-        if self.tiles and not training:
+        if self.tiles and not training and not whole:
             return SpatialTiles()(data)
         return NeighbourhoodContext(self.context)(data) if self.context and training else data
 

@@ -21,6 +21,7 @@ _PLACES = {
     "sampler": "flow",
     "n_sample_steps": "flow",
     "batch_size": "train",
+    "max_spots_per_batch": "train",
     "epochs": "train",
     "lr": "train",
     "members": "train",

@@ -30,6 +30,9 @@ def train(
     sampler: Annotated[Text, typer.Option(help="euler, heun, stflow or estflow.")] = None,
     n_sample_steps: Annotated[Whole, typer.Option(help="Network calls a sample.")] = None,
     batch_size: Annotated[Whole, typer.Option(help="Regions a training step.")] = None,
+    max_spots_per_batch: Annotated[
+        Whole, typer.Option(help="Spots a training step; larger slides are learned in parts.")
+    ] = None,
     epochs: Annotated[Whole, typer.Option(help="Most epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     members: Annotated[Whole, typer.Option(help="Denoisers whose mean is used.")] = None,

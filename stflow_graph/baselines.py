@@ -19,9 +19,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.data.regions import split_validation
 from stflow_graph.data.slide import Slide, load_sample, load_slide
 from stflow_graph.data.splits import Dataset, find_embedding
+from stflow_graph.data.validation import split_validation
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.patches import open_patches
 from stflow_graph.metrics import neighbour_mean
@@ -183,7 +183,7 @@ def fit_tuned_ridge(
 
     Embeddings are scaled and expression is centred within each slide; candidates are scored by
     the mean PCC on parts of the training slides that were left out of the fit in turn
-    (``data.regions.split_validation``), then the best is fitted on all.
+    (``data.validation.split_validation``), then the best is fitted on all.
 
     Args:
         train: training slides with ``y``.

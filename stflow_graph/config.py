@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from stflow_graph.errors import BadConfig
 from stflow_graph.io.atomic import check_file, write_text
@@ -109,9 +109,10 @@ class TrainConfig(_Record):
 
     ``members`` denoisers are trained, each choosing its epoch on another part of the training
     slides, and their mean is used. ``regions_per_slide`` regions are drawn per slide and epoch
-    (as often again for every ``max_region_spots`` spots of the slide), each with a share of the
-    slide's spots between ``smallest_region`` and 1 but at most ``max_region_spots``;
-    ``batch_size`` regions make a step. ``patience`` epochs without a better validation score end
+    (more of a slide that is too large for one), each with a share of the slide's spots between
+    ``smallest_region`` and 1; ``batch_size`` regions make a step, of at most
+    ``max_spots_per_batch`` spots, halos apart. With ``smallest_region = 1`` a slide that is too
+    large is covered by regions. ``patience`` epochs without a better validation score end
     the training. ``objective = "regression"`` trains the expected expression alone, without flow.
     Where the graph is run once a slide, ``flow_steps`` steps of ``flow_spots`` spots follow, in
     which the flow of single spots is learned.
@@ -124,7 +125,9 @@ class TrainConfig(_Record):
     batch_size: int = Field(1, ge=1)
     regions_per_slide: int = Field(1, ge=1)
     smallest_region: float = Field(1.0, ge=0, le=1)
-    max_region_spots: int = Field(8192, ge=2)
+    max_spots_per_batch: int = Field(
+        8192, ge=2, validation_alias=AliasChoices("max_spots_per_batch", "max_region_spots")
+    )  # the second is its name in older checkpoints
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -136,6 +139,11 @@ class TrainConfig(_Record):
     flow_lr: float = Field(3e-3, gt=0)
     folds: tuple[int, ...] = ()
     device: str = "auto"
+
+    @property
+    def max_region_spots(self) -> int:
+        """Most spots of a region, its halo apart."""
+        return max(2, self.max_spots_per_batch // self.batch_size)
 
 
 class Config(_Record):

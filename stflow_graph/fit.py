@@ -20,12 +20,12 @@ from torch_geometric.data import Batch, Data
 from stflow_graph.build import build_graph, build_prior
 from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.data.regions import random_region
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, Diverged
 from stflow_graph.flow.loss import flow_loss
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
+from stflow_graph.graph.regions import cover_slide, cut_region, random_region
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.metrics import pearson_per_gene
 from stflow_graph.nn.spot_flow import conditional
@@ -122,7 +122,7 @@ def fit(
                 y_0 = prior(open_uniform(batch.y.shape, generator))
                 batch, t, y_0 = batch.to(device), t.to(device), y_0.to(device)
                 y_1 = _estimate(model, batch, t, y_0, settings.objective)
-                loss = flow_loss(y_1, batch.y, batch.batch, pcc_weight=settings.pcc_weight)
+                loss = region_loss(y_1, batch, settings.pcc_weight)
                 state.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
@@ -144,6 +144,21 @@ def fit(
         if report:
             report(state.history)
     return Fitted(state.best, state.history)
+
+
+def region_loss(y_1_hat: Tensor, batch: Data, pcc_weight: float = 0.0) -> Tensor:
+    """Return :func:`flow_loss` of the regions' own spots: those of halos do not count.
+
+    Args:
+        y_1_hat: ``[N, G]`` estimate of all spots.
+        batch: regions with ``y``, ``batch`` and, where they have halos, ``inner [N]``.
+        pcc_weight: as of :func:`flow_loss`.
+    """
+    y_1, of_slide = batch.y, batch.batch
+    if "inner" in batch:
+        inner = batch.inner
+        y_1_hat, y_1, of_slide = y_1_hat[inner], y_1[inner], of_slide[inner]
+    return flow_loss(y_1_hat, y_1, of_slide, pcc_weight=pcc_weight)
 
 
 def _estimate(model: nn.Module, batch: Batch, t: Tensor, y_0: Tensor, objective: str) -> Tensor:
@@ -199,21 +214,25 @@ def _batches(
     learn: Sequence[Data], config: Config, generator: torch.Generator
 ) -> Iterator[list[Data]]:
     settings = config.train
-    regions = [
-        random_region(
-            data,
-            generator,
-            smallest_share=settings.smallest_region,
-            most=settings.max_region_spots,
-        )
-        for data in learn
-        for _ in range(
-            settings.regions_per_slide * math.ceil(data.num_nodes / settings.max_region_spots)
-        )
-    ]
-    order = torch.randperm(len(regions), generator=generator)
+    most, n_hops = settings.max_region_spots, getattr(config.denoiser, "n_layers", 0)
+    whole = settings.smallest_region == 1
+    plan: list[tuple[Data, Tensor]] = []
+    for data in learn:
+        for _ in range(settings.regions_per_slide):
+            if whole and data.num_nodes > most:
+                parts = cover_slide(data.pos, generator, most)
+            else:
+                parts = [
+                    random_region(
+                        data.pos, generator, smallest_share=settings.smallest_region, most=most
+                    )
+                    for _ in range(math.ceil(data.num_nodes / most))
+                ]
+            plan += [(data, rows) for rows in parts]
+    # a region is cut when its turn comes, so that only those of one step are in memory
+    order = torch.randperm(len(plan), generator=generator)
     for part in order.split(settings.batch_size):
-        yield [regions[i] for i in part.tolist()]
+        yield [cut_region(data, rows, n_hops) for data, rows in (plan[i] for i in part.tolist())]
 
 
 def _mix(stream: int, epoch: int) -> int:

@@ -18,6 +18,7 @@ from stflow_graph.errors import Diverged
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
+from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.spot_flow import Condition
 
@@ -56,8 +57,10 @@ def fit_spot_flow(
     settings, device = config.train, next(model.parameters()).device
     prior, flow = build_prior(config.flow), model.spot_flow
     generator = torch.Generator().manual_seed(stream)
-    spots = _frozen(model, learn, device)
-    held_out = _Spots(*(each.repeat(_DRAWS, 1) for each in _frozen(model, validate, device)))
+    spots, held_out = (
+        _frozen(model, slides, device, settings.max_region_spots) for slides in (learn, validate)
+    )
+    held_out = _Spots(*(each.repeat(_DRAWS, 1) for each in held_out))
     n = len(spots.y)
     optimizer = torch.optim.AdamW(flow.parameters(), lr=settings.flow_lr, weight_decay=1e-2)
     best, best_loss = flow.state_dict(), math.inf
@@ -94,13 +97,19 @@ def fit_spot_flow(
     return best_loss
 
 
-def _frozen(model: GraphDenoiser, slides: Sequence[Data], device: torch.device) -> _Spots:
-    """Return what the graph says of all spots of the slides, beside their expression."""
+def _frozen(
+    model: GraphDenoiser, slides: Sequence[Data], device: torch.device, most: int
+) -> _Spots:
+    """Return what the graph says of all spots of the slides, beside their expression.
+
+    Slides of more than ``most`` spots are worked on in tiles.
+    """
     model.eval()
     found = []
     with torch.no_grad():
         for data in slides:
-            condition = model.condition(copy.copy(data).to(device))
+            here = copy.copy(data).to(device)
+            condition = model.condition(in_tiles(here) if data.num_nodes > most else here)
             found.append((condition.mean, condition.states, data.y.to(device)))
     return _Spots(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 

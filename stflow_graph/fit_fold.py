@@ -16,11 +16,12 @@ from stflow_graph.build import build_context, build_denoiser
 from stflow_graph.calibration import Calibration, HeldOut
 from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.data.regions import split_validation
 from stflow_graph.data.slide import Slide
+from stflow_graph.data.validation import split_validation
 from stflow_graph.fit import EpochRecord, fit
 from stflow_graph.fit_flow import fit_spot_flow
 from stflow_graph.fit_ridge import choose_input_dropout, fit_linear_parts
+from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.metrics import mean_of_defined
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.linear_part import LinearPart
@@ -186,12 +187,17 @@ def _new_member(
     with torch.random.fork_rng():
         torch.manual_seed(stream)
         model = build_denoiser(config, learn[0].x.shape[1], len(level)).to(device)
+
+    def held_out(slide: Slide) -> Data:
+        data = copy.copy(inputs.data(slide)).to(device)  # .to moves the object's own tensors
+        large = len(slide) > config.train.max_region_spots
+        return in_tiles(data) if large and config.denoiser.name == "graph" else data
+
     return _Member(
         model,
         dataclasses.replace(inputs.normalisation, y_mean=level),
         [(slide, inputs.data(slide)) for slide in learn],
-        # a copy: Data.to moves the tensors of the object itself
-        [(slide, copy.copy(inputs.data(slide)).to(device)) for slide in validate],
+        [(slide, held_out(slide)) for slide in validate],
         stream,
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from toy import GENES, write_slide
 
+from stflow_graph import sample as sample_module
 from stflow_graph.config import load_config
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.io.predictions import read_prediction
@@ -159,3 +160,24 @@ def test_every_kind_of_graph_denoiser_trains_and_samples(cohort, tmp_path, kind)
     train(load_config(None, {**cohort.settings, **changes, "train.epochs": 1}), tmp_path / "run")
     (done,) = sample(tmp_path / "run", [cohort.embedding("B")], tmp_path / "out")
     assert np.isfinite(read_prediction(done.path).mean).all()
+
+
+@pytest.mark.parametrize("option", [{}, {"denoiser.similarity_edges": True}])
+def test_tiles_change_no_prediction_of_a_graph_in_every_step(cohort, tmp_path, monkeypatch, option):
+    steps = {"denoiser.graph_once": False, "denoiser.ridge_rank": 0, "train.epochs": 1}
+    settings = {**cohort.settings, "train.folds": [0], **steps, **option}
+    train(load_config(None, settings), tmp_path / "run")
+    sizes, real = [], sample_module.in_tiles
+
+    def in_tiles(data, tile_size):
+        sizes.append(tile_size)
+        return real(data, tile_size)
+
+    monkeypatch.setattr(sample_module, "in_tiles", in_tiles)
+    found = []
+    for size in (None, 5):
+        drawing = SampleSettings(n_samples=2, tile_size=size)
+        sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / str(size), drawing)
+        found.append(read_prediction(tmp_path / str(size) / "A.h5ad").samples)
+    assert sizes == [None, 5]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from toy import write_slide
 
+from stflow_graph import fit as fit_module
 from stflow_graph.checkpoint import load_checkpoint
 from stflow_graph.config import load_config
 from stflow_graph.data.slide import load_slide
@@ -338,3 +339,27 @@ def test_the_dropout_that_training_chose_is_written_down(cohort, tmp_path):
     assert 0 < chosen < 1
     asked = json.loads((tmp_path / "run/run.json").read_text())["config"]
     assert asked["denoiser"]["input_dropout"] == "auto"
+
+
+def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch):
+    sizes = []
+
+    def estimate(model, batch, *others, _real=fit_module._estimate):
+        sizes.append((int(batch.inner.sum()), batch.num_nodes))
+        return _real(model, batch, *others)
+
+    monkeypatch.setattr(fit_module, "_estimate", estimate)
+    whole = {"train__folds": [0], "train__epochs": 1, "denoiser__n_layers": 1}
+    whole |= {"train__members": 1, "train__regions_per_slide": 1}
+    run(cohort, tmp_path / "run", train__max_spots_per_batch=20, **whole)
+    n_spots = [len(load_slide(cohort.embedding(s), cohort.expression(s))) for s in "BCD"]
+    assert all(own <= 20 < n_nodes for own, n_nodes in sizes)
+    assert sum(own for own, _ in sizes) in {sum(n_spots) - n for n in n_spots}  # one is held out
+
+
+def test_two_regions_a_step_share_its_spots():
+    settings = {"data.source_dataroot": "a", "data.embed_dataroot": "b", "train.batch_size": 2}
+    config = load_config(None, {**settings, "train.max_spots_per_batch": 100})
+    assert config.train.max_region_spots == 50
+    # the option's name in checkpoints of older versions
+    assert load_config(None, {**settings, "train.max_region_spots": 100}) == config

@@ -8,10 +8,11 @@ halo, tiles of any size give the same, and what a layer needs in between is boun
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from stflow_graph.graph.neighbor_sum import sorted_edges
 
 # spots whose edges and states, of 64 to 128 channels, stay within the cache of a core
 CACHE_SIZED = 1024
+# prefixes of the types of edges that a slide may have: in space, and of ``SimilarityEdges``
+RELATIONS = ("", "similar_")
 
 
 class TileEdges(NamedTuple):
@@ -60,8 +63,10 @@ class Tile:
         return len(self.spots)
 
 
-class Tiles(Sequence[Tile]):
+class Tiles:
     """The tiles of one slide; every spot is in exactly one.
+
+    No ``Sequence``, which ``Data.to`` would take apart: it calls :meth:`to`.
 
     Args:
         tiles: the tiles.
@@ -79,11 +84,31 @@ class Tiles(Sequence[Tile]):
             raise ValueError(f"{int((seen != 1).sum())} of {n_spots} spots are not in one tile")
         self.tiles, self.n_spots = tuple(tiles), n_spots
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+    def __getitem__(self, i: int) -> Tile:
         return self.tiles[i]
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self.tiles)
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Tiles:
+        """Return the tiles with all their tensors on a device."""
+
+        def moved(value: Any) -> Any:
+            return None if value is None else value.to(device, non_blocking=non_blocking)
+
+        there = copy.copy(self)
+        there.tiles = tuple(
+            Tile(
+                moved(tile.spots),
+                tuple(TileEdges(*map(moved, edges)) for edges in tile.relations),
+            )
+            for tile in self.tiles
+        )
+        there.__dict__.pop("_averaging", None)
+        return there
 
     def average(self, z: Tensor) -> Tensor:
         """Return the mean over the spatial neighbours of each spot, of ``z``'s shape ``[N, C]``."""
@@ -166,6 +191,20 @@ class SpatialTiles(BaseTransform):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(tile_size={self.tile_size})"
+
+
+def in_tiles(data: Data, tile_size: int | None = None) -> Data:
+    """Return a slide with its graph in tiles, which a ``GraphDenoiser`` predicts one by one.
+
+    Args:
+        data: a slide; one that has no edges is returned as it is.
+        tile_size: spots of a tile; None: what suits a CPU's cache.
+    """
+    relations = [prefix for prefix in RELATIONS if f"{prefix}edge_index" in data]
+    if not relations:
+        return data
+    tiled: Data = SpatialTiles(tile_size or CACHE_SIZED, relations)(copy.copy(data))
+    return tiled
 
 
 def _relabel(sender: Tensor, rows: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:

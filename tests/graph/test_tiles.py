@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
@@ -76,3 +78,12 @@ def test_what_cannot_be_tiled_is_refused():
         SpatialTiles(5)(two)
     with pytest.raises(ValueError, match="1 of 3 spots are not in one tile"):
         Tiles([Tile(torch.tensor([0, 2]), ())], 3)
+
+
+def test_tiles_move_with_their_slide_and_stay_tiles():
+    data = SpatialTiles(7)(SpatialGraph(4)(slide(20)))
+    moved = copy.copy(data).to("meta").tiles
+    assert len(moved) == len(data.tiles)
+    for tile in moved:
+        tensors = [tile.spots, *(v for edges in tile.relations for v in edges if v is not None)]
+        assert {str(tensor.device) for tensor in tensors} == {"meta"}

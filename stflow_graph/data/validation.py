@@ -1,4 +1,4 @@
-"""Regions of slides and the validation part of a fold's training slides."""
+"""The validation part of a fold's training slides."""
 
 from __future__ import annotations
 
@@ -6,49 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch_geometric.data import Data
 
 from stflow_graph.data.slide import Slide
 
 _VALIDATION_SHARE = 0.2
-_SPOT_FIELDS = ("x", "pos", "y", "context")
-
-
-def random_region(
-    data: Data,
-    generator: torch.Generator,
-    least: int = 2,
-    *,
-    smallest_share: float = 0.0,
-    most: int | None = None,
-) -> Data:
-    """Return the ⌊uN⌋ spots nearest to a random spot, u ~ U(smallest_share, 1).
-
-    With the defaults it is the region sampling of STFlow (Huang et al., ICML 2025).
-
-    Args:
-        data: a slide with ``x``, ``pos`` and ``y``. A region that is the whole slide is ``data``
-            itself, with all that it has; of a smaller one only the tensors of ``x``, ``pos``,
-            ``y`` and ``context`` are kept, for edges refer to spots by index.
-        generator: a generator on the CPU.
-        least: the smallest region; a smaller slide is returned whole.
-        smallest_share: smallest share of the slide's spots.
-        most: the largest region; None sets no bound.
-    """
-    n = data.pos.size(0)
-    u = smallest_share + (1 - smallest_share) * torch.rand((), generator=generator).item()
-    centre = int(torch.randint(n, (), generator=generator))
-    size = min(n, max(least, int(u * n)), n if most is None else most)
-    if size == n:
-        return data
-    distance = (data.pos - data.pos[centre]).square().sum(1)
-    # ascending rows keep the order of spots, and with it every sum, reproducible
-    rows = distance.argsort(stable=True)[:size].sort().values
-    region = Data(**{field: data[field][rows] for field in _SPOT_FIELDS if field in data})
-    if "pitch" in data:
-        region.pitch = data.pitch
-    return region
 
 
 def split_validation(
