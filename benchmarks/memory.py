@@ -45,9 +45,10 @@ from stflow_graph.build import build_ensemble
 from stflow_graph.checkpoint import Checkpoint, save_checkpoint
 from stflow_graph.config import load_config
 from stflow_graph.data.normalise import Normalisation
+from stflow_graph.graph import SpatialTiles
 from stflow_graph.io.embeddings import write_embeddings
 
-PARTS = ("sampling", "training step")
+PARTS = ("sampling", "training step", "training step by tiles")
 _KIB = 1024  # ru_maxrss is in KiB on Linux
 
 
@@ -72,7 +73,8 @@ def run_cell(name: str, n: int, part: str, options: argparse.Namespace) -> int:
         sample(model, contender.prepare(slide), torch.randn_like(slide.y))
     else:
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
-        training_step(model, optimizer, contender.prepare(slide, training=True))
+        data = contender.prepare(slide, training=True)
+        training_step(model, optimizer, SpatialTiles()(data) if part == PARTS[2] else data)
     return peak(device) - before
 
 
@@ -85,6 +87,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if name == PUBLISHED and n > options.most_published:
                 continue
             for part in PARTS:
+                if part == PARTS[2] and not CONTENDERS[name].tiles:
+                    continue
                 command = [sys.executable, __file__, "--out", options.out, "--cell", name, n, part]
                 command += ["--threads", options.threads, "--device", options.device]
                 command += ["--quick"] * options.quick
@@ -167,12 +171,15 @@ def show(console: Console, found: dict[str, Any], streams: dict[int, dict[str, f
             continue
         table = Table(f"{part}: MB above the process", *(f"{n:,} spots" for n in sizes))
         for name, row in found[part].items():
+            if not row:
+                continue
             cells = []
             for n in sizes:
                 if n not in row:
                     cells.append("")
                     continue
-                share = row[n] / max(found[part][REFERENCE][n], 1)
+                reference = found["sampling" if part == "sampling" else PARTS[1]][REFERENCE]
+                share = row[n] / max(reference[n], 1)
                 share_text = "" if name == REFERENCE else f" ({share:.2f})"
                 cells.append(f"{row[n] / 1e6:,.0f}{share_text}")
             table.add_row(name, *cells)

@@ -10,8 +10,8 @@ Sampling is the making of the graph and all network calls, as many for everyone.
 ``as published`` makes distances of all pairs in every call and is left out beyond
 --most-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
-compiled with torch.compile and works on whole slides. The exponent of cost is the slope of log time against log size from
-3,000 spots on. Writes OUT/speed.json and .png.
+compiled with torch.compile and works on whole slides, as on a GPU. The exponent of cost is the
+slope of log time against log size from 3,000 spots on. Writes OUT/speed.json and .png.
 """
 
 from __future__ import annotations
@@ -225,6 +225,7 @@ def main() -> None:
     floors: dict[int, float] = {}
     for n in options.sizes:
         results[n], floors[n] = measure(n, options), floor(n, options)
+        write(results, floors, options)  # the largest sizes take long: what is done is kept
         console.print(f"{n:,} spots done", style="dim")
     console.print(show(results, floors))
     slopes = exponents(results)
@@ -233,13 +234,22 @@ def main() -> None:
     console.print(
         f"{STEPS} network calls a sample; {machine(torch.device(options.device))}", highlight=False
     )
+    console.print(f"{options.out / 'speed.json'} and .png written")
+
+
+def write(
+    results: dict[int, dict[str, dict[str, float]]],
+    floors: dict[int, float],
+    options: argparse.Namespace,
+) -> None:
+    """Write JSON and PNG."""
     options.out.mkdir(parents=True, exist_ok=True)
     found = {
         "machine": machine(torch.device(options.device)),
         "compiled": options.compiled,
         "seconds": results,
         "floor": floors,
-        "exponents": slopes,
+        "exponents": exponents(results),
     }
     (options.out / "speed.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     drawn = {
@@ -250,7 +260,6 @@ def main() -> None:
         for part in ("sampling", "training step")
     }
     draw_costs(drawn, "seconds", options.out / "speed.png")
-    console.print(f"{options.out / 'speed.json'} and .png written")
 
 
 if __name__ == "__main__":

@@ -112,8 +112,10 @@ class TrainConfig(_Record):
     (more of a slide that is too large for one), each with a share of the slide's spots between
     ``smallest_region`` and 1; ``batch_size`` regions make a step, of at most
     ``max_spots_per_batch`` spots, halos apart. With ``smallest_region = 1`` a slide that is too
-    large is covered by regions. ``patience`` epochs without a better validation score end
-    the training. ``objective = "regression"`` trains the expected expression alone, without flow.
+    large is covered by regions. With a ``tile_size`` a step of one region works on it tile by
+    tile: the same gradient with less memory, but more time. ``patience`` epochs without a better
+    validation score end the training. ``objective = "regression"`` trains the expected expression
+    alone, without flow.
     Where the graph is run once a slide, ``flow_steps`` steps of ``flow_spots`` spots follow, in
     which the flow of single spots is learned.
     """
@@ -128,6 +130,7 @@ class TrainConfig(_Record):
     max_spots_per_batch: int = Field(
         8192, ge=2, validation_alias=AliasChoices("max_spots_per_batch", "max_region_spots")
     )  # the second is its name in older checkpoints
+    tile_size: int = Field(0, ge=0)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)

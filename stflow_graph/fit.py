@@ -26,6 +26,7 @@ from stflow_graph.flow.loss import flow_loss
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.graph.regions import cover_slide, cut_region, random_region
+from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.metrics import pearson_per_gene
 from stflow_graph.nn.spot_flow import conditional
@@ -121,6 +122,8 @@ def fit(
                 t = torch.rand(len(regions), generator=generator)
                 y_0 = prior(open_uniform(batch.y.shape, generator))
                 batch, t, y_0 = batch.to(device), t.to(device), y_0.to(device)
+                if settings.tile_size and len(regions) == 1:
+                    batch = in_tiles(batch, settings.tile_size)
                 y_1 = _estimate(model, batch, t, y_0, settings.objective)
                 loss = region_loss(y_1, batch, settings.pcc_weight)
                 state.optimizer.zero_grad(set_to_none=True)

@@ -341,16 +341,18 @@ def test_the_dropout_that_training_chose_is_written_down(cohort, tmp_path):
     assert asked["denoiser"]["input_dropout"] == "auto"
 
 
-def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch):
+@pytest.mark.parametrize("tile_size", [0, 7])
+def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch, tile_size):
     sizes = []
 
     def estimate(model, batch, *others, _real=fit_module._estimate):
+        assert ("tiles" in batch) == bool(tile_size)
         sizes.append((int(batch.inner.sum()), batch.num_nodes))
         return _real(model, batch, *others)
 
     monkeypatch.setattr(fit_module, "_estimate", estimate)
     whole = {"train__folds": [0], "train__epochs": 1, "denoiser__n_layers": 1}
-    whole |= {"train__members": 1, "train__regions_per_slide": 1}
+    whole |= {"train__members": 1, "train__regions_per_slide": 1, "train__tile_size": tile_size}
     run(cohort, tmp_path / "run", train__max_spots_per_batch=20, **whole)
     n_spots = [len(load_slide(cohort.embedding(s), cohort.expression(s))) for s in "BCD"]
     assert all(own <= 20 < n_nodes for own, n_nodes in sizes)

@@ -107,8 +107,23 @@ class Tiles:
             )
             for tile in self.tiles
         )
-        there.__dict__.pop("_averaging", None)
+        for made in ("order", "nodes", "_averaging"):
+            there.__dict__.pop(made, None)
         return there
+
+    @functools.cached_property
+    def order(self) -> tuple[Tensor, list[int]]:
+        """``[N]``: the rows of the slide, tile after tile, and how many each tile has."""
+        return torch.cat([tile.spots for tile in self.tiles]), [len(tile) for tile in self.tiles]
+
+    @functools.cached_property
+    def nodes(self) -> list[tuple[Tensor, list[int]]]:
+        """For each type of edges: ``nodes`` of tile after tile, and how many each tile has."""
+        by_relation = zip(*(tile.relations for tile in self.tiles), strict=True)
+        return [
+            (torch.cat([each.nodes for each in edges]), [len(each.nodes) for each in edges])
+            for edges in by_relation
+        ]
 
     def average(self, z: Tensor) -> Tensor:
         """Return the mean over the spatial neighbours of each spot, of ``z``'s shape ``[N, C]``."""

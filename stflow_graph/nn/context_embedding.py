@@ -57,10 +57,10 @@ class ContextEmbedding(nn.Linear):
         """
         if not self.hops:
             return super().forward(cheap_dropout(x, self.dropout, self.training))
-        average = Averaging(edge_index, edge_weight, x.size(0))
-        if context is None and not (self.training and self.dropout):
-            return self.gather(self.project(x), average)
         if context is None:
+            average = Averaging(edge_index, edge_weight, x.size(0))
+            if not (self.training and self.dropout):
+                return self.gather(self.project(x), average)
             context = diffuse(x, self.hops, average)
         wide = torch.cat([x, context], dim=1)
         return super().forward(cheap_dropout(wide, self.dropout, self.training))

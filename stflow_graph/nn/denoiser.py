@@ -43,10 +43,11 @@ class GraphDenoiser(nn.Module):
     (``nn.SpotFlow``). Sampling then costs one pass over the graph, whatever the number of steps
     and samples. :meth:`condition` and :meth:`denoise` are the two halves.
 
-    Outside of training a slide may come in tiles (``graph.SpatialTiles``): blocks then go over
-    all tiles one after the other, and what they hold beside the states of the spots is of one
-    tile. The output is that of the whole slide, whatever the tiles, also with global attention.
-    Layers given by ``conv`` must see no more than a spot's neighbours and the edges to them.
+    A slide may come in tiles (``graph.SpatialTiles``): blocks then go over all tiles one after the
+    other, and what they hold beside the states of the spots is of one tile, in training too.
+    Output and gradient are those of the whole slide, whatever the tiles, also with global
+    attention. Layers given by ``conv`` must see no more than a spot's neighbours and the edges
+    to them.
 
     With ``attention="stflow"`` blocks are the published ones, and with ``global_attention=None``
     the function is the published one, equal to ``TransformerDenoiser`` on the same graph.
@@ -170,8 +171,8 @@ class GraphDenoiser(nn.Module):
             t: ``[n_slides]`` flow time of each slide, in [0, 1].
             data: ``x [N, F]``, the tensors of ``graph.SpatialGraph`` (with ``attention="stflow"``
                 of ``graph.PublishedGraph``; or ``pos`` and ``edge_index``, and the frames are
-                made anew), and ``batch [N]`` if there are several slides; or, outside of training,
-                the ``tiles`` of one slide.
+                made anew), and ``batch [N]`` if there are several slides; or the ``tiles`` of one
+                slide, in training with ``context`` if the first layer has hops.
 
         Raises:
             ValueError: shapes, dtypes or edges that do not fit; the message prints them.
@@ -188,6 +189,8 @@ class GraphDenoiser(nn.Module):
         if tiles is None:
             relations = self._relations(data, batch)
             return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
+        if torch.is_grad_enabled():
+            return self._learn_by_tiles(h, lambda rows: y_t[rows], tiles)[1]
         code = h.new_empty(h.size(0), len(self.blocks) * h.size(1))
         self._run_blocks_by_tiles(h, lambda rows: y_t[rows], tiles, code)
         return self._read_out(code)
@@ -233,16 +236,26 @@ class GraphDenoiser(nn.Module):
 
     def _condition(self, data: Data, batch: Tensor, n_slides: int) -> Condition:
         tiles = self._tiles(data)
-        if tiles is not None:
+        if tiles is not None and not torch.is_grad_enabled():
             return self.decode(self.encode(self.gather(self.project(data.x), tiles), tiles))
-        relations = self._relations(data, batch)
-        h = self._embed(data)
-        y = h.new_zeros(h.size(0), self.n_genes)
-        states, mean = self._run_blocks(h, y, relations, batch, n_slides)
+        h = self._embed(data, tiles)
+        if tiles is not None:
+            states, mean = self._learn_by_tiles(h, self._nothing_known(h), tiles)
+        else:
+            y = self._nothing_known(h)(h)
+            states, mean = self._run_blocks(h, y, self._relations(data, batch), batch, n_slides)
         if self.linear_part is not None and not self.training:
-            linear = self.linear_part(data.x, data.edge_index, data.edge_weight)
+            if tiles is not None:
+                down = self.linear_part.down
+                linear = self.linear_part.up(down.gather(down.project(data.x), tiles.average))
+            else:
+                linear = self.linear_part(data.x, data.edge_index, data.edge_weight)
             mean = torch.lerp(mean, linear, self.linear_part.share)
         return Condition(mean, states)
+
+    def _nothing_known(self, h: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what gives the estimate of expression before the first block, of some rows."""
+        return lambda rows: h.new_zeros(len(rows), self.n_genes)
 
     def project(self, x: Tensor) -> Tensor:
         """Return all that the graph reads of the embeddings ``x [n, F]`` of some spots.
@@ -296,9 +309,7 @@ class GraphDenoiser(nn.Module):
         width = len(self.blocks) * channels
         code = h.new_empty(h.size(0), width + linear.size(1))
         code[:, width:] = linear
-        self._run_blocks_by_tiles(
-            h, lambda rows: h.new_zeros(len(rows), self.n_genes), tiles, code[:, :width]
-        )
+        self._run_blocks_by_tiles(h, self._nothing_known(h), tiles, code[:, :width])
         return code
 
     def decode(self, code: Tensor) -> Condition:
@@ -313,8 +324,6 @@ class GraphDenoiser(nn.Module):
     def _tiles(self, data: Data) -> Tiles | None:
         if "tiles" not in data:
             return None
-        if self.training:
-            raise ValueError("tiles are for prediction: call eval() first")
         found: Tiles = data.tiles
         n_relations = 1 + self.similarity_edges
         if any(len(tile.relations) != n_relations for tile in found):
@@ -333,6 +342,25 @@ class GraphDenoiser(nn.Module):
             def y(rows: Tensor, block: DenoiserBlock = block, h: Tensor = h) -> Tensor:
                 return block.read_out(h[rows])
 
+    def _learn_by_tiles(
+        self, h: Tensor, first: Callable[[Tensor], Tensor], tiles: Tiles
+    ) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`_run_blocks` does, and the same gradient."""
+        total = h.new_zeros(h.size(0), self.n_genes)
+
+        def y(rows: Tensor, states: Tensor) -> Tensor:
+            return first(rows)
+
+        for block in self.blocks:
+            assert isinstance(block, DenoiserBlock)
+            h = block.learn_by_tiles(h, y, tiles)
+            total = total + block.read_out(h)
+
+            def y(rows: Tensor, states: Tensor, block: DenoiserBlock = block) -> Tensor:
+                return block.read_out(states)
+
+        return h, total / len(self.blocks)
+
     def _read_out(self, code: Tensor) -> Tensor:
         """Return the mean of the blocks' estimates of expression, ``[n, G]``."""
         states = code.split(self.embed_x.out_features, dim=1)
@@ -343,10 +371,12 @@ class GraphDenoiser(nn.Module):
         return total / len(self.blocks)
 
     def _embed(self, data: Data, tiles: Tiles | None = None) -> Tensor:
-        if tiles is not None:
-            return self.embed_x.gather(self.embed_x.project(data.x), tiles.average)
         context = data.context if "context" in data else None
-        return self.embed_x(data.x, data.edge_index, data.edge_weight, context)
+        if tiles is None or not self.embed_x.hops or (self.training and context is not None):
+            return self.embed_x(data.x, data.edge_index, data.edge_weight, context)
+        if self.training and self.embed_x.dropout:
+            raise ValueError("to learn in tiles, put the slide through graph.NeighbourhoodContext")
+        return self.embed_x.gather(self.embed_x.project(data.x), tiles.average)
 
     def _run_blocks(
         self, h: Tensor, y: Tensor, relations: list[Edges], batch: Tensor, n_slides: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stflow_graph.graph.tiles import Tiles
 from stflow_graph.nn.dropout import CheapDropout
@@ -90,6 +92,50 @@ class DenoiserBlock(nn.Module):
             if whole is not None:
                 part = part + self.gate * whole.spread(part, summary)
             out[tile.spots] = part + self.mlp(part)
+
+    def learn_by_tiles(
+        self, h: Tensor, y: Callable[[Tensor, Tensor], Tensor], tiles: Tiles
+    ) -> Tensor:
+        """Return the new states ``[N, C]`` of one slide, the same as :meth:`forward` does.
+
+        For the gradient nothing is kept but states of all spots: what a tile's edges take is
+        made anew when its turn comes (Chen et al. 2016, "Training deep nets with sublinear memory
+        cost").
+
+        Args:
+            h: ``[N, C]``.
+            y: gives the estimate of expression ``[n, G]`` of some rows of the slide and their
+                states ``[n, C]``.
+            tiles: the slide's.
+        """
+        whole: Any = self.global_attention
+        order, sizes = tiles.order
+        own = h.index_select(0, order).split(sizes)
+        # one gradient of all rows for each type of edges, and not one for each tile
+        near = [h.index_select(0, nodes).split(sizes) for nodes, sizes in tiles.nodes]
+
+        def local(i: int, part: Tensor, *around: Tensor) -> Tensor:
+            tile = tiles[i]
+            for conv, edges, x in zip(self.convs, tile.relations, around, strict=True):
+                nodes, *rest = edges
+                part = part + conv(x, y(nodes, x), *rest)[: len(tile)]
+            return part
+
+        def rest(part: Tensor, summary: Any) -> Tensor:
+            if whole is not None:
+                part = part + self.gate * whole.spread(part, summary)
+            return part + self.mlp(part)
+
+        parts = [
+            checkpoint(local, i, part, *(each[i] for each in near), use_reentrant=False)
+            for i, part in enumerate(own)
+        ]
+        summary = None
+        if whole is not None:
+            read = [checkpoint(whole.read, part, use_reentrant=False) for part in parts]
+            summary = functools.reduce(whole.merge, read)
+        parts = [checkpoint(rest, part, summary, use_reentrant=False) for part in parts]
+        return torch.cat(parts).index_select(0, order.argsort())
 
 
 def block_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:

@@ -11,7 +11,13 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATv2Conv, SAGEConv
 from torch_geometric.transforms import Compose
 
-from stflow_graph.graph import PublishedGraph, SimilarityEdges, SpatialGraph, SpatialTiles
+from stflow_graph.graph import (
+    NeighbourhoodContext,
+    PublishedGraph,
+    SimilarityEdges,
+    SpatialGraph,
+    SpatialTiles,
+)
 from stflow_graph.nn.conv import AdaptedConv
 from stflow_graph.nn.denoiser import GraphDenoiser
 
@@ -82,17 +88,20 @@ KINDS = {
 }
 
 
+def with_graph(kind: str, pos: torch.Tensor) -> tuple[Data, tuple[str, ...]]:
+    published = KINDS[kind].get("attention") == "stflow"
+    graph = PublishedGraph(6) if published else SpatialGraph(6)
+    relations = ("",)
+    if KINDS[kind].get("similarity_edges"):
+        graph, relations = Compose([graph, SimilarityEdges(4)]), ("", "similar_")
+    return in_double(graph(slide(pos))), relations
+
+
 @pytest.mark.parametrize("pos", [jittered(), lattice()], ids=["jittered", "lattice"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_of_any_size_give_what_the_whole_slide_gives(kind, pos):
-    options = KINDS[kind]
-    model = denoiser(**options)
-    published = options.get("attention") == "stflow"
-    graph = PublishedGraph(6) if published else SpatialGraph(6)
-    relations = ("",)
-    if options.get("similarity_edges"):
-        graph, relations = Compose([graph, SimilarityEdges(4)]), ("", "similar_")
-    data = in_double(graph(slide(pos)))
+    model = denoiser(**KINDS[kind])
+    data, relations = with_graph(kind, pos)
     y_t = torch.randn(len(pos), GENES, generator=torch.Generator().manual_seed(1)).double()
     t = torch.tensor([0.4]).double()
     with torch.no_grad():
@@ -113,6 +122,59 @@ def test_tiles_of_any_size_give_what_the_whole_slide_gives(kind, pos):
     torch.testing.assert_close(found.double(), whole, rtol=1e-5, atol=1e-5 * float(whole.std()))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_by_tiles_are_those_of_the_whole_slide(kind):
+    model, (data, relations) = denoiser(**KINDS[kind]), with_graph(kind, jittered())
+    y_t = torch.randn(90, GENES, generator=torch.Generator().manual_seed(1)).double()
+    t = torch.tensor([0.4]).double()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradient(data: Data) -> tuple[torch.Tensor, ...]:
+        loss = (model(y_t, t, data) - y_t).square().sum()
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    expected = gradient(data)
+    for tile_size in (3, 25, 1000):
+        found = gradient(SpatialTiles(tile_size, relations)(copy.copy(data)))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("hops", [(), (1, 4)])
+def test_learning_by_tiles_keeps_nothing_of_the_edges(hops):
+    model = denoiser(graph_once=True, context_hops=hops, dropout=0.3, attn_dropout=0.1).train()
+    whole = in_double(SpatialGraph(6)(slide(jittered(500))))
+    if hops:
+        whole = NeighbourhoodContext(hops)(whole)
+    kept: dict[str, int] = {}
+    gradients = []
+    for name, data in (("whole", whole), ("tiles", SpatialTiles(25)(copy.copy(whole)))):
+
+        def keep(tensor: torch.Tensor, name: str = name) -> torch.Tensor:
+            kept[name] = max(kept.get(name, 0), tensor.size(0) if tensor.dim() else 0)
+            return tensor
+
+        for _ in "ab":
+            torch.manual_seed(0)
+            model.zero_grad()
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = model.condition(data).mean.square().sum()
+            loss.backward()
+            gradients.append(model.embed_x.weight.grad.clone())
+    assert kept["whole"] >= whole.num_edges
+    assert kept["tiles"] <= 2 * 500  # spots and halos
+    # what is made anew drops what was dropped at first
+    assert torch.equal(gradients[2], gradients[3])
+    assert not torch.equal(gradients[0], gradients[2])
+
+
+def test_learning_by_tiles_with_dropout_needs_the_context_before():
+    model = denoiser(graph_once=True, context_hops=(1, 4), input_dropout=0.5).train()
+    data = SpatialTiles(25)(in_double(SpatialGraph(6)(slide(jittered()))))
+    with pytest.raises(ValueError, match="NeighbourhoodContext"):
+        model.condition(data)
+
+
 def test_a_condition_made_in_four_steps_never_needs_all_embeddings_or_genes_at_once():
     model = denoiser(graph_once=True, context_hops=(1, 4), ridge_rank=3)
     data = in_double(SpatialGraph(6)(slide(jittered())))
@@ -128,11 +190,9 @@ def test_a_condition_made_in_four_steps_never_needs_all_embeddings_or_genes_at_o
     torch.testing.assert_close(torch.cat([part.states for part in parts]), whole.states)
 
 
-def test_tiles_are_for_prediction_and_must_have_the_relations_of_the_model():
+def test_tiles_must_have_the_relations_of_the_model():
     data = SpatialTiles(20)(SpatialGraph(6)(slide(jittered())))
     y_t, t = torch.zeros(90, GENES).double(), torch.zeros(1).double()
-    with pytest.raises(ValueError, match=r"call eval\(\)"):
-        denoiser().train()(y_t, t, data)
     with pytest.raises(ValueError, match="2 types of edges"):
         denoiser(similarity_edges=True)(y_t, t, data)
     with pytest.raises(ValueError, match="graph_once=True"):
