@@ -348,17 +348,12 @@ class GraphDenoiser(nn.Module):
         """Return what :meth:`_run_blocks` does, and the same gradient."""
         total = h.new_zeros(h.size(0), self.n_genes)
 
-        def y(rows: Tensor, states: Tensor) -> Tensor:
-            return first(rows)
-
+        y: Callable[[Tensor, Tensor], Tensor] = partial(_first_estimate, first)
         for block in self.blocks:
             assert isinstance(block, DenoiserBlock)
             h = block.learn_by_tiles(h, y, tiles)
             total = total + block.read_out(h)
-
-            def y(rows: Tensor, states: Tensor, block: DenoiserBlock = block) -> Tensor:
-                return block.read_out(states)
-
+            y = partial(_estimate_of, block)  # bound: backward calls it once more
         return h, total / len(self.blocks)
 
     def _read_out(self, code: Tensor) -> Tensor:
@@ -425,3 +420,13 @@ def _by_spot(edges: Tensor, batch: Tensor) -> Tensor:
         return edges
     plain = type(edges) is Tensor and edges.layout == torch.strided
     return sorted_edges(edges, batch.size(0)) if plain and is_sorted(edges[1]) else edges
+
+
+def _first_estimate(first: Callable[[Tensor], Tensor], rows: Tensor, states: Tensor) -> Tensor:
+    return first(rows)
+
+
+def _estimate_of(block: DenoiserBlock, rows: Tensor, states: Tensor) -> Tensor:
+    """Return the estimate of expression ``[n, G]`` that a block reads out of its states."""
+    estimate: Tensor = block.read_out(states)
+    return estimate
