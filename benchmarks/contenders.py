@@ -1,4 +1,4 @@
-"""The denoisers whose cost is compared, on slides made for it; used by speed, memory and scaling.
+"""The denoisers whose cost is compared, on slides made for it; used by speed and memory.
 
 The setting is one for all: 128 channels, 4 heads, 4 layers, k = 8, 50 genes, embeddings of 1024
 channels, float32, and as many network calls a sample for everyone.

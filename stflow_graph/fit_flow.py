@@ -109,7 +109,7 @@ def _frozen(
     with torch.no_grad():
         for data in slides:
             here = copy.copy(data).to(device)
-            condition = model.condition(in_tiles(here) if data.num_nodes > most else here)
+            condition = model.condition(in_tiles(here, above=most))
             found.append((condition.mean, condition.states, data.y.to(device)))
     return _Spots(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 

@@ -190,8 +190,7 @@ def _new_member(
 
     def held_out(slide: Slide) -> Data:
         data = copy.copy(inputs.data(slide)).to(device)  # .to moves the object's own tensors
-        large = len(slide) > config.train.max_region_spots
-        return in_tiles(data) if large and config.denoiser.name == "graph" else data
+        return in_tiles(data, above=config.train.max_region_spots)
 
     return _Member(
         model,

@@ -23,13 +23,7 @@ from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
-from stflow_graph.predict import (
-    check_samples,
-    check_spots,
-    pick_device,
-    predict,
-    slide_data,
-)
+from stflow_graph.predict import check_samples, check_spots, pick_device, predict, slide_data
 from stflow_graph.stream import can_stream, stream
 
 
@@ -226,7 +220,7 @@ def _blocks(
         return
     slide = slide_of(source)
     data = slide_data(slide, config, normalisation).to(device)
-    if config.denoiser.name == "graph" and (settings.tile_size or device.type == "cpu"):
+    if settings.tile_size or device.type == "cpu":
         data = in_tiles(data, settings.tile_size)
     predicted = predict(model, data, slide, config, normalisation, **drawing)
     yield Block(slice(0, len(slide)), predicted.mean, predicted.samples)

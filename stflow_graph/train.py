@@ -21,6 +21,7 @@ from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.fit import EpochRecord
 from stflow_graph.fit_fold import fit_fold
+from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
 from stflow_graph.metrics import none_if_nan, pearson_per_gene, results_kfold
 from stflow_graph.predict import check_spots, pick_device, predict, slide_data
@@ -276,6 +277,7 @@ def _score_test(
     predicted = []
     for slide in slides:
         data = slide_data(slide, config, scaling).to(device)
+        data = in_tiles(data, above=config.train.max_region_spots)
         predicted.append(predict(model, data, slide, config, scaling, seed=config.train.seed).mean)
     truth = [slide.truth for slide in slides]
     of_slides = {

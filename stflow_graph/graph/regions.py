@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from stflow_graph.graph.tiles import RELATIONS, split_in_space
+from stflow_graph.graph.tiles import relations_of, split_in_space
 
 _SPOT_FIELDS = ("x", "pos", "y", "context")
 
@@ -76,11 +76,11 @@ def cut_region(data: Data, rows: Tensor, n_hops: int = 0) -> Data:
     n = data.pos.size(0)
     if len(rows) == n:
         return data
-    relations = [p for p in RELATIONS if f"{p}edge_index" in data] if n_hops else []
+    relations = relations_of(data) if n_hops else []
     inner = torch.zeros(n, dtype=torch.bool)
     inner[rows] = True
     kept = read = inner
-    for _ in range(n_hops if relations else 0):
+    for _ in range(n_hops):
         kept, read = kept.clone(), kept
         for prefix in relations:
             sender, receiver = data[f"{prefix}edge_index"]

@@ -8,7 +8,6 @@ halo, tiles of any size give the same, and what a layer needs in between is boun
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -99,7 +98,8 @@ class Tiles:
         def moved(value: Any) -> Any:
             return None if value is None else value.to(device, non_blocking=non_blocking)
 
-        there = copy.copy(self)
+        there = Tiles.__new__(Tiles)  # whose tiles were checked here
+        there.n_spots = self.n_spots
         there.tiles = tuple(
             Tile(
                 moved(tile.spots),
@@ -107,8 +107,6 @@ class Tiles:
             )
             for tile in self.tiles
         )
-        for made in ("order", "nodes", "_averaging"):
-            there.__dict__.pop(made, None)
         return there
 
     @functools.cached_property
@@ -208,17 +206,23 @@ class SpatialTiles(BaseTransform):
         return f"{type(self).__name__}(tile_size={self.tile_size})"
 
 
-def in_tiles(data: Data, tile_size: int | None = None) -> Data:
-    """Return a slide with its graph in tiles, which a ``GraphDenoiser`` predicts one by one.
+def relations_of(data: Data) -> list[str]:
+    """Return the prefixes of the types of edges that a slide has."""
+    return [prefix for prefix in RELATIONS if f"{prefix}edge_index" in data]
+
+
+def in_tiles(data: Data, tile_size: int | None = None, *, above: int = 0) -> Data:
+    """Return a slide with all its edges in tiles, on which a ``GraphDenoiser`` works one by one.
 
     Args:
         data: a slide; one that has no edges is returned as it is.
         tile_size: spots of a tile; None: what suits a CPU's cache.
+        above: a slide of no more spots is returned as it is too.
     """
-    relations = [prefix for prefix in RELATIONS if f"{prefix}edge_index" in data]
-    if not relations:
+    relations = relations_of(data)
+    if not relations or data.num_nodes <= above:
         return data
-    tiled: Data = SpatialTiles(tile_size or CACHE_SIZED, relations)(copy.copy(data))
+    tiled: Data = SpatialTiles(tile_size or CACHE_SIZED, relations)(data)
     return tiled
 
 

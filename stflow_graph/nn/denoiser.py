@@ -18,6 +18,7 @@ from stflow_graph.nn.conv import FrameAveragedConv
 from stflow_graph.nn.denoiser_block import (
     DenoiserBlock,
     Edges,
+    Estimate,
     block_parts,
     published_block_parts,
 )
@@ -189,10 +190,14 @@ class GraphDenoiser(nn.Module):
         if tiles is None:
             relations = self._relations(data, batch)
             return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
+
+        def noised(rows: Tensor, states: Tensor) -> Tensor:
+            return y_t[rows]
+
         if torch.is_grad_enabled():
-            return self._learn_by_tiles(h, lambda rows: y_t[rows], tiles)[1]
+            return self._learn_by_tiles(h, noised, tiles)[1]
         code = h.new_empty(h.size(0), len(self.blocks) * h.size(1))
-        self._run_blocks_by_tiles(h, lambda rows: y_t[rows], tiles, code)
+        self._run_blocks_by_tiles(h, noised, tiles, code)
         return self._read_out(code)
 
     @property
@@ -240,9 +245,9 @@ class GraphDenoiser(nn.Module):
             return self.decode(self.encode(self.gather(self.project(data.x), tiles), tiles))
         h = self._embed(data, tiles)
         if tiles is not None:
-            states, mean = self._learn_by_tiles(h, self._nothing_known(h), tiles)
+            states, mean = self._learn_by_tiles(h, self._nothing_known, tiles)
         else:
-            y = self._nothing_known(h)(h)
+            y = h.new_zeros(h.size(0), self.n_genes)
             states, mean = self._run_blocks(h, y, self._relations(data, batch), batch, n_slides)
         if self.linear_part is not None and not self.training:
             if tiles is not None:
@@ -253,9 +258,9 @@ class GraphDenoiser(nn.Module):
             mean = torch.lerp(mean, linear, self.linear_part.share)
         return Condition(mean, states)
 
-    def _nothing_known(self, h: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what gives the estimate of expression before the first block, of some rows."""
-        return lambda rows: h.new_zeros(len(rows), self.n_genes)
+    def _nothing_known(self, rows: Tensor, states: Tensor) -> Tensor:
+        """Return the estimate of expression before the first block."""
+        return states.new_zeros(len(rows), self.n_genes)
 
     def project(self, x: Tensor) -> Tensor:
         """Return all that the graph reads of the embeddings ``x [n, F]`` of some spots.
@@ -309,7 +314,7 @@ class GraphDenoiser(nn.Module):
         width = len(self.blocks) * channels
         code = h.new_empty(h.size(0), width + linear.size(1))
         code[:, width:] = linear
-        self._run_blocks_by_tiles(h, self._nothing_known(h), tiles, code[:, :width])
+        self._run_blocks_by_tiles(h, self._nothing_known, tiles, code[:, :width])
         return code
 
     def decode(self, code: Tensor) -> Condition:
@@ -330,30 +335,21 @@ class GraphDenoiser(nn.Module):
             raise ValueError(f"data.tiles must have {n_relations} types of edges")
         return found
 
-    def _run_blocks_by_tiles(
-        self, h: Tensor, y: Callable[[Tensor], Tensor], tiles: Tiles, code: Tensor
-    ) -> None:
+    def _run_blocks_by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles, code: Tensor) -> None:
         """Write the states after each block into ``code [N, L · C]``."""
         for block, out in zip(self.blocks, code.split(h.size(1), dim=1), strict=True):
             assert isinstance(block, DenoiserBlock)
             block.by_tiles(h, y, tiles, out)
-            h = out
+            h, y = out, partial(_read_out_of, block)
 
-            def y(rows: Tensor, block: DenoiserBlock = block, h: Tensor = h) -> Tensor:
-                return block.read_out(h[rows])
-
-    def _learn_by_tiles(
-        self, h: Tensor, first: Callable[[Tensor], Tensor], tiles: Tiles
-    ) -> tuple[Tensor, Tensor]:
+    def _learn_by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_run_blocks` does, and the same gradient."""
         total = h.new_zeros(h.size(0), self.n_genes)
-
-        y: Callable[[Tensor, Tensor], Tensor] = partial(_first_estimate, first)
         for block in self.blocks:
             assert isinstance(block, DenoiserBlock)
             h = block.learn_by_tiles(h, y, tiles)
             total = total + block.read_out(h)
-            y = partial(_estimate_of, block)  # bound: backward calls it once more
+            y = partial(_read_out_of, block)
         return h, total / len(self.blocks)
 
     def _read_out(self, code: Tensor) -> Tensor:
@@ -422,11 +418,7 @@ def _by_spot(edges: Tensor, batch: Tensor) -> Tensor:
     return sorted_edges(edges, batch.size(0)) if plain and is_sorted(edges[1]) else edges
 
 
-def _first_estimate(first: Callable[[Tensor], Tensor], rows: Tensor, states: Tensor) -> Tensor:
-    return first(rows)
-
-
-def _estimate_of(block: DenoiserBlock, rows: Tensor, states: Tensor) -> Tensor:
-    """Return the estimate of expression ``[n, G]`` that a block reads out of its states."""
+def _read_out_of(block: DenoiserBlock, rows: Tensor, states: Tensor) -> Tensor:
+    """Return the estimate of expression that a block reads out of its states."""
     estimate: Tensor = block.read_out(states)
     return estimate

@@ -15,6 +15,9 @@ from stflow_graph.nn.dropout import CheapDropout
 from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.swiglu import SwiGLU
 
+# (rows of the slide [n], their states [n, C]) -> their estimate of expression [n, G]
+Estimate = Callable[[Tensor, Tensor], Tensor]
+
 
 class Edges(NamedTuple):
     """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` and weights ``[E]``."""
@@ -66,12 +69,12 @@ class DenoiserBlock(nn.Module):
         h = h + self.mlp(h)
         return h, self.read_out(h)
 
-    def by_tiles(self, h: Tensor, y: Callable[[Tensor], Tensor], tiles: Tiles, out: Tensor) -> None:
+    def by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles, out: Tensor) -> None:
         """Make the new states of one slide, the same as :meth:`forward` does.
 
         Args:
             h: ``[N, C]``.
-            y: gives the estimate of expression ``[n, G]`` of some rows of the slide.
+            y: of the slide's spots.
             tiles: the slide's.
             out: ``[N, C]`` where the new states are written; not ``h``, which tiles read to the
                 end.
@@ -82,7 +85,8 @@ class DenoiserBlock(nn.Module):
             part = h[tile.spots]
             for conv, edges in zip(self.convs, tile.relations, strict=True):
                 nodes, *near = edges
-                part = part + conv(h[nodes], y(nodes), *near)[: len(tile)]
+                x = h[nodes]
+                part = part + conv(x, y(nodes, x), *near)[: len(tile)]
             out[tile.spots] = part
             if whole is not None:
                 read = whole.read(part)
@@ -93,9 +97,7 @@ class DenoiserBlock(nn.Module):
                 part = part + self.gate * whole.spread(part, summary)
             out[tile.spots] = part + self.mlp(part)
 
-    def learn_by_tiles(
-        self, h: Tensor, y: Callable[[Tensor, Tensor], Tensor], tiles: Tiles
-    ) -> Tensor:
+    def learn_by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles) -> Tensor:
         """Return the new states ``[N, C]`` of one slide, the same as :meth:`forward` does.
 
         For the gradient nothing is kept but states of all spots: what a tile's edges take is
@@ -104,8 +106,7 @@ class DenoiserBlock(nn.Module):
 
         Args:
             h: ``[N, C]``.
-            y: gives the estimate of expression ``[n, G]`` of some rows of the slide and their
-                states ``[n, C]``.
+            y: of the slide's spots; called again when the gradient is made.
             tiles: the slide's.
         """
         whole: Any = self.global_attention
