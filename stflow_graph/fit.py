@@ -25,7 +25,7 @@ from stflow_graph.errors import BadInput, Diverged
 from stflow_graph.flow.loss import flow_loss
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
-from stflow_graph.graph.regions import cover_slide, cut_region, random_region
+from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.metrics import pearson_per_gene
@@ -116,7 +116,7 @@ def fit(
             torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
             model.train()
             for step, regions in enumerate(_batches(learn, config, generator), start=1):
-                batch = Batch.from_data_list(
+                batch = join_regions(
                     [region if "edge_index" in region else graph(region) for region in regions]
                 )
                 t = torch.rand(len(regions), generator=generator)

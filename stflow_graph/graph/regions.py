@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from stflow_graph.graph.tiles import relations_of, split_in_space
 
@@ -101,3 +104,16 @@ def cut_region(data: Data, rows: Tensor, n_hops: int = 0) -> Data:
             if key in data:
                 region[key] = data[key][edges]
     return region
+
+
+def join_regions(regions: Sequence[Data]) -> Batch:
+    """Return regions as one batch, with ``inner [N]`` if one of them has a halo.
+
+    A slide that is there as a whole has no halo: all its spots are its own.
+    """
+    if any("inner" in region for region in regions):
+        regions = [copy.copy(region) for region in regions]
+        for region in regions:
+            if "inner" not in region:
+                region.inner = torch.ones(region.pos.size(0), dtype=torch.bool)
+    return Batch.from_data_list(list(regions))

@@ -7,7 +7,7 @@ from torch_geometric.data import Batch, Data
 
 from stflow_graph.fit import region_loss
 from stflow_graph.graph import NeighbourhoodContext, SimilarityEdges, SpatialGraph
-from stflow_graph.graph.regions import cover_slide, cut_region, random_region
+from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.nn.denoiser import GraphDenoiser
 
 
@@ -85,6 +85,19 @@ def test_a_halo_is_what_is_within_so_many_hops():
     assert torch.equal(region.pos, data.pos[rows])
     assert torch.equal(torch.tensor(rows)[region.inner], torch.tensor([10, 11, 50]))
     assert len(rows) < 100
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_whole_slide_beside_a_region_counts_in_full_and_the_halo_does_not(turn):
+    small, large = (SpatialGraph(4)(slide(n)) for n in (30, 100))
+    region = cut_region(large, torch.arange(20), 2)
+    batch = join_regions([small, region][::turn])
+    assert int(batch.inner.sum()) == 30 + 20 < batch.num_nodes
+    own = batch.inner[batch.batch == (0 if turn == 1 else 1)]
+    assert len(own) == 30
+    assert own.all()
+    assert "inner" not in small
+    assert "inner" not in join_regions([small, large])
 
 
 HOPS = (1, 3)
