@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stflow_graph.build import build_ensemble
 from stflow_graph.calibration import Calibration
-from stflow_graph.config import Config, parse_config
+from stflow_graph.config import Config, parse_stored_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, plain
@@ -118,7 +118,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
         if sha256(folder / name) != content["sha256"].get(name):
             raise BadInput(folder / name, "sha256", plain("another hash"), "the one in config.json")
-    config = parse_config(content["config"], folder / "config.json")
+    config = parse_stored_config(content["config"], folder / "config.json")
     try:
         weights = load_file(folder / "model.safetensors")
         arrays = load_arrays(folder / "normalisation.safetensors")

@@ -63,6 +63,7 @@ class GraphDenoiserConfig(_Record):
     n_heads: int = Field(4, ge=1)
     n_layers: int = Field(2, ge=1)
     attention: Literal["additive", "dot", "stflow"] = "additive"
+    edge_encoder: Literal["invariants", "frames"] = "invariants"
     global_attention: Literal["latent", "linear", "none"] = "latent"
     n_latents: int = Field(16, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
@@ -238,6 +239,22 @@ def parse_config(values: Mapping[str, Any], origin: str | Path) -> Config:
     except ValidationError as error:
         problems = [_problem(details) for details in error.errors()]
         raise BadConfig(f"{origin}: " + "; ".join(problems)) from None
+
+
+def parse_stored_config(values: Any, origin: str | Path) -> Config:
+    """Validate what an earlier version may have stored: options that came since are as they were.
+
+    Raises:
+        BadConfig: as :func:`parse_config`.
+    """
+    denoiser = values.get("denoiser") if isinstance(values, dict) else None
+    if isinstance(denoiser, dict) and denoiser.get("name") == "graph":
+        values = {**values, "denoiser": {**_BEFORE_OPTIONS, **denoiser}}
+    return parse_config(values, origin)
+
+
+# of graph denoisers, where the default is not what was done before the option existed
+_BEFORE_OPTIONS = {"edge_encoder": "frames"}
 
 
 def _problem(details: Any) -> str:

@@ -14,7 +14,7 @@ import torch_geometric
 
 from stflow_graph import __version__
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stflow_graph.config import Config
+from stflow_graph.config import Config, parse_stored_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.slide import Slide, load_sample
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_embedding
@@ -142,10 +142,10 @@ def _check_same_run(out: Path, config: Config) -> None:
 
 
 def _completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored configuration with the defaults of options that came after it."""
+    """Return a stored configuration with the options that came after it."""
     try:
-        return _identity(Config.model_validate(stored))
-    except ValueError:
+        return _identity(parse_stored_config(stored, "run.json"))
+    except BadConfig:
         return stored
 
 

@@ -165,6 +165,23 @@ def test_a_run_from_before_an_option_was_there_goes_on(cohort, tmp_path):
         run(cohort, tmp_path / "run", denoiser__three_body=True)
 
 
+def test_what_was_stored_before_an_option_is_read_as_it_was_then(cohort, tmp_path):
+    # before edge_encoder, edges were encoded by frames; the default has changed since
+    run(cohort, tmp_path / "run", denoiser__edge_encoder="frames")
+    file = tmp_path / "run/run.json"
+    checkpoint = tmp_path / "run/fold0/checkpoint"
+    built = load_checkpoint(checkpoint).build().state_dict()
+    for path in (file, checkpoint / "config.json"):
+        stored = json.loads(path.read_text())
+        assert stored["config"]["denoiser"].pop("edge_encoder") == "frames"
+        path.write_text(json.dumps(stored))
+    assert load_checkpoint(checkpoint).build().state_dict().keys() == built.keys()
+    (result,) = run(cohort, tmp_path / "run", denoiser__edge_encoder="frames")
+    assert result.complete_before
+    with pytest.raises(BadConfig, match=r"edge_encoder = 'frames' \(now 'invariants'\)"):
+        run(cohort, tmp_path / "run")
+
+
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
     run(cohort, tmp_path / "run", train__epochs=1)
     good = sha256(tmp_path / "run" / WEIGHTS)

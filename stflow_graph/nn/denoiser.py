@@ -76,6 +76,7 @@ class GraphDenoiser(nn.Module):
             ``nn.LinearPart``; 0: none. It takes no part before its weights are set.
         signed_attention: whether local attention may be negative, see ``FrameAveragedConv``.
         three_body: whether pairs of neighbours act together, see ``FrameAveragedConv``.
+        edge_encoder: how edges are encoded, see ``FrameAveragedConv``.
         conv: makes a layer called as ``conv(h, y, edge_index, edge_attr, edge_weight) -> [N, C]``
             in place of ``FrameAveragedConv``; it is given ``(channels, n_genes)``.
 
@@ -105,6 +106,7 @@ class GraphDenoiser(nn.Module):
         ridge_rank: int = 0,
         signed_attention: bool = False,
         three_body: bool = False,
+        edge_encoder: str = "invariants",
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -139,6 +141,7 @@ class GraphDenoiser(nn.Module):
                 dropout,
                 signed_attention,
                 three_body,
+                edge_encoder,
             )
 
         def block() -> DenoiserBlock:

@@ -58,6 +58,45 @@ class FrameEncoder(nn.Module):
         return self.out((framed * (weight / 4)).add_(isotropic * (1 - weight)))
 
 
+class InvariantEncoder(nn.Module):
+    r"""Encodes an edge by what the four signs of its frame leave unchanged.
+
+    .. math::
+        f_{ij} = φ([w_i a^2, w_i b^2, ‖r_{ij}‖, ‖r_{ij} - c_i‖, q_{ij}, w_i]),
+        \qquad (a, b) = (r_{ij} - c_i) U_i
+
+    An average over the signs of (a, b), as :class:`FrameEncoder` makes, is a function of
+    (a², b²), and every function of (a², b²) is such an average; so this encodes what frame
+    averaging (Puny et al., ICLR 2022) can, with one evaluation of φ in the place of five.
+    Squares fade out with the axes' weight w where the axes are arbitrary, so f is continuous.
+
+    Args:
+        out_channels: channels of f.
+        hidden_channels: width of φ's hidden layer, ``2 * out_channels`` if None.
+    """
+
+    in_features = 6
+
+    def __init__(self, out_channels: int, hidden_channels: int | None = None) -> None:
+        super().__init__()
+        hidden_channels = hidden_channels or 2 * out_channels
+        self.hidden = nn.Linear(self.in_features, hidden_channels)
+        self.out = nn.Linear(hidden_channels, out_channels)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        self.hidden.reset_parameters()
+        self.out.reset_parameters()
+
+    def forward(self, edge_attr: Tensor) -> Tensor:
+        """Map ``edge_attr [E, 6]`` of ``graph.edge_geometry`` to ``[E, out_channels]``."""
+        squares = edge_attr[:, :2].square() * edge_attr[:, 5:]
+        # with the weight laid out so, its gradient is x.T @ g, several times faster than g.T @ x
+        weight = self.hidden.weight.T.contiguous()
+        invariants = torch.cat([squares, edge_attr[:, 2:]], dim=1)
+        return self.out(silu_of_own(torch.addmm(self.hidden.bias, invariants, weight)))
+
+
 class PublishedFrameEncoder(SwiGLU):
     r"""The published encoder: :math:`\tfrac14 \sum_s φ([((r - c) U) \circ s \,\|\, ‖r‖])`.
 

@@ -21,14 +21,14 @@ class AdditiveScore(nn.Module):
     r"""One hidden layer of head width, as in GATv2 (Brody et al., ICLR 2022).
 
     :math:`l_{ij} = a^\top \mathrm{SiLU}(q_i + k_j + W_f f_{ij} + W_y (y_j - y_i))`. A signed one
-    reads a second number from the same hidden layer, see :meth:`sign`.
+    reads a second number from the same hidden layer, see :meth:`score_and_sign`.
 
     Args:
         channels: C.
         n_genes: G.
         heads: H.
         edge_channels: D_e.
-        signed: whether there is :meth:`sign`.
+        signed: whether there is :meth:`score_and_sign`.
     """
 
     def __init__(
@@ -63,18 +63,19 @@ class AdditiveScore(nn.Module):
         """Return the score of every edge and head, ``[E, H]``.
 
         Args:
-            receiver: ``[E, H, C/H]`` terms of the receiving spots.
+            receiver: ``[E, H, C/H]`` terms of the receiving spots; may be written over.
             sender: ``[E, H, C/H]`` terms of the sending spots.
             f: ``[E, D_e]`` encoded edges.
         """
         return _product_by_head(self._hidden(receiver, sender, f), self.att)
 
-    def sign(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
-        """Return the factor in (-1, 1) of every edge's attention, ``[E, H]``."""
+    def score_and_sign(self, receiver: Tensor, sender: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores as :meth:`forward` does, and factors in (-1, 1) of each attention."""
         assert self.att_sign is not None
         assert self.sign_bias is not None
         hidden = self._hidden(receiver, sender, f)
-        return torch.tanh(_product_by_head(hidden, self.att_sign) + self.sign_bias)
+        sign = torch.tanh(_product_by_head(hidden, self.att_sign) + self.sign_bias)
+        return _product_by_head(hidden, self.att), sign
 
     def _hidden(self, receiver: Tensor, sender: Tensor, f: Tensor) -> Tensor:
         return silu_of_own(_sum_with_map(receiver, sender, f, self.lin_edge.weight))
@@ -158,15 +159,14 @@ class PublishedScore(nn.Module):
 
 
 def _sum_with_map(a: Tensor, b: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``a + b + x @ weight.T``, of a's shape, with no third tensor of its size."""
-    rows = (-1, weight.size(0))
-    total = a.view(rows) + b.view(rows)  # not a view: in place, autograd copies those
-    return total.addmm_(x.reshape(-1, weight.size(1)), weight.T).view_as(a)
+    """Return ``a + b + x @ weight.T``, of a's shape; written over a if no gradient is wanted."""
+    shape, rows = a.shape, (-1, weight.size(0))
+    a, b = a.view(rows), b.view(rows)
+    # in place: a tensor of every edge costs more to have than to add up
+    total = a + b if torch.is_grad_enabled() else a.add_(b)
+    return total.addmm_(x.reshape(-1, weight.size(1)), weight.T).view(shape)
 
 
 def _product_by_head(x: Tensor, weight: Tensor) -> Tensor:
     """Return the products ``[E, H]`` of each head's part of ``x [E, H, D]`` with ``[H, D]``."""
-    if not x.requires_grad:
-        return (x * weight).sum(-1)
-    # slower forward, but the gradient is a matrix product too and not three passes over x
     return x.flatten(1) @ torch.block_diag(*weight).T

@@ -14,12 +14,16 @@ from torch_geometric.utils import is_torch_sparse_tensor, softmax, to_edge_index
 from torch_geometric.utils.sparse import set_sparse_value
 
 from stflow_graph.graph.neighbor_sum import neighbor_sum
-from stflow_graph.nn.edge_encoder import FrameEncoder, PublishedFrameEncoder
+from stflow_graph.nn.edge_encoder import FrameEncoder, InvariantEncoder, PublishedFrameEncoder
 from stflow_graph.nn.edge_score import AdditiveScore, DotScore, PublishedScore
 from stflow_graph.nn.swiglu import SwiGLU
 
 Attention = Literal["additive", "dot", "stflow"]
 ATTENTIONS: tuple[Attention, ...] = ("additive", "dot", "stflow")
+EDGE_ENCODERS: dict[str, type[InvariantEncoder | FrameEncoder]] = {
+    "invariants": InvariantEncoder,
+    "frames": FrameEncoder,
+}
 
 
 class FrameAveragedConv(MessagePassing):
@@ -54,10 +58,13 @@ class FrameAveragedConv(MessagePassing):
         mlp_dropout: dropout within the MLPs of ``stflow``.
         signed: whether attention may be negative; of ``additive`` attention.
         three_body: whether pairs of neighbours act together; not of ``stflow``.
+        edge_encoder: ``"frames"`` averages over the signs of an edge's frame, one by one;
+            ``"invariants"`` is a function of what the signs leave unchanged, the same family of
+            functions for a fifth of the cost (``nn.edge_encoder``). ``stflow`` has its own.
 
     Raises:
-        ValueError: heads that do not divide the channels, an unknown attention, or an option
-            that the attention does not have.
+        ValueError: heads that do not divide the channels, an unknown attention or encoder of
+            edges, or an option that the attention does not have.
     """
 
     SUPPORTS_FUSED_EDGE_INDEX = True
@@ -73,6 +80,7 @@ class FrameAveragedConv(MessagePassing):
         mlp_dropout: float = 0.0,
         signed: bool = False,
         three_body: bool = False,
+        edge_encoder: str = "invariants",
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
         if channels % heads or edge_channels % heads:
@@ -82,6 +90,9 @@ class FrameAveragedConv(MessagePassing):
             )
         if attention not in ATTENTIONS:
             raise ValueError(f"unknown attention {attention!r}; one of {', '.join(ATTENTIONS)}")
+        if edge_encoder not in EDGE_ENCODERS:
+            known = ", ".join(EDGE_ENCODERS)
+            raise ValueError(f"unknown edge encoder {edge_encoder!r}; one of {known}")
         if signed and attention != "additive":
             raise ValueError(f"signed attention must be 'additive', got {attention!r}")
         if three_body and attention == "stflow":
@@ -91,7 +102,7 @@ class FrameAveragedConv(MessagePassing):
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         widths = (channels, n_genes, heads, edge_channels)
-        self.edge_encoder: FrameEncoder | PublishedFrameEncoder
+        self.edge_encoder: InvariantEncoder | FrameEncoder | PublishedFrameEncoder
         self.score: AdditiveScore | DotScore | PublishedScore
         self.out: nn.Linear | SwiGLU
         if attention == "stflow":
@@ -99,7 +110,7 @@ class FrameAveragedConv(MessagePassing):
             self.score = PublishedScore(*widths, mlp_dropout)
             self.out = SwiGLU(channels + edge_channels, channels, channels, mlp_dropout)
         else:
-            self.edge_encoder = FrameEncoder(edge_channels)
+            self.edge_encoder = EDGE_ENCODERS[edge_encoder](edge_channels)
             self.score = (
                 AdditiveScore(*widths, signed) if attention == "additive" else DotScore(*widths)
             )
@@ -152,12 +163,16 @@ class FrameAveragedConv(MessagePassing):
         q, k, v = self.qkv(self.norm(x)).view(x.size(0), 3, self.heads, -1).unbind(1)
         receiver, sender = self.score.spots(q, k, y)
         f = self.edge_encoder(edge_attr)
+        plain, starts = edge_index, None
+        if isinstance(edge_index, EdgeIndex):
+            plain, ((starts, _), _) = edge_index.as_tensor(), edge_index.get_csc()
         alpha = self.edge_updater(
-            edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index,
+            plain,
             receiver=receiver,
             sender=sender,
             f=f,
             log_weight=None if edge_weight is None else edge_weight.clamp(min=1e-30).log(),
+            starts=starts,
         )
         context = self.propagate(edge_index, alpha=alpha, v=v, f=f.unflatten(1, (self.heads, -1)))
         out = self.out(context)
@@ -178,18 +193,22 @@ class FrameAveragedConv(MessagePassing):
         sender_j: Tensor,
         f: Tensor,
         log_weight: Tensor | None,
+        starts: Tensor | None,
         index: Tensor,
-        ptr: Tensor | None,
         size_i: int | None,
     ) -> Tensor:
-        """Return the attention α, ``[E, H]``."""
-        logit = self.score(receiver_i, sender_j, f)
-        if log_weight is not None:
-            logit = logit + log_weight[:, None]
-        alpha = softmax(logit, index, ptr, size_i)
+        """Return the attention α, ``[E, H]``; ``starts``: where sorted edges of a spot start."""
+        sign = None
         if self.signed:
             assert isinstance(self.score, AdditiveScore)
-            alpha = alpha * self.score.sign(receiver_i, sender_j, f)
+            logit, sign = self.score.score_and_sign(receiver_i, sender_j, f)
+        else:
+            logit = self.score(receiver_i, sender_j, f)
+        if log_weight is not None:
+            logit = logit + log_weight[:, None]
+        alpha = softmax(logit, index, starts, size_i)
+        if sign is not None:
+            alpha = alpha * sign
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, alpha: Tensor, v_j: Tensor, f: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Data
 
 from stflow_graph.graph import PublishedGraph, SpatialGraph
+from stflow_graph.graph.neighbor_sum import sorted_edges
 from stflow_graph.nn.conv.frame_averaged import ATTENTIONS, FrameAveragedConv
-from stflow_graph.nn.edge_encoder import FrameEncoder
+from stflow_graph.nn.edge_encoder import FrameEncoder, InvariantEncoder
 
 
 def slide(n: int, channels: int, genes: int, attention: str, k: int = 4) -> Data:
@@ -89,6 +90,9 @@ def sign_reference(score, head, q_and_k, f, dy) -> torch.Tensor:
 
 def edge_reference(encoder, attr: torch.Tensor) -> torch.Tensor:
     """Average the encoder over the four sign choices of one edge, last linear map inside."""
+    if isinstance(encoder, InvariantEncoder):
+        a, b, *rest, w = attr
+        return encoder.out(F.silu(encoder.hidden(torch.stack([w * a * a, w * b * b, *rest, w]))))
     signs = list(itertools.product([-1, 1], repeat=2))
     if not isinstance(encoder, FrameEncoder):
         inputs = [torch.stack([attr[0] * s, attr[1] * t, attr[2]]) for s, t in signs]
@@ -111,6 +115,7 @@ OPTIONS = [{"attention": attention} for attention in ATTENTIONS] + [
     {"three_body": True},
     {"attention": "dot", "three_body": True},
     {"signed": True, "three_body": True},
+    {"edge_encoder": "frames"},
 ]
 
 
@@ -184,6 +189,21 @@ def test_heads_that_do_not_divide_and_unknown_kinds_are_refused():
         FrameAveragedConv(16, 5, attention="dot", signed=True)
     with pytest.raises(ValueError, match="three_body"):
         FrameAveragedConv(16, 5, attention="stflow", three_body=True)
+    with pytest.raises(ValueError, match="invariants, frames"):
+        FrameAveragedConv(16, 5, edge_encoder="fourier")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.items())))
+def test_without_a_gradient_nothing_is_written_over_that_is_read_again(options):
+    torch.manual_seed(0)
+    layer = FrameAveragedConv(16, 5, heads=4, edge_channels=8, **options).double()
+    data = slide(25, 16, 5, options.get("attention", "additive"))
+    sorted_index = sorted_edges(data.edge_index, 25)
+    inputs = (data.edge_attr, data.edge_weight)
+    wanted = layer(data.x, data.y, data.edge_index, *inputs)
+    with torch.no_grad():
+        for edges in (data.edge_index, sorted_index):
+            assert torch.allclose(layer(data.x, data.y, edges, *inputs), wanted, atol=1e-12)
 
 
 def test_signed_attention_can_be_negative():

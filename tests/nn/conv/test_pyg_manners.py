@@ -116,10 +116,8 @@ def test_compiles_without_graph_breaks(layer, data):
 KEYS = {
     "common": {"norm.weight": [16], "norm.bias": [16], "qkv.weight": [48, 16], "qkv.bias": [48]},
     "additive": {
-        "edge_encoder.framed.weight": [16, 3],
-        "edge_encoder.framed.bias": [16],
-        "edge_encoder.isotropic.weight": [16, 3],
-        "edge_encoder.isotropic.bias": [16],
+        "edge_encoder.hidden.weight": [16, 6],
+        "edge_encoder.hidden.bias": [16],
         "edge_encoder.out.weight": [8, 16],
         "edge_encoder.out.bias": [8],
         "score.lin_y.weight": [16, 5],
