@@ -58,7 +58,7 @@ def prepare(
                 options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
                 shared["notice"] = lambda line: console.print(line, highlight=False, markup=False)
                 prepare_source(source, out, options, format=format, **shared)
-            elif source is None and image and counts and name:
+            elif source is None and image and counts and name and format is None:
                 prepare_slide(image, spots, counts, out, name=name, um_per_px=um_per_px, **shared)
                 following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
             else:

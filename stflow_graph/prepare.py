@@ -25,7 +25,7 @@ from stflow_graph.io.detect import find_slides
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.kit import is_kit
-from stflow_graph.io.source import SlideSource, SourceOptions, tables_source
+from stflow_graph.io.source import NO_OPTIONS, SlideSource, SourceOptions, tables_source
 
 N_GENES = 50
 
@@ -79,7 +79,7 @@ _MEASURED = (
 def prepare_source(
     source: str | Path,
     out: str | Path,
-    options: SourceOptions = SourceOptions(),
+    options: SourceOptions = NO_OPTIONS,
     *,
     format: str | None = None,
     patch_px: int = 224,
@@ -231,12 +231,9 @@ def _complete_before(patches: Path, adata: Path, asked: dict[str, Any]) -> dict[
         except BadInput:
             record = {}
         # an input that was read before and is not now makes another slide, too
-        inputs = {key for key, value in record.items() if key.endswith("_sha256") and value}
-        other = [
-            key
-            for key in {**asked, **dict.fromkeys(sorted(inputs))}
-            if record.get(key) != asked.get(key)
-        ]
+        hashed = [key for key, value in record.items() if key.endswith("_sha256") and value]
+        keys = dict.fromkeys([*asked, *hashed])
+        other = [key for key in keys if record.get(key) != asked.get(key)]
         if other:
             found = plain("a file made with another " + ", ".join(other))
             fix = "give --overwrite to replace it, or another --out"

@@ -80,8 +80,8 @@ def test_a_single_slide(kit, tmp_path):
     "arguments",
     [
         [],
-        ["KIT", "--id", "S0"],
-        ["KIT", "--um-per-px", "0.5"],
+        ["KIT", "--counts", "c.csv"],
+        ["KIT", "--gene-names", "other"],
         ["--image", "a.png", "--counts", "c.csv"],
         ["--image", "a.png", "--id", "S0"],
         ["KIT", "--patch-px", "0"],

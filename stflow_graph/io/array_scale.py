@@ -24,7 +24,7 @@ def um_per_px_of_array(spots: SpotTable, steps: tuple[float, float]) -> float | 
     Returns:
         None without array places, or where all spots lie on one line.
     """
-    if spots.array is None:
+    if spots.array is None or len(spots.array) < 3:
         return None
     places = spots.array * np.array(steps)
     design = np.column_stack([places - places.mean(axis=0), np.ones(len(places))])

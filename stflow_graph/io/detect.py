@@ -11,7 +11,7 @@ from stflow_graph.io.atomic import check_name
 from stflow_graph.io.hest import hest_sources, is_hest
 from stflow_graph.io.kit import MANIFEST, is_kit, kit_sources
 from stflow_graph.io.legacy_st import is_legacy_st, legacy_st_sources
-from stflow_graph.io.source import SlideSource, SourceOptions
+from stflow_graph.io.source import NO_OPTIONS, SlideSource, SourceOptions
 from stflow_graph.io.spaceranger import is_visium, is_visium_hd, visium_hd_source, visium_source
 from stflow_graph.io.stimage import is_stimage, stimage_sources
 from stflow_graph.io.xenium import is_xenium, xenium_source
@@ -84,7 +84,7 @@ FORMATS = (
 
 
 def find_slides(
-    source: str | Path, options: SourceOptions = SourceOptions(), format: str | None = None
+    source: str | Path, options: SourceOptions = NO_OPTIONS, format: str | None = None
 ) -> list[SlideSource]:
     """Return the slides of a folder, of whatever platform it is.
 
@@ -103,9 +103,8 @@ def find_slides(
     _check_options(found, options)
     slides = found.sources(folder, options)
     if not slides:
-        expected = (
-            found.evidence if options.name is None else f"a slide of this {found.name} folder"
-        )
+        named = f"a slide of this {found.name} folder"
+        expected = found.evidence if options.name is None else named
         raise BadInput(folder, "id", options.name, expected)
     if options.image is not None and len(slides) > 1:
         names = plain(", ".join(slide.name for slide in slides[:5]))
@@ -135,7 +134,6 @@ def _format(folder: Path, name: str | None) -> Format:
 
 
 def _check_options(found: Format, options: SourceOptions) -> None:
-    default = SourceOptions()
     for name in ("image", "um_per_px", "gene_names", "bin_um", "alignment"):
-        if name not in found.options and getattr(options, name) != getattr(default, name):
+        if name not in found.options and getattr(options, name) != getattr(NO_OPTIONS, name):
             raise BadConfig(f"--{name.replace('_', '-')}: does not apply to {found.name}")

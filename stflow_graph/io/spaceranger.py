@@ -93,9 +93,8 @@ def _bin_folders(folder: Path) -> dict[int, Path]:
     """Return the folders of bins by size, µm."""
     outs = _outs(folder)
     inner = outs / "binned_outputs"
-    places = (
-        [folder] if folder.match(_BINS) else list((inner if inner.is_dir() else outs).glob(_BINS))
-    )
+    where = inner if inner.is_dir() else outs
+    places = [folder] if folder.match(_BINS) else list(where.glob(_BINS))
     sizes = {path.name.removeprefix("square_").removesuffix("um"): path for path in places}
     return {int(size): path for size, path in sizes.items() if size.isdigit() and path.is_dir()}
 

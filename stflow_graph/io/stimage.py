@@ -60,9 +60,8 @@ def _source(folder: Path, name: str, coords: Path, options: SourceOptions) -> Sl
         if role == "image" and options.image is not None:
             found = [options.image]
         if not found:
-            raise BadInput(
-                folder, f"{role} of {name}", plain("no file"), f"{file} or {part}/{file}"
-            )
+            expected = f"{file} or {part}/{file}"
+            raise BadInput(folder, f"{role} of {name}", plain("no file"), expected)
         inputs[role] = found[0]
     return SlideSource(
         name,

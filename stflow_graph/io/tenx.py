@@ -169,9 +169,8 @@ def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
     stored = {key: dataset(group, [key]) for key in ("indptr", "indices", "data")}
     for key, data in stored.items():
         if data.ndim != 1 or data.dtype.kind not in ("iuf" if key == "data" else "iu"):
-            raise BadInput(
-                path, data.name, plain(f"{data.dtype} {data.shape}"), "a list of numbers"
-            )
+            found = plain(f"{data.dtype} {data.shape}")
+            raise BadInput(path, data.name, found, "a list of numbers")
     starts = stored["indptr"][()].astype(np.int64)
     n_entries = len(stored["data"])
     if len(starts) != shape[0] + 1:

@@ -1,10 +1,9 @@
 """Xenium's output bundle: its cells, their counts, and their places in an aligned H&E image.
 
-Xenium Explorer's alignment matrix M maps pixels of the H&E image to pixels of the morphology image,
-which are ``pixel_size`` µm wide: (x, y, 1)ᵀ in the morphology image = M (u, v, 1)ᵀ in the H&E. Cells
-are in µm, so u = M⁻¹ (x / pixel_size), and the H&E image has pixel_size √|det M| µm/px. (10x Genomics,
-"How can I convert coordinates between H&E image and Xenium data?"; spatialdata-io's
-``xenium_aligned_image`` applies the matrix in the same direction.)
+Xenium Explorer's alignment matrix M maps pixels u of the H&E image to pixels of the morphology
+image, which are ``pixel_size`` µm wide. Cells are at x in µm, so u = M⁻¹ (x / pixel_size), and the
+H&E image has pixel_size √|det M| µm/px. (10x Genomics' page "How can I convert coordinates between
+H&E image and Xenium data?"; spatialdata-io applies the matrix in the same direction.)
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _COUNTS = ("cell_feature_matrix.h5", "cell_feature_matrix")
 _SPECIFICATION = "experiment.xenium"
 _ALIGNMENT = "*he_imagealignment.csv"
 _IMAGE = "*he_image.ome.tif"
-# of the morphology image, where experiment.xenium is not there to say; the same for every instrument
+# of the morphology image, where experiment.xenium is not there to say
 _PIXEL_UM = 0.2125
 _LARGEST_SHEAR = 0.02
 
