@@ -97,7 +97,7 @@ def cut_slide(
         edge = asked["patch_um"] / um_per_px  # level-0 px
         if notice is not None and source.platform:
             n = len(data.spots.barcodes) - kept.not_selected
-            notice(f"{source.platform}: {n:,} {source.unit}, {um_per_px:.2f} µm/px")
+            notice(f"{source.platform}: {n:,} {source.unit}, {um_per_px:.3f} µm/px")
         pixels = _pixels(stack, source, kept, stored, edge, asked["patch_px"])
         if pixels.image_size is not None:
             _check_inside(kept.coords, pixels.image_size, source.spots_file)
