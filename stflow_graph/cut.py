@@ -182,11 +182,12 @@ def _pixels(
 ) -> _Pixels:
     coords = kept.coords
     if stored is None:
-        if "image" not in source.inputs:
+        opening = source.image()
+        if opening is None:
             fix = "give --image; what Space Ranger keeps in spatial/ is reduced"
             found = plain("nothing")
             raise BadInput(source.spots_file, "image", found, "the full-resolution H&E image", fix)
-        image = stack.enter_context(source.open_image())
+        image = stack.enter_context(opening)
         return _Pixels(
             lambda a, b: np.stack([image.read_patch(x, y, edge, size) for x, y in coords[a:b]]),
             image.size,

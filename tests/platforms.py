@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -221,3 +222,58 @@ def write_stimage(folder: Path, name: str, platform: str = "ST") -> pd.DataFrame
     counts.to_csv(folder / "gene_exp" / f"{name}_count.csv")
     write_image(folder / "image" / f"{name}.png")
     return coords
+
+
+@dataclasses.dataclass
+class Stored:
+    """What :func:`write_spatialdata` wrote: places in the image, counts, the image."""
+
+    pixels: np.ndarray
+    counts: np.ndarray
+    image: np.ndarray
+
+
+def write_spatialdata(
+    folder: Path,
+    *,
+    system: str = "global",
+    instances: np.ndarray | None = None,
+    negative: bool = False,
+    tables: int = 1,
+    dtype: type = np.uint8,
+) -> Stored:
+    """Write a store of 12 circles, their counts, an image and a smaller one, as the library does.
+
+    The image is scaled by 2 and shifted, and the circles by 0.5, to the shared coordinates.
+    """
+    import geopandas
+    import spatialdata
+    from shapely import Point
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Scale, Sequence, Translation
+
+    rng = np.random.default_rng(0)
+    xs, ys = np.meshgrid([20, 50, 80, 110], [30, 60, 90])
+    pixels = np.column_stack([xs.ravel(), ys.ravel()]).astype(float)
+    axes = ("x", "y")
+    to_shared = Sequence([Scale([2, 2], axes), Translation([100, -40], axes)])
+    places = (2 * pixels + [100, -40]) / 0.5
+    image = rng.integers(0, 256, (120, 140, 3)).astype(dtype)
+    images = {}
+    for name, part in (("he", image), ("small", image[::4, ::4])):
+        images[name] = Image2DModel.parse(
+            part.transpose(2, 0, 1), dims=("c", "y", "x"), transformations={"global": to_shared}
+        )
+    geometry = geopandas.GeoDataFrame(
+        {"radius": [3.0] * 12}, geometry=[Point(*p) for p in places[::-1]]
+    )
+    shapes = ShapesModel.parse(geometry, transformations={system: Scale([0.5, 0.5], axes)})
+    counts = counts_of(12, g=5)
+    adata = anndata.AnnData(sp.csr_matrix((counts - negative).astype(np.float32)))
+    adata.obs_names, adata.var_names = [f"s{i}-1" for i in range(12)], SYMBOLS[:3] + IDS[3:5]
+    adata.obs["instance"] = np.arange(12)[::-1] if instances is None else instances
+    adata.obs["region"] = pd.Categorical(["spots"] * 12)
+    table = TableModel.parse(adata, region="spots", region_key="region", instance_key="instance")
+    named = {f"table{i or ''}": table for i in range(tables)}
+    spatialdata.SpatialData(images=images, shapes={"spots": shapes}, tables=named).write(folder)
+    return Stored(pixels, counts, image)

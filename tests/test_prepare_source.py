@@ -49,7 +49,7 @@ NOTICES = {
     "visium-hd": "Visium HD, Space Ranger 3.1.2: 48 bins of 8 µm under tissue, 0.500 µm/px",
     "xenium": "Xenium, 2.0.0.6: 40 cells, 0.425 µm/px",
     "hest": "HEST-1k: 24 spots, 1.000 µm/px",
-    "stimage": "STimage-1K4M: 20 spots, 5.004 µm/px",
+    "stimage": "STimage-1K4M: 20 spots, 4.997 µm/px",
 }
 
 

@@ -13,6 +13,7 @@ from stflow_graph.io.kit import MANIFEST, is_kit, kit_sources
 from stflow_graph.io.legacy_st import is_legacy_st, legacy_st_sources
 from stflow_graph.io.source import NO_OPTIONS, SlideSource, SourceOptions
 from stflow_graph.io.spaceranger import is_visium, is_visium_hd, visium_hd_source, visium_source
+from stflow_graph.io.spatialdata import is_spatialdata, spatialdata_source
 from stflow_graph.io.stimage import is_stimage, stimage_sources
 from stflow_graph.io.xenium import is_xenium, xenium_source
 
@@ -79,6 +80,13 @@ FORMATS = (
         is_legacy_st,
         legacy_st_sources,
         _IMAGE,
+    ),
+    Format(
+        "spatialdata",
+        "a SpatialData .zarr: tables/ + shapes/",
+        is_spatialdata,
+        _one(spatialdata_source),
+        frozenset({"um_per_px", "bin_um"}),
     ),
 )
 

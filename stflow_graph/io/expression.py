@@ -60,7 +60,17 @@ def read_expression(path: str | Path, genes: Sequence[str] | None = None) -> Exp
         BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
             duplicated barcodes or genes, genes absent (how many, and three of them).
     """
-    adata = read_h5ad(path)
+    return expression_of(read_h5ad(path), path, genes)
+
+
+def expression_of(
+    adata: anndata.AnnData, path: str | Path, genes: Sequence[str] | None = None
+) -> Expression:
+    """Validate raw counts that are in memory; ``path`` is where they are from, for messages.
+
+    Raises:
+        BadInput: see :func:`read_expression`.
+    """
     barcodes, names = list(adata.obs_names), list(adata.var_names)
     check_unique(barcodes, path, "obs_names")
     check_unique(names, path, "var_names")

@@ -37,6 +37,7 @@ class SlideSource:
         inputs: every file that is read, by role. ``image`` is the H&E image at full resolution,
             ``patches`` a HEST patch file already cut from it; ``counts`` is always there.
         read: reads the tables.
+        open_image: opens the H&E image where it is no file of its own.
         platform: what made it, for people; "" where the user named the files one by one.
         unit: what the rows are, for people.
         settings: choices that change what ``read`` gives.
@@ -47,15 +48,18 @@ class SlideSource:
     name: str
     inputs: Mapping[str, Path]
     read: Callable[[], SlideData]
+    open_image: Callable[[], AbstractContextManager[ImageReader]] | None = None
     platform: str = ""
     unit: str = "spots"
     settings: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
     um_per_px: float | None = None
     patient: str = ""
 
-    def open_image(self) -> AbstractContextManager[ImageReader]:
-        """Open the H&E image."""
-        return open_image(self.inputs["image"])
+    def image(self) -> AbstractContextManager[ImageReader] | None:
+        """Open the H&E image, None if there is none."""
+        if self.open_image is not None:
+            return self.open_image()
+        return open_image(self.inputs["image"]) if "image" in self.inputs else None
 
     @property
     def spots_file(self) -> Path:
