@@ -18,6 +18,7 @@ from stflow_graph.data.slide import match_barcodes
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
+from stflow_graph.io.images import ImageReader
 from stflow_graph.io.patches import PatchFile, open_patches, write_patches
 from stflow_graph.io.source import SlideData, SlideSource
 
@@ -89,16 +90,19 @@ def cut_slide(
     Raises:
         BadInput: an input is bad, or spots lie outside the image.
     """
-    data = source.read()
     with contextlib.ExitStack() as stack:
         stored = _stored_patches(stack, source, asked)
+        # before the tables, which may be large: a bad image shows at once
+        image = stack.enter_context(source.image()) if stored is None else None
+        data = source.read()
         kept = _join(data, source, stored)
         um_per_px = _um_per_px(source, data, asked["patch_um"])
         edge = asked["patch_um"] / um_per_px  # level-0 px
         if notice is not None and source.platform:
             n = len(data.spots.barcodes) - kept.not_selected
-            notice(f"{source.platform}: {n:,} {source.unit}, {um_per_px:.3f} µm/px")
-        pixels = _pixels(stack, source, kept, stored, edge, asked["patch_px"])
+            seen = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
+            notice(f"{source.name}: {seen}")
+        pixels = _pixels(kept, image, stored, edge, asked["patch_px"])
         if pixels.image_size is not None:
             _check_inside(kept.coords, pixels.image_size, source.spots_file)
         measured = _measure(kept, pixels.image_size, edge, um_per_px)
@@ -173,25 +177,15 @@ def _um_per_px(source: SlideSource, data: SlideData, patch_um: float) -> float:
 
 
 def _pixels(
-    stack: contextlib.ExitStack,
-    source: SlideSource,
-    kept: _Joined,
-    stored: PatchFile | None,
-    edge: float,
-    size: int,
+    kept: _Joined, image: ImageReader | None, stored: PatchFile | None, edge: float, size: int
 ) -> _Pixels:
     coords = kept.coords
-    if stored is None:
-        opening = source.image()
-        if opening is None:
-            fix = "give --image; what Space Ranger keeps in spatial/ is reduced"
-            found = plain("nothing")
-            raise BadInput(source.spots_file, "image", found, "the full-resolution H&E image", fix)
-        image = stack.enter_context(opening)
+    if image is not None:
         return _Pixels(
             lambda a, b: np.stack([image.read_patch(x, y, edge, size) for x, y in coords[a:b]]),
             image.size,
         )
+    assert stored is not None
     place = {barcode: i for i, barcode in enumerate(stored.barcodes)}
     rows = np.array([place[barcode] for barcode in kept.barcodes])
     _check_same_places(stored, rows, coords, edge)

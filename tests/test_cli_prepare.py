@@ -100,7 +100,7 @@ def test_a_platforms_folder_is_named_before_it_is_cut(tmp_path):
     result = run(*command, "--patch-px", 16, "--gene-names", "ids", "--format", "visium")
     assert result.exit_code == 0, result.exception
     first, *_ = result.stdout.splitlines()
-    assert first == "Visium, Space Ranger 2: 37 spots under tissue, 3.999 µm/px"
+    assert first == "sample: Visium, Space Ranger 2, 37 spots under tissue, 3.999 µm/px"
     assert cells(result.stdout)[0][:2] == ["sample", "37"]
     assert f"next: stflow-graph embed --source-dataroot {tmp_path}/root" in result.stdout
 

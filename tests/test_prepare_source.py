@@ -45,11 +45,11 @@ def _image(folder):
 
 
 NOTICES = {
-    "visium": "Visium, Space Ranger 2: 37 spots under tissue, 3.999 µm/px",
-    "visium-hd": "Visium HD, Space Ranger 3.1.2: 48 bins of 8 µm under tissue, 0.500 µm/px",
-    "xenium": "Xenium, 2.0.0.6: 40 cells, 0.425 µm/px",
-    "hest": "HEST-1k: 24 spots, 1.000 µm/px",
-    "stimage": "STimage-1K4M: 20 spots, 4.997 µm/px",
+    "visium": "S: Visium, Space Ranger 2, 37 spots under tissue, 3.999 µm/px",
+    "visium-hd": "S: Visium HD, Space Ranger 3.1.2, 48 bins of 8 µm under tissue, 0.500 µm/px",
+    "xenium": "S: Xenium, 2.0.0.6, 40 cells, 0.425 µm/px",
+    "hest": "TENX1: HEST-1k, 24 spots, 1.000 µm/px",
+    "stimage": "A: STimage-1K4M, 20 spots, 4.997 µm/px",
 }
 
 
@@ -132,8 +132,9 @@ def test_barcodes_without_their_suffix_are_explained(tmp_path):
     names = [f"AC{i:02d}" for i in range(10)]
     path = tmp_path / "s/outs/filtered_feature_bc_matrix.h5"
     write_tenx(path, np.ones((10, 6), dtype=int), names)
+    options = SourceOptions(image=_image(tmp_path / "s"))
     with pytest.raises(BadInput, match="0 of 37 barcodes .*suffixes such as '-1'"):
-        prepare_source(tmp_path / "s", tmp_path / "out", **SIZES)
+        prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
 
 
 def test_a_scale_that_the_user_gives_wins_and_a_strange_one_is_told(tmp_path, caplog):

@@ -46,6 +46,17 @@ def um_per_px_of_pitch(coords: np.ndarray, pitch_um: float) -> float | None:
     return pitch_um / pitch if pitch > 0 else None
 
 
+def positive(value: object, file: str | Path, field: str) -> float:
+    """Return a number of a JSON file if it can be a length.
+
+    Raises:
+        BadInput: it is no number, or not positive and finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+        raise BadInput(file, field, value, "a positive number")
+    return float(value)
+
+
 def check_scale(
     measured: float, stated: float, largest: float, file: str | Path, stated_by: str
 ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.errors import BadInput, StorageFailed
+from stflow_graph.errors import BadInput, StorageFailed, plain
 
 _STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -152,6 +152,24 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadInput(path, "content", str(error), "JSON") from None
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Read JSON that is an object.
+
+    Raises:
+        BadInput: the file is missing, not JSON or something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise BadInput(path, "content", type(value).__name__, "a JSON object")
+    return value
+
+
+def listed(folder: Path) -> str:
+    """Return some names of what a folder holds, for messages."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return plain(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
 
 
 def check_file(path: str | Path) -> Path:

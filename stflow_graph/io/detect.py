@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, plain
-from stflow_graph.io.atomic import check_name
+from stflow_graph.io.atomic import check_name, listed
 from stflow_graph.io.hest import hest_sources, is_hest
 from stflow_graph.io.kit import MANIFEST, is_kit, kit_sources
 from stflow_graph.io.legacy_st import is_legacy_st, legacy_st_sources
@@ -136,9 +136,8 @@ def _format(folder: Path, name: str | None) -> Format:
     if (folder / "adata").is_dir() and (folder / "patches").is_dir():
         fix = f"go on with stflow-graph embed --source-dataroot {folder}"
         raise BadInput(folder, "source", plain("a data set that is prepared"), "raw slides", fix)
-    there = ", ".join(repr(path.name) for path in sorted(folder.iterdir())[:5])
     looked_for = "; ".join(f"{known.name} ({known.evidence})" for known in FORMATS)
-    raise BadInput(folder, "source", plain(there or "an empty folder"), f"one of: {looked_for}")
+    raise BadInput(folder, "source", listed(folder), f"one of: {looked_for}")
 
 
 def _check_options(found: Format, options: SourceOptions) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.atomic import read_json
+from stflow_graph.io.array_scale import positive
+from stflow_graph.io.atomic import read_object
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.source import SlideData, SlideSource, SourceOptions, places_of
 
@@ -63,14 +62,6 @@ def _read(inputs: Mapping[str, Path]) -> SlideData:
 
 
 def _um_per_px(path: Path) -> float | None:
-    metadata = read_json(path)
-    if not isinstance(metadata, dict):
-        raise BadInput(path, "content", type(metadata).__name__, "an object")
-    for key in _SCALES:
-        value = metadata.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-            raise BadInput(path, key, value, "a positive number")
-        return float(value)
-    return None
+    metadata = read_object(path)
+    key = next((key for key in _SCALES if metadata.get(key) is not None), None)
+    return None if key is None else positive(metadata[key], path, key)

@@ -55,11 +55,20 @@ class SlideSource:
     um_per_px: float | None = None
     patient: str = ""
 
-    def image(self) -> AbstractContextManager[ImageReader] | None:
-        """Open the H&E image, None if there is none."""
+    def image(self) -> AbstractContextManager[ImageReader]:
+        """Open the H&E image.
+
+        Raises:
+            BadInput: there is none.
+        """
         if self.open_image is not None:
             return self.open_image()
-        return open_image(self.inputs["image"]) if "image" in self.inputs else None
+        if "image" not in self.inputs:
+            fix = "give --image; a reduced copy such as tissue_hires_image.png will not do"
+            raise BadInput(
+                self.spots_file, "image", plain("nothing"), "the full-size H&E image", fix
+            )
+        return open_image(self.inputs["image"])
 
     @property
     def spots_file(self) -> Path:

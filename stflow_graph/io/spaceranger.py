@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.array_scale import check_scale, um_per_px_of_array
-from stflow_graph.io.atomic import read_json
+from stflow_graph.io.array_scale import check_scale, positive, um_per_px_of_array
+from stflow_graph.io.atomic import listed, read_object
 from stflow_graph.io.source import SlideData, SlideSource, SourceOptions
 from stflow_graph.io.tables import read_spots
 from stflow_graph.io.tenx import read_tenx, software, tenx_files
@@ -65,7 +63,7 @@ def visium_hd_source(folder: Path, options: SourceOptions) -> SlideSource:
     wanted = options.bin_um or (next(iter(bins)) if len(bins) == 1 else _DEFAULT_BIN_UM)
     if wanted not in bins:
         sizes = ", ".join(f"{size} µm" for size in sorted(bins))
-        found = plain(f"bins of {sizes}") if bins else _listed(folder)
+        found = plain(f"bins of {sizes}") if bins else listed(folder)
         raise BadInput(folder, "bins", found, f"bins of {wanted} µm", "choose one with --bin-um")
     chosen = bins[wanted]
     outs = chosen.parent.parent if chosen.parent.name == "binned_outputs" else chosen
@@ -102,12 +100,12 @@ def _bin_folders(folder: Path) -> dict[int, Path]:
 def _source(folder: Path, name: str, options: SourceOptions, bin_um: int | None) -> SlideSource:
     counts = _counts(folder)
     if counts is None:
-        raise BadInput(folder, "counts", _listed(folder), f"{_COUNTS}.h5 or {_COUNTS}/")
+        raise BadInput(folder, "counts", listed(folder), f"{_COUNTS}.h5 or {_COUNTS}/")
     spatial = folder / "spatial"
     found = [(spatial / file, age) for file, age in _POSITIONS if (spatial / file).is_file()]
     if not found:
         expected = " or ".join(file for file, _ in _POSITIONS)
-        raise BadInput(spatial, "positions", _listed(spatial), expected)
+        raise BadInput(spatial, "positions", listed(spatial), expected)
     positions, age = found[0]
     inputs = {**tenx_files(counts), "spots": positions}
     if (spatial / _SCALES).is_file():
@@ -130,11 +128,6 @@ def _source(folder: Path, name: str, options: SourceOptions, bin_um: int | None)
     )
 
 
-def _listed(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return plain(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
-
-
 def _read(
     counts: Path, inputs: Mapping[str, Path], gene_names: str, bin_um: int | None
 ) -> SlideData:
@@ -153,15 +146,11 @@ def _read(
 
 def _stated_scale(path: Path, bin_um: int | None) -> float | None:
     """Return the µm/px that the scale factors tell, None if they have neither key."""
-    factors = read_json(path)
-    if not isinstance(factors, dict):
-        raise BadInput(path, "content", type(factors).__name__, "an object of scale factors")
+    factors = read_object(path)
     if bin_um is not None and factors.get("bin_size_um", bin_um) != bin_um:
         raise BadInput(path, "bin_size_um", factors["bin_size_um"], f"{bin_um}, as the folder says")
     key = "spot_diameter_fullres" if bin_um is None else "microns_per_pixel"
-    value = factors.get(key)
-    if value is None:
+    if factors.get(key) is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < np.inf):
-        raise BadInput(path, key, value, "a positive number")
-    return _SPOT_UM / value if bin_um is None else float(value)
+    value = positive(factors[key], path, key)
+    return _SPOT_UM / value if bin_um is None else value

@@ -21,7 +21,7 @@ import scipy.io
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadConfig, BadInput, plain
-from stflow_graph.io.atomic import check_file
+from stflow_graph.io.atomic import check_file, listed
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
@@ -91,8 +91,7 @@ def tenx_files(path: str | Path) -> dict[str, Path]:
     for role, names in _FOLDER_FILES:
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            there = plain(", ".join(sorted(p.name for p in path.iterdir())) or "no files")
-            raise BadInput(path, role, there, " or ".join(names))
+            raise BadInput(path, role, listed(path), " or ".join(names))
         files["counts" if role == "matrix" else role] = found[0]
     return files
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.atomic import read_json
+from stflow_graph.io.array_scale import positive
+from stflow_graph.io.atomic import listed, read_object
 from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
 from stflow_graph.io.hdf5 import check_coords, check_unique
 from stflow_graph.io.source import SlideData, SlideSource, SourceOptions
@@ -30,7 +30,7 @@ _ALIGNMENT = "*he_imagealignment.csv"
 _IMAGE = "*he_image.ome.tif"
 # of the morphology image, where experiment.xenium is not there to say
 _PIXEL_UM = 0.2125
-_LARGEST_SHEAR = 0.02
+_LARGEST_SHEAR = 0.05
 
 
 def is_xenium(folder: Path) -> bool:
@@ -61,7 +61,7 @@ def xenium_source(folder: Path, options: SourceOptions) -> SlideSource:
     platform = "Xenium"
     if (folder / _SPECIFICATION).is_file():
         inputs["specification"] = folder / _SPECIFICATION
-        release = str(_specification(inputs).get("analysis_sw_version", ""))
+        release = str(read_object(inputs["specification"]).get("analysis_sw_version", ""))
         platform = f"Xenium, {release.split('-')[1]}" if release.count("-") else platform
     return SlideSource(
         options.name or folder.resolve().name,
@@ -86,25 +86,15 @@ def _only(folder: Path, pattern: str) -> Path | None:
 def _required(folder: Path, names: tuple[str, ...], role: str) -> Path:
     found = _first(folder, names)
     if found is None:
-        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        listed = plain(", ".join(map(repr, there[:12])) or "no such folder, or an empty one")
-        raise BadInput(folder, role, listed, " or ".join(names))
+        raise BadInput(folder, role, listed(folder), " or ".join(names))
     return found
 
 
-def _specification(inputs: Mapping[str, Path]) -> dict[str, Any]:
-    value = read_json(inputs["specification"])
-    if not isinstance(value, dict):
-        raise BadInput(inputs["specification"], "content", type(value).__name__, "an object")
-    return value
-
-
 def _read(counts: Path, inputs: Mapping[str, Path], gene_names: str) -> SlideData:
-    pixel_um: object = _PIXEL_UM
+    pixel_um = _PIXEL_UM
     if "specification" in inputs:
-        pixel_um = _specification(inputs).get("pixel_size", _PIXEL_UM)
-    if not isinstance(pixel_um, int | float) or not 0 < pixel_um < np.inf:
-        raise BadInput(inputs["specification"], "pixel_size", pixel_um, "a positive number, µm")
+        file = inputs["specification"]
+        pixel_um = positive(read_object(file).get("pixel_size", _PIXEL_UM), file, "pixel_size")
     barcodes, places_um = _cells(inputs["spots"])
     matrix = read_alignment(inputs["alignment"])
     inverse = np.linalg.inv(matrix)
@@ -130,7 +120,7 @@ def read_alignment(path: str | Path) -> np.ndarray:
 
     Raises:
         BadInput: another shape, a last row that is not 0, 0, 1, or a map that is not a similarity
-            (turn, mirror, scale, shift) within 2%, for which one µm/px does not exist.
+            (turn, mirror, scale, shift) within 5%, for which one µm/px does not exist.
     """
     rows = list(read_rows(path))
     cells = [numbers(row, path, f"row {i + 1}") for i, row in enumerate(rows)]

@@ -69,7 +69,7 @@ REFUSED = {
     "no scale": (_metadata('{"pixel_size_um_estimated": 0}'), "pixel_size_um_estimated: found 0"),
     "text scale": (_metadata('{"pixel_size_um_estimated": "1"}'), "found '1', expected a positive"),
     "no JSON": (_metadata("{"), "TENX1.json: content: found .*expected JSON"),
-    "no object": (_metadata("3"), "found 'int', expected an object"),
+    "no object": (_metadata("3"), "found 'int', expected a JSON object"),
     "no places": (_adata(lambda a: a.obsm.pop("spatial")), r"obsm\['spatial'\]: found nothing"),
     "nan places": (_adata(_nan), "1 of 24 rows not finite"),
     "negative": (_adata(_negative), "values negative"),

@@ -146,7 +146,7 @@ REFUSED = {
     "in tissue 2": (_edit(lambda table: table.assign(in_tissue=2)), "in_tissue: found"),
     "array place": (_edit(lambda table: table.assign(array_row=0.5)), "array_row: found"),
     "scales no JSON": (_write("spatial/scalefactors_json.json", "{"), "expected JSON"),
-    "scales a list": (_write("spatial/scalefactors_json.json", "[]"), "an object of scale"),
+    "scales a list": (_write("spatial/scalefactors_json.json", "[]"), "a JSON object"),
     "zero diameter": (_scales(spot_diameter_fullres=0), "spot_diameter_fullres: found 0"),
     "text diameter": (_scales(spot_diameter_fullres="1"), "spot_diameter_fullres: found '1'"),
     "counts no h5": (_write("filtered_feature_bc_matrix.h5", "x"), "expected an HDF5 file"),

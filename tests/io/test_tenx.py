@@ -161,7 +161,11 @@ def test_indices_in_another_order_are_the_same_matrix(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("matrix.mtx.gz", None, "matrix: found barcodes.tsv.gz, features.tsv.gz, expected matrix"),
+        (
+            "matrix.mtx.gz",
+            None,
+            "matrix: found 'barcodes.tsv.gz', 'features.tsv.gz', expec",
+        ),
         ("matrix.mtx.gz", b"not a matrix", "expected a Matrix Market file"),
         (
             "barcodes.tsv.gz",
