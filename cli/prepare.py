@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,40 +14,55 @@ from .progress import spot_progress
 if TYPE_CHECKING:
     from stflow_graph.prepare import Prepared
 
+Option = typer.Option
+GeneNames = Literal["symbols", "ids"]
+
 
 def prepare(
-    out: Annotated[Path, typer.Option(help="Data set folder to write.")],
-    kit: Annotated[
-        Path | None, typer.Argument(metavar="KIT", help="Folder with dataset.csv.")
+    out: Annotated[Path, Option(help="Data set folder to write.")],
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder: Space Ranger's outs/ (Visium, HD), Xenium, HEST-1k, STimage-1K4M, "
+            "legacy ST, or a kit with dataset.csv.",
+        ),
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="Image of a single slide.")] = None,
-    spots: Annotated[Path | None, typer.Option(help="Its spot table, csv or tsv.")] = None,
-    counts: Annotated[Path | None, typer.Option(help="Its counts, table or .h5ad.")] = None,
-    um_per_px: Annotated[float | None, typer.Option(help="Its micrometres per pixel.")] = None,
-    name: Annotated[str | None, typer.Option("--id", help="Its name.")] = None,
-    patch_px: Annotated[int, typer.Option(min=8, max=4096, help="Edge of a patch, px.")] = 224,
-    patch_um: Annotated[float, typer.Option(min=0.001, help="Edge of what it shows, µm.")] = 112,
-    overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
+    image: Annotated[Path | None, Option(help="H&E image of one slide, full resolution.")] = None,
+    spots: Annotated[Path | None, Option(help="Without SOURCE: its spot table.")] = None,
+    counts: Annotated[Path | None, Option(help="Without SOURCE: its counts, or .h5ad.")] = None,
+    um_per_px: Annotated[float | None, Option(help="Its micrometres per pixel.")] = None,
+    name: Annotated[str | None, Option("--id", help="Its name, or which one of SOURCE.")] = None,
+    format: Annotated[str | None, Option(help="What SOURCE is; else its files tell.")] = None,
+    gene_names: Annotated[GeneNames, Option(help="What names 10x's genes.")] = "symbols",
+    bin_um: Annotated[int | None, Option(help="Visium HD's bins, µm.  [default: 8]")] = None,
+    alignment: Annotated[Path | None, Option(help="Xenium: H&E alignment matrix, csv.")] = None,
+    patch_px: Annotated[int, Option(min=8, max=4096, help="Edge of a patch, px.")] = 224,
+    patch_um: Annotated[float, Option(min=0.001, help="Edge of what it shows, µm.")] = 112,
+    overwrite: Annotated[bool, Option(help="Write also what is there.")] = False,
 ) -> None:
-    """Cut patches around the spots of H&E slides: of a kit (KIT), or of a single slide."""
-    from stflow_graph.prepare import prepare_kit, prepare_slide
+    """Cut patches around the spots of H&E slides: of SOURCE, or of files named one by one."""
+    from stflow_graph.io.source import SourceOptions
+    from stflow_graph.prepare import prepare_slide, prepare_source
 
-    run: Callable[..., object]
-    embeddings = out.parent / "embeddings"
-    if kit is not None and (image, spots, counts, um_per_px, name) == (None,) * 5:
-        run = partial(prepare_kit, kit)
-        following = f"--source-dataroot {out} --embed-dataroot {embeddings}"
-    elif kit is None and image is not None and counts is not None and name is not None:
-        run = partial(prepare_slide, image, spots, counts, name=name, um_per_px=um_per_px)
-        following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
-    else:
-        raise typer.BadParameter("give KIT, or --image, --counts and --id of a single slide")
     done: list[Prepared] = []
     console = Console()
-    options: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
+    shared: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
+    shared["report"] = done.append
+    embeddings = out.parent / "embeddings"
+    following = f"--source-dataroot {out} --embed-dataroot {embeddings}"
     try:
         with spot_progress() as progress:
-            run(out, **options, progress=progress, report=done.append)
+            shared["progress"] = progress
+            if source is not None and spots is None and counts is None:
+                options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
+                shared["notice"] = lambda line: console.print(line, highlight=False, markup=False)
+                prepare_source(source, out, options, format=format, **shared)
+            elif source is None and image and counts and name and format is None:
+                prepare_slide(image, spots, counts, out, name=name, um_per_px=um_per_px, **shared)
+                following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
+            else:
+                raise typer.BadParameter("give SOURCE, or --image, --counts and --id of one slide")
     finally:
         if done:
             console.print(slide_table(done, out))

@@ -15,30 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial import cKDTree
 
-from stflow_graph import __version__
+from stflow_graph.cut import KEY, Progress, cut_slide
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
-from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset
 from stflow_graph.errors import BadInput, attempt_each, plain
 from stflow_graph.io.atomic import atomic_folder, check_name, sha256
-from stflow_graph.io.expression import FORMAT as EXPRESSION
-from stflow_graph.io.expression import Expression, read_expression, write_expression
+from stflow_graph.io.detect import find_slides
+from stflow_graph.io.expression import read_expression
 from stflow_graph.io.hdf5 import open_h5
-from stflow_graph.io.images import ImageReader, open_image
-from stflow_graph.io.patches import write_patches
-from stflow_graph.io.tables import KitSlide, SpotTable, read_counts, read_manifest, read_spots
+from stflow_graph.io.kit import is_kit
+from stflow_graph.io.source import NO_OPTIONS, SlideSource, SourceOptions, tables_source
 
-MANIFEST = "dataset.csv"
 N_GENES = 50
-_KEY = "stflow_graph"
-# of the area that a patch shows, level-0 px: beyond these, um_per_px is a mistake
-_LEAST_EDGE, _LARGEST_EDGE = 8, 8192
-_BATCH_BYTES = 16 * 2**20
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +41,14 @@ class Prepared:
         patches: the patch file.
         adata: the expression file.
         n_spots: spots in both.
-        not_selected: spots left out because the spot table does not select them.
+        not_selected: spots left out because the spot table, or the patch file that the slide came
+            with, does not select them.
         only_in_spots: spots left out because they have no counts.
         only_in_counts: spots left out because they have no place.
         n_padded: patches that reach over the image's edge, where they are white.
         pitch_um: median distance of a spot to the nearest other one, µm; NaN for a lone spot. A
             wrong scale shows here.
+        um_per_px: micrometres per pixel of the image.
         complete_before: both files were there, made from the same inputs; nothing was done.
     """
 
@@ -68,89 +61,82 @@ class Prepared:
     only_in_counts: int
     n_padded: int
     pitch_um: float
+    um_per_px: float
     complete_before: bool = False
 
 
-_MEASURED = ("n_spots", "not_selected", "only_in_spots", "only_in_counts", "n_padded", "pitch_um")
+_MEASURED = (
+    "n_spots",
+    "not_selected",
+    "only_in_spots",
+    "only_in_counts",
+    "n_padded",
+    "pitch_um",
+    "um_per_px",
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Spots:
-    """A spot table, the counts, and the rows of both that belong together."""
-
-    table: SpotTable
-    expression: Expression
-    rows: np.ndarray
-    expression_rows: np.ndarray
-    not_selected: int
-    only_in_spots: int
-    only_in_counts: int
-
-    @property
-    def barcodes(self) -> list[str]:
-        return [self.table.barcodes[i] for i in self.rows]
-
-    @property
-    def coords(self) -> np.ndarray:
-        return self.table.coords[self.rows]
-
-
-def prepare_kit(
-    kit: str | Path,
+def prepare_source(
+    source: str | Path,
     out: str | Path,
+    options: SourceOptions = NO_OPTIONS,
     *,
+    format: str | None = None,
     patch_px: int = 224,
     patch_um: float = 112.0,
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Callable[[Prepared], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> list[Prepared]:
-    """Prepare every slide of a kit, a folder with ``dataset.csv``; see :func:`prepare_slide`.
+    """Prepare the slides of a folder, whatever platform wrote it; see ``io.detect.find_slides``.
 
-    Where ``out`` has no ``splits/``, one fold leaves out each patient, or each slide where the
-    manifest names fewer than two patients. ``var_50genes_fold<i>.json`` is chosen from the
-    training slides of fold i; one list for all folds would have seen their test slides.
+    A kit, a folder with ``dataset.csv``, also gets splits where ``out`` has no ``splits/``: one
+    fold leaves out each patient, or each slide where the manifest names fewer than two patients.
+    ``var_50genes_fold<i>.json`` is chosen from the training slides of fold i; one list for all
+    folds would have seen their test slides.
 
     Args:
-        kit: the kit's folder.
+        source: the folder.
         out: the data set folder to write.
+        options: what the user says of the source.
+        format: the source's kind, a name of ``io.detect.FORMATS``; None tells by its files.
         patch_px: edge of a stored patch, px.
         patch_um: edge of the area that a patch shows, µm.
         overwrite: write also what is there, but for ``splits/``.
         progress: called with the slide's name, the patches written and all its patches.
         report: called after every slide.
+        notice: called with a line that says what was recognised, before a slide is cut.
 
     Raises:
-        BadInput: the manifest is bad.
+        BadInput: the source is of no known kind, or its only slide is bad.
         SomeFailed: some slides are bad; the others are written, splits and gene lists are not.
     """
-    slides = read_manifest(Path(kit) / MANIFEST)
     out = Path(out)
+    slides = find_slides(source, options, format)
     work = [
         (
-            slide.id,
+            slide.name,
             partial(
-                prepare_slide,
-                slide.image,
-                slide.spots,
-                slide.counts,
+                _prepare,
+                slide,
                 out,
-                name=slide.id,
-                um_per_px=slide.um_per_px,
-                patch_px=patch_px,
-                patch_um=patch_um,
+                patch_px,
+                patch_um,
                 overwrite=overwrite,
                 progress=progress,
                 report=report,
+                notice=notice,
             ),
         )
         for slide in slides
     ]
     done = attempt_each(work)
-    if not (out / "splits").exists():
-        _write_splits(out / "splits", slides)
-    if (out / "splits").exists():
-        _write_gene_lists(out, overwrite)
+    if is_kit(Path(source)) and options.name is None:
+        if not (out / "splits").exists():
+            _write_splits(out / "splits", slides)
+        if (out / "splits").exists():
+            _write_gene_lists(out, overwrite)
     return done
 
 
@@ -190,21 +176,43 @@ def prepare_slide(
         BadInput: an input is bad, spots lie outside the image, or an output is there that was
             made in another way.
     """
-    check_name(name, counts, "id")
-    patches = Path(out) / "patches" / f"{name}.h5"
-    adata = Path(out) / "adata" / f"{name}.h5ad"
+    source = tables_source(name, image, spots, counts, um_per_px)
+    return _prepare(
+        source,
+        Path(out),
+        patch_px,
+        patch_um,
+        overwrite=overwrite,
+        progress=progress,
+        report=report,
+    )
+
+
+def _prepare(
+    source: SlideSource,
+    out: Path,
+    patch_px: int,
+    patch_um: float,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    report: Callable[[Prepared], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Prepare one slide, unless its files were made from the same inputs in the same way."""
+    name = check_name(source.name, source.inputs["counts"], "id")
+    patches, adata = out / "patches" / f"{name}.h5", out / "adata" / f"{name}.h5ad"
     asked: dict[str, Any] = {
         "slide": name,
-        "image_sha256": sha256(image),
-        "spots_sha256": "" if spots is None else sha256(spots),
-        "counts_sha256": sha256(counts),
+        **{f"{role}_sha256": sha256(file) for role, file in source.inputs.items()},
+        **source.settings,
         "patch_px": patch_px,
         "patch_um": float(patch_um),
     }
-    if um_per_px is not None:
-        asked["um_per_px"] = float(um_per_px)
+    if source.um_per_px is not None:
+        asked["um_per_px"] = float(source.um_per_px)
     before = None if overwrite else _complete_before(patches, adata, asked)
-    record = before or _write_slide(image, spots, counts, patches, adata, asked, progress)
+    record = before or cut_slide(source, patches, adata, asked, progress, notice)
     measured = {key: record[key] for key in _MEASURED}
     prepared = Prepared(name, patches, adata, **measured, complete_before=before is not None)
     if report is not None:
@@ -222,7 +230,10 @@ def _complete_before(patches: Path, adata: Path, asked: dict[str, Any]) -> dict[
             record = read(file)
         except BadInput:
             record = {}
-        other = [key for key, value in asked.items() if record.get(key) != value]
+        # an input that was read before and is not now makes another slide, too
+        hashed = [key for key, value in record.items() if key.endswith("_sha256") and value]
+        keys = dict.fromkeys([*asked, *hashed])
+        other = [key for key in keys if record.get(key) != asked.get(key)]
         if other:
             found = plain("a file made with another " + ", ".join(other))
             fix = "give --overwrite to replace it, or another --out"
@@ -239,161 +250,14 @@ def _patches_record(path: Path) -> dict[str, Any]:
 def _adata_record(path: Path) -> dict[str, Any]:
     with open_h5(path) as file:
         try:
-            return dict(json.loads(file[f"uns/{_KEY}/provenance"][()]))
+            return dict(json.loads(file[f"uns/{KEY}/provenance"][()]))
         except (KeyError, TypeError, ValueError):
             return {}
 
 
-def _write_slide(
-    image: str | Path,
-    spots: str | Path | None,
-    counts: str | Path,
-    patches: Path,
-    adata: Path,
-    asked: dict[str, Any],
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Write both files, each with how it was made, and return what was measured."""
-    kept = _join(spots, counts)
-    um_per_px = asked.get("um_per_px", kept.expression.um_per_px)
-    um_per_px = _check_scale(um_per_px, asked["patch_um"], image)
-    edge = asked["patch_um"] / um_per_px  # level-0 px
-    with open_image(image) as reader:
-        _check_inside(kept.coords, reader.size, counts if spots is None else spots)
-        measured = _measure(kept, reader.size, edge, um_per_px)
-        made = {**asked, "um_per_px": um_per_px, "version": __version__}
-        _write_patches(patches, reader, kept, edge, {**made, **measured}, progress)
-    _write_adata(adata, kept, made)
-    return measured
-
-
-def _join(spots: str | Path | None, counts: str | Path) -> _Spots:
-    expression = read_counts(counts)
-    if spots is not None:
-        table = read_spots(spots)
-    elif expression.coords is not None:
-        table = SpotTable(expression.barcodes, expression.coords)
-    else:
-        fix = "give a spot table"
-        raise BadInput(counts, "obsm['spatial']", plain("nothing"), "the spots' places", fix)
-    file = counts if spots is None else spots
-    n = len(table.barcodes)
-    chosen = np.arange(n) if table.selected is None else np.flatnonzero(table.selected)
-    if not len(chosen):
-        raise BadInput(file, "selected", plain(f"0 of {n} spots"), "at least one")
-    names = [table.barcodes[i] for i in chosen]
-    rows, expression_rows = match_barcodes(names, expression.barcodes, file, counts)
-    placed = set(table.barcodes)
-    return _Spots(
-        table,
-        expression,
-        chosen[rows],
-        expression_rows,
-        not_selected=n - len(chosen),
-        only_in_spots=len(chosen) - len(rows),
-        only_in_counts=sum(barcode not in placed for barcode in expression.barcodes),
-    )
-
-
-def _check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> float:
-    if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
-        fix = "give the micrometres per pixel of this image"
-        raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
-    edge = patch_um / um_per_px
-    if not _LEAST_EDGE <= edge <= _LARGEST_EDGE:
-        found = plain(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
-        raise BadInput(image, "um_per_px", found, f"{_LEAST_EDGE} to {_LARGEST_EDGE} px")
-    return um_per_px
-
-
-def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -> None:
-    outside = _outside(coords, size)
-    if not outside.any():
-        return
-    (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
-    found = plain(
-        f"{outside.sum()} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
-        f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
-    )
-    if _outside(coords[:, ::-1], size).any():
-        fix = "give places in pixels of this image; theirs look like those of another resolution"
-    else:
-        fix = "swap x and y: exchanged, all lie inside"
-    raise BadInput(file, "coordinates", found, "centres inside the image", fix)
-
-
-def _outside(coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.any((coords < 0) | (coords > np.array(size)), axis=1)
-
-
-def _measure(kept: _Spots, size: tuple[int, int], edge: float, um_per_px: float) -> dict[str, Any]:
-    coords = kept.coords
-    padded = ((coords < edge / 2) | (coords > np.array(size) - edge / 2)).any(axis=1)
-    nearest = cKDTree(coords).query(coords, k=2)[0][:, 1] if len(coords) > 1 else np.nan
-    return {
-        "n_spots": len(coords),
-        "not_selected": kept.not_selected,
-        "only_in_spots": kept.only_in_spots,
-        "only_in_counts": kept.only_in_counts,
-        "n_padded": int(padded.sum()),
-        "pitch_um": float(np.median(nearest) * um_per_px),
-    }
-
-
-def _write_patches(
-    path: Path,
-    reader: ImageReader,
-    kept: _Spots,
-    edge: float,
-    record: dict[str, Any],
-    progress: Progress | None,
-) -> None:
-    size, coords = record["patch_px"], kept.coords
-    batch = max(1, _BATCH_BYTES // (3 * size**2))
-    with write_patches(
-        path,
-        kept.barcodes,
-        coords,
-        size=size,
-        size_level0=edge,
-        um_per_px=record["um_per_px"],
-        attrs=record,
-    ) as writer:
-        for start in range(0, len(coords), batch):
-            centres = coords[start : start + batch]
-            writer.append(np.stack([reader.read_patch(x, y, edge, size) for x, y in centres]))
-            if progress is not None:
-                progress(record["slide"], writer.written, len(coords))
-
-
-def _write_adata(path: Path, kept: _Spots, record: dict[str, Any]) -> None:
-    table, rows, coords = kept.table, kept.rows, kept.coords
-    obs: dict[str, np.ndarray] = {}
-    if table.selected is not None:
-        obs["in_tissue"] = np.ones(len(rows), dtype=np.int64)
-    if table.array is not None:
-        obs["array_row"], obs["array_col"] = table.array[rows, 1], table.array[rows, 0]
-    obs["pxl_row_in_fullres"], obs["pxl_col_in_fullres"] = coords[:, 1], coords[:, 0]
-    obs["total_counts"] = kept.expression.total[kept.expression_rows].astype(np.float32)
-    provenance = json.dumps(record, sort_keys=True)
-    write_expression(
-        path,
-        kept.expression.counts[kept.expression_rows],
-        kept.barcodes,
-        kept.expression.genes,
-        coords,
-        um_per_px=record["um_per_px"],
-        obs=obs,
-        uns={
-            "sample_id": record["slide"],
-            _KEY: {"format": EXPRESSION, "provenance": provenance},
-        },
-    )
-
-
-def _write_splits(folder: Path, slides: Sequence[KitSlide]) -> None:
+def _write_splits(folder: Path, slides: Sequence[SlideSource]) -> None:
     patients = list(dict.fromkeys(slide.patient for slide in slides))
-    groups = [slide.patient if len(patients) > 1 else slide.id for slide in slides]
+    groups = [slide.patient if len(patients) > 1 else slide.name for slide in slides]
     held_out = list(dict.fromkeys(groups))
     if len(held_out) < 2:
         logger.warning("%s: one slide makes no split; none is written", folder)
@@ -401,7 +265,7 @@ def _write_splits(folder: Path, slides: Sequence[KitSlide]) -> None:
     with atomic_folder(folder) as temporary:
         for number, name in enumerate(held_out):
             for side, wanted in (("train", False), ("test", True)):
-                ids = [s.id for s, g in zip(slides, groups, strict=True) if (g == name) == wanted]
+                ids = [s.name for s, g in zip(slides, groups, strict=True) if (g == name) == wanted]
                 lines = [f"{i},patches/{i}.h5,adata/{i}.h5ad" for i in ids]
                 text = "\n".join(["sample_id,patches_path,expr_path", *lines, ""])
                 (temporary / f"{side}_{number}.csv").write_text(text, encoding="utf-8")

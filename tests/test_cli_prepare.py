@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from platforms import write_image, write_visium
 from stflow_graph_cli import prepare as command
 from typer.testing import CliRunner
 
@@ -80,8 +81,8 @@ def test_a_single_slide(kit, tmp_path):
     "arguments",
     [
         [],
-        ["KIT", "--id", "S0"],
-        ["KIT", "--um-per-px", "0.5"],
+        ["KIT", "--counts", "c.csv"],
+        ["KIT", "--gene-names", "other"],
         ["--image", "a.png", "--counts", "c.csv"],
         ["--image", "a.png", "--id", "S0"],
         ["KIT", "--patch-px", "0"],
@@ -90,6 +91,18 @@ def test_a_single_slide(kit, tmp_path):
 def test_an_unclear_request_is_a_usage_error(tmp_path, arguments):
     assert run(*arguments, "--out", tmp_path / "root").exit_code == 2
     assert not (tmp_path / "root").exists()
+
+
+def test_a_platforms_folder_is_named_before_it_is_cut(tmp_path):
+    write_visium(tmp_path / "sample")
+    image = write_image(tmp_path / "he.png")
+    command = (tmp_path / "sample", "--image", image, "--out", tmp_path / "root", "--patch-um", 40)
+    result = run(*command, "--patch-px", 16, "--gene-names", "ids", "--format", "visium")
+    assert result.exit_code == 0, result.exception
+    first, *_ = result.stdout.splitlines()
+    assert first == "sample: Visium, Space Ranger 2, 37 spots under tissue, 3.999 µm/px"
+    assert cells(result.stdout)[0][:2] == ["sample", "37"]
+    assert f"next: stflow-graph embed --source-dataroot {tmp_path}/root" in result.stdout
 
 
 def test_bad_input_reaches_the_caller_and_prints_no_table(kit, tmp_path):

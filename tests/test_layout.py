@@ -18,6 +18,7 @@ RANKS = {
     "evaluate": 5,
     "report": 5,
     "compat": 5,
+    "cut": 4,
     "fit_fold": 4,
     "fit": 3,
     "fit_flow": 3,

@@ -20,7 +20,7 @@ from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.io.expression import read_expression, write_expression
 from stflow_graph.io.images import open_image
 from stflow_graph.io.patches import open_patches
-from stflow_graph.prepare import prepare_kit, prepare_slide
+from stflow_graph.prepare import prepare_slide, prepare_source
 
 WIDTH, HEIGHT, PITCH, UM_PER_PX = 260, 190, 40, 0.5
 SIZES = {"patch_px": 12, "patch_um": 10.0}  # 20 px of the image
@@ -139,7 +139,7 @@ def test_the_result_does_not_depend_on_the_batch_or_the_moment(tmp_path, monkeyp
     steps = []
     prepare_one(tmp_path, tmp_path / "a", progress=lambda *step: steps.append(step))
     assert steps == [("S0", 18, 18)]
-    monkeypatch.setattr("stflow_graph.prepare._BATCH_BYTES", 5 * 3 * 12**2)
+    monkeypatch.setattr("stflow_graph.cut._BATCH_BYTES", 5 * 3 * 12**2)
     prepare_one(tmp_path, tmp_path / "b", progress=lambda *step: steps.append(step))
     assert steps[1:] == [("S0", n, 18) for n in (5, 10, 15, 18)]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -312,7 +312,7 @@ def test_an_h5ad_without_places_needs_a_spot_table(tmp_path):
 
 def test_an_image_that_breaks_midway_leaves_no_file(tmp_path, monkeypatch):
     write_raw(tmp_path, "S0")
-    monkeypatch.setattr("stflow_graph.prepare._BATCH_BYTES", 1)
+    monkeypatch.setattr("stflow_graph.cut._BATCH_BYTES", 1)
 
     def fail(slide, written, total):
         if written == 7:
@@ -333,7 +333,7 @@ def test_an_image_that_breaks_midway_leaves_no_file(tmp_path, monkeypatch):
 )
 def test_a_kit_is_split_by_patient_or_else_by_slide(tmp_path, patients, expected):
     out = tmp_path / "out"
-    done = prepare_kit(write_kit(tmp_path / "kit", patients), out, **SIZES)
+    done = prepare_source(write_kit(tmp_path / "kit", patients), out, **SIZES)
     assert [slide.slide for slide in done] == [f"S{i}" for i in range(len(patients))]
     assert splits_of(out) == expected
     for fold in Dataset("out", out).folds():
@@ -348,9 +348,9 @@ def test_a_kit_is_split_by_patient_or_else_by_slide(tmp_path, patients, expected
 
 def test_a_folds_genes_have_not_seen_its_test_slides(tmp_path):
     kit = write_kit(tmp_path / "kit", "AB")
-    prepare_kit(kit, tmp_path / "a", **SIZES)
+    prepare_source(kit, tmp_path / "a", **SIZES)
     write_raw(kit, "S0", seed=99)
-    prepare_kit(kit, tmp_path / "b", **SIZES)
+    prepare_source(kit, tmp_path / "b", **SIZES)
 
     def genes(out, fold):
         return (tmp_path / out / f"var_50genes_fold{fold}.json").read_bytes()
@@ -366,19 +366,19 @@ def test_splits_that_are_there_are_kept_and_lists_follow_them(tmp_path):
         text = f"sample_id,patches_path,expr_path\n{name},patches/{name}.h5,adata/{name}.h5ad\n"
         (out / "splits" / f"{side}_7.csv").write_text(text)
     before = contents(out)
-    prepare_kit(kit, out, **SIZES)
+    prepare_source(kit, out, **SIZES)
     assert before.items() <= contents(out).items()
     assert [p.name for p in out.glob("*.json")] == ["var_50genes_fold7.json"]
     (out / "var_50genes_fold7.json").write_text('{"genes": ["mine"]}')
-    prepare_kit(kit, out, **SIZES)
+    prepare_source(kit, out, **SIZES)
     assert "mine" in (out / "var_50genes_fold7.json").read_text()
-    prepare_kit(kit, out, **SIZES, overwrite=True)
+    prepare_source(kit, out, **SIZES, overwrite=True)
     assert "mine" not in (out / "var_50genes_fold7.json").read_text()
     assert before.items() <= contents(out).items()
 
 
 def test_a_single_slide_makes_no_split(tmp_path, caplog):
-    prepare_kit(write_kit(tmp_path / "kit", "A"), tmp_path / "out", **SIZES)
+    prepare_source(write_kit(tmp_path / "kit", "A"), tmp_path / "out", **SIZES)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adata", "patches"]
     assert "one slide makes no split" in caplog.text
 
@@ -393,21 +393,21 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path):
     with pytest.raises(
         SomeFailed, match=r"2 of 3 slides failed: S1: .*S1\.png.*; S2: .*S2"
     ) as error:
-        prepare_kit(kit, out, **SIZES, report=reports.append)
+        prepare_source(kit, out, **SIZES, report=reports.append)
     assert error.value.exit_code == 5
     assert "\n" not in str(error.value)
     assert [done.slide for done in reports] == ["S0"]
     assert sorted(map(str, contents(out))) == ["adata/S0.h5ad", "patches/S0.h5"]
     image.write_bytes(whole)
     (tmp_path / "away").rename(kit / "counts/S2.tsv.gz")
-    states = [slide.complete_before for slide in prepare_kit(kit, out, **SIZES)]
+    states = [slide.complete_before for slide in prepare_source(kit, out, **SIZES)]
     assert states == [True, False, False]
     assert len(splits_of(out)) == 3
 
 
 def test_a_folder_without_manifest_is_no_kit(tmp_path):
     with pytest.raises(BadInput, match=r"dataset\.csv: file: found 'No such file"):
-        prepare_kit(tmp_path, tmp_path / "out")
+        prepare_source(tmp_path, tmp_path / "out", format="kit")
 
 
 _PEAK = """

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.errors import BadInput, StorageFailed
+from stflow_graph.errors import BadInput, StorageFailed, plain
 
 _STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -154,6 +154,24 @@ def read_json(path: str | Path) -> Any:
         raise BadInput(path, "content", str(error), "JSON") from None
 
 
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Read JSON that is an object.
+
+    Raises:
+        BadInput: the file is missing, not JSON or something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise BadInput(path, "content", type(value).__name__, "a JSON object")
+    return value
+
+
+def listed(folder: Path) -> str:
+    """Return some names of what a folder holds, for messages."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return plain(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
+
+
 def check_file(path: str | Path) -> Path:
     """Return ``path`` if it is a readable file.
 
@@ -172,7 +190,12 @@ def check_file(path: str | Path) -> Path:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes as hex."""
+    """Return the SHA-256 of a file as hex; of a folder, one of its files and their names."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with check_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

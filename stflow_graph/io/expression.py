@@ -36,6 +36,7 @@ class Expression:
         coords: ``[N, 2]`` float64 level-0 pixels (x, y) of the spots' centres, None if absent.
         um_per_px: micrometres per pixel, None if unknown.
         true_mean: ``[N, G]`` float32 in log1p units where a simulator stored it, else None.
+        var: further columns per gene, such as ``gene_ids``.
     """
 
     counts: sp.csr_matrix
@@ -45,6 +46,7 @@ class Expression:
     coords: np.ndarray | None
     um_per_px: float | None
     true_mean: np.ndarray | None = None
+    var: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 def read_expression(path: str | Path, genes: Sequence[str] | None = None) -> Expression:
@@ -58,7 +60,17 @@ def read_expression(path: str | Path, genes: Sequence[str] | None = None) -> Exp
         BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
             duplicated barcodes or genes, genes absent (how many, and three of them).
     """
-    adata = read_h5ad(path)
+    return expression_of(read_h5ad(path), path, genes)
+
+
+def expression_of(
+    adata: anndata.AnnData, path: str | Path, genes: Sequence[str] | None = None
+) -> Expression:
+    """Validate raw counts that are in memory; ``path`` is where they are from, for messages.
+
+    Raises:
+        BadInput: see :func:`read_expression`.
+    """
     barcodes, names = list(adata.obs_names), list(adata.var_names)
     check_unique(barcodes, path, "obs_names")
     check_unique(names, path, "var_names")
@@ -117,9 +129,18 @@ def _checked_counts(matrix: Any, path: str | Path) -> sp.csr_matrix:
     if matrix is None:
         raise BadInput(path, "X", None, "raw counts")
     counts = sp.csr_matrix(matrix)
-    values = counts.data
+    check_raw(counts.data, path, "X", "store raw counts in X")
+    return counts.astype(np.float32)
+
+
+def check_raw(values: np.ndarray, path: str | Path, field: str, fix: str | None = None) -> None:
+    """Refuse values that are not raw counts: whole numbers >= 0.
+
+    Raises:
+        BadInput: not numbers, not finite, negative or not whole; how many, and three of them.
+    """
     if values.dtype.kind not in "iufb":
-        raise BadInput(path, "X", str(values.dtype), "numbers")
+        raise BadInput(path, field, str(values.dtype), "numbers")
     for wrong, what in (
         (~np.isfinite(values), "not finite"),
         (values < 0, "negative"),
@@ -127,8 +148,19 @@ def _checked_counts(matrix: Any, path: str | Path) -> sp.csr_matrix:
     ):
         if wrong.any():
             found = plain(f"{int(wrong.sum())} values {what}, such as {values[wrong][:3].tolist()}")
-            raise BadInput(path, "X", found, "raw counts", "store raw counts in X")
-    return counts.astype(np.float32)
+            raise BadInput(path, field, found, "raw counts", fix)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Make names unique as scanpy's ``var_names_make_unique`` does: A, A becomes A, A-1."""
+    from anndata.utils import make_index_unique
+
+    if len(set(names)) == len(names):
+        return list(names)
+    with warnings.catch_warnings():
+        # it warns where A-1 is a name of its own; the result is unique all the same
+        warnings.filterwarnings("ignore", module="anndata")
+        return list(make_index_unique(pd.Index(names, dtype=object)))
 
 
 def _columns(names: list[str], genes: Sequence[str] | None, path: str | Path) -> np.ndarray | None:

@@ -95,18 +95,19 @@ def _check_contents(path: Path, file: h5py.File) -> None:
         raise BadInput(path, "complete", plain("no mark"), "a completed write", fix)
 
 
-def dataset(file: h5py.File, names: Sequence[str], field: str | None = None) -> h5py.Dataset:
-    """Return the first dataset that exists among ``names`` (accepted spellings).
+def dataset(group: h5py.Group, names: Sequence[str], field: str | None = None) -> h5py.Dataset:
+    """Return the first dataset that exists among ``names`` (accepted spellings) in a file or group.
 
     Raises:
         BadInput: none exists; the message lists the keys found.
     """
     for name in names:
-        if isinstance(file.get(name), h5py.Dataset):
-            return file[name]
-    keys = plain("keys " + ", ".join(sorted(map(repr, file))[:20]) if len(file) else "no keys")
+        if isinstance(group.get(name), h5py.Dataset):
+            return group[name]
+    keys = plain("keys " + ", ".join(sorted(map(repr, group))[:20]) if len(group) else "no keys")
     expected = " or ".join(repr(name) for name in names)
-    raise BadInput(file.filename, field or names[0], keys, expected)
+    prefix = "" if isinstance(group, h5py.File) else f"{group.name[1:]}/"
+    raise BadInput(group.file.filename, field or prefix + names[0], keys, expected)
 
 
 def read_strings(data: h5py.Dataset) -> list[str]:

@@ -1,0 +1,234 @@
+"""Feature-barcode matrices of 10x Genomics' pipelines: .h5 (both layouts) or a folder of .mtx.
+
+Space Ranger, Cell Ranger and Xenium write them alike: features x barcodes in compressed columns,
+which are the compressed rows of spots x genes. The layout of version 3 has one group ``matrix``
+with ``features/{id, name, feature_type, genome}``; that of version 2 a group per genome with
+``genes`` and ``gene_names``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import scipy.io
+import scipy.sparse as sp
+
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.io.atomic import check_file, listed
+from stflow_graph.io.columns import read_rows
+from stflow_graph.io.expression import Expression, check_raw, numbered
+from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
+
+GENE_EXPRESSION = "Gene Expression"
+GENE_NAMES = ("symbols", "ids")
+# entries of the matrix that are converted and checked at a time
+_BLOCK = 2**24
+_FOLDER_FILES = (
+    ("matrix", ("matrix.mtx.gz", "matrix.mtx")),
+    ("features", ("features.tsv.gz", "genes.tsv.gz", "features.tsv", "genes.tsv")),
+    ("barcodes", ("barcodes.tsv.gz", "barcodes.tsv")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Features:
+    """The features of a matrix: their ids, symbols, and types ([] where a layout has none)."""
+
+    ids: list[str]
+    symbols: list[str]
+    types: list[str]
+
+
+def read_tenx(path: str | Path, gene_names: str = "symbols") -> Expression:
+    """Read the gene expression of a feature-barcode matrix.
+
+    Features of other types (control probes, antibodies) are left out. Symbols that stand twice
+    become unique as in scanpy: A, A is A, A-1. ``var`` keeps ``gene_ids`` and ``gene_symbols``.
+
+    Args:
+        path: the .h5, or the folder of ``matrix.mtx.gz``, ``features.tsv.gz``, ``barcodes.tsv.gz``.
+        gene_names: what names the genes, ``"symbols"`` or ``"ids"``.
+
+    Returns:
+        N barcodes x G genes, without coordinates.
+
+    Raises:
+        BadInput: keys missing (lists those found), lengths that differ, indices out of range or
+            twice, counts that are not raw, a barcode twice, several genomes in an old layout.
+        BadConfig: unknown ``gene_names``.
+    """
+    if gene_names not in GENE_NAMES:
+        raise BadConfig(f"gene names {gene_names!r}: expected {' or '.join(GENE_NAMES)}")
+    path = Path(path)
+    if path.is_dir():
+        counts, barcodes, features = _read_folder(path)
+    else:
+        with open_h5(path) as file:
+            counts, barcodes, features = _read_h5(file)
+    if not barcodes:
+        raise BadInput(path, "barcodes", plain("0 barcodes"), "at least one")
+    check_unique(barcodes, path, "barcodes")
+    return _expression(counts, barcodes, features, gene_names, path)
+
+
+def tenx_files(path: str | Path) -> dict[str, Path]:
+    """Return the files of a matrix by role: ``counts``, or of a folder each of its three.
+
+    Raises:
+        BadInput: a file of the folder is missing; the message lists those found.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return {"counts": path}
+    files = {}
+    for role, names in _FOLDER_FILES:
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise BadInput(path, role, listed(path), " or ".join(names))
+        files["counts" if role == "matrix" else role] = found[0]
+    return files
+
+
+def software(path: str | Path) -> str:
+    """Return what a .h5 says wrote it, such as ``"spaceranger-2.1.0"``; "" if it does not say."""
+    with open_h5(path) as file:
+        value = file.attrs.get("software_version", "")
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _expression(
+    counts: sp.csr_matrix, barcodes: list[str], features: _Features, gene_names: str, path: Path
+) -> Expression:
+    kept = np.arange(len(features.ids))
+    if features.types:
+        kept = np.flatnonzero(np.array(features.types) == GENE_EXPRESSION)
+    if not len(kept):
+        types = plain(f"0 genes; types {sorted(set(features.types))}")
+        raise BadInput(path, "features", types, f"features of type {GENE_EXPRESSION!r}")
+    if len(kept) < len(features.ids):
+        counts = counts[:, kept]
+    ids, symbols = ([names[i] for i in kept] for names in (features.ids, features.symbols))
+    genes = numbered(symbols if gene_names == "symbols" else ids)
+    total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
+    var = {"gene_ids": ids, "gene_symbols": symbols}
+    return Expression(counts, barcodes, genes, total, coords=None, um_per_px=None, var=var)
+
+
+def _read_h5(file: h5py.File) -> tuple[sp.csr_matrix, list[str], _Features]:
+    group = file.get("matrix")
+    if isinstance(group, h5py.Group):
+        inner = group.get("features")
+        if not isinstance(inner, h5py.Group):
+            keys = plain("keys " + ", ".join(map(repr, group)))
+            raise BadInput(file.filename, "matrix", keys, "also 'features'")
+        ids, symbols = (read_strings(dataset(inner, [key])) for key in ("id", "name"))
+        types = read_strings(dataset(inner, ["feature_type"]))
+    else:
+        group = _genome(file)
+        ids, symbols = (read_strings(dataset(group, [key])) for key in ("genes", "gene_names"))
+        types = []
+    barcodes = read_strings(dataset(group, ["barcodes"]))
+    features = _Features(ids, symbols, types)
+    _check_lengths(group, barcodes, features)
+    return _read_rows(group, (len(barcodes), len(ids))), barcodes, features
+
+
+def _genome(file: h5py.File) -> h5py.Group:
+    genomes = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+    of_genes = [name for name in genomes if "gene_names" in file[name]]
+    if len(of_genes) != 1:
+        keys = plain("keys " + ", ".join(map(repr, file)) if len(file) else "no keys")
+        raise BadInput(
+            file.filename, "matrix", keys, "a group 'matrix', or one genome with 'gene_names'"
+        )
+    return file[of_genes[0]]
+
+
+def _check_lengths(group: h5py.Group, barcodes: list[str], features: _Features) -> None:
+    file, n = group.file.filename, len(features.ids)
+    for field, values in (("names", features.symbols), ("feature types", features.types)):
+        if values and len(values) != n:
+            raise BadInput(file, field, plain(f"{len(values)}"), f"{n}, one per feature id")
+    shape = tuple(np.asarray(dataset(group, ["shape"])[()]).tolist())
+    if shape != (n, len(barcodes)):
+        found = plain(f"{shape} for {n} features and {len(barcodes)} barcodes")
+        raise BadInput(file, f"{group.name}/shape", found, f"({n}, {len(barcodes)})")
+
+
+def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
+    """Read the compressed rows, spots x genes, block by block into 8 bytes an entry."""
+    path = group.file.filename
+    stored = {key: dataset(group, [key]) for key in ("indptr", "indices", "data")}
+    for key, data in stored.items():
+        if data.ndim != 1 or data.dtype.kind not in ("iuf" if key == "data" else "iu"):
+            found = plain(f"{data.dtype} {data.shape}")
+            raise BadInput(path, data.name, found, "a list of numbers")
+    starts = stored["indptr"][()].astype(np.int64)
+    n_entries = len(stored["data"])
+    if len(starts) != shape[0] + 1:
+        found = plain(f"{len(starts)} pointers")
+        raise BadInput(path, "indptr", found, f"{shape[0] + 1}, one more than barcodes")
+    if starts[0] != 0 or starts[-1] != n_entries or (np.diff(starts) < 0).any():
+        found = plain(f"{starts[0]} to {starts[-1]} for {n_entries} entries, or decreasing")
+        raise BadInput(path, "indptr", found, f"never decreasing, 0 to {n_entries}")
+    if len(stored["indices"]) != n_entries:
+        found = plain(f"{len(stored['indices'])} for {n_entries} values")
+        raise BadInput(path, "indices", found, "one per value")
+    indices = np.empty(n_entries, dtype=np.int32)
+    values = np.empty(n_entries, dtype=np.float32)
+    for start in range(0, n_entries, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        index = stored["indices"][part]
+        if len(index) and not (index.min() >= 0 and index.max() < shape[1]):
+            found = plain(f"{index.min()} to {index.max()}")
+            raise BadInput(path, "indices", found, f"0 to {shape[1] - 1}")
+        indices[part] = index
+        block = stored["data"][part]
+        check_raw(block, path, "data")
+        values[part] = block
+    return _sorted(sp.csr_matrix((values, indices, starts), shape), path)
+
+
+def _sorted(counts: sp.csr_matrix, path: str | Path) -> sp.csr_matrix:
+    counts.sort_indices()
+    same = counts.indices[1:] == counts.indices[:-1]
+    row_starts = counts.indptr[1:-1]
+    same[row_starts[(row_starts > 0) & (row_starts <= len(same))] - 1] = False
+    if same.any():
+        found = plain(f"a feature twice in one barcode, {int(same.sum())} times")
+        raise BadInput(path, "indices", found, "each feature once")
+    return counts
+
+
+def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
+    files = tenx_files(folder)
+    barcodes = [row[0] for row in read_rows(files["barcodes"])]
+    columns = [list(c) for c in zip(*read_rows(files["features"]), strict=True)]
+    if len(columns) < 2:
+        raise BadInput(files["features"], "columns", plain("1"), "ids and names")
+    features = _Features(columns[0], columns[1], columns[2] if len(columns) > 2 else [])
+    path = check_file(files["counts"])
+    with _refusing_matrix(path):
+        matrix = scipy.io.mmread(path)
+    expected = (len(features.ids), len(barcodes))
+    if not sp.issparse(matrix) or matrix.shape != expected:
+        found = plain(f"{type(matrix).__name__} {matrix.shape}")
+        raise BadInput(path, "shape", found, f"sparse {expected}, features x barcodes")
+    check_raw(matrix.data, path, "data")
+    return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features
+
+
+@contextlib.contextmanager
+def _refusing_matrix(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OverflowError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        text = " ".join(str(error).split())
+        raise BadInput(path, "content", text, "a Matrix Market file") from None
