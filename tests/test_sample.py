@@ -5,7 +5,8 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from toy import GENES, write_slide
+from foreign import coords_attrs, features, grid, write_clam, write_trident
+from toy import CHANNELS, GENES, write_slide
 
 from stflow_graph import sample as sample_module
 from stflow_graph.config import load_config
@@ -115,6 +116,42 @@ def test_embeddings_that_do_not_fit_are_refused(run, cohort, tmp_path):
     with pytest.raises(BadConfig, match=r"'uni' with 10 channels.*--encoder toy"):
         sample(run, [cohort.embedding("A")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("magnification", [40, None])
+def test_a_grid_of_trident_gives_expression_at_the_centres(run, tmp_path, magnification):
+    corners = grid()
+    attrs = coords_attrs(level0_magnification=magnification)
+    path = write_trident(
+        tmp_path / "features_new" / "T.h5", corners, features(len(corners), CHANNELS), "new", attrs
+    )
+    (done,) = sample(run, [path.parent], tmp_path / "out")
+    found = read_prediction(done.path)
+    np.testing.assert_array_equal(found.coords, corners + 256)
+    assert found.barcodes[0] == "512x0"
+    assert found.mean.shape == (len(corners), len(GENES))
+    assert np.ptp(found.mean, axis=0).min() > 0
+    expected = (0.25, True) if magnification else (None, False)
+    stored = found.provenance
+    assert (stored["um_per_px"], stored["um_per_px_estimated"]) == expected
+    assert sample(run, [path], tmp_path / "out")[0].complete_before
+
+
+def test_clam_gives_the_same_from_either_of_its_files(run, tmp_path):
+    corners = grid()
+    tensor = write_clam(tmp_path / "clam", "S", corners, features(len(corners), CHANNELS))
+    sample(run, [tensor.parent], tmp_path / "a")
+    sample(run, [tmp_path / "clam" / "h5_files"], tmp_path / "b")
+    a, b = (read_prediction(tmp_path / name / "S.h5ad") for name in "ab")
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.coords, corners + 256)
+
+
+def test_features_of_another_known_encoder_are_refused(run, tmp_path):
+    corners = grid()
+    path = write_trident(tmp_path / "T.h5", corners, features(len(corners), CHANNELS), "hoptimus0")
+    with pytest.raises(BadConfig, match=r"'h_optimus_0' with 10 channels, expected .*'toy'"):
+        sample(run, [path], tmp_path / "out")
 
 
 def test_a_slide_with_too_few_spots_is_refused(run, tmp_path):

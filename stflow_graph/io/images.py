@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from stflow_graph.errors import BadInput, MissingDependency, StflowError, plain
+from stflow_graph.errors import BadInput, MissingDependency, plain, refusing
 from stflow_graph.io.atomic import check_file
 
 # 20,000 x 20,000; Pillow keeps four bytes a pixel, so 1.6 GB
@@ -98,20 +98,6 @@ def _span(low: float, high: float, margin: float, length: int) -> tuple[int, int
 
 
 @contextlib.contextmanager
-def _refusing(path: Path, field: str, expected: str) -> Iterator[None]:
-    """Turn what decoders raise for a broken file, which is nearly anything, into BadInput."""
-    try:
-        yield
-    except (StflowError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # a disk's error, not the file's
-        found = plain(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        raise BadInput(path, field, found, expected) from None
-
-
-@contextlib.contextmanager
 def open_image(path: str | Path) -> Iterator[ImageReader]:
     """Open an 8-bit RGB image (JPEG, PNG, TIFF); transparency is laid on white.
 
@@ -126,7 +112,7 @@ def open_image(path: str | Path) -> Iterator[ImageReader]:
     with contextlib.ExitStack() as stack:
         reader: ImageReader | None = None
         if is_tiff:
-            with _refusing(path, "content", "a whole TIFF"):
+            with refusing(path, "content", "a whole TIFF"):
                 tiff = stack.enter_context(tifffile.TiffFile(path))
                 if tiff.series[0].levels[0].keyframe.is_tiled:
                     reader = _TiledTiff(path, tiff)
@@ -155,7 +141,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 @contextlib.contextmanager
 def _pillow(path: Path) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as stack:
-        with _refusing(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
+        with refusing(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
             with _without_pillows_limit():
                 image = stack.enter_context(Image.open(path, formats=_FORMATS))
             _check_pillow(path, image)
@@ -202,7 +188,7 @@ class _TiledTiff(ImageReader):
         self._read(0, 0, 1, 1)  # a compression that is not supported shows here, not mid-way
 
     def _read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        with _refusing(self.path, f"tiles around ({x0}, {y0})", "tiles that can be decoded"):
+        with refusing(self.path, f"tiles around ({x0}, {y0})", "tiles that can be decoded"):
             try:
                 window = np.asarray(self._pixels[y0:y1, x0:x1])
             except ValueError as error:
