@@ -18,6 +18,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stflow_graph import __version__
+from stflow_graph.cut_patches import Progress, check_scale, cut_patches
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset
@@ -26,19 +27,15 @@ from stflow_graph.io.atomic import atomic_folder, check_name, sha256
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import Expression, read_expression, write_expression
 from stflow_graph.io.hdf5 import open_h5
-from stflow_graph.io.images import ImageReader, open_image
-from stflow_graph.io.patches import write_patches
+from stflow_graph.io.image_scale import agreed_scale
+from stflow_graph.io.images import open_image
 from stflow_graph.io.tables import KitSlide, SpotTable, read_counts, read_manifest, read_spots
 
 MANIFEST = "dataset.csv"
 N_GENES = 50
 _KEY = "stflow_graph"
-# of the area that a patch shows, level-0 px: beyond these, um_per_px is a mistake
-_LEAST_EDGE, _LARGEST_EDGE = 8, 8192
-_BATCH_BYTES = 16 * 2**20
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +176,8 @@ def prepare_slide(
         counts: table of spots x genes, or .h5ad with raw counts.
         out: the data set folder to write.
         name: the slide's name.
-        um_per_px: micrometres per pixel of the image; None takes what the .h5ad says.
+        um_per_px: micrometres per pixel of the image; None takes what its metadata say, or else
+            the .h5ad.
         patch_px: edge of a stored patch, px.
         patch_um: edge of the area that a patch shows, µm.
         overwrite: write also what is there.
@@ -255,14 +253,16 @@ def _write_slide(
 ) -> dict[str, Any]:
     """Write both files, each with how it was made, and return what was measured."""
     kept = _join(spots, counts)
-    um_per_px = asked.get("um_per_px", kept.expression.um_per_px)
-    um_per_px = _check_scale(um_per_px, asked["patch_um"], image)
-    edge = asked["patch_um"] / um_per_px  # level-0 px
     with open_image(image) as reader:
+        um_per_px = agreed_scale(image, asked.get("um_per_px"), reader.um_per_px)
+        um_per_px = kept.expression.um_per_px if um_per_px is None else um_per_px
+        um_per_px = check_scale(um_per_px, asked["patch_um"], image)
+        edge = asked["patch_um"] / um_per_px  # level-0 px
         _check_inside(kept.coords, reader.size, counts if spots is None else spots)
         measured = _measure(kept, reader.size, edge, um_per_px)
         made = {**asked, "um_per_px": um_per_px, "version": __version__}
-        _write_patches(patches, reader, kept, edge, {**made, **measured}, progress)
+        record = {**made, **measured}
+        cut_patches(patches, reader, kept.barcodes, kept.coords, edge, record, progress)
     _write_adata(adata, kept, made)
     return measured
 
@@ -293,17 +293,6 @@ def _join(spots: str | Path | None, counts: str | Path) -> _Spots:
         only_in_spots=len(chosen) - len(rows),
         only_in_counts=sum(barcode not in placed for barcode in expression.barcodes),
     )
-
-
-def _check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> float:
-    if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
-        fix = "give the micrometres per pixel of this image"
-        raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
-    edge = patch_um / um_per_px
-    if not _LEAST_EDGE <= edge <= _LARGEST_EDGE:
-        found = plain(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
-        raise BadInput(image, "um_per_px", found, f"{_LEAST_EDGE} to {_LARGEST_EDGE} px")
-    return um_per_px
 
 
 def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -> None:
@@ -338,32 +327,6 @@ def _measure(kept: _Spots, size: tuple[int, int], edge: float, um_per_px: float)
         "n_padded": int(padded.sum()),
         "pitch_um": float(np.median(nearest) * um_per_px),
     }
-
-
-def _write_patches(
-    path: Path,
-    reader: ImageReader,
-    kept: _Spots,
-    edge: float,
-    record: dict[str, Any],
-    progress: Progress | None,
-) -> None:
-    size, coords = record["patch_px"], kept.coords
-    batch = max(1, _BATCH_BYTES // (3 * size**2))
-    with write_patches(
-        path,
-        kept.barcodes,
-        coords,
-        size=size,
-        size_level0=edge,
-        um_per_px=record["um_per_px"],
-        attrs=record,
-    ) as writer:
-        for start in range(0, len(coords), batch):
-            centres = coords[start : start + batch]
-            writer.append(np.stack([reader.read_patch(x, y, edge, size) for x, y in centres]))
-            if progress is not None:
-                progress(record["slide"], writer.written, len(coords))
 
 
 def _write_adata(path: Path, kept: _Spots, record: dict[str, Any]) -> None:

@@ -83,3 +83,52 @@ def write_clam(
     tensor.parent.mkdir(exist_ok=True)
     torch.save(torch.from_numpy(x), tensor)
     return tensor
+
+
+def tissue_like(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Smooth random colours ``[height, width, 3]``, with detail at many scales as tissue has."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((height, width, 3))
+    for step in (2, 8, 32, 128):
+        shape = (-(-height // step) + 1, -(-width // step) + 1, 3)
+        coarse = rng.normal(size=shape).repeat(step, axis=0).repeat(step, axis=1)
+        pixels += coarse[:height, :width]
+    return np.clip(128 + 30 * pixels, 0, 255).astype(np.uint8)
+
+
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """The next level of a pyramid: means of 2 x 2 pixels, a last odd row or column left out."""
+    height, width = (length // 2 * 2 for length in pixels.shape[:2])
+    blocks = pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
+    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def write_svs(path: Path, pixels: np.ndarray, um_per_px: str = "0.4990", steps: int = 2) -> Path:
+    """Write a slide as Aperio's scanners do: base, thumbnail, then levels a quarter as wide."""
+    import tifffile
+
+    height, width = pixels.shape[:2]
+    about = f"Aperio Image Library v11.2.1 \r\n{width}x{height} [0,0 {width}x{height}] (240x240)"
+    options = {"photometric": "rgb", "compression": "zlib", "metadata": None}
+    tile = {**options, "tile": (240, 240)}
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pixels, **tile, description=f"{about}|AppMag = 20|MPP = {um_per_px}|Left = 25")
+        tiff.write(pixels[::8, ::8], **options, rowsperstrip=16, description=about)
+        for _ in range(steps):
+            pixels = halved(halved(pixels))
+            tiff.write(pixels, **tile, description=about)
+    return path
+
+
+def write_trestle(path: Path, pixels: np.ndarray) -> Path:
+    """Write a slide as Trestle's scanners do, a TIFF whose tiles only OpenSlide may place."""
+    import tifffile
+
+    options = {"photometric": "rgb", "compression": "zlib", "metadata": None, "tile": (240, 240)}
+    about = {"software": "MedScan", "description": "Objective Power=20;OverlapsXY= 0 0 0 0;"}
+    with tifffile.TiffWriter(path) as tiff:
+        for step in (1, 2, 4):
+            # they keep micrometres per pixel there
+            tiff.write(pixels, **options, **about, resolution=(step / 2, step / 2))
+            pixels = halved(pixels)
+    return path

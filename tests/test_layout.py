@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # a part may import parts of a lower rank, and itself
 RANKS = {
     "prepare": 5,
+    "tissue_grid": 5,
+    "cut_patches": 4,
     "embed": 5,
     "train": 5,
     "sample": 5,

@@ -12,7 +12,6 @@ from torch import Tensor
 from stflow_graph.errors import BadInput, plain, refusing
 from stflow_graph.io.atomic import check_file
 
-
 _EXPECTED = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
 
 
