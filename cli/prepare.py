@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from .prepare_display import slide_table
+from .prepare_grid import grid_of
 from .progress import spot_progress
 
 if TYPE_CHECKING:
@@ -29,9 +30,27 @@ def prepare(
     name: Annotated[str | None, typer.Option("--id", help="Its name.")] = None,
     patch_px: Annotated[int, typer.Option(min=8, max=4096, help="Edge of a patch, px.")] = 224,
     patch_um: Annotated[float, typer.Option(min=0.001, help="Edge of what it shows, µm.")] = 112,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="No spots: a grid over the tissue of --image.")
+    ] = False,
+    pitch_um: Annotated[
+        float | None, typer.Option(min=0.001, help="Of the grid, µm.  [default: --patch-um]")
+    ] = None,
+    min_tissue: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a grid patch that must be tissue.")
+    ] = 0.1,
     overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
 ) -> None:
-    """Cut patches around the spots of H&E slides: of a kit (KIT), or of a single slide."""
+    """Cut patches from H&E slides: around spots (of a KIT or a single slide), or on a grid."""
+    options: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
+    if grid:
+        if image is None or name is None or kit or spots or counts:
+            raise typer.BadParameter("--grid takes --image and --id, no KIT, --spots or --counts")
+        options |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
+        grid_of(image, out, name, options)
+        return
+    if pitch_um is not None:
+        raise typer.BadParameter("--pitch-um belongs to --grid")
     from stflow_graph.prepare import prepare_kit, prepare_slide
 
     run: Callable[..., object]
@@ -46,7 +65,6 @@ def prepare(
         raise typer.BadParameter("give KIT, or --image, --counts and --id of a single slide")
     done: list[Prepared] = []
     console = Console()
-    options: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
     try:
         with spot_progress() as progress:
             run(out, **options, progress=progress, report=done.append)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.image_reader import ImageReader
 from stflow_graph.io.patches import write_patches
 
@@ -37,7 +38,7 @@ def check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> 
 
 def cut_patches(
     path: str | Path,
-    reader: ImageReader,
+    read: Callable[[int, int], np.ndarray],
     barcodes: Sequence[str],
     coords: np.ndarray,
     edge: float,
@@ -48,7 +49,7 @@ def cut_patches(
 
     Args:
         path: the patch file.
-        reader: the image.
+        read: gives the patches of the points from ``first`` up to ``last``, ``[B, P, P, 3]``.
         barcodes: N names.
         coords: ``[N, 2]`` centres, level-0 px (x, y).
         edge: of the area that a patch shows, level-0 px.
@@ -56,7 +57,7 @@ def cut_patches(
             patch) and ``um_per_px`` among them.
         progress: called with the slide's name, the patches written and all its patches.
     """
-    size = record["patch_px"]
+    size, n = record["patch_px"], len(barcodes)
     batch = max(1, _BATCH_BYTES // (3 * size**2))
     with write_patches(
         path,
@@ -67,8 +68,56 @@ def cut_patches(
         um_per_px=record["um_per_px"],
         attrs=record,
     ) as writer:
-        for start in range(0, len(coords), batch):
-            centres = coords[start : start + batch]
-            writer.append(np.stack([reader.read_patch(x, y, edge, size) for x, y in centres]))
+        for start in range(0, n, batch):
+            writer.append(read(start, min(start + batch, n)))
             if progress is not None:
-                progress(record["slide"], writer.written, len(coords))
+                progress(record["slide"], writer.written, n)
+
+
+def from_image(
+    reader: ImageReader, coords: np.ndarray, edge: float, size: int
+) -> Callable[[int, int], np.ndarray]:
+    """Return what gives the patches around points of an image, for :func:`cut_patches`.
+
+    Args:
+        reader: the open image.
+        coords: ``[N, 2]`` centres, level-0 px (x, y).
+        edge: of the area that a patch shows, level-0 px.
+        size: edge of a stored patch, px.
+    """
+    return lambda first, last: np.stack(
+        [reader.read_patch(x, y, edge, size) for x, y in coords[first:last]]
+    )
+
+
+def made_before(
+    file: Path, read: Callable[[Path], dict[str, Any]], asked: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return how an output was made if it is there and was made as asked, None if it is not there.
+
+    Args:
+        file: the output.
+        read: reads its record.
+        asked: what the record must say.
+
+    Raises:
+        BadInput: it is there and was made in another way.
+    """
+    if not file.exists():
+        return None
+    try:
+        record = read(file)
+    except BadInput:
+        record = {}
+    other = [key for key, value in asked.items() if record.get(key) != value]
+    if other:
+        found = plain("a file made with another " + ", ".join(other))
+        fix = "give --overwrite to replace it, or another --out"
+        raise BadInput(file, "output", found, "no file, or one made from these inputs", fix)
+    return record
+
+
+def patches_record(path: Path) -> dict[str, Any]:
+    """Return the attributes of a patch file, which say how it was made."""
+    with open_h5(path) as file:
+        return {key: np.asarray(value).tolist() for key, value in file.attrs.items()}

@@ -18,7 +18,14 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stflow_graph import __version__
-from stflow_graph.cut_patches import Progress, check_scale, cut_patches
+from stflow_graph.cut_patches import (
+    Progress,
+    check_scale,
+    cut_patches,
+    from_image,
+    made_before,
+    patches_record,
+)
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset
@@ -212,26 +219,9 @@ def prepare_slide(
 
 def _complete_before(patches: Path, adata: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Return the patch file's record if both files are there and were made as asked."""
-    records = []
-    for file, read in ((patches, _patches_record), (adata, _adata_record)):
-        if not file.exists():
-            continue
-        try:
-            record = read(file)
-        except BadInput:
-            record = {}
-        other = [key for key, value in asked.items() if record.get(key) != value]
-        if other:
-            found = plain("a file made with another " + ", ".join(other))
-            fix = "give --overwrite to replace it, or another --out"
-            raise BadInput(file, "output", found, "no file, or one made from these inputs", fix)
-        records.append(record)
-    return records[0] if len(records) == 2 else None
-
-
-def _patches_record(path: Path) -> dict[str, Any]:
-    with open_h5(path) as file:
-        return {key: np.asarray(value).tolist() for key, value in file.attrs.items()}
+    files = ((patches, patches_record), (adata, _adata_record))
+    records = [made_before(file, read, asked) for file, read in files]
+    return records[0] if all(record is not None for record in records) else None
 
 
 def _adata_record(path: Path) -> dict[str, Any]:
@@ -262,7 +252,8 @@ def _write_slide(
         measured = _measure(kept, reader.size, edge, um_per_px)
         made = {**asked, "um_per_px": um_per_px, "version": __version__}
         record = {**made, **measured}
-        cut_patches(patches, reader, kept.barcodes, kept.coords, edge, record, progress)
+        read = from_image(reader, kept.coords, edge, asked["patch_px"])
+        cut_patches(patches, read, kept.barcodes, kept.coords, edge, record, progress)
     _write_adata(adata, kept, made)
     return measured
 
