@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .prepare_display import slide_table
+from .prepare_grid import grid_of
 from .progress import spot_progress
 
 if TYPE_CHECKING:
@@ -39,15 +40,30 @@ def prepare(
     alignment: Annotated[Path | None, Option(help="Xenium: H&E alignment matrix, csv.")] = None,
     patch_px: Annotated[int, Option(min=8, max=4096, help="Edge of a patch, px.")] = 224,
     patch_um: Annotated[float, Option(min=0.001, help="Edge of what it shows, µm.")] = 112,
+    grid: Annotated[bool, Option("--grid", help="No spots: a grid over --image's tissue.")] = False,
+    pitch_um: Annotated[
+        float | None, Option(min=0.001, help="Of the grid, µm.  [default: --patch-um]")
+    ] = None,
+    min_tissue: Annotated[
+        float, Option(min=0, max=1, help="Share of a grid patch that must be tissue.")
+    ] = 0.1,
     overwrite: Annotated[bool, Option(help="Write also what is there.")] = False,
 ) -> None:
-    """Cut patches around the spots of H&E slides: of SOURCE, or of files named one by one."""
+    """Cut patches around the spots of H&E slides, or on a grid: of SOURCE, or of named files."""
+    shared: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
+    if grid:
+        if image is None or name is None or source or spots or counts:
+            raise typer.BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
+        shared |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
+        grid_of(image, out, name, shared)
+        return
+    if pitch_um is not None:
+        raise typer.BadParameter("--pitch-um belongs to --grid")
     from stflow_graph.io.source import SourceOptions
     from stflow_graph.prepare import prepare_slide, prepare_source
 
     done: list[Prepared] = []
     console = Console()
-    shared: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
     shared["report"] = done.append
     embeddings = out.parent / "embeddings"
     following = f"--source-dataroot {out} --embed-dataroot {embeddings}"

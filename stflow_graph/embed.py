@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stflow_graph import __version__
+from stflow_graph.data.places import patch_centres
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
@@ -140,25 +141,29 @@ def embed_file(
     """Embed one patch file.
 
     A target made from the same patches with the same weights is left as it is. Embeddings do not
-    depend on the batch size beyond rounding, and are stored as float32.
+    depend on the batch size beyond rounding, and are stored as float32. Their coordinates are the
+    patches' centres wherever anything tells, see ``data.places``.
 
     Raises:
         BadInput: the patches cannot be used, or the target holds other embeddings.
     """
     source, target = Path(source), Path(target)
     with open_patches(source) as patches:
+        placed = patch_centres(patches)
         attrs = {
             "encoder": encoder.name,
             "weights_sha256": encoder.weights_sha256,
             "patches_sha256": sha256(source),
             "precision": "fp32" if settings.dtype() is None else str(settings.dtype())[6:],
             "um_per_px": patches.um_per_px,
-            "convention": patches.convention,
+            "convention": placed.convention,
+            "patch_size_level0": patches.size_level0,
             "version": __version__,
         }
         if target.exists() and not overwrite:
             n_blank = _complete(target, attrs)
             return Embedded(source.stem, target, len(patches), n_blank, True)
+        patches = dataclasses.replace(patches, coords=placed.coords)
         n_blank = _write(target, patches, encoder, settings, attrs, progress)
     return Embedded(source.stem, target, len(patches), n_blank, False)
 
@@ -166,7 +171,7 @@ def embed_file(
 def _complete(target: Path, attrs: Mapping[str, object]) -> int:
     """Return the number of blank patches of a target that is what would be written."""
     stored = read_attrs(target)
-    for key in ("encoder", "weights_sha256", "patches_sha256", "precision"):
+    for key in ("encoder", "weights_sha256", "patches_sha256", "precision", "convention"):
         if stored.get(key) != attrs[key] or stored.get("format") != FORMAT:
             raise BadInput(
                 target,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +49,30 @@ class BadInput(StflowError):
     ) -> None:
         message = f"{_path(file)}: {field}: found {shown(found)}, expected {expected}"
         super().__init__(message + (f". Fix: {fix}" if fix else ""))
+
+
+@contextlib.contextmanager
+def refusing(file: str | Path, field: str, expected: str) -> Iterator[None]:
+    """Turn what decoders raise for a broken file, which is nearly anything, into BadInput.
+
+    Args:
+        file: the file that is decoded.
+        field: the part of it.
+        expected: what should have been there.
+
+    Raises:
+        BadInput: the body raised; errors of this package, of the disk and of memory pass as they
+            are.
+    """
+    try:
+        yield
+    except (StflowError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # a disk's error, not the file's
+        found = plain(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise BadInput(file, field, found, expected) from None
 
 
 class BadConfig(StflowError):

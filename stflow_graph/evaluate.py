@@ -15,11 +15,13 @@ import scipy.sparse as sp
 from stflow_graph import metrics
 from stflow_graph.baselines import DARKNESS, NAMES, Predictor, TrainingSide, darkness, fit_baselines
 from stflow_graph.data.normalise import TARGETS, to_target
+from stflow_graph.data.places import to_centres
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, find_datasets
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
 from stflow_graph.io.expression import read_expression
+from stflow_graph.io.patches import CENTRE
 from stflow_graph.io.predictions import Prediction, read_prediction
 from stflow_graph.report import render_report
 from stflow_graph.scores import (
@@ -220,6 +222,9 @@ def _open_slide(
     y = to_target(counts, total, target)
     barcodes = [prediction.barcodes[i] for i in rows]
     coords = prediction.coords[rows]
+    if expression.coords is not None:
+        centres = expression.coords[places]
+        coords = to_centres(coords, centres, file=first.path, other=file, stated=CENTRE).coords
     means, samples = _aligned(models, barcodes)
     if expression.true_mean is not None and target == "log1p":
         means[TRUE_MEAN] = expression.true_mean[places]

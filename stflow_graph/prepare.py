@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stflow_graph.cut import KEY, Progress, cut_slide
+from stflow_graph.cut_patches import Progress, made_before, patches_record
+from stflow_graph.cut_slide import KEY, cut_slide
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
 from stflow_graph.data.splits import Dataset
-from stflow_graph.errors import BadInput, attempt_each, plain
+from stflow_graph.errors import attempt_each
 from stflow_graph.io.atomic import atomic_folder, check_name, sha256
 from stflow_graph.io.detect import find_slides
 from stflow_graph.io.expression import read_expression
@@ -222,29 +221,9 @@ def _prepare(
 
 def _complete_before(patches: Path, adata: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Return the patch file's record if both files are there and were made as asked."""
-    records = []
-    for file, read in ((patches, _patches_record), (adata, _adata_record)):
-        if not file.exists():
-            continue
-        try:
-            record = read(file)
-        except BadInput:
-            record = {}
-        # an input that was read before and is not now makes another slide, too
-        hashed = [key for key, value in record.items() if key.endswith("_sha256") and value]
-        keys = dict.fromkeys([*asked, *hashed])
-        other = [key for key in keys if record.get(key) != asked.get(key)]
-        if other:
-            found = plain("a file made with another " + ", ".join(other))
-            fix = "give --overwrite to replace it, or another --out"
-            raise BadInput(file, "output", found, "no file, or one made from these inputs", fix)
-        records.append(record)
-    return records[0] if len(records) == 2 else None
-
-
-def _patches_record(path: Path) -> dict[str, Any]:
-    with open_h5(path) as file:
-        return {key: np.asarray(value).tolist() for key, value in file.attrs.items()}
+    files = ((patches, patches_record), (adata, _adata_record))
+    records = [made_before(file, read, asked) for file, read in files]
+    return records[0] if all(record is not None for record in records) else None
 
 
 def _adata_record(path: Path) -> dict[str, Any]:

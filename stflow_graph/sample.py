@@ -20,7 +20,6 @@ from stflow_graph.data.slide import slide_of, um_per_px
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import check_name, sha256
-from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
 from stflow_graph.predict import check_samples, check_spots, pick_device, predict, slide_data
@@ -141,9 +140,11 @@ class _Loaded:
 def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("*.h5")) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(path.glob("*.h5")) or sorted(path.glob("*.pt"))
         if not inside:
-            raise BadInput(path, "folder", plain("no .h5 file"), "embedding files")
+            raise BadInput(path, "folder", plain("no .h5 or .pt file"), "embedding files")
         files += inside
     names = [check_name(file.stem, file, "slide name") for file in files]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -241,11 +242,9 @@ def _calibrated(
 
 
 def _check_fit(source: EmbeddingFile, checkpoint: Checkpoint) -> None:
-    attrs, wanted = source.attrs, checkpoint.config.data.encoder
-    width = source.width
-    # other tools write free text there; only our own name of an encoder can be compared, and a
-    # converted checkpoint need not have one
-    encoder = str(attrs.get("encoder")) if attrs.get("format") == EMBEDDINGS else wanted
+    width, wanted = source.width, checkpoint.config.data.encoder
+    # a converted checkpoint need not name its encoder
+    encoder = wanted if source.encoder is None else source.encoder
     if width != checkpoint.in_channels or (wanted and encoder != wanted):
         fix = f" Fix: embed the patches with --encoder {wanted}" if wanted else ""
         raise BadConfig(
@@ -277,6 +276,7 @@ def _provenance(
         "checkpoint_sha256": loaded.hash,
         "embeddings_sha256": sha256(source.path),
         "um_per_px": um_per_px(source.attrs),
+        "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
         "seed": settings.seed,
         "n_samples": settings.n_samples,
         "n_sample_steps": config.flow.n_sample_steps,

@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # a part may import parts of a lower rank, and itself
 RANKS = {
     "prepare": 5,
+    "tissue_grid": 5,
+    "cut_patches": 3,
     "embed": 5,
     "train": 5,
     "sample": 5,
     "evaluate": 5,
     "report": 5,
     "compat": 5,
-    "cut": 4,
+    "cut_slide": 4,
     "fit_fold": 4,
     "fit": 3,
     "fit_flow": 3,

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from foreign import write_svs
 from PIL import Image
 from real import BENCH, KIT, needs_real_slides
 
@@ -139,7 +140,7 @@ def test_the_result_does_not_depend_on_the_batch_or_the_moment(tmp_path, monkeyp
     steps = []
     prepare_one(tmp_path, tmp_path / "a", progress=lambda *step: steps.append(step))
     assert steps == [("S0", 18, 18)]
-    monkeypatch.setattr("stflow_graph.cut._BATCH_BYTES", 5 * 3 * 12**2)
+    monkeypatch.setattr("stflow_graph.cut_patches._BATCH_BYTES", 5 * 3 * 12**2)
     prepare_one(tmp_path, tmp_path / "b", progress=lambda *step: steps.append(step))
     assert steps[1:] == [("S0", n, 18) for n in (5, 10, 15, 18)]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -302,6 +303,24 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, kind):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_images_metadata_give_the_scale_unless_it_is_given(tmp_path, caplog):
+    write_raw(tmp_path, "S0")
+    png = tmp_path / "images" / "S0.png"
+    with Image.open(png) as image:
+        write_svs(tmp_path / "S0.svs", np.asarray(image), "0.5", steps=0)
+    files = (tmp_path / "S0.svs", tmp_path / "spots/S0.tsv", tmp_path / "counts/S0.tsv.gz")
+    done = prepare_slide(*files, tmp_path / "out", name="S0", **SIZES)
+    assert read_expression(done.adata).um_per_px == 0.5
+    assert not caplog.records
+    given = prepare_slide(*files, tmp_path / "given", name="S0", um_per_px=0.6, **SIZES)
+    assert read_expression(given.adata).um_per_px == 0.6
+    (record,) = caplog.records
+    assert "um_per_px 0.6 as given" in record.getMessage()
+    by_hand = prepare_one(tmp_path, tmp_path / "by_hand")
+    with open_patches(done.patches) as a, open_patches(by_hand.patches) as b:
+        np.testing.assert_array_equal(a.images, b.images)
+
+
 def test_an_h5ad_without_places_needs_a_spot_table(tmp_path):
     write_raw(tmp_path, "S0")
     source = tmp_path / "c.h5ad"
@@ -312,7 +331,7 @@ def test_an_h5ad_without_places_needs_a_spot_table(tmp_path):
 
 def test_an_image_that_breaks_midway_leaves_no_file(tmp_path, monkeypatch):
     write_raw(tmp_path, "S0")
-    monkeypatch.setattr("stflow_graph.cut._BATCH_BYTES", 1)
+    monkeypatch.setattr("stflow_graph.cut_patches._BATCH_BYTES", 1)
 
     def fail(slide, written, total):
         if written == 7:

@@ -5,11 +5,19 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from toy import GENES, write_slide
+import scipy.sparse as sp
+import torch
+from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
+from torch import nn
+from toy import CHANNELS, GENES, write_slide
 
 from stflow_graph import sample as sample_module
 from stflow_graph.config import load_config
+from stflow_graph.embed import embed_file
+from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.io.embeddings import read_attrs
+from stflow_graph.io.expression import write_expression
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.sample import SampleSettings, sample
 from stflow_graph.train import train
@@ -115,6 +123,75 @@ def test_embeddings_that_do_not_fit_are_refused(run, cohort, tmp_path):
     with pytest.raises(BadConfig, match=r"'uni' with 10 channels.*--encoder toy"):
         sample(run, [cohort.embedding("A")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("magnification", [40, None])
+def test_a_grid_of_trident_gives_expression_at_the_centres(run, tmp_path, magnification):
+    corners = grid()
+    attrs = coords_attrs(level0_magnification=magnification)
+    path = write_trident(
+        tmp_path / "features_new" / "T.h5", corners, features(len(corners), CHANNELS), "new", attrs
+    )
+    (done,) = sample(run, [path.parent], tmp_path / "out")
+    found = read_prediction(done.path)
+    np.testing.assert_array_equal(found.coords, corners + 256)
+    assert found.barcodes[0] == "512x0"
+    assert found.mean.shape == (len(corners), len(GENES))
+    assert np.ptp(found.mean, axis=0).min() > 0
+    expected = (0.25, True) if magnification else (None, False)
+    stored = found.provenance
+    assert (stored["um_per_px"], stored["um_per_px_estimated"]) == expected
+    assert sample(run, [path], tmp_path / "out")[0].complete_before
+
+
+def test_patches_of_hest_give_expression_at_the_spots_centres(run, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (36, 8, 8, 3), dtype=np.uint8)
+    centres = rng.integers(300, 4000, (36, 2))
+    barcodes = [f"{i}x0" for i in range(36)]
+    save_h5(  # HEST's corners lie half a patch up and left of obsm["spatial"]
+        tmp_path / "hest" / "patches" / "H.h5",
+        {
+            "img": images,
+            "coords": centres - 112,
+            "barcode": np.array(barcodes, dtype="S").reshape(-1, 1),
+        },
+        {"img": {"patch_size_src": 224, "patch_size_target": 8, "pixel_size": 0.5}},
+    )
+    counts = sp.csr_matrix(np.ones((36, len(GENES))))
+    adata = tmp_path / "hest" / "adata" / "H.h5ad"
+    write_expression(adata, counts, barcodes, GENES, centres, um_per_px=0.5)
+    encoder = Encoder(
+        "toy",
+        nn.Identity(),
+        CHANNELS,
+        PatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3),
+        "0" * 64,
+        lambda x: x[:, 0, 0, :1] * torch.ones(CHANNELS),
+    )
+    embedded = tmp_path / "embeddings" / "H.h5"
+    embed_file(tmp_path / "hest" / "patches" / "H.h5", embedded, encoder)
+    assert read_attrs(embedded)["convention"] == "centre"
+    adata.unlink()  # sampling has no access to the truth
+    (done,) = sample(run, [embedded], tmp_path / "out")
+    np.testing.assert_array_equal(read_prediction(done.path).coords, centres)
+
+
+def test_clam_gives_the_same_from_either_of_its_files(run, tmp_path):
+    corners = grid()
+    tensor = write_clam(tmp_path / "clam", "S", corners, features(len(corners), CHANNELS))
+    sample(run, [tensor.parent], tmp_path / "a")
+    sample(run, [tmp_path / "clam" / "h5_files"], tmp_path / "b")
+    a, b = (read_prediction(tmp_path / name / "S.h5ad") for name in "ab")
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.coords, corners + 256)
+
+
+def test_features_of_another_known_encoder_are_refused(run, tmp_path):
+    corners = grid()
+    path = write_trident(tmp_path / "T.h5", corners, features(len(corners), CHANNELS), "hoptimus0")
+    with pytest.raises(BadConfig, match=r"'h_optimus_0' with 10 channels, expected .*'toy'"):
+        sample(run, [path], tmp_path / "out")
 
 
 def test_a_slide_with_too_few_spots_is_refused(run, tmp_path):

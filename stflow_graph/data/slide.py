@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stflow_graph.data.normalise import to_target
+from stflow_graph.data.places import to_centres
 from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
@@ -78,6 +79,8 @@ def load_slide(
 ) -> Slide:
     """Read a slide's embeddings and, where given, its expression, joined by barcode.
 
+    Coordinates that turn out to be corners of patches become centres, see ``data.places``.
+
     Args:
         embedding_file: embeddings .h5.
         expr_file: expression .h5ad with raw counts; None leaves ``y`` out.
@@ -90,7 +93,7 @@ def load_slide(
         BadInput: a file is bad, or under half of the smaller file's barcodes are in the other.
     """
     with open_embeddings(embedding_file) as source:
-        slide = slide_of(source, name, dataset)
+        slide, attrs = slide_of(source, name, dataset), source.attrs
     if expr_file is None:
         return slide
     expression = read_expression(expr_file, genes)
@@ -104,10 +107,20 @@ def load_slide(
             expr_file,
         )
     y = to_target(expression.counts[places], expression.total[places], target)
+    coords = slide.coords[rows]
+    if expression.coords is not None:
+        coords = to_centres(
+            coords,
+            expression.coords[places],
+            file=embedding_file,
+            other=expr_file,
+            size=attrs.get("patch_size_level0"),
+            stated=attrs.get("convention"),
+        ).coords
     return dataclasses.replace(
         slide,
         x=slide.x[rows],
-        coords=slide.coords[rows],
+        coords=coords,
         barcodes=[slide.barcodes[i] for i in rows],
         y=y,
         um_per_px=slide.um_per_px or expression.um_per_px,

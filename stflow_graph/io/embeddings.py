@@ -1,4 +1,7 @@
-"""Embedding files in HEST's and STFlow's layout: ``embeddings``, ``barcodes``, ``coords``."""
+"""Embedding files in HEST's and STFlow's layout: ``embeddings``, ``barcodes``, ``coords``.
+
+Features of TRIDENT and CLAM are read too, see ``io.grid_features``.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import numpy as np
 
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.grid_features import coords_files, encoder_of, read_grid_patches
 from stflow_graph.io.hdf5 import (
     as_bytes,
     check_coords,
@@ -49,17 +53,21 @@ class EmbeddingFile:
 
     Attributes:
         path: where it is.
-        data: dataset ``[N, F]`` of numbers.
+        data: ``[N, F]`` numbers, read by slices of rows.
         coords: ``[N, 2]`` float64, level-0 pixels (x, y).
         barcodes: N names.
         attrs: the file's attributes.
+        encoder: our name of the encoder, None where the file does not tell it for certain.
+        field: the key of ``data``, for messages.
     """
 
     path: Path
-    data: h5py.Dataset
+    data: h5py.Dataset | _OnlySlide | np.ndarray
     coords: np.ndarray
     barcodes: list[str]
     attrs: dict[str, Any]
+    encoder: str | None = None
+    field: str = "embeddings"
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -79,17 +87,17 @@ class EmbeddingFile:
             BadInput: numbers that are not finite; counts and shows the block's first rows.
         """
         if n_rows is None:
-            chunk = self.data.chunks[0] if self.data.chunks else 1
+            chunks = getattr(self.data, "chunks", None)
+            chunk = chunks[0] if chunks else 1
             n_rows = chunk * max(1, _BLOCK_BYTES // (4 * self.width * chunk))
         for start in range(0, len(self), n_rows):
             rows = slice(start, min(start + n_rows, len(self)))
             x = self.data[rows].astype(np.float32, copy=False)
             bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
             if len(bad):
-                field, n = self.data.name.strip("/"), len(self)
                 first = (bad[:3] + start).tolist()
-                found = plain(f"{len(bad)} of {n} rows not finite, first rows {first}")
-                raise BadInput(self.path, field, found, "finite numbers")
+                found = plain(f"{len(bad)} of {len(self)} rows not finite, first rows {first}")
+                raise BadInput(self.path, self.field, found, "finite numbers")
             yield rows, x
 
     def read(self) -> np.ndarray:
@@ -102,32 +110,95 @@ class EmbeddingFile:
         return x
 
 
+class _OnlySlide:
+    """A dataset ``[1, N, F]``, as older TRIDENT writes features, seen as ``[N, F]``."""
+
+    def __init__(self, data: h5py.Dataset) -> None:
+        self._data = data
+        self.shape = data.shape[1:]
+        self.ndim = 2
+        self.dtype = data.dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.asarray(self._data[0, rows])
+
+
 @contextlib.contextmanager
 def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
-    """Open and validate an embedding file (ours, HEST's, STFlow's).
+    """Open and validate an embedding file: ours, HEST's, STFlow's, TRIDENT's or CLAM's.
+
+    A file with ``features`` and without barcodes is one of TRIDENT or CLAM: barcodes are made
+    from its places, and ``coords`` are the centres of its patches. A .pt file of theirs needs the
+    .h5 file with the places where those tools put it.
 
     Raises:
         BadInput: keys missing, lengths that differ, not numbers, zero spots, coordinates that are
             not finite.
     """
+    path = Path(path)
+    if path.suffix == ".pt":
+        with _open_tensor(path) as source:
+            yield source
+        return
     with open_h5(path) as file:
         data = dataset(file, ["embeddings", "features"])
+        field = data.name.strip("/")
+        if field == "features" and not {"barcodes", "barcode"} & set(file):
+            rows = _OnlySlide(data) if data.ndim == 3 and len(data) == 1 else data
+            yield _of_grid(path, rows, dataset(file, ["coords"]), dict(data.attrs))
+            return
         barcodes = read_strings(dataset(file, ["barcodes", "barcode"]))
-        n = len(barcodes)
-        if data.ndim != 2 or data.shape[1] == 0:
-            raise BadInput(path, data.name.strip("/"), data.shape, "(N, channels)")
-        if data.dtype.kind not in "fiu":
-            raise BadInput(path, data.name.strip("/"), str(data.dtype), "real numbers")
-        if n == 0:
-            raise BadInput(path, "barcodes", plain("0 spots"), "at least one spot")
-        if len(data) != n:
-            raise BadInput(
-                path, data.name.strip("/"), plain(f"{len(data)} rows"), f"{n}, one per barcode"
-            )
+        _check_numbers(path, field, data, len(barcodes), "barcode")
         check_unique(barcodes, path, "barcodes")
-        coords = check_coords(dataset(file, ["coords"])[()], path, "coords", n)
+        coords = check_coords(dataset(file, ["coords"])[()], path, "coords", len(barcodes))
         attrs = {key: _plain_value(value) for key, value in file.attrs.items()}
-        yield EmbeddingFile(Path(path), data, coords, barcodes, attrs)
+        # other tools write free text there
+        encoder = str(attrs.get("encoder")) if attrs.get("format") == FORMAT else None
+        yield EmbeddingFile(path, data, coords, barcodes, attrs, encoder, field)
+
+
+@contextlib.contextmanager
+def _open_tensor(path: Path) -> Iterator[EmbeddingFile]:
+    from stflow_graph.io.state_dict import read_tensor  # torch takes a second to import
+
+    data = read_tensor(path).numpy()
+    data = data[0] if data.ndim == 3 and len(data) == 1 else data
+    places = coords_files(path)
+    if not places:
+        fix = f"put {path.stem}.h5 of the patching beside it, in ../h5_files or in ../patches"
+        raise BadInput(path, "coords", plain("none"), "an .h5 file with the places", fix)
+    with open_h5(places[0]) as file:
+        yield _of_grid(path, data, dataset(file, ["coords"]), {})
+
+
+def _of_grid(
+    path: Path,
+    data: h5py.Dataset | _OnlySlide | np.ndarray,
+    coords: h5py.Dataset,
+    attrs: Mapping[str, Any],
+) -> EmbeddingFile:
+    _check_numbers(path, "features", data, coords.shape[0] if coords.ndim else 0, "place")
+    grid = read_grid_patches(path, coords, len(data))
+    encoder = encoder_of(path, attrs)
+    return EmbeddingFile(
+        path, data, grid.coords, grid.barcodes, grid.attrs, encoder, field="features"
+    )
+
+
+def _check_numbers(
+    path: Path, field: str, data: h5py.Dataset | _OnlySlide | np.ndarray, n: int, item: str
+) -> None:
+    if data.ndim != 2 or data.shape[1] == 0:
+        raise BadInput(path, field, data.shape, "(N, channels)")
+    if data.dtype.kind not in "fiu":
+        raise BadInput(path, field, str(data.dtype), "real numbers")
+    if n == 0:
+        raise BadInput(path, f"{item}s", plain("0 spots"), "at least one spot")
+    if len(data) != n:
+        raise BadInput(path, field, plain(f"{len(data)} rows"), f"{n}, one per {item}")
 
 
 def read_embeddings(path: str | Path) -> Embeddings:

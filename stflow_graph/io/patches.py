@@ -37,6 +37,7 @@ class PatchFile:
         coords: ``[N, 2]`` float64, level-0 pixels (x, y).
         convention: ``"centre"``, ``"top-left"`` or None where the file does not say.
         um_per_px: micrometres per level-0 pixel, None if unknown.
+        size_level0: edge of the area that a patch shows, level-0 pixels, None if unknown.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class PatchFile:
     coords: np.ndarray
     convention: str | None
     um_per_px: float | None
+    size_level0: float | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -75,7 +77,13 @@ def open_patches(path: str | Path) -> Iterator[PatchFile]:
         positions = dataset(file, ["coords"])
         coords = check_coords(positions[()], path, "coords", len(barcodes))
         yield PatchFile(
-            Path(path), images, barcodes, coords, _convention(file, positions), _um_per_px(images)
+            Path(path),
+            images,
+            barcodes,
+            coords,
+            _convention(file, positions),
+            _positive(images, "um_per_px_level0", "pixel_size"),
+            _positive(images, "patch_size_src"),
         )
 
 
@@ -86,8 +94,9 @@ def _convention(file: h5py.File, coords: h5py.Dataset) -> str | None:
     return TOP_LEFT if "left" in text or "corner" in text else None
 
 
-def _um_per_px(images: h5py.Dataset) -> float | None:
-    for key in ("um_per_px_level0", "pixel_size"):
+def _positive(images: h5py.Dataset, *keys: str) -> float | None:
+    """Return the first of several attributes that is a positive number."""
+    for key in keys:
         value = images.attrs.get(key)
         if value is not None and np.isfinite(value) and value > 0:
             return float(value)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.expression import Expression
-from stflow_graph.io.images import ImageReader, open_image
+from stflow_graph.io.image_reader import ImageReader
+from stflow_graph.io.images import open_image
 from stflow_graph.io.tables import SpotTable, read_counts, read_spots
 
 
@@ -69,6 +70,11 @@ class SlideSource:
                 self.spots_file, "image", plain("nothing"), "the full-size H&E image", fix
             )
         return open_image(self.inputs["image"])
+
+    @property
+    def image_file(self) -> Path:
+        """The file whose scale is wanted: the image, if there is one."""
+        return self.inputs.get("image", self.inputs["counts"])
 
     @property
     def spots_file(self) -> Path:

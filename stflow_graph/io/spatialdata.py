@@ -19,7 +19,7 @@ from stflow_graph.errors import BadInput, MissingDependency, StflowError, plain
 from stflow_graph.io.atomic import read_json
 from stflow_graph.io.expression import expression_of
 from stflow_graph.io.hdf5 import check_coords
-from stflow_graph.io.images import ImageReader
+from stflow_graph.io.image_reader import ImageReader
 from stflow_graph.io.source import SlideData, SlideSource, SourceOptions
 from stflow_graph.io.tables import SpotTable
 
@@ -193,8 +193,8 @@ class _StoredImage(ImageReader):
     """An image whose chunks are read when a window needs them; transparency is left out."""
 
     def __init__(self, path: Path, pixels: Any) -> None:
-        super().__init__(path, (pixels.sizes["x"], pixels.sizes["y"]))
+        super().__init__(path, [(pixels.sizes["x"], pixels.sizes["y"])])
         self._pixels = pixels
 
-    def _read(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    def _read(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         return np.asarray(self._pixels[y0:y1, x0:x1, :3].data)

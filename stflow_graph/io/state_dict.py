@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, plain, refusing
 from stflow_graph.io.atomic import check_file
+
+_EXPECTED = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -22,20 +22,31 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         BadInput: the file is missing, damaged, or holds anything but tensors.
     """
     path = check_file(path)
-    try:
+    with refusing(path, "content", _EXPECTED):
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        text = " ".join(str(error).split())
-        expected = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
-        raise BadInput(path, "content", text, expected) from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise BadInput(path, "content", plain(type(state).__name__), "a dict of tensors")
     return state
+
+
+def read_tensor(path: str | Path) -> Tensor:
+    """Read a torch file of one dense tensor, as float32 where it is a float.
+
+    Raises:
+        BadInput: the file is missing, damaged, or holds anything else.
+    """
+    path, expected = check_file(path), "one tensor (torch.save of a tensor)"
+    with refusing(path, "content", expected):
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        raise BadInput(path, "content", plain(type(tensor).__name__), expected)
+    tensor = tensor.detach()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

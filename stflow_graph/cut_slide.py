@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,21 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stflow_graph import __version__
+from stflow_graph.cut_patches import Progress, check_scale, cut_patches, from_image
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
-from stflow_graph.io.images import ImageReader
-from stflow_graph.io.patches import PatchFile, open_patches, write_patches
+from stflow_graph.io.image_reader import ImageReader
+from stflow_graph.io.image_scale import agreed_scale
+from stflow_graph.io.patches import PatchFile, open_patches
 from stflow_graph.io.source import SlideData, SlideSource
 
 # where an .h5ad of ours says how it was made: uns[KEY]["provenance"]
 KEY = "stflow_graph"
-# of the area that a patch shows, level-0 px: beyond these, um_per_px is a mistake
-_LEAST_EDGE, _LARGEST_EDGE = 8, 8192
-_BATCH_BYTES = 16 * 2**20
 # HEST's patches, where they do not say: 0.5 µm/px
 _HEST_UM_PER_PX = 0.5
 _SAME_SCALE = 0.02
-
-logger = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +91,8 @@ def cut_slide(
         image = stack.enter_context(source.image()) if stored is None else None
         data = source.read()
         kept = _join(data, source, stored)
-        um_per_px = _um_per_px(source, data, asked["patch_um"])
+        um_per_px = _um_per_px(source, data, image)
+        um_per_px = check_scale(um_per_px, asked["patch_um"], source.image_file)
         edge = asked["patch_um"] / um_per_px  # level-0 px
         if notice is not None and source.platform:
             n = len(data.spots.barcodes) - kept.not_selected
@@ -109,7 +105,8 @@ def cut_slide(
         made = {**asked, "um_per_px": um_per_px, "version": __version__}
         if source.platform:
             made["platform"] = source.platform
-        _write_patches(patches, pixels, kept, edge, {**made, **measured}, progress)
+        record = {**made, **measured}
+        cut_patches(patches, pixels.read, kept.barcodes, kept.coords, edge, record, progress)
     _write_adata(adata, kept, made)
     return {**measured, "um_per_px": um_per_px}
 
@@ -159,21 +156,13 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
     )
 
 
-def _um_per_px(source: SlideSource, data: SlideData, patch_um: float) -> float:
-    um_per_px, said = data.um_per_px, source.um_per_px
-    if said is not None:
-        if um_per_px is not None and not 0.9 < said / um_per_px < 1.1:
-            logger.warning("%s: %g µm/px given, %.4g in the files", source.name, said, um_per_px)
-        um_per_px = said
-    file = source.inputs.get("image", source.inputs["counts"])
-    if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
-        fix = "give the micrometres per pixel of this image"
-        raise BadInput(file, "um_per_px", um_per_px, "a positive number", fix)
-    edge = patch_um / um_per_px
-    if not _LEAST_EDGE <= edge <= _LARGEST_EDGE:
-        found = plain(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
-        raise BadInput(file, "um_per_px", found, f"{_LEAST_EDGE} to {_LARGEST_EDGE} px")
-    return um_per_px
+def _um_per_px(source: SlideSource, data: SlideData, image: ImageReader | None) -> float | None:
+    """Return what the user says, or else the evidence: of a platform its array, then the image."""
+    stored = [data.um_per_px, None if image is None else image.um_per_px]
+    if not source.platform:  # a table made by hand knows its image less well than the image does
+        stored.reverse()
+    file = source.image_file
+    return agreed_scale(file, source.um_per_px, agreed_scale(file, *stored))
 
 
 def _pixels(
@@ -181,10 +170,7 @@ def _pixels(
 ) -> _Pixels:
     coords = kept.coords
     if image is not None:
-        return _Pixels(
-            lambda a, b: np.stack([image.read_patch(x, y, edge, size) for x, y in coords[a:b]]),
-            image.size,
-        )
+        return _Pixels(from_image(image, coords, edge, size), image.size)
     assert stored is not None
     place = {barcode: i for i, barcode in enumerate(stored.barcodes)}
     rows = np.array([place[barcode] for barcode in kept.barcodes])
@@ -240,31 +226,6 @@ def _measure(
         "n_padded": n_padded,
         "pitch_um": float(np.median(nearest) * um_per_px),
     }
-
-
-def _write_patches(
-    path: Path,
-    pixels: _Pixels,
-    kept: _Joined,
-    edge: float,
-    record: dict[str, Any],
-    progress: Progress | None,
-) -> None:
-    size, n = record["patch_px"], len(kept.rows)
-    batch = max(1, _BATCH_BYTES // (3 * size**2))
-    with write_patches(
-        path,
-        kept.barcodes,
-        kept.coords,
-        size=size,
-        size_level0=edge,
-        um_per_px=record["um_per_px"],
-        attrs=record,
-    ) as writer:
-        for start in range(0, n, batch):
-            writer.append(pixels.read(start, start + batch))
-            if progress is not None:
-                progress(record["slide"], writer.written, n)
 
 
 def _write_adata(path: Path, kept: _Joined, record: dict[str, Any]) -> None:

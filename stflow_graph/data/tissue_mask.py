@@ -1,0 +1,63 @@
+"""Where an H&E slide has tissue: stain has a colour; glass, black pen and frames have none."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import median_filter
+
+# of 255: glass is below the first whatever its cast, stained tissue above the second; between
+# them the slide decides
+_LIMITS = (12, 24)
+_DUST = 3  # edge of the median filter, px of the overview
+
+
+def tissue_mask(overview: np.ndarray) -> np.ndarray:
+    """Return where a small image of a slide shows tissue.
+
+    The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue is
+    what lies above Otsu's threshold of it (1979), held between 12 and 24 of 255, so that an empty
+    slide has no tissue and one full of tissue has no hole.
+
+    Args:
+        overview: ``[height, width, 3]`` uint8.
+
+    Returns:
+        ``[height, width]`` bool.
+    """
+    colour = overview.max(axis=2) - overview.min(axis=2)
+    colour = median_filter(colour, size=_DUST)
+    threshold = np.clip(otsu(np.bincount(colour.reshape(-1), minlength=256)), *_LIMITS)
+    return colour > threshold
+
+
+def otsu(histogram: np.ndarray) -> int:
+    """Return the value up to which the lower class goes, with the most variance between classes.
+
+    Args:
+        histogram: ``[K]`` how often each value 0 .. K - 1 occurs.
+    """
+    values = np.arange(len(histogram))
+    below = np.cumsum(histogram, dtype=np.float64)
+    total, mass = below[-1], np.cumsum(histogram * values, dtype=np.float64)
+    above = total - below
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = (mass[-1] * below / total - mass) ** 2 / (below * above)
+    return int(np.nan_to_num(between, nan=0.0, posinf=0.0).argmax())
+
+
+def tissue_share(mask: np.ndarray, centres: np.ndarray, edge: float) -> np.ndarray:
+    """Return the share of squares that is tissue, ``[N]`` in 0 .. 1.
+
+    Args:
+        mask: ``[height, width]`` bool.
+        centres: ``[N, 2]`` of the squares, px of the mask (x, y).
+        edge: of the squares, px of the mask.
+    """
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
+    sums[1:, 1:] = mask.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    size = np.array(mask.shape[::-1])
+    first = np.clip(np.rint(centres - edge / 2).astype(np.int64), 0, size - 1)
+    last = np.clip(np.rint(centres + edge / 2).astype(np.int64), first + 1, size)
+    (left, top), (right, bottom) = first.T, last.T
+    inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return inside / ((right - left) * (bottom - top))

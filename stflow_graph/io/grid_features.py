@@ -1,0 +1,180 @@
+"""Features of a grid of patches as TRIDENT and CLAM keep them: places instead of barcodes.
+
+Both write ``features [N, F]`` and ``coords [N, 2]``, the patches' top-left corners in level-0
+pixels. TRIDENT says beside ``coords`` how large the patches are; CLAM says it in the file of
+coordinates from which the features were made. Keys as in ``trident/IO.py`` and
+``trident/wsi_objects/WSI.py`` (mahmoodlab/TRIDENT), ``extract_features_fp.py`` and
+``wsi_core/WholeSlideImage.py`` (mahmoodlab/CLAM).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy.spatial import cKDTree
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.hdf5 import check_coords, check_unique, dataset, open_h5
+
+# names of TRIDENT and CLAM that differ from ours; what is in neither is compared by width alone
+_OUR_NAMES = {
+    "hoptimus0": "h_optimus_0",
+    "hoptimus1": "h_optimus_1",
+    "h0-mini": "h0_mini",
+    "kaiko-vits8": "kaiko_s8",
+    "kaiko-vits16": "kaiko_s16",
+    "kaiko-vitb8": "kaiko_b8",
+    "kaiko-vitb16": "kaiko_b16",
+    "kaiko-vitl14": "kaiko_l14",
+    "lunit-vits8": "lunit_s8",
+    "resnet50_trunc": "resnet50",
+}
+_SAME_NAMES = {
+    *("uni_v1", "uni_v2", "conch_v1", "conch_v15", "gigapath", "virchow", "virchow2", "phikon"),
+    *("phikon_v2", "hibou_l", "ctranspath", "gpfm", "resnet50"),
+}
+_FOLDER = "features_"  # TRIDENT's folder of features: features_<encoder>
+# of the distance at which neighbours should stand; closer ones are not in level-0 pixels
+_CLOSEST = 0.45
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridPatches:
+    """Where the patches of a feature file are, and what is known of them.
+
+    Attributes:
+        coords: ``[N, 2]`` float64, level-0 pixels (x, y) of the patches' centres.
+        barcodes: N names, ``<x>x<y>`` of the top-left corner.
+        attrs: ``convention``, ``patch_size_level0`` and, where known, ``um_per_px`` (then
+            ``um_per_px_estimated``).
+    """
+
+    coords: np.ndarray
+    barcodes: list[str]
+    attrs: dict[str, Any]
+
+
+def read_grid_patches(path: str | Path, coords: h5py.Dataset, n: int) -> GridPatches:
+    """Read the places of a feature file's patches.
+
+    Micrometres per pixel are not stored; 10 µm over the stated magnification (0.25 at 40x) is an
+    estimate, which TRIDENT makes too. A size of the patches that is stated nowhere is estimated
+    by the grid's step, with a warning.
+
+    Args:
+        path: the feature file.
+        coords: its ``coords``, or those of the file that the features were made from.
+        n: number of features.
+
+    Raises:
+        BadInput: shape or length do not fit, not finite, the same place twice, corners outside
+            the slide, or places much closer together than the stated patches can be.
+    """
+    corners = check_coords(coords[()], path, "coords", n)
+    barcodes = [f"{x:.0f}x{y:.0f}" for x, y in corners]
+    check_unique(barcodes, path, "coords")
+    attrs = _numbers(coords.attrs)
+    for other in coords_files(Path(path)):
+        if _size_level0(attrs) is None:
+            with open_h5(other) as file:
+                attrs |= _numbers(dataset(file, ["coords"]).attrs)
+    _check_inside(path, corners, attrs)
+    size = _size_level0(attrs)
+    step = _step(corners)
+    if size is None:
+        size = step
+        logger.warning(
+            "%s: does not say how large its patches are; taken for the grid's step, %.0f px",
+            path,
+            size,
+        )
+    elif step < _CLOSEST * size * (1 - _overlap(attrs)):
+        found = plain(f"patches {step:g} px apart, though {size:g} px wide")
+        raise BadInput(path, "coords", found, "level-0 pixels, as for patch_size_level0")
+    known: dict[str, Any] = {"convention": "centre", "patch_size_level0": size}
+    if attrs.get("level0_magnification", 0) > 0:
+        known |= {
+            "um_per_px": 10 / attrs["level0_magnification"],
+            "um_per_px_estimated": True,
+        }
+    return GridPatches(corners + size / 2, barcodes, known)
+
+
+def encoder_of(path: str | Path, features: Mapping[str, Any]) -> str | None:
+    """Return our name of the encoder that made a feature file, None if it is not known.
+
+    Args:
+        path: the feature file; TRIDENT names its folder ``features_<encoder>``.
+        features: attributes of the file's ``features``; newer files have ``encoder``.
+    """
+    folder = Path(path).resolve().parent.name
+    by_folder = folder.removeprefix(_FOLDER) if folder.startswith(_FOLDER) else ""
+    name = str(features.get("encoder", by_folder))
+    return name if name in _SAME_NAMES else _OUR_NAMES.get(name)
+
+
+def coords_files(path: Path) -> list[Path]:
+    """Return the files with the places of a feature file's patches, in their tools' layouts.
+
+    CLAM has ``pt_files/<slide>.pt`` beside ``h5_files/<slide>.h5`` and ``patches/<slide>.h5``,
+    TRIDENT ``features_<encoder>/<slide>.pt`` beside ``patches/<slide>_patches.h5``.
+    """
+    folder, slide = path.parent, path.stem
+    above = folder.parent
+    folders = [above / "patches", folder / "patches", above.parent / "patches"]
+    if path.suffix == ".pt":
+        folders = [above / "h5_files", folder, *folders]
+    places = [place / name for place in folders for name in (f"{slide}.h5", f"{slide}_patches.h5")]
+    return [place for place in places if place.is_file()]
+
+
+def _numbers(attrs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the attributes that are numbers; CLAM stores the downsample of both axes."""
+    found = {}
+    for key, value in attrs.items():
+        first = np.asarray(value).reshape(-1)[:1]
+        if first.size and first.dtype.kind in "iuf" and np.isfinite(first[0]):
+            found[key] = float(first[0])
+    return found
+
+
+def _size_level0(attrs: Mapping[str, float]) -> float | None:
+    stored, size = attrs.get("patch_size_level0"), attrs.get("patch_size", 0)
+    source, target = attrs.get("level0_magnification", 0), attrs.get("target_magnification", 0)
+    if stored is not None and stored > 0:
+        return stored
+    if size > 0 and source > 0 and target > 0:
+        return size * source / target
+    if size > 0 and attrs.get("downsample", 0) > 0:
+        return size * attrs["downsample"] * attrs.get("custom_downsample", 1)
+    return size if size > 0 and attrs.get("patch_level") == 0 else None
+
+
+def _overlap(attrs: Mapping[str, float]) -> float:
+    size = attrs.get("patch_size", 0)
+    return min(max(attrs.get("overlap", 0) / size, 0), 1) if size > 0 else 0
+
+
+def _step(corners: np.ndarray) -> float:
+    """Return the median distance of a patch to the nearest other one, 0 for a single one."""
+    if len(corners) < 2:
+        return 0.0
+    return float(np.median(cKDTree(corners).query(corners, k=2)[0][:, 1]))
+
+
+def _check_inside(path: str | Path, corners: np.ndarray, attrs: Mapping[str, float]) -> None:
+    if not {"level0_width", "level0_height"} <= attrs.keys():
+        return
+    size = np.array([attrs["level0_width"], attrs["level0_height"]])
+    outside = int((corners >= size).any(axis=1).sum())
+    if outside:
+        found = plain(f"{outside} of {len(corners)} corners beyond {size[0]:.0f} x {size[1]:.0f}")
+        raise BadInput(path, "coords", found, "level-0 pixels inside the slide")

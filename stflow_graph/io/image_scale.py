@@ -1,0 +1,121 @@
+"""Micrometres per pixel from an image's metadata.
+
+Sources: Aperio's description of an SVS (``MPP``), OME-XML (``PhysicalSizeX``), the TIFF tags
+XResolution and ResolutionUnit, OpenSlide's ``openslide.mpp-x``. The dpi of JPEG and PNG files say
+how to print them and are not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import tifffile
+
+from stflow_graph.errors import BadInput, plain
+
+# what microscopes give; a resolution of 72 or 300 dpi is a printer's
+_LEAST, _MOST = 0.05, 20.0
+_ISOTROPIC = 0.01
+_AGREEMENT = 0.05
+_UM_OF_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
+_UM_OF_OME_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+logger = logging.getLogger(__name__)
+_Sizes = tuple[float | None, float | None]
+
+
+def scale_of_tiff(path: Path, tiff: tifffile.TiffFile) -> float | None:
+    """Return the micrometres per pixel of a TIFF's first image, None if it does not tell.
+
+    Args:
+        path: the file, for messages.
+        tiff: the open file.
+
+    Raises:
+        BadInput: its pixels are not square.
+    """
+    page = tiff.pages.first
+    for found in (_of_aperio(page.description), _of_ome(tiff.ome_metadata or ""), _of_tags(page)):
+        if (scale := _square(path, found)) is not None:
+            return scale
+    return None
+
+
+def scale_of_openslide(path: Path, properties: Mapping[str, str]) -> float | None:
+    """Return the micrometres per pixel that OpenSlide found, None if it found none.
+
+    Args:
+        path: the file, for messages.
+        properties: those of ``openslide.OpenSlide``.
+
+    Raises:
+        BadInput: its pixels are not square.
+    """
+    x, y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    return _square(path, (x, y))
+
+
+def agreed_scale(image: str | Path, given: float | None, stored: float | None) -> float | None:
+    """Return the given micrometres per pixel or else the stored ones; warn where they differ.
+
+    Args:
+        image: the file, for the warning.
+        given: what the user says.
+        stored: what the files say, such as the image's metadata.
+    """
+    if given is None:
+        return stored
+    if stored is not None and abs(given / stored - 1) > _AGREEMENT:
+        logger.warning(
+            "%s: um_per_px %g as given is used, though the files say %.4g",
+            image,
+            given,
+            stored,
+        )
+    return given
+
+
+def _of_aperio(description: str) -> _Sizes:
+    match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", description)
+    value = _number(match.group(1)) if match and description.startswith("Aperio") else None
+    return value, value
+
+
+def _of_ome(xml: str) -> _Sizes:
+    match = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", xml)
+    attributes = dict(re.findall(r'(\w+)="([^"]*)"', match.group(0))) if match else {}
+    sizes = []
+    for axis in "XY":
+        value = _number(attributes.get(f"PhysicalSize{axis}"))
+        unit = _UM_OF_OME_UNIT.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+        sizes.append(None if value is None or unit is None else value * unit)
+    return sizes[0], sizes[1]
+
+
+def _of_tags(page: tifffile.TiffPage) -> _Sizes:
+    unit = _UM_OF_TIFF_UNIT.get(int(page.tags.valueof("ResolutionUnit", default=2)))
+    sizes = []
+    for axis in "XY":
+        value = page.tags.valueof(f"{axis}Resolution", default=None)
+        per_unit = value[0] / value[1] if isinstance(value, tuple) and value[1] else 0.0
+        sizes.append(unit / per_unit if unit and per_unit > 0 else None)
+    return sizes[0], sizes[1]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _square(path: Path, sizes: _Sizes) -> float | None:
+    plausible = [size for size in sizes if size is not None and _LEAST <= size <= _MOST]
+    if len(plausible) == 2 and abs(plausible[0] / plausible[1] - 1) > _ISOTROPIC:
+        found = plain(f"{plausible[0]:g} x {plausible[1]:g} µm")
+        fix = "resample the image to square pixels"
+        raise BadInput(path, "pixel size", found, "as wide as high", fix)
+    return plausible[0] if plausible and sizes[0] == plausible[0] else None

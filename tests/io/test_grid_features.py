@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
+
+from stflow_graph.errors import BadInput
+from stflow_graph.io.embeddings import open_embeddings, read_embeddings
+
+CORNERS = grid()
+X = features(len(CORNERS))
+
+
+def test_trident_features_have_centres_and_barcodes(tmp_path):
+    path = write_trident(tmp_path / "S1.h5", CORNERS, X)
+    with open_embeddings(path) as found:
+        np.testing.assert_array_equal(found.coords, CORNERS + 256)
+        np.testing.assert_array_equal(found.read(), X)
+        assert found.barcodes[:2] == ["512x0", "1024x0"]
+        assert found.encoder == "uni_v1"
+        assert found.attrs == {
+            "convention": "centre",
+            "patch_size_level0": 512,
+            "um_per_px": 0.25,
+            "um_per_px_estimated": True,
+        }
+
+
+def test_features_with_a_batch_axis_are_the_same(tmp_path):
+    path = write_trident(tmp_path / "S1.h5", CORNERS, X[None])
+    with open_embeddings(path) as found:
+        np.testing.assert_array_equal(found.read(), X)
+        blocks = [x for _, x in found.blocks(4)]
+    np.testing.assert_array_equal(np.concatenate(blocks), X)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("uni_v2", "uni_v2"),
+        ("hoptimus0", "h_optimus_0"),
+        ("kaiko-vitb8", "kaiko_b8"),
+        ("h0-mini", "h0_mini"),
+        ("resnet50_trunc", "resnet50"),
+        ("our-own", None),
+    ],
+)
+def test_encoders_have_our_names(tmp_path, name, ours):
+    by_attribute = write_trident(tmp_path / "a" / "S1.h5", CORNERS, X, encoder=name)
+    by_folder = write_trident(tmp_path / f"features_{name}" / "S1.h5", CORNERS, X, encoder=None)
+    for path in (by_attribute, by_folder):
+        with open_embeddings(path) as found:
+            assert found.encoder == ours
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patch_size_level0": None},
+        {"patch_size_level0": None, "level0_magnification": None, "downsample": (2.0, 2.0)},
+        {"patch_size": None, "overlap": None},
+        {"patch_size": 512, "patch_size_level0": None, "patch_level": 0, "level0_magnification": 0},
+    ],
+)
+def test_the_size_of_patches_is_taken_from_whatever_tells_it(tmp_path, changes, caplog):
+    path = write_trident(tmp_path / "S1.h5", CORNERS, X, attrs=coords_attrs(**changes))
+    np.testing.assert_array_equal(read_embeddings(path).coords, CORNERS + 256)
+    assert not caplog.records
+
+
+def test_the_magnification_gives_an_estimate_or_nothing(tmp_path):
+    for magnification, expected in ((20, 0.5), (80, 0.125), (None, None), (-1, None)):
+        attrs = coords_attrs(level0_magnification=magnification)
+        path = write_trident(tmp_path / "S1.h5", CORNERS, X, attrs=attrs)
+        assert read_embeddings(path).attrs.get("um_per_px") == expected
+
+
+def test_clam_features_take_their_size_from_the_file_of_places(tmp_path, caplog):
+    tensor = write_clam(tmp_path, "S1", CORNERS, X)
+    for path in (tensor, tmp_path / "h5_files" / "S1.h5"):
+        found = read_embeddings(path)
+        np.testing.assert_array_equal(found.coords, CORNERS + 256)
+        np.testing.assert_array_equal(found.x, X)
+        assert "um_per_px" not in found.attrs
+    assert not caplog.records
+
+
+def test_trident_tensors_find_their_places(tmp_path):
+    save_h5(tmp_path / "patches/S1_patches.h5", {"coords": CORNERS}, {"coords": coords_attrs()})
+    (tmp_path / "features_uni_v1").mkdir()
+    torch.save(torch.from_numpy(X).half(), tmp_path / "features_uni_v1/S1.pt")
+    with open_embeddings(tmp_path / "features_uni_v1/S1.pt") as found:
+        assert (found.encoder, found.attrs["um_per_px"]) == ("uni_v1", 0.25)
+        np.testing.assert_array_equal(found.coords, CORNERS + 256)
+        np.testing.assert_allclose(found.read(), X, atol=2e-3)
+
+
+def test_a_size_that_is_stated_nowhere_is_the_step_and_said(tmp_path, caplog):
+    path = save_h5(tmp_path / "S1.h5", {"features": X, "coords": CORNERS})
+    np.testing.assert_array_equal(read_embeddings(path).coords, CORNERS + 256)
+    assert "S1.h5: does not say how large its patches are" in caplog.text
+    assert "512 px" in caplog.text
+
+
+def _edit(change):
+    def make(folder: Path) -> Path:
+        path = write_trident(folder / "S1.h5", CORNERS, X)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        return path
+
+    return make
+
+
+def _replace(key, value):
+    def change(file):
+        attrs = dict(file[key].attrs)
+        del file[key]
+        file[key] = value
+        file[key].attrs.update(attrs)
+
+    return _edit(change)
+
+
+def _tensor(value, places=CORNERS):
+    def make(folder: Path) -> Path:
+        path = write_clam(folder, "S1", places, X[: len(places)])
+        torch.save(value, path)
+        return path
+
+    return make
+
+
+def _without_places(folder):
+    torch.save(torch.from_numpy(X), folder / "S1.pt")
+    return folder / "S1.pt"
+
+
+class _Touch:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def _pickle(folder):
+    (folder / "S1.pt").write_bytes(pickle.dumps(_Touch()))
+    return folder / "S1.pt"
+
+
+NAN = np.where(np.arange(len(X))[:, None] == 3, np.nan, X).astype(np.float32)
+BAD = {
+    "no features": (_edit(lambda f: f.__delitem__("features")), "'embeddings' or 'features'"),
+    "no coords": (_edit(lambda f: f.__delitem__("coords")), "keys 'features', expected 'coords'"),
+    "lengths": (_replace("features", X[:-1]), "40 rows, expected 41, one per place"),
+    "a slide's embedding": (_replace("features", X[0]), r"\(10,\), expected \(N, channels\)"),
+    "two in a batch": (_replace("features", np.stack([X, X])), r"\(2, 41, 10\)"),
+    "no channels": (_replace("features", X[:, :0]), r"\(41, 0\)"),
+    "complex": (_replace("features", X.astype(complex)), "complex128.*real numbers"),
+    "nan": (_replace("features", NAN), r"features: found 1 of 41 rows not finite, .*\[3\]"),
+    "no patches": (
+        lambda folder: write_trident(folder / "S1.h5", CORNERS[:0], X[:0]),
+        "places: found 0 spots",
+    ),
+    "three axes": (_replace("coords", np.zeros((41, 3))), r"\(41, 3\)"),
+    "a number": (_replace("coords", 3), "0 spots"),
+    "nan places": (_replace("coords", np.where(CORNERS == 512, np.nan, CORNERS)), "not finite"),
+    "twice": (_replace("coords", np.vstack([CORNERS[:-1], CORNERS[:1]])), "1 duplicates"),
+    "outside": (_replace("coords", CORNERS * 10), "of 41 corners beyond 20000 x 16000"),
+    "other level": (_replace("coords", CORNERS // 4), "128 px apart, though 512 px wide"),
+    "micrometres": (_replace("coords", CORNERS * 0.25), "level-0 pixels"),
+    "tensor's length": (_tensor(torch.from_numpy(X[:-1])), "40 rows, expected 41"),
+    "tensor's axes": (_tensor(torch.zeros(41)), r"\(41,\)"),
+    "tensor not finite": (_tensor(torch.full((41, 3), float("inf"))), "41 of 41 rows not finite"),
+    "dict": (_tensor({"features": torch.zeros(41, 3)}), "dict, expected one tensor"),
+    "no places": (_without_places, r"coords: found none.*h5_files"),
+    "pickle": (_pickle, "content"),
+    "text": (lambda f: f.joinpath("S1.pt").write_text("a") and f / "S1.pt", "one tensor"),
+    "missing": (lambda f: f / "S1.pt", "No such file"),
+    "external": (
+        _edit(lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/"))),
+        "ExternalLink",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_refused_in_one_line(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make, message = BAD[kind]
+    path = make(tmp_path)
+    with pytest.raises(BadInput, match=message) as caught:
+        read_embeddings(path)
+    assert "S1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path("executed").exists()
+
+
+def test_overlapping_patches_may_stand_close(tmp_path):
+    attrs = coords_attrs(overlap=192)
+    path = write_trident(tmp_path / "S1.h5", CORNERS // 4, X, attrs=attrs)
+    np.testing.assert_array_equal(read_embeddings(path).coords, CORNERS // 4 + 256)
