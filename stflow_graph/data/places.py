@@ -52,7 +52,7 @@ def to_centres(
         file: where ``coords`` are from, for the warning.
         other: where ``centres`` are from.
         size: edge of a patch, level-0 px; None takes any equal difference along both axes.
-        stated: what the file says its coordinates are.
+        stated: what the file says its coordinates are; only our two words are understood.
     """
     offset = np.median(centres - coords, axis=0)
     spread = float(np.abs(centres - coords - offset).max())
@@ -71,7 +71,7 @@ def to_centres(
             *(file, other, *offset, spread),
         )
         return Placed(coords, None)
-    if stated is not None and stated != found:
+    if stated in (CENTRE, TOP_LEFT) and stated != found:
         logger.warning(
             "%s: coords: stated as %s, but the spots' centres in %s lie %+.0f, %+.0f px away, so "
             "they are taken as %s",

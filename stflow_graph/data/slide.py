@@ -114,7 +114,7 @@ def load_slide(
             expression.coords[places],
             file=embedding_file,
             other=expr_file,
-            size=attrs.get("patch_size_level0"),
+            size=_number(attrs, "patch_size_level0"),
             stated=attrs.get("convention"),
         ).coords
     return dataclasses.replace(
@@ -142,7 +142,11 @@ def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") 
 
 def um_per_px(attrs: Mapping[str, Any]) -> float | None:
     """Return the micrometres per pixel that an embedding file's attributes tell, or None."""
-    value = attrs.get("um_per_px")
+    return _number(attrs, "um_per_px")
+
+
+def _number(attrs: Mapping[str, Any], key: str) -> float | None:
+    value = attrs.get(key)
     return float(value) if isinstance(value, int | float) else None
 
 
