@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stflow_graph.prepare import Prepared
 
 Option = typer.Option
+FORMATS = "kit, visium, visium-hd, xenium, hest, stimage, legacy-st, spatialdata"
 GeneNames = Literal["symbols", "ids"]
 
 
@@ -26,7 +27,7 @@ def prepare(
         typer.Argument(
             metavar="SOURCE",
             help="Folder: Space Ranger's outs/ (Visium, HD), Xenium, HEST-1k, STimage-1K4M, "
-            "legacy ST, or a kit with dataset.csv.",
+            "legacy ST, SpatialData .zarr, or a kit with dataset.csv.",
         ),
     ] = None,
     image: Annotated[Path | None, Option(help="H&E image of one slide, full resolution.")] = None,
@@ -34,7 +35,9 @@ def prepare(
     counts: Annotated[Path | None, Option(help="Without SOURCE: its counts, or .h5ad.")] = None,
     um_per_px: Annotated[float | None, Option(help="Its micrometres per pixel.")] = None,
     name: Annotated[str | None, Option("--id", help="Its name, or which one of SOURCE.")] = None,
-    format: Annotated[str | None, Option(help="What SOURCE is; else its files tell.")] = None,
+    format: Annotated[
+        str | None, Option(help=f"What SOURCE is, else its files tell: {FORMATS}.")
+    ] = None,
     gene_names: Annotated[GeneNames, Option(help="What names 10x's genes.")] = "symbols",
     bin_um: Annotated[int | None, Option(help="Visium HD's bins, µm.  [default: 8]")] = None,
     alignment: Annotated[Path | None, Option(help="Xenium: H&E alignment matrix, csv.")] = None,

@@ -19,7 +19,7 @@ from stflow_graph.cut_slide import KEY, cut_slide
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
 from stflow_graph.data.splits import Dataset
 from stflow_graph.errors import attempt_each
-from stflow_graph.io.atomic import atomic_folder, check_name, sha256
+from stflow_graph.io.atomic import atomic_folder, check_name
 from stflow_graph.io.detect import find_slides
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.hdf5 import open_h5
@@ -203,7 +203,7 @@ def _prepare(
     patches, adata = out / "patches" / f"{name}.h5", out / "adata" / f"{name}.h5ad"
     asked: dict[str, Any] = {
         "slide": name,
-        **{f"{role}_sha256": sha256(file) for role, file in source.inputs.items()},
+        **{f"{role}_sha256": source.hash_input(file) for role, file in source.inputs.items()},
         **source.settings,
         "patch_px": patch_px,
         "patch_um": float(patch_um),

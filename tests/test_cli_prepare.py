@@ -12,6 +12,7 @@ from stflow_graph_cli import prepare as command
 from typer.testing import CliRunner
 
 from stflow_graph.errors import BadInput, SomeFailed
+from stflow_graph.io.detect import FORMATS
 from stflow_graph.io.patches import open_patches
 
 HEADER = "id,image,counts,spots,um_per_px\n"
@@ -118,6 +119,10 @@ def test_slides_that_worked_are_shown_though_others_failed(kit, tmp_path):
     assert isinstance(result.exception, SomeFailed)
     assert [row[0] for row in cells(result.stdout)] == ["S0"]
     assert "next:" not in result.stdout
+
+
+def test_the_help_names_every_format():
+    assert set(command.FORMATS.split(", ")) == {known.name for known in FORMATS}
 
 
 def test_the_help_needs_no_heavy_package():

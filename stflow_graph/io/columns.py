@@ -85,14 +85,13 @@ def _parquet_columns(path: Path, wanted: Sequence[str]) -> dict[str, Column]:
             names = file.schema_arrow.names
             check_unique(names, path, "columns")
             table = file.read(columns=list(_kept(names, wanted, path)))
-    except (pa.ArrowException, OSError) as error:
+        columns = {name: table[name].to_numpy() for name in table.column_names}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
         text = " ".join(str(error).split())
         raise BadInput(path, "content", text, "a whole Parquet file") from None
-    if not table.num_rows:
-        return {}
-    return {name: table[name].to_numpy() for name in table.column_names}
+    return columns if table.num_rows else {}
 
 
 def numbers(cells: Column, path: str | Path, field: str) -> np.ndarray:

@@ -16,6 +16,16 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
 _LARGEST_RATIO = 5000
 _SMALL = 64 * 2**20
+# h5py raises what HDF5 finds in a damaged file as any of five types; its words tell them apart
+_WORDS_OF_HDF5 = (
+    "h5py",
+    "Can't",
+    "synchronously",
+    "Link iteration failed",
+    "Unable to",
+    "HDF5",
+    "cannot be hashed",
+)
 
 
 @contextlib.contextmanager
@@ -42,13 +52,13 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
             raise BadInput(path, "content", plain(_truncation(text)), "all bytes", fix) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
-        _check_contents(path, file)
         try:
+            _check_contents(path, file)
             yield file
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # a disk's error, not the file's
-            if "h5py" in repr(error) or "Can't" in str(error) or "synchronously" in str(error):
+            if any(words in repr(error) for words in _WORDS_OF_HDF5):
                 raise BadInput(
                     path, "content", str(error), "data that can be read and match their checksum"
                 ) from None

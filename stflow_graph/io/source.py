@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.atomic import sha256
 from stflow_graph.io.expression import Expression
 from stflow_graph.io.image_reader import ImageReader
 from stflow_graph.io.images import open_image
@@ -39,6 +40,7 @@ class SlideSource:
             ``patches`` a HEST patch file already cut from it; ``counts`` is always there.
         read: reads the tables.
         open_image: opens the H&E image where it is no file of its own.
+        hash_input: returns the SHA-256 of an input.
         platform: what made it, for people; "" where the user named the files one by one.
         unit: what the rows are, for people.
         settings: choices that change what ``read`` gives.
@@ -50,6 +52,7 @@ class SlideSource:
     inputs: Mapping[str, Path]
     read: Callable[[], SlideData]
     open_image: Callable[[], AbstractContextManager[ImageReader]] | None = None
+    hash_input: Callable[[Path], str] = sha256
     platform: str = ""
     unit: str = "spots"
     settings: Mapping[str, str | float] = dataclasses.field(default_factory=dict)

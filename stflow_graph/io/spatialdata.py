@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stflow_graph.errors import BadInput, MissingDependency, StflowError, plain
-from stflow_graph.io.atomic import read_json
+from stflow_graph.io.atomic import folder_sha256, read_json
 from stflow_graph.io.expression import expression_of
 from stflow_graph.io.hdf5 import check_coords
 from stflow_graph.io.image_reader import ImageReader
@@ -52,6 +52,7 @@ def spatialdata_source(folder: Path, options: SourceOptions) -> SlideSource:
         {"counts": folder},
         partial(_read, folder, options.bin_um),
         open_image=partial(_open_image, folder, options.bin_um),
+        hash_input=folder_sha256,
         platform="SpatialData",
         settings=settings,
         um_per_px=options.um_per_px,

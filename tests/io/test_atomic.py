@@ -7,7 +7,14 @@ import pytest
 
 from stflow_graph.errors import BadInput, StorageFailed
 from stflow_graph.io import atomic
-from stflow_graph.io.atomic import atomic_folder, atomic_path, check_name, read_json, write_json
+from stflow_graph.io.atomic import (
+    atomic_folder,
+    atomic_path,
+    check_name,
+    folder_sha256,
+    read_json,
+    write_json,
+)
 
 
 def leftovers(folder) -> list[str]:
@@ -87,3 +94,16 @@ def test_names_that_leave_the_folder_are_refused(name):
 def test_output_that_is_a_folder_is_refused(tmp_path):
     with pytest.raises(BadInput, match="a folder"), atomic_path(tmp_path):
         pass
+
+
+def test_a_folders_hash_tells_names_and_bytes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x").write_bytes(b"1")
+    first = folder_sha256(tmp_path)
+    (tmp_path / "a/x").rename(tmp_path / "a/y")
+    second = folder_sha256(tmp_path)
+    (tmp_path / "a/y").write_bytes(b"2")
+    assert len({first, second, folder_sha256(tmp_path)}) == 3
+    (tmp_path / "a/y").write_bytes(b"1")
+    (tmp_path / "a/y").rename(tmp_path / "a/x")
+    assert folder_sha256(tmp_path) == first

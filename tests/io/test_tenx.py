@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 
 import h5py
@@ -182,3 +183,16 @@ def test_bad_folders_are_refused(tmp_path, name, content, message):
         (folder / name).write_bytes(gzip.compress(content))
     with pytest.raises(BadInput, match=message):
         read_tenx(folder)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path, seed):
+    whole = write_tenx(tmp_path / "m.h5", COUNTS, BARCODES).read_bytes()
+    rng, path = np.random.default_rng(seed), tmp_path / "damaged.h5"
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.integers(8, len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with contextlib.suppress(BadInput):
+            found = read_tenx(path)
+            assert found.counts.shape == (len(found.barcodes), len(found.genes))
