@@ -12,6 +12,7 @@ _PLACES = {
     "encoder": "data",
     "gene_list": "data",
     "target": "data",
+    "allow_patient_overlap": "data",
     "denoiser": "denoiser",
     "n_layers": "denoiser",
     "n_heads": "denoiser",

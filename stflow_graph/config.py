@@ -27,7 +27,8 @@ class DataConfig(_Record):
 
     ``standardize``: embeddings to mean 0, deviation 1 per ``"slide"``, over the ``"train"`` slides
     or not at all. ``center_targets``: learn expression minus the slide's mean of each gene, and
-    add the training slides' mean at sampling.
+    add the training slides' mean at sampling. ``allow_patient_overlap``: train on folds that test
+    patients of the training slides.
     """
 
     source_dataroot: str
@@ -38,6 +39,7 @@ class DataConfig(_Record):
     target: Literal["log1p", "log1p_normalised"] = "log1p"
     standardize: Literal["center", "slide", "train", "none"] = "center"
     center_targets: bool = True
+    allow_patient_overlap: bool = False
 
 
 class GraphConfig(_Record):

@@ -20,9 +20,9 @@ from scipy.spatial import cKDTree
 from stflow_graph import __version__
 from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
 from stflow_graph.data.slide import match_barcodes
-from stflow_graph.data.splits import Dataset
+from stflow_graph.data.splits import Dataset, split_files, write_splits
 from stflow_graph.errors import BadInput, attempt_each, plain
-from stflow_graph.io.atomic import atomic_folder, check_name, sha256
+from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import Expression, read_expression, write_expression
 from stflow_graph.io.hdf5 import open_h5
@@ -392,19 +392,20 @@ def _write_adata(path: Path, kept: _Spots, record: dict[str, Any]) -> None:
 
 
 def _write_splits(folder: Path, slides: Sequence[KitSlide]) -> None:
-    patients = list(dict.fromkeys(slide.patient for slide in slides))
-    groups = [slide.patient if len(patients) > 1 else slide.id for slide in slides]
+    names, patients = ([getattr(s, key) for s in slides] for key in ("id", "patient"))
+    groups = patients if len(set(patients)) > 1 else names
     held_out = list(dict.fromkeys(groups))
     if len(held_out) < 2:
         logger.warning("%s: one slide makes no split; none is written", folder)
         return
-    with atomic_folder(folder) as temporary:
-        for number, name in enumerate(held_out):
-            for side, wanted in (("train", False), ("test", True)):
-                ids = [s.id for s, g in zip(slides, groups, strict=True) if (g == name) == wanted]
-                lines = [f"{i},patches/{i}.h5,adata/{i}.h5ad" for i in ids]
-                text = "\n".join(["sample_id,patches_path,expr_path", *lines, ""])
-                (temporary / f"{side}_{number}.csv").write_text(text, encoding="utf-8")
+    if groups is names and patients[0]:
+        logger.warning(
+            "%s: all slides are of patient %r, so each fold holds out a slide; "
+            "`train` wants --allow-patient-overlap for it",
+            folder,
+            patients[0],
+        )
+    write_splits(folder, split_files(names, [held_out.index(g) for g in groups], patients))
 
 
 def _write_gene_lists(out: Path, overwrite: bool) -> None:

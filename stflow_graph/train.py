@@ -94,7 +94,12 @@ def train(
     """
     out = Path(out)
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
-    work = [(d, fold) for d in datasets for fold in _wanted_folds(d, config.train.folds)]
+    overlap = config.data.allow_patient_overlap
+    work = [
+        (dataset, fold)
+        for dataset in datasets
+        for fold in dataset.training_folds(config.train.folds, allow_patient_overlap=overlap)
+    ]
     if not overwrite:
         _check_same_run(out, config)
     results: list[FoldResult] = []
@@ -117,15 +122,6 @@ def _kfold(results: Sequence[FoldResult]) -> dict[str, Any]:
     for row, result in zip(table, results, strict=True):
         row[[genes.index(gene) for gene in result.genes]] = result.pearson
     return results_kfold(genes, list(table))
-
-
-def _wanted_folds(dataset: Dataset, wanted: Sequence[int]) -> list[Fold]:
-    folds = dataset.folds()
-    absent = sorted(set(wanted) - {fold.index for fold in folds})
-    if absent:
-        known = ", ".join(str(fold.index) for fold in folds)
-        raise BadConfig(f"train.folds: {absent} not in {dataset.name}, which has folds {known}")
-    return [fold for fold in folds if not wanted or fold.index in wanted]
 
 
 def _check_same_run(out: Path, config: Config) -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # a part may import parts of a lower rank, and itself
 RANKS = {
     "prepare": 5,
+    "split": 5,
     "embed": 5,
     "train": 5,
     "sample": 5,

@@ -365,3 +365,11 @@ def test_two_regions_a_step_share_its_spots():
     assert config.train.max_region_spots == 50
     # the option's name in checkpoints of older versions
     assert load_config(None, {**settings, "train.max_region_spots": 100}) == config
+
+
+def test_patients_on_both_sides_are_refused_unless_allowed(cohort, tmp_path):
+    (cohort.root / "patients.csv").write_text("id,patient\nA,P1\nB,P1\nC,P2\nD,P2\n")
+    with pytest.raises(BadInput, match=r"\['P1'\] also in train_0.csv"):
+        run(cohort, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert run(cohort, tmp_path / "run", data__allow_patient_overlap=True)

@@ -135,9 +135,9 @@ def read_spots(path: str | Path) -> SpotTable:
         BadInput: columns missing, zero spots, a barcode twice, numbers that are not.
     """
     path = Path(path)
-    header, rows = _table(path)
-    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=False))
-    if not columns:
+    columns = _columns(*_table(path))
+    header = list(columns)
+    if not any(columns.values()):
         raise BadInput(path, "rows", plain("0 spots"), "at least one spot")
     barcode = next((columns[name] for name in _BARCODE if name in columns), None)
     pixels = next((pair for pair in _PIXELS if columns.keys() >= set(pair)), None)
@@ -231,6 +231,22 @@ def _numbers(cells: Sequence[str], path: Path, field: str) -> np.ndarray:
         return np.array(cells, dtype=np.float64)
     except ValueError as error:
         raise BadInput(path, field, plain(str(error)), "numbers") from None
+
+
+def read_columns(path: str | Path) -> dict[str, list[str]]:
+    """Read a text table (.csv or tab-separated, maybe .gz) as its columns, cells without blanks.
+
+    A row may stop before its last cells, which are then "".
+
+    Raises:
+        BadInput: not such a table, or a column twice.
+    """
+    columns = _columns(*_table(Path(path), short_rows=True))
+    return {name: [cell.strip() for cell in cells] for name, cells in columns.items()}
+
+
+def _columns(header: list[str], rows: list[list[str]]) -> dict[str, list[str]]:
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
 def _table(path: Path, *, short_rows: bool = False) -> tuple[list[str], list[list[str]]]:
