@@ -17,9 +17,9 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, prepare, sample, simulate, split, train
+from . import convert, embed, evaluate, genes, prepare, sample, simulate, split, train
 
-_SEVERAL = ("--datasets", "--folds", "--set", "--group-column")
+_SEVERAL = ("--datasets", "--folds", "--fold", "--set", "--group-column")
 
 app = typer.Typer(
     name="stflow-graph",
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("simulate")(simulate.simulate)
 app.command("prepare")(prepare.prepare)
 app.command("split")(split.split)
+app.command("genes")(genes.genes)
 app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)

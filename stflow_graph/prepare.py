@@ -18,20 +18,19 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stflow_graph import __version__
-from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
+from stflow_graph.choose_genes import GeneRule, choose_genes
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, split_files, write_splits
 from stflow_graph.errors import BadInput, attempt_each, plain
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.expression import FORMAT as EXPRESSION
-from stflow_graph.io.expression import Expression, read_expression, write_expression
+from stflow_graph.io.expression import Expression, write_expression
 from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.images import ImageReader, open_image
 from stflow_graph.io.patches import write_patches
 from stflow_graph.io.tables import KitSlide, SpotTable, read_counts, read_manifest, read_spots
 
 MANIFEST = "dataset.csv"
-N_GENES = 50
 _KEY = "stflow_graph"
 # of the area that a patch shows, level-0 px: beyond these, um_per_px is a mistake
 _LEAST_EDGE, _LARGEST_EDGE = 8, 8192
@@ -409,21 +408,14 @@ def _write_splits(folder: Path, slides: Sequence[KitSlide]) -> None:
 
 
 def _write_gene_lists(out: Path, overwrite: bool) -> None:
-    dataset = Dataset(out.resolve().name, out)
-    known: dict[str, GeneStatistics] = {}
-    for fold in dataset.folds():
-        file = out / f"var_{N_GENES}genes_fold{fold.index}.json"
-        if file.exists() and not overwrite:
-            continue
-        for sample in (*fold.train, *fold.test):
-            if sample.id not in known:
-                expression = read_expression(sample.expr_path)
-                known[sample.id] = GeneStatistics.of(expression.counts, expression.genes)
-        # a gene that a test slide does not have could not be scored there
-        panel = set.intersection(*(set(known[s.id].genes) for s in (*fold.train, *fold.test)))
-        training = [known[sample.id] for sample in fold.train]
-        genes = highly_variable_genes(training, n_genes=N_GENES, panel=panel)
-        if len(genes) < N_GENES:
-            logger.warning("%s: only %d genes qualify", file, len(genes))
-        if genes:
-            write_gene_list(file, genes)
+    rule = GeneRule()
+    folds = [fold.index for fold in Dataset(out.resolve().name, out).folds()]
+    wanted = [i for i in folds if overwrite or not (out / rule.file_name(i)).exists()]
+    if not wanted:
+        return
+    try:
+        choose_genes(out, rule, folds=wanted, allow_patient_overlap=True, overwrite=overwrite)
+    except (
+        BadInput
+    ) as error:  # few spots or shallow counts; patches and counts are good all the same
+        logger.warning("no gene list is written: %s", error)

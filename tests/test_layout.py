@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANKS = {
     "prepare": 5,
     "split": 5,
+    "choose_genes": 4,
     "embed": 5,
     "train": 5,
     "sample": 5,
