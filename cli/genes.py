@@ -35,11 +35,13 @@ def genes(
     allow_patient_overlap: Annotated[
         bool, typer.Option("--allow-patient-overlap", help="Test patients may be in training.")
     ] = False,
+    duplicate_genes: Annotated[str, typer.Option(help="refuse, sum or first.")] = "refuse",
     overwrite: Annotated[bool, typer.Option(help="Replace lists that are there.")] = False,
 ) -> None:
     """Choose the genes of every fold on its training slides alone, by HEST-bench's rule."""
     from stflow_graph.choose_genes import GeneRule, choose_genes
     from stflow_graph.data.gene_choice import METHODS
+    from stflow_graph.io.gene_aliases import gene_matching
 
     known = next((name for name in METHODS if name == method), None)
     if known is None:
@@ -52,6 +54,7 @@ def genes(
         folds=folds or (),
         out=out,
         allow_patient_overlap=allow_patient_overlap,
+        matching=gene_matching(None, duplicate_genes),
         overwrite=overwrite,
         report=lambda chosen: _show(console, chosen, _SCORES[method], top),
     )

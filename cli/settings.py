@@ -13,6 +13,8 @@ _PLACES = {
     "gene_list": "data",
     "target": "data",
     "allow_patient_overlap": "data",
+    "gene_aliases": "data",
+    "duplicate_genes": "data",
     "denoiser": "denoiser",
     "n_layers": "denoiser",
     "n_heads": "denoiser",

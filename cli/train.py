@@ -25,6 +25,8 @@ def train(
         bool | None,
         typer.Option("--allow-patient-overlap", help="Test patients may be in training."),
     ] = None,
+    gene_aliases: Annotated[Text, typer.Option(help="Table of gene names, or a GTF.")] = None,
+    duplicate_genes: Annotated[Text, typer.Option(help="refuse, sum or first.")] = None,
     denoiser: Annotated[Text, typer.Option(help="graph or transformer.")] = None,
     n_layers: Annotated[Whole, typer.Option(help="Blocks of the denoiser.")] = None,
     n_heads: Annotated[Whole, typer.Option(help="Attention heads.")] = None,

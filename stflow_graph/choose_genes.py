@@ -20,6 +20,7 @@ from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.splits import Fold, Sample, find_datasets
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.expression import Expression, read_expression
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.metrics import morans_i, neighbour_mean
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def choose_genes(
     folds: Sequence[int] = (),
     out: str | Path | None = None,
     allow_patient_overlap: bool = False,
+    matching: GeneMatching = DEFAULT_MATCHING,
     overwrite: bool = False,
     report: Callable[[ChosenGenes], None] | None = None,
 ) -> list[ChosenGenes]:
@@ -95,6 +97,7 @@ def choose_genes(
         folds: the folds wanted; none means all.
         out: folder of the lists; None means the data set's own.
         allow_patient_overlap: choose also for folds that test patients of training slides.
+        matching: what becomes of a gene that a slide has several times.
         overwrite: replace lists that are there and differ.
         report: called after every fold.
 
@@ -111,7 +114,7 @@ def choose_genes(
         for fold in dataset.training_folds(folds, allow_patient_overlap=allow_patient_overlap):
             for sample in (*fold.train, *fold.test):
                 if sample.id not in known:
-                    known[sample.id] = _statistics(sample, rule)
+                    known[sample.id] = _statistics(sample, rule, matching)
             ranked = _rank(fold, known, rule, panel)
             file = places / rule.file_name(fold.index)
             top = ranked.top(rule.n_genes)
@@ -123,8 +126,8 @@ def choose_genes(
     return chosen
 
 
-def _statistics(sample: Sample, rule: GeneRule) -> GeneStatistics:
-    expression = read_expression(sample.expr_path)
+def _statistics(sample: Sample, rule: GeneRule, matching: GeneMatching) -> GeneStatistics:
+    expression = read_expression(sample.expr_path, matching=matching)
     statistics = GeneStatistics.of(expression.counts, expression.genes)
     if rule.method != "moran":
         return statistics
