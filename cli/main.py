@@ -23,7 +23,8 @@ _SEVERAL = ("--datasets", "--folds", "--fold", "--set", "--group-column")
 
 app = typer.Typer(
     name="stflow-graph",
-    help="Spatial gene expression from H&E slides: simulate, prepare, embed, train, sample, eval.",
+    help="Spatial gene expression from H&E slides: simulate, prepare, split, genes, embed, train, "
+    "sample, eval.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # STFlow's own scripts spell options with underscores; both spellings work here

@@ -87,8 +87,8 @@ def choose_genes(
     """Choose genes on the training slides of each fold and write a list for each fold.
 
     Lists are named ``var_50genes_fold<i>.json`` (``mean_...``, ``moran_...``) and lie in the data
-    set's folder, where ``train --gene-list var_50genes.json`` finds them. A gene must be measured,
-    not counted, on the test slides too, as it could not be scored there otherwise.
+    set's folder, where ``train --gene-list 'var_50genes_fold{fold}.json'`` finds them. Test slides
+    must measure a gene, as it could not be scored there otherwise; their counts are not looked at.
 
     Args:
         root: HEST-bench root or data set folder.

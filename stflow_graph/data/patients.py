@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.hdf5 import check_unique, open_h5
+from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.tables import read_columns
+
+logger = logging.getLogger(__name__)
 
 PATIENT = "patient"
 # looked for in a data set's folder, in this order
@@ -21,13 +24,21 @@ _IDS = ("sample_id", "id", "slide", "slide_id", "sample")
 
 
 def find_table(folder: str | Path, column: str = PATIENT) -> Path | None:
-    """Return the first of ``TABLES`` in a data set's folder that has slides and the column."""
+    """Return the first of ``TABLES`` in a data set's folder that has slides and the column.
+
+    A file of this name that cannot be read may be another tool's; a warning says so.
+    """
     for name in TABLES:
         file = Path(folder) / name
-        if file.is_file():
+        if not file.is_file():
+            continue
+        try:
             columns = read_columns(file)
-            if column in columns and set(_IDS) & columns.keys():
-                return file
+        except BadInput as error:
+            logger.warning("not read for the slides' patients: %s", error)
+            continue
+        if column in columns and set(_IDS) & columns.keys():
+            return file
     return None
 
 
@@ -45,7 +56,7 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
         Slide to group, "" where a cell is empty.
 
     Raises:
-        BadInput: such columns are missing, or a slide stands twice.
+        BadInput: such columns are missing, or a slide is of two groups.
     """
     table = read_columns(path)
     slides = next((name for name in _IDS if name in table), None)
@@ -54,9 +65,13 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
     missing = [name for name in columns if name not in table]
     if missing:
         raise BadInput(path, "columns", list(table), "also " + ", ".join(missing))
-    check_unique(table[slides], path, slides)
+    groups: dict[str, str] = {}
     cells = zip(*(table[name] for name in columns), strict=True)
-    return dict(zip(table[slides], map(_joined, cells), strict=True))
+    for slide, group in zip(table[slides], map(_joined, cells), strict=True):
+        if groups.setdefault(slide, group) != group:
+            found = plain(f"{groups[slide]!r} and {group!r}")
+            raise BadInput(path, f"{'/'.join(columns)} of {slide}", found, "one for each slide")
+    return groups
 
 
 def stored_group(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> str:

@@ -38,7 +38,7 @@ def test_hest_metadata_are_read_as_they_are(tmp_path):
     [
         ("name,patient\nA,P\n", "columns: found .*one of sample_id, id"),
         ("id,donor\nA,P\n", "columns: found .*also patient"),
-        ("id,patient\nA,P\nA,P\n", r"id: found 1 duplicates.*\['A'\]"),
+        ("id,patient\nA,P\nA,Q\n", "patient of A: found 'P' and 'Q', expected one for each"),
         ("", "an empty file"),
     ],
 )
@@ -54,6 +54,18 @@ def test_the_first_table_with_patients_is_found(tmp_path):
     (tmp_path / "metadata.csv").write_text("id,organ\nA,lung\n")
     assert find_table(tmp_path) == tmp_path / "dataset.csv"
     assert find_table(tmp_path, "organ") == tmp_path / "metadata.csv"
+
+
+def test_a_slide_may_have_several_rows(tmp_path):
+    (tmp_path / "t.tsv").write_text("sample\tpatient\tspot\nA\tP\t1\nA\tP\t2\nB\tQ\t1\n")
+    assert read_groups(tmp_path / "t.tsv") == {"A": "P", "B": "Q"}
+
+
+def test_a_foreign_table_of_the_same_name_is_passed_over_and_named(tmp_path, caplog):
+    (tmp_path / "metadata.csv").write_bytes(b"id,patient\nA,P,more,cells\n\xff\n")
+    (tmp_path / "dataset.csv").write_text("id,patient\nA,P\n")
+    assert find_table(tmp_path) == tmp_path / "dataset.csv"
+    assert "metadata.csv" in caplog.text
 
 
 def write(path, obs=None, uns=None, n=3):
