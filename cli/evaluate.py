@@ -29,11 +29,16 @@ def evaluate(
     embed_dataroot: Annotated[
         Path | None, typer.Option(help="Root of their embeddings, if it has moved.")
     ] = None,
+    gene_aliases: Annotated[
+        Path | None, typer.Option(help="Table of gene names, or a GTF, if truth has others.")
+    ] = None,
+    duplicate_genes: Annotated[str, typer.Option(help="refuse, sum or first.")] = "refuse",
     n_bootstrap: Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
 ) -> None:
     """Score predictions against measured expression, beside baselines; write a report."""
     from stflow_graph.evaluate import evaluate as run
+    from stflow_graph.io.gene_aliases import gene_matching
 
     # a log file has no width to keep to
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -46,6 +51,7 @@ def evaluate(
             slow_baselines=slow_baselines,
             source_dataroot=source_dataroot,
             embed_dataroot=embed_dataroot,
+            matching=gene_matching(gene_aliases, duplicate_genes),
             n_bootstrap=n_bootstrap,
             seed=seed,
             progress=lambda doing: status.update(Text(doing)),
@@ -53,6 +59,8 @@ def evaluate(
     for table in (score_table(found), slide_table(found), measure_table(found)):
         if table is not None:
             console.print(table)
+    for protocol in found.protocols:
+        console.print(Text(f"protocol: {protocol}"), soft_wrap=True)
     for slide in found.slides:
         line = f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots scored"
         console.print(Text(line), soft_wrap=True)

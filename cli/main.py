@@ -17,13 +17,14 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, prepare, sample, simulate, train
+from . import convert, embed, evaluate, genes, prepare, sample, simulate, split, train
 
-_SEVERAL = ("--datasets", "--folds", "--set")
+_SEVERAL = ("--datasets", "--folds", "--fold", "--set", "--group-column")
 
 app = typer.Typer(
     name="stflow-graph",
-    help="Spatial gene expression from H&E slides: simulate, prepare, embed, train, sample, eval.",
+    help="Spatial gene expression from H&E slides: simulate, prepare, split, genes, embed, train, "
+    "sample, eval.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # STFlow's own scripts spell options with underscores; both spellings work here
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate.simulate)
 app.command("prepare")(prepare.prepare)
+app.command("split")(split.split)
+app.command("genes")(genes.genes)
 app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)

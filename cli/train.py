@@ -21,6 +21,12 @@ def train(
     encoder: Annotated[Text, typer.Option(help="Encoder of the embeddings.")] = None,
     gene_list: Annotated[Text, typer.Option(help="JSON file with the genes.")] = None,
     target: Annotated[Text, typer.Option(help="log1p or log1p_normalised.")] = None,
+    allow_patient_overlap: Annotated[
+        bool | None,
+        typer.Option("--allow-patient-overlap", help="Test patients may be in training."),
+    ] = None,
+    gene_aliases: Annotated[Text, typer.Option(help="Table of gene names, or a GTF.")] = None,
+    duplicate_genes: Annotated[Text, typer.Option(help="refuse, sum or first.")] = None,
     denoiser: Annotated[Text, typer.Option(help="graph or transformer.")] = None,
     n_layers: Annotated[Whole, typer.Option(help="Blocks of the denoiser.")] = None,
     n_heads: Annotated[Whole, typer.Option(help="Attention heads.")] = None,

@@ -79,6 +79,8 @@ class TrainDisplay:
                 "complete before" if r.complete_before else "",
             )
         self._console.print(table)
+        for protocol in dict.fromkeys(r.protocol for r in results):
+            self._console.print(f"protocol: {protocol}", soft_wrap=True, markup=False)
         data = self._config.data
         dataset = results[0].dataset
         embeddings = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent

@@ -23,6 +23,7 @@ from stflow_graph.data.slide import Slide, load_sample, load_slide
 from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.data.validation import split_validation
 from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import open_patches
 from stflow_graph.metrics import neighbour_mean
 from stflow_graph.ridge import ALPHAS, RidgePath, held_out_scores
@@ -52,6 +53,7 @@ class TrainingSide:
         target: see ``data.normalise``.
         genes: G names.
         slides: names of the training slides.
+        matching: how genes are found that a slide names otherwise.
     """
 
     dataset: Dataset
@@ -60,6 +62,7 @@ class TrainingSide:
     target: str
     genes: tuple[str, ...]
     slides: tuple[str, ...]
+    matching: GeneMatching = DEFAULT_MATCHING
 
     def load(self) -> list[Slide]:
         """Read the training slides with their expression.
@@ -72,10 +75,8 @@ class TrainingSide:
         if absent or not self.slides:
             found = plain(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
             raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
-        return [
-            load_sample(known[name], self.embed_dataroot, self.encoder, self.genes, self.target)
-            for name in self.slides
-        ]
+        places = self.embed_dataroot, self.encoder, self.genes, self.target, self.matching
+        return [load_sample(known[name], *places) for name in self.slides]
 
     def load_other(self, name: str, barcodes: Sequence[str], coords: np.ndarray) -> Slide:
         """Read the embeddings of N spots of a further slide, without expression.

@@ -158,6 +158,7 @@ def _card(checkpoint: Checkpoint) -> str:
     p, config = checkpoint.provenance, checkpoint.config
     score = p.get("validation_pearson")
     rows = {
+        "protocol": str(p.get("protocol") or "unknown").replace("|", "·"),  # a bar ends a cell
         "denoiser": config.denoiser.name,
         "encoder": f"{config.data.encoder} ({checkpoint.in_channels} channels)",
         "target": config.data.target,

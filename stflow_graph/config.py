@@ -27,7 +27,10 @@ class DataConfig(_Record):
 
     ``standardize``: embeddings to mean 0, deviation 1 per ``"slide"``, over the ``"train"`` slides
     or not at all. ``center_targets``: learn expression minus the slide's mean of each gene, and
-    add the training slides' mean at sampling.
+    add the training slides' mean at sampling. ``allow_patient_overlap``: train on folds that test
+    patients of the training slides. ``gene_aliases``: table of gene names, where the gene list and
+    the slides name genes otherwise; ``duplicate_genes``: what becomes of a gene of the list that a
+    slide has several times.
     """
 
     source_dataroot: str
@@ -38,6 +41,9 @@ class DataConfig(_Record):
     target: Literal["log1p", "log1p_normalised"] = "log1p"
     standardize: Literal["center", "slide", "train", "none"] = "center"
     center_targets: bool = True
+    allow_patient_overlap: bool = False
+    gene_aliases: str = ""
+    duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
 
 
 class GraphConfig(_Record):

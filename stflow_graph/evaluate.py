@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stflow_graph.data.splits import Dataset, find_datasets
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
 from stflow_graph.io.expression import read_expression
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import CENTRE
 from stflow_graph.io.predictions import Prediction, read_prediction
 from stflow_graph.report import render_report
@@ -40,6 +41,8 @@ from stflow_graph.scores import (
 logger = logging.getLogger(__name__)
 
 _FEWEST_SPOTS = 3
+# of the genes predicted that the truth must have
+_LEAST_GENES = 0.5
 _RESERVED = (CEILING, TRUE_MEAN, *NAMES)
 
 
@@ -52,6 +55,7 @@ def evaluate(
     slow_baselines: bool = False,
     source_dataroot: str | Path | None = None,
     embed_dataroot: str | Path | None = None,
+    matching: GeneMatching = DEFAULT_MATCHING,
     n_bootstrap: int = 1000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -59,7 +63,8 @@ def evaluate(
     """Score predictions against measured expression; write JSON, CSV and a report.
 
     The truth is brought to the predictions' target, spots are matched by barcode and genes by
-    name. Files of one slide by several models are compared on it, spot by spot.
+    name; at least half of the genes must be in the truth. Files of one slide by several models are
+    compared on it, spot by spot.
 
     Args:
         predictions: files that ``sample`` wrote, or folders of them.
@@ -70,6 +75,7 @@ def evaluate(
         slow_baselines: also those that take a minute a fold, ``baselines.SLOW``.
         source_dataroot: root with the training slides; None takes the one in the provenance.
         embed_dataroot: root with their embeddings; None takes the one in the provenance.
+        matching: how genes are found that a slide names otherwise.
         n_bootstrap: resamples of the spots for the 95% intervals.
         seed: of everything random.
         progress: called with what is being done.
@@ -82,20 +88,34 @@ def evaluate(
         raise BadInput(out, "output", plain("a file"), "a folder")
     report("reading")
     given = _read_predictions(predictions)
-    slides = [_open_slide(label, models, Path(truth), seed) for label, models in given.items()]
-    notes = [note for slide in slides for note in _notes(slide)]
+    slides = [
+        _open_slide(label, models, Path(truth), matching, seed) for label, models in given.items()
+    ]
+    protocols = _protocols(given.values())
+    notes = _mixed(protocols) + [note for slide in slides for note in _notes(slide)]
     if baselines or slow_baselines:
         fitted: dict[TrainingSide, dict[str, Predictor]] = {}
         for slide, models in zip(slides, given.values(), strict=True):
             report(f"baselines of {slide.name}")
             side = _training_side(list(models.values()), source_dataroot, embed_dataroot)
+            side = dataclasses.replace(side, genes=tuple(slide.genes), matching=matching)
             notes += _add_baselines(slide, side, fitted, slow_baselines, seed)
     for slide in slides:
         report(f"scoring {slide.name}")
         score_slide(slide)
     report("bootstrap")
     rows, best = make_table(slides, n_bootstrap, seed)
-    evaluation = Evaluation(slides[0].target, slides, rows, best, notes, n_bootstrap, seed, out)
+    evaluation = Evaluation(
+        slides[0].target,
+        slides,
+        rows,
+        best,
+        notes,
+        n_bootstrap,
+        seed,
+        out,
+        sorted({name for names in protocols.values() for name in names}),
+    )
     report("report")
     html = render_report(evaluation)
     write_json(out / "metrics.json", as_json(evaluation))
@@ -206,13 +226,15 @@ def _distinct(folders: set[Path]) -> dict[Path, str]:
 
 
 def _open_slide(
-    label: str, models: Mapping[str, _Given], truth: Path, seed: int
+    label: str, models: Mapping[str, _Given], truth: Path, matching: GeneMatching, seed: int
 ) -> SlideEvaluation:
     """Read a slide's truth and bring all its predictions to the same spots and genes."""
     first = next(iter(models.values()))
     prediction = first.prediction
     file = _truth_file(truth, *first.key)
-    expression = read_expression(file, prediction.genes)
+    expression = read_expression(
+        file, prediction.genes, matching=matching, least_share=_LEAST_GENES
+    )
     rows, places = match_barcodes(prediction.barcodes, expression.barcodes, first.path, file)
     if len(rows) < _FEWEST_SPOTS:
         found = plain(f"{len(rows)} spots with a truth")
@@ -225,7 +247,7 @@ def _open_slide(
     if expression.coords is not None:
         centres = expression.coords[places]
         coords = to_centres(coords, centres, file=first.path, other=file, stated=CENTRE).coords
-    means, samples = _aligned(models, barcodes)
+    means, samples = _aligned(models, barcodes, expression.genes)
     if expression.true_mean is not None and target == "log1p":
         means[TRUE_MEAN] = expression.true_mean[places]
     trained_on = {name for each in models.values() for name in each.train_slides}
@@ -235,7 +257,7 @@ def _open_slide(
         dataset=first.key[0],
         fold=first.fold,
         target=target,
-        genes=prediction.genes,
+        genes=expression.genes,
         barcodes=barcodes,
         coords=coords,
         um_per_px=expression.um_per_px,
@@ -257,17 +279,19 @@ def _open_slide(
             name: {**each.provenance, "file": str(each.path), "sha256": sha256(each.path)}
             for name, each in models.items()
         },
+        absent_genes=expression.absent,
+        matched_genes=expression.matched,
     )
 
 
 def _aligned(
-    models: Mapping[str, _Given], barcodes: Sequence[str]
+    models: Mapping[str, _Given], barcodes: Sequence[str], genes: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return each model's mean ``[N, G]`` and samples ``[S, N, G]`` in the first one's order."""
+    """Return each model's mean ``[N, G]`` and samples ``[S, N, G]`` of these spots and genes."""
     first = next(iter(models.values()))
     means, samples = {}, {}
     for name, each in models.items():
-        rows, columns = _places(each, first, barcodes)
+        rows, columns = _places(each, first, barcodes, genes)
         means[name] = each.prediction.mean[rows, columns]
         if each.prediction.samples is not None and len(each.prediction.samples) > 1:
             samples[name] = each.prediction.samples[:, rows, columns]
@@ -286,11 +310,13 @@ def _truth_file(truth: Path, dataset: str, slide: str) -> Path:
     raise BadInput(truth, "truth", plain(f"no {slide}.h5ad"), f"expression of slide {slide}")
 
 
-def _places(given: _Given, first: _Given, barcodes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return where a prediction has these spots and the first one's genes, to index ``[N, G]``."""
-    prediction, genes = given.prediction, first.prediction.genes
-    if set(prediction.genes) != set(genes):
-        differ = sorted(set(prediction.genes) ^ set(genes))
+def _places(
+    given: _Given, first: _Given, barcodes: Sequence[str], genes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a prediction has these spots and genes of the first one, for ``[N, G]``."""
+    prediction = given.prediction
+    differ = sorted(set(prediction.genes) ^ set(first.prediction.genes))
+    if differ:
         found = plain(f"{len(differ)} others, such as {differ[:3]}")
         raise BadInput(given.path, "var_names", found, f"the genes of {first.path}")
     if set(prediction.barcodes) != set(first.prediction.barcodes):
@@ -305,11 +331,36 @@ def _places(given: _Given, first: _Given, barcodes: Sequence[str]) -> tuple[np.n
     return rows, columns
 
 
+def _protocols(given: Iterable[Mapping[str, _Given]]) -> dict[str, list[str]]:
+    """Return for each data set the protocols that its predictions name."""
+    found: dict[str, list[str]] = {}
+    for each in (model for models in given for model in models.values()):
+        name = printable(each.text("protocol"))
+        if name and name not in found.setdefault(each.text("dataset"), []):
+            found[each.text("dataset")].append(name)
+    return found
+
+
+def _mixed(protocols: Mapping[str, Sequence[str]]) -> list[str]:
+    return [
+        f"{dataset}: {len(names)} protocols in one table, whose scores do not compare: "
+        + "; ".join(names)
+        for dataset, names in protocols.items()
+        if len(names) > 1
+    ]
+
+
 def _notes(slide: SlideEvaluation) -> list[str]:
     notes = []
     if slide.n_predicted > len(slide):
         without = slide.n_predicted - len(slide)
         notes.append(f"{slide.name}: {without} of {slide.n_predicted} spots have no truth")
+    if slide.matched_genes:
+        notes.append(f"{slide.name}: {slide.matched_genes}")
+    if slide.absent_genes:
+        absent, n = slide.absent_genes, len(slide.absent_genes) + len(slide.genes)
+        names = printable(", ".join(absent[:5])) + (", ..." if len(absent) > 5 else "")
+        notes.append(f"{slide.name}: {len(absent)} of {n} genes are not in the truth ({names})")
     if slide.constant_genes:
         count, genes = len(slide.constant_genes), printable(", ".join(slide.constant_genes[:5]))
         notes.append(

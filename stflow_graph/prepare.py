@@ -14,19 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stflow_graph.choose_genes import GeneRule, choose_genes
 from stflow_graph.cut_patches import Progress, made_before, patches_record
 from stflow_graph.cut_slide import KEY, cut_slide
-from stflow_graph.data.genes import GeneStatistics, highly_variable_genes, write_gene_list
-from stflow_graph.data.splits import Dataset
-from stflow_graph.errors import attempt_each
-from stflow_graph.io.atomic import atomic_folder, check_name
+from stflow_graph.data.splits import Dataset, split_files, write_splits
+from stflow_graph.errors import BadInput, attempt_each
+from stflow_graph.io.atomic import check_name
 from stflow_graph.io.detect import find_slides
-from stflow_graph.io.expression import read_expression
 from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.kit import is_kit
 from stflow_graph.io.source import NO_OPTIONS, SlideSource, SourceOptions, tables_source
-
-N_GENES = 50
 
 logger = logging.getLogger(__name__)
 
@@ -235,37 +232,29 @@ def _adata_record(path: Path) -> dict[str, Any]:
 
 
 def _write_splits(folder: Path, slides: Sequence[SlideSource]) -> None:
-    patients = list(dict.fromkeys(slide.patient for slide in slides))
-    groups = [slide.patient if len(patients) > 1 else slide.name for slide in slides]
+    names, patients = ([getattr(s, key) for s in slides] for key in ("name", "patient"))
+    groups = patients if len(set(patients)) > 1 else names
     held_out = list(dict.fromkeys(groups))
     if len(held_out) < 2:
         logger.warning("%s: one slide makes no split; none is written", folder)
         return
-    with atomic_folder(folder) as temporary:
-        for number, name in enumerate(held_out):
-            for side, wanted in (("train", False), ("test", True)):
-                ids = [s.name for s, g in zip(slides, groups, strict=True) if (g == name) == wanted]
-                lines = [f"{i},patches/{i}.h5,adata/{i}.h5ad" for i in ids]
-                text = "\n".join(["sample_id,patches_path,expr_path", *lines, ""])
-                (temporary / f"{side}_{number}.csv").write_text(text, encoding="utf-8")
+    if groups is names and patients[0]:
+        logger.warning(
+            "%s: all slides are of patient %r, so each fold holds out a slide; "
+            "`train` wants --allow-patient-overlap for it",
+            folder,
+            patients[0],
+        )
+    write_splits(folder, split_files(names, [held_out.index(g) for g in groups], patients))
 
 
 def _write_gene_lists(out: Path, overwrite: bool) -> None:
-    dataset = Dataset(out.resolve().name, out)
-    known: dict[str, GeneStatistics] = {}
-    for fold in dataset.folds():
-        file = out / f"var_{N_GENES}genes_fold{fold.index}.json"
-        if file.exists() and not overwrite:
-            continue
-        for sample in (*fold.train, *fold.test):
-            if sample.id not in known:
-                expression = read_expression(sample.expr_path)
-                known[sample.id] = GeneStatistics.of(expression.counts, expression.genes)
-        # a gene that a test slide does not have could not be scored there
-        panel = set.intersection(*(set(known[s.id].genes) for s in (*fold.train, *fold.test)))
-        training = [known[sample.id] for sample in fold.train]
-        genes = highly_variable_genes(training, n_genes=N_GENES, panel=panel)
-        if len(genes) < N_GENES:
-            logger.warning("%s: only %d genes qualify", file, len(genes))
-        if genes:
-            write_gene_list(file, genes)
+    rule = GeneRule()
+    folds = [fold.index for fold in Dataset(out.resolve().name, out).folds()]
+    wanted = [i for i in folds if overwrite or not (out / rule.file_name(i)).exists()]
+    if not wanted:
+        return
+    try:
+        choose_genes(out, rule, folds=wanted, allow_patient_overlap=True, overwrite=overwrite)
+    except BadInput as error:  # few spots, shallow counts: patches and counts are good all the same
+        logger.warning("no gene list is written: %s", error)

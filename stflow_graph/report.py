@@ -48,6 +48,7 @@ def render_report(evaluation: Evaluation) -> str:
         f"<header><h1>{escape(title)}</h1>",
         f"<p class='lead'>{n_spots:,} spots, {' or '.join(map(str, genes))} genes, "
         f"{escape(_UNITS[evaluation.target])}</p>",
+        *(f"<p class='facts'>{escape(name)}</p>" for name in evaluation.protocols),
         *(f"<p>{_headline(row, evaluation)}</p>" for row in evaluation.rows if row.name in models),
         "</header><main>",
         _section("Scores", _score_table(evaluation) + _slide_table(evaluation)),

@@ -269,6 +269,7 @@ def _provenance(
         "denoiser": config.denoiser.name,
         "objective": config.train.objective,
         "fold": loaded.fold,
+        "protocol": trained.get("protocol"),
         "train_slides": trained.get("train_slides", []),
         "source_dataroot": trained.get("source_dataroot"),
         "embed_dataroot": trained.get("embed_dataroot"),

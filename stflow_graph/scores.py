@@ -88,6 +88,8 @@ class SlideEvaluation:
         samples: row of the table to ``[S, N, G]``.
         scores: row of the table to its score.
         provenance: model to what its file says of itself.
+        absent_genes: predicted genes that the truth lacks, which are not among the G.
+        matched_genes: in words how many genes the truth names otherwise; "" if none.
     """
 
     id: str
@@ -109,6 +111,8 @@ class SlideEvaluation:
     samples: dict[str, np.ndarray]
     scores: dict[str, Score]
     provenance: dict[str, dict[str, Any]]
+    absent_genes: list[str] = dataclasses.field(default_factory=list)
+    matched_genes: str = ""
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -160,6 +164,7 @@ class Evaluation:
         n_bootstrap: resamples behind each interval.
         seed: of the resamples, the thinning and the baselines.
         out: folder of ``metrics.json``, ``metrics.csv`` and ``report.html``.
+        protocols: names of what was measured, see ``data.protocol``; none of foreign predictions.
     """
 
     target: str
@@ -170,6 +175,7 @@ class Evaluation:
     n_bootstrap: int
     seed: int
     out: Path
+    protocols: list[str] = dataclasses.field(default_factory=list)
 
 
 def score_slide(slide: SlideEvaluation) -> None:
@@ -313,6 +319,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "format": "stflow_graph.evaluation/1",
         "protocol": {
+            "names": evaluation.protocols,
             "target": evaluation.target,
             "score": "mean over genes of the Pearson correlation over spots, mean over slides",
             "best_baseline": evaluation.best_baseline,
@@ -353,10 +360,12 @@ def _slide_protocol(slide: SlideEvaluation) -> dict[str, Any]:
         "fold": slide.fold,
         "train_slides": first.get("train_slides"),
         "held_out": slide.held_out,
+        "name": first.get("protocol"),
         "truth": slide.truth_file,
         "truth_sha256": sha256(slide.truth_file),
         "gene_list": first.get("gene_list"),
         "n_genes": len(slide.genes),
+        "absent_genes": slide.absent_genes,
         "constant_genes": slide.constant_genes,
         "n_spots_predicted": slide.n_predicted,
         "n_spots_scored": len(slide),

@@ -16,6 +16,7 @@ from stflow_graph import __version__
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.config import Config, parse_stored_config
 from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide, load_sample
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_embedding
 from stflow_graph.errors import BadConfig, BadInput, plain
@@ -23,6 +24,8 @@ from stflow_graph.fit import EpochRecord
 from stflow_graph.fit_fold import fit_fold
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
+from stflow_graph.io.gene_aliases import gene_matching
+from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.metrics import none_if_nan, pearson_per_gene, results_kfold
 from stflow_graph.predict import check_spots, pick_device, predict, slide_data
 from stflow_graph.tracking import Trackers
@@ -55,6 +58,7 @@ class FoldResult:
             for constant genes.
         test_pearson: the same for each test slide alone.
         complete_before: whether there was nothing left to do.
+        protocol: what was measured, see ``data.protocol``.
     """
 
     dataset: str
@@ -66,6 +70,7 @@ class FoldResult:
     pearson: np.ndarray
     test_pearson: dict[str, np.ndarray]
     complete_before: bool
+    protocol: str
 
 
 Report = Callable[[Progress], None]
@@ -94,7 +99,12 @@ def train(
     """
     out = Path(out)
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
-    work = [(d, fold) for d in datasets for fold in _wanted_folds(d, config.train.folds)]
+    overlap = config.data.allow_patient_overlap
+    work = [
+        (dataset, fold)
+        for dataset in datasets
+        for fold in dataset.training_folds(config.train.folds, allow_patient_overlap=overlap)
+    ]
     if not overwrite:
         _check_same_run(out, config)
     results: list[FoldResult] = []
@@ -116,16 +126,7 @@ def _kfold(results: Sequence[FoldResult]) -> dict[str, Any]:
     table = np.full((len(results), len(genes)), np.nan)
     for row, result in zip(table, results, strict=True):
         row[[genes.index(gene) for gene in result.genes]] = result.pearson
-    return results_kfold(genes, list(table))
-
-
-def _wanted_folds(dataset: Dataset, wanted: Sequence[int]) -> list[Fold]:
-    folds = dataset.folds()
-    absent = sorted(set(wanted) - {fold.index for fold in folds})
-    if absent:
-        known = ", ".join(str(fold.index) for fold in folds)
-        raise BadConfig(f"train.folds: {absent} not in {dataset.name}, which has folds {known}")
-    return [fold for fold in folds if not wanted or fold.index in wanted]
+    return results_kfold(genes, list(table)) | {"protocol": results[0].protocol}
 
 
 def _check_same_run(out: Path, config: Config) -> None:
@@ -181,7 +182,9 @@ class _Inputs:
 
     dataset: str
     fold: Fold
+    protocol: str
     genes: list[str]
+    matching: GeneMatching
     slides: list[Slide]
     hashes: dict[str, str]
 
@@ -196,12 +199,16 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
         )
         hashes[f"embeddings/{sample.id}"] = sha256(file)
         hashes[f"expression/{sample.id}"] = sha256(sample.expr_path)
-    slides = [_load(sample, config, genes) for sample in fold.train]
+    matching = gene_matching(config.data.gene_aliases, config.data.duplicate_genes)
+    if config.data.gene_aliases:
+        hashes["gene_aliases"] = sha256(config.data.gene_aliases)
+    slides = [_load(sample, config, genes, matching) for sample in fold.train]
     widths = {slide.x.shape[1] for slide in slides}
     if len(widths) > 1:
         found = plain(f"widths {sorted(widths)}")
         raise BadInput(config.data.embed_dataroot, "embeddings", found, "one width")
-    return _Inputs(dataset.name, fold, genes, slides, hashes)
+    protocol = protocol_name(dataset, config.data.target, config.data.gene_list)
+    return _Inputs(dataset.name, fold, protocol, genes, matching, slides, hashes)
 
 
 def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | None) -> FoldResult:
@@ -240,11 +247,11 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
         fitted.calibration,
     )
     save_checkpoint(folder / "checkpoint", checkpoint)
-    pearson, of_slides = _score_test(
-        checkpoint, [_load(sample, config, genes) for sample in fold.test]
-    )
+    tests = [_load(sample, config, genes, inputs.matching) for sample in fold.test]
+    pearson, of_slides = _score_test(checkpoint, tests)
     result = {
         "format": "stflow_graph.fold/2",
+        "protocol": inputs.protocol,
         "best": [dataclasses.asdict(record) for record in fitted.best],
         "validation_pearson": none_if_nan(fitted.validation_pearson),
         "genes": genes,
@@ -264,6 +271,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
         pearson,
         of_slides,
         False,
+        inputs.protocol,
     )
 
 
@@ -287,9 +295,9 @@ def _score_test(
     return pearson_per_gene(np.concatenate(predicted), np.concatenate(truth)), of_slides
 
 
-def _load(sample: Sample, config: Config, genes: Sequence[str]) -> Slide:
+def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
     data = config.data
-    slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target)
+    slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target, matching)
     check_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
     return slide
 
@@ -299,6 +307,7 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
     return {
         "dataset": inputs.dataset,
         "fold": fold.index,
+        "protocol": inputs.protocol,
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
@@ -343,6 +352,7 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
         pearson,
         of_slides,
         True,
+        inputs.protocol,
     )
 
 

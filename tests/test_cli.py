@@ -246,3 +246,19 @@ def test_sample_names_the_file_and_field_of_bad_data(cli, cohort, tmp_path, faul
     assert err.startswith(f"error: {cohort.embedding('A')}: ")
     assert BROKEN[fault][2] in err
     assert not (tmp_path / "p").exists()
+
+
+def test_patients_on_both_sides_take_an_option_and_the_protocol_says_so(cli, cohort, tmp_path):
+    (cohort.root / "patients.csv").write_text("id,patient\nA,P1\nB,P1\nC,P2\nD,P3\n")
+    step = arguments(cohort, "--out", tmp_path / "run")
+    code, _, err = cli(*step)
+    assert (code, "also in train_0.csv" in err, err.count("\n")) == (3, True, 1)
+    code, out, _ = cli(*step, "--allow-patient-overlap")
+    assert code == 0
+    rule = "slide-grouped 4-fold, patients on both sides"
+    assert f"protocol: log1p | var_50genes.json | {rule} | " in out
+    # a run without patients on both sides needs no option
+    assert cli("split", cohort.root, "--leave-one-out", "--overwrite")[0] == 0
+    code, out, _ = cli(*arguments(cohort, "--out", tmp_path / "apart"))
+    assert code == 0
+    assert "patient-grouped 3-fold" in out

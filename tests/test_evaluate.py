@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 
+import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -413,11 +414,15 @@ def foreign_gene(prediction):
     prediction.genes = [*prediction.genes[:-1], "ENSG1"]
 
 
+def foreign_genes(prediction):
+    prediction.genes = [*prediction.genes[:2], "X0", "X1", "X2", "X3"]
+
+
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
         (rename, r"A\.h5ad: barcodes: found 0 of 36 barcodes in A\.h5ad.*Fix: .*suffixes"),
-        (foreign_gene, r"A\.h5ad: var_names: found 1 of 6 genes absent, such as \['ENSG1'\]"),
+        (foreign_genes, r"A\.h5ad: var_names: found 4 of 6 genes absent, such as \['X0', 'X1'"),
         (change(target="log2"), r"target: found 'log2', expected log1p or log1p_normalised"),
         (change(slide="../../etc/passwd"), r"slide: found '\.\./\.\./etc/passwd'"),
         (change(slide="Z"), r"cohort: truth: found no Z\.h5ad, expected expression of slide Z"),
@@ -515,3 +520,73 @@ def test_progress_names_the_steps(predict, cohort, tmp_path):
     file = predict("A").write(tmp_path / "A.h5ad")
     evaluate([file], cohort.root, tmp_path / "out", n_bootstrap=5, progress=steps.append)
     assert steps == ["reading", "scoring A", "bootstrap", "report"]
+
+
+def rename_genes(path, names, column=None):
+    adata = anndata.read_h5ad(path)
+    if column is not None:
+        adata.var[column] = list(adata.var_names)
+    adata.var_names = names
+    adata.write_h5ad(path)
+
+
+def test_a_truth_with_other_gene_names_scores_the_same(predict, cohort, tmp_path):
+    file = predict("A").write(tmp_path / "A.h5ad")
+    options = {"n_bootstrap": 5, "baselines": True}
+    before = evaluate([file], cohort.root, tmp_path / "before", **options)
+    for slide in "ABCD":
+        rename_genes(
+            cohort.expression(slide), [f"ENSG0000014151{i}.7" for i in range(6)], column="gene_name"
+        )
+    after = evaluate([file], cohort.root, tmp_path / "after", **options)
+    scores = [{row.name: row.slides["A"] for row in each.rows} for each in (before, after)]
+    assert scores[1] == pytest.approx(scores[0], nan_ok=True)
+    assert "A: 6 of 6 genes matched by symbol" in after.notes
+
+
+def test_genes_that_the_truth_lacks_are_left_out_and_named(predict, cohort, tmp_path):
+    file = predict("A").write(tmp_path / "A.h5ad")
+    whole = evaluate([file], cohort.root, tmp_path / "whole", n_bootstrap=5).slides[0]
+    rename_genes(cohort.expression("A"), ["G0", "G1", "other", "G3", "G4", "G5"])
+    part = evaluate([file], cohort.root, tmp_path / "part", n_bootstrap=5, baselines=True)
+    (slide,) = part.slides
+    assert slide.genes == ["G0", "G1", "G3", "G4", "G5"]
+    np.testing.assert_allclose(
+        slide.scores["graph"].per_gene["pearson"],
+        whole.scores["graph"].per_gene["pearson"][[0, 1, 3, 4, 5]],
+    )
+    assert "A: 1 of 6 genes are not in the truth (G2)" in part.notes
+    assert strict_json(part.out / "metrics.json")["protocol"]["slides"]["A"]["absent_genes"] == [
+        "G2"
+    ]
+    rename_genes(cohort.expression("A"), ["G0", "G1", *"wxyz"])
+    with pytest.raises(BadInput, match="4 of 6 genes absent"):
+        evaluate([file], cohort.root, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_predictions_of_two_protocols_get_a_line(predict, cohort, tmp_path):
+    def files(*names):
+        for i, name in enumerate(names):
+            prediction = predict("A", seed=i, denoiser=f"model{i}")
+            prediction.provenance["protocol"] = name
+            yield prediction.write(tmp_path / f"{i}" / "A.h5ad")
+
+    def score(*names):
+        return evaluate(list(files(*names)), cohort.root, tmp_path / "out", n_bootstrap=5)
+
+    two = score("log1p | a.json | x | 1", "log1p | b.json | x | 2")
+    assert two.notes[0] == (
+        "cohort: 2 protocols in one table, whose scores do not compare: "
+        "log1p | a.json | x | 1; log1p | b.json | x | 2"
+    )
+    assert "2 protocols in one table" in (tmp_path / "out/report.html").read_text()
+    for names in (("one", "one"), ("one", None)):
+        found = score(*names)
+        assert found.protocols == ["one"]
+        assert found.notes == []
+    protocol = strict_json(tmp_path / "out/metrics.json")["protocol"]
+    assert protocol["names"] == ["one"]
+    assert protocol["slides"]["A"]["name"] == "one"
+    assert "<p class='facts'>one</p>" in (tmp_path / "out/report.html").read_text()
+    assert score(None).protocols == []

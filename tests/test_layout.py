@@ -14,6 +14,8 @@ RANKS = {
     "prepare": 5,
     "tissue_grid": 5,
     "cut_patches": 3,
+    "split": 5,
+    "choose_genes": 4,
     "embed": 5,
     "train": 5,
     "sample": 5,

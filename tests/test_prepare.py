@@ -355,6 +355,8 @@ def test_a_kit_is_split_by_patient_or_else_by_slide(tmp_path, patients, expected
     done = prepare_source(write_kit(tmp_path / "kit", patients), out, **SIZES)
     assert [slide.slide for slide in done] == [f"S{i}" for i in range(len(patients))]
     assert splits_of(out) == expected
+    overlaps = [fold.shared_patients for fold in Dataset("out", out).folds()]
+    assert overlaps == ([["A"], ["A"]] if patients == "AA" else [[]] * len(expected))
     for fold in Dataset("out", out).folds():
         for sample in (*fold.train, *fold.test):
             assert sample.patches_path.is_file()

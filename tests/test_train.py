@@ -43,9 +43,17 @@ def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
         provenance = json.loads((folder / "provenance.json").read_text())
         assert set(provenance["held_out_slides"]) < set(provenance["train_slides"])
         assert not set(provenance["train_slides"]) & set(provenance["test_slides"])
+        assert provenance["protocol"] == results[0].protocol
+        assert checkpoint.provenance["protocol"] == results[0].protocol
         assert list((folder / "tensorboard").iterdir())
         assert (folder / "checkpoint" / "README.md").exists()
     table = json.loads((out / "results_kfold.json").read_text())
+    assert table["protocol"] == results[1].protocol
+    assert results[0].protocol.startswith(
+        "log1p | var_50genes.json | slide-grouped 4-fold, patients unknown | "
+    )
+    stored = json.loads((out / "fold2/result.json").read_text())
+    assert stored["protocol"] == results[0].protocol
     assert [row["name"] for row in table["pearson_corrs"]] == [f"G{i}" for i in range(6)]
     assert len(table["mean_per_split"]) == 2
     assert table["pearson_mean"] == pytest.approx(np.mean([r.pearson.mean() for r in results]))
@@ -382,3 +390,29 @@ def test_two_regions_a_step_share_its_spots():
     assert config.train.max_region_spots == 50
     # the option's name in checkpoints of older versions
     assert load_config(None, {**settings, "train.max_region_spots": 100}) == config
+
+
+def test_patients_on_both_sides_are_refused_unless_allowed(cohort, tmp_path):
+    (cohort.root / "patients.csv").write_text("id,patient\nA,P1\nB,P1\nC,P2\nD,P2\n")
+    with pytest.raises(BadInput, match=r"\['P1'\] also in train_0.csv"):
+        run(cohort, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert run(cohort, tmp_path / "run", data__allow_patient_overlap=True)
+
+
+def test_slides_may_name_their_genes_otherwise(cohort, tmp_path, caplog):
+    (plain,) = run(cohort, tmp_path / "plain")
+    for slide in "ABCD":
+        adata = anndata.read_h5ad(cohort.expression(slide))
+        adata.var_names = [f"ENSG0000014151{i}.{ord(slide)}" for i in range(6)]
+        adata.write_h5ad(cohort.expression(slide))
+    with pytest.raises(BadInput, match="asked for symbols, the file has Ensembl IDs"):
+        run(cohort, tmp_path / "run")
+    table = tmp_path / "names.csv"
+    rows = [f"G{i},ENSG0000014151{i}" for i in range(6)]
+    table.write_text("\n".join(["gene,alias", *rows]) + "\n")
+    (matched,) = run(cohort, tmp_path / "run", data__gene_aliases=str(table))
+    np.testing.assert_array_equal(matched.pearson, plain.pearson)
+    assert caplog.text.count("6 of 6 genes matched by alias") == 4  # once a slide
+    provenance = json.loads((matched.folder / "provenance.json").read_text())
+    assert provenance["inputs"]["gene_aliases"] == sha256(table)

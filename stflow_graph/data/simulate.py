@@ -16,6 +16,7 @@ from PIL import Image
 from stflow_graph.data.gene_model import CLASSES, GeneModel, make_gene_model
 from stflow_graph.data.genes import write_gene_list
 from stflow_graph.data.histology import Painter
+from stflow_graph.data.splits import split_files, write_splits
 from stflow_graph.data.tissue import (
     PATCH,
     PATCH_UM,
@@ -27,7 +28,7 @@ from stflow_graph.data.tissue import (
     neighbour_means,
 )
 from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.atomic import atomic_folder, write_json, write_text
+from stflow_graph.io.atomic import atomic_folder, write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
 from stflow_graph.io.patches import write_patches
 
@@ -127,7 +128,8 @@ def simulate_cohort(
             maker.write_patches(folder / "patches", patch_size, progress)
             measured.append(maker.write_counts(folder / "adata", genes, genes.patient_sd * level))
         ceiling = _noise_ceiling(genes, measured)
-        _write_splits(folder / "splits", slides, n_folds)
+        names, patients_of, tested = zip(*map(dataclasses.astuple, slides), strict=True)
+        write_splits(folder / "splits", split_files(names, tested, patients_of))
         write_gene_list(folder / GENE_LIST, genes.modelled)
         write_json(folder / DESCRIPTION, _description(seed, n_spots, genes, slides, ceiling))
     by_class = {name: [genes.genes[j] for j in genes.rows(name)] for name in CLASSES}
@@ -241,18 +243,6 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
     if size == len(image):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
-
-
-def _write_splits(folder: Path, slides: Sequence[SimulatedSlide], n_folds: int) -> None:
-    for fold in range(n_folds):
-        for side in ("train", "test"):
-            rows = [
-                f"{s.id},patches/{s.id}.h5,adata/{s.id}.h5ad"
-                for s in slides
-                if (s.test_fold == fold) == (side == "test")
-            ]
-            text = "\n".join(["sample_id,patches_path,expr_path", *rows]) + "\n"
-            write_text(folder / f"{side}_{fold}.csv", text)
 
 
 def _noise_ceiling(

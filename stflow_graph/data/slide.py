@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.expression import read_expression
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -76,6 +78,7 @@ def load_slide(
     target: str = "log1p",
     name: str | None = None,
     dataset: str = "",
+    matching: GeneMatching = DEFAULT_MATCHING,
 ) -> Slide:
     """Read a slide's embeddings and, where given, its expression, joined by barcode.
 
@@ -88,15 +91,19 @@ def load_slide(
         target: what ``y`` is, see ``data.normalise``.
         name: the slide's name; the embedding file's stem if None.
         dataset: the data set's name.
+        matching: how genes are found that the file names otherwise.
 
     Raises:
-        BadInput: a file is bad, or under half of the smaller file's barcodes are in the other.
+        BadInput: a file is bad, a gene is absent, or under half of the smaller file's barcodes are
+            in the other.
     """
     with open_embeddings(embedding_file) as source:
         slide, attrs = slide_of(source, name, dataset), source.attrs
     if expr_file is None:
         return slide
-    expression = read_expression(expr_file, genes)
+    expression = read_expression(expr_file, genes, matching=matching)
+    if expression.matched:
+        _say_once(f"{expr_file}: {expression.matched}")
     rows, places = match_barcodes(slide.barcodes, expression.barcodes, embedding_file, expr_file)
     if len(rows) < len(slide):
         logger.warning(
@@ -125,6 +132,12 @@ def load_slide(
         y=y,
         um_per_px=slide.um_per_px or expression.um_per_px,
     )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    # a slide is read in every fold that trains on it
+    logger.warning(text)
 
 
 def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") -> Slide:
@@ -156,11 +169,17 @@ def load_sample(
     encoder: str,
     genes: Sequence[str],
     target: str = "log1p",
+    matching: GeneMatching = DEFAULT_MATCHING,
 ) -> Slide:
     """Read a slide of a split with its expression; see :func:`load_slide`."""
-    file = find_embedding(embed_root, sample.dataset, encoder, sample.id)
     return load_slide(
-        file, sample.expr_path, genes, target=target, name=sample.id, dataset=sample.dataset
+        find_embedding(embed_root, sample.dataset, encoder, sample.id),
+        sample.expr_path,
+        genes,
+        target=target,
+        name=sample.id,
+        dataset=sample.dataset,
+        matching=matching,
     )
 
 

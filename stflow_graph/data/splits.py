@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
+from stflow_graph.data.patients import PATIENT, find_table, read_groups
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.io.atomic import atomic_folder, check_name
+from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.hdf5 import check_unique
 
-from stflow_graph.errors import BadInput, plain
-from stflow_graph.io.atomic import check_name
+_COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One slide of a data set and the paths that its split file gives."""
+    """One slide of a data set and the paths that its split file gives; patient "" if unknown."""
 
     id: str
     dataset: str
     patches_path: Path
     expr_path: Path
+    patient: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,17 @@ class Fold:
     index: int
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
+
+    @property
+    def shared_patients(self) -> list[str]:
+        """The known patients that are on both sides."""
+        sides = ({s.patient for s in side if s.patient} for side in (self.train, self.test))
+        return sorted(set.intersection(*sides))
+
+    @property
+    def knows_patients(self) -> bool:
+        """Whether the patient of every slide is known."""
+        return all(sample.patient for sample in (*self.train, *self.test))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +72,9 @@ class Dataset:
     def folds(self) -> list[Fold]:
         """Read every fold, ordered by its number.
 
+        A slide's patient is in the column ``patient`` of the split files, or else in that of
+        ``patients.csv``, ``metadata.csv`` or ``dataset.csv`` in the folder, or unknown.
+
         Raises:
             BadInput: no split files, a train file without its test file, missing columns, a slide
                 on both sides or twice.
@@ -67,12 +87,47 @@ class Dataset:
         )
         if not numbers:
             raise BadInput(folder, "splits", plain("no train_<i>.csv"), "train_0.csv, test_0.csv")
-        return [self._fold(number) for number in numbers]
+        table = find_table(self.path)
+        patients = {} if table is None else read_groups(table)
+        return [self._fold(number, patients) for number in numbers]
 
-    def _fold(self, number: int) -> Fold:
+    def training_folds(
+        self, numbers: Sequence[int] = (), *, allow_patient_overlap: bool = False
+    ) -> list[Fold]:
+        """Read the folds to train on; see :meth:`folds`.
+
+        Args:
+            numbers: the folds wanted; none means all.
+            allow_patient_overlap: go on where a patient is on both sides of a fold. Where the
+                patients are unknown, nothing can be refused.
+
+        Raises:
+            BadInput: a patient is on both sides, and that is not allowed.
+            BadConfig: a fold that is not there.
+        """
+        folds = self.folds()
+        known = [fold.index for fold in folds]
+        absent = sorted(set(numbers) - set(known))
+        if absent:
+            there = ", ".join(map(str, known))
+            raise BadConfig(f"folds: {absent} not in {self.name}, which has folds {there}")
+        wanted = [fold for fold in folds if not numbers or fold.index in numbers]
+        for fold in () if allow_patient_overlap else wanted:
+            if fold.shared_patients:
+                raise BadInput(
+                    self.path / "splits" / f"test_{fold.index}.csv",
+                    PATIENT,
+                    plain(f"{fold.shared_patients[:3]} also in train_{fold.index}.csv"),
+                    "patients on one side only",
+                    "make folds with `stflow-graph split`, or give --allow-patient-overlap",
+                )
+        return wanted
+
+    def _fold(self, number: int, patients: Mapping[str, str]) -> Fold:
         sides = {}
         for side in ("train", "test"):
-            sides[side] = tuple(self._read(self.path / "splits" / f"{side}_{number}.csv"))
+            file = self.path / "splits" / f"{side}_{number}.csv"
+            sides[side] = tuple(self._read(file, patients))
         both = {s.id for s in sides["train"]} & {s.id for s in sides["test"]}
         if both:
             raise BadInput(
@@ -83,34 +138,64 @@ class Dataset:
             )
         return Fold(number, sides["train"], sides["test"])
 
-    def _read(self, file: Path) -> list[Sample]:
-        try:
-            table = pd.read_csv(file, dtype=str)
-        except OSError as error:
-            raise BadInput(file, "file", error.strerror, "a split file") from None
-        except (ValueError, UnicodeDecodeError) as error:
-            raise BadInput(file, "content", str(error), "a csv table") from None
-        columns = ["sample_id", "patches_path", "expr_path"]
-        if not set(columns) <= set(table.columns):
-            raise BadInput(file, "columns", list(table.columns), ", ".join(columns))
-        if table.empty or table[columns].isna().any(axis=None):
+    def _read(self, file: Path, patients: Mapping[str, str]) -> list[Sample]:
+        table = read_text_columns(file)
+        if not set(_COLUMNS) <= table.keys():
+            raise BadInput(file, "columns", list(table), ", ".join(_COLUMNS))
+        ids, patches, expressions = (table[name] for name in _COLUMNS)
+        if not ids or not all((*ids, *patches, *expressions)):
             raise BadInput(file, "rows", plain("none or empty cells"), "one slide a row")
-        if table["sample_id"].duplicated().any():
-            raise BadInput(file, "sample_id", plain("duplicates"), "each slide once")
+        check_unique(ids, file, "sample_id")
+        own = table.get(PATIENT, [""] * len(ids))
         return [
             Sample(
-                check_name(row.sample_id, file),
+                check_name(name, file),
                 self.name,
-                self.path / row.patches_path,
-                self.path / row.expr_path,
+                self.path / patch_file,
+                self.path / expression,
+                patient or patients.get(name, ""),
             )
-            for row in table.itertuples()
+            for name, patch_file, expression, patient in zip(
+                ids, patches, expressions, own, strict=True
+            )
         ]
 
     def samples(self) -> list[Sample]:
         """Return every slide of every fold once, ordered by name."""
         found = {s.id: s for fold in self.folds() for s in (*fold.train, *fold.test)}
         return [found[key] for key in sorted(found)]
+
+
+def split_files(
+    slides: Sequence[str], tested_in: Sequence[int], patients: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the split files of some folds, by name, in HEST-bench's columns.
+
+    Args:
+        slides: S names.
+        tested_in: S folds that test each slide, numbered from 0; the others train on it.
+        patients: S patients for a further column, which is left out where none is known.
+    """
+    known = patients if any(patients) else ()
+    files = {}
+    for fold in range(max(tested_in) + 1):
+        for side in ("train", "test"):
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow([*_COLUMNS, PATIENT] if known else _COLUMNS)
+            for i, name in enumerate(slides):
+                if (tested_in[i] == fold) == (side == "test"):
+                    row = [name, f"patches/{name}.h5", f"adata/{name}.h5ad"]
+                    writer.writerow([*row, known[i]] if known else row)
+            files[f"{side}_{fold}.csv"] = text.getvalue()
+    return files
+
+
+def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
+    """Write what :func:`split_files` made as a folder ``splits/``, in the place of an old one."""
+    with atomic_folder(folder) as temporary:
+        for name, text in files.items():
+            (temporary / name).write_text(text, encoding="utf-8")
 
 
 def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:

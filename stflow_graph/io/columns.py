@@ -52,6 +52,21 @@ def read_columns(
     return {} if row is None else dict(columns)
 
 
+def read_text_columns(path: str | Path) -> dict[str, list[str]]:
+    """Read a text table (.csv or tab-separated, maybe .gz) as its columns, cells without blanks.
+
+    A row may stop before its last cells, which are then "".
+
+    Raises:
+        BadInput: not such a table, or a column twice.
+    """
+    rows = read_rows(path, short_rows=True)
+    header = [name.strip() for name in next(rows)]
+    check_unique([name for name in header if name], path, "columns")
+    cells = list(rows)
+    return {name: [row[i].strip() for row in cells] for i, name in enumerate(header)}
+
+
 def _kept(found: Sequence[str], wanted: Sequence[str], path: Path) -> Sequence[str]:
     absent = [name for name in wanted if name not in found]
     if absent:

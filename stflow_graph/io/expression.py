@@ -14,6 +14,13 @@ import scipy.sparse as sp
 
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.gene_names import (
+    DEFAULT_MATCHING,
+    NAME_COLUMNS,
+    GeneMatching,
+    MatchedGenes,
+    match_genes,
+)
 from stflow_graph.io.hdf5 import check_coords, check_unique, open_h5
 
 if TYPE_CHECKING:
@@ -31,12 +38,14 @@ class Expression:
     Attributes:
         counts: ``[N, G]`` CSR float32, raw counts.
         barcodes: N names.
-        genes: G names.
+        genes: G names, as they were asked for.
         total: ``[N]`` float64, counts of each spot over all genes of the file.
         coords: ``[N, 2]`` float64 level-0 pixels (x, y) of the spots' centres, None if absent.
         um_per_px: micrometres per pixel, None if unknown.
         true_mean: ``[N, G]`` float32 in log1p units where a simulator stored it, else None.
         var: further columns per gene, such as ``gene_ids``.
+        absent: genes that were asked for and are not there.
+        matched: in words how many genes the file names otherwise; "" if none.
     """
 
     counts: sp.csr_matrix
@@ -47,46 +56,70 @@ class Expression:
     um_per_px: float | None
     true_mean: np.ndarray | None = None
     var: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    absent: list[str] = dataclasses.field(default_factory=list)
+    matched: str = ""
 
 
-def read_expression(path: str | Path, genes: Sequence[str] | None = None) -> Expression:
+def read_expression(
+    path: str | Path,
+    genes: Sequence[str] | None = None,
+    *,
+    matching: GeneMatching = DEFAULT_MATCHING,
+    least_share: float = 1.0,
+) -> Expression:
     """Read and validate raw counts from an .h5ad.
 
     Args:
         path: the file.
         genes: the genes to return, in this order; None returns all.
+        matching: how genes are found that the file names otherwise, see ``io.gene_names``.
+        least_share: of the genes asked for that must be there.
 
     Raises:
         BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
-            duplicated barcodes or genes, genes absent (how many, and three of them).
+            duplicated barcodes, genes absent or several times there (how many, and some of them).
     """
-    return expression_of(read_h5ad(path), path, genes)
+    return expression_of(read_h5ad(path), path, genes, matching=matching, least_share=least_share)
 
 
 def expression_of(
-    adata: anndata.AnnData, path: str | Path, genes: Sequence[str] | None = None
+    adata: anndata.AnnData,
+    path: str | Path,
+    genes: Sequence[str] | None = None,
+    *,
+    matching: GeneMatching = DEFAULT_MATCHING,
+    least_share: float = 1.0,
 ) -> Expression:
     """Validate raw counts that are in memory; ``path`` is where they are from, for messages.
 
     Raises:
         BadInput: see :func:`read_expression`.
     """
-    barcodes, names = list(adata.obs_names), list(adata.var_names)
+    barcodes, names = list(adata.obs_names), [str(name) for name in adata.var_names]
     check_unique(barcodes, path, "obs_names")
-    check_unique(names, path, "var_names")
     if not barcodes:
         raise BadInput(path, "obs_names", plain("0 spots"), "at least one spot")
     counts = _checked_counts(adata.X, path)
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
-    columns = _columns(names, genes, path)
+    wanted = list(dict.fromkeys(names)) if genes is None else list(genes)
+    found = match_genes(
+        wanted,
+        names,
+        path,
+        other_names=[] if genes is None else _other_names(adata),
+        matching=matching,
+        least_share=least_share,
+    )
     return Expression(
-        counts=counts if columns is None else counts[:, columns],
+        counts=_of_genes(counts, found),
         barcodes=barcodes,
-        genes=names if genes is None else list(genes),
+        genes=found.genes,
         total=total,
         coords=spatial(adata, path),
         um_per_px=_um_per_px(adata),
-        true_mean=_true_mean(adata, columns),
+        true_mean=_true_mean(adata, found),
+        absent=found.absent,
+        matched=found.how,
     )
 
 
@@ -163,15 +196,21 @@ def numbered(names: Sequence[str]) -> list[str]:
         return list(make_index_unique(pd.Index(names, dtype=object)))
 
 
-def _columns(names: list[str], genes: Sequence[str] | None, path: str | Path) -> np.ndarray | None:
-    if genes is None:
-        return None
-    place = {name: i for i, name in enumerate(names)}
-    absent = [gene for gene in genes if gene not in place]
-    if absent:
-        found = plain(f"{len(absent)} of {len(genes)} genes absent, such as {absent[:3]}")
-        raise BadInput(path, "var_names", found, "every gene of the gene list")
-    return np.array([place[gene] for gene in genes], dtype=np.int64)
+def _other_names(adata: anndata.AnnData) -> list[list[str]]:
+    columns = [adata.var[name] for name in NAME_COLUMNS if name in adata.var]
+    return [["" if pd.isna(v) else str(v) for v in column.to_numpy(object)] for column in columns]
+
+
+def _of_genes(counts: sp.csr_matrix, found: MatchedGenes) -> sp.csr_matrix:
+    rows = np.concatenate(found.columns)
+    if np.array_equal(rows, np.arange(counts.shape[1])) and len(found.genes) == len(rows):
+        return counts
+    if len(found.genes) == len(rows):
+        return counts[:, rows]
+    genes = np.repeat(np.arange(len(found.genes)), [len(columns) for columns in found.columns])
+    ones = np.ones(len(rows), dtype=np.float32)
+    summed = sp.csr_matrix((ones, (rows, genes)), (counts.shape[1], len(found.genes)))
+    return sp.csr_matrix(counts @ summed)
 
 
 def spatial(adata: anndata.AnnData, path: str | Path) -> np.ndarray | None:
@@ -193,12 +232,11 @@ def _um_per_px(adata: anndata.AnnData) -> float | None:
     return None
 
 
-def _true_mean(adata: anndata.AnnData, columns: np.ndarray | None) -> np.ndarray | None:
-    if TRUE_MEAN not in adata.layers:
+def _true_mean(adata: anndata.AnnData, found: MatchedGenes) -> np.ndarray | None:
+    if TRUE_MEAN not in adata.layers or any(len(columns) > 1 for columns in found.columns):
         return None
-    layer = adata.layers[TRUE_MEAN]
-    layer = layer.toarray() if sp.issparse(layer) else np.asarray(layer)
-    return (layer if columns is None else layer[:, columns]).astype(np.float32)
+    layer = adata.layers[TRUE_MEAN][:, np.concatenate(found.columns)]
+    return (layer.toarray() if sp.issparse(layer) else np.asarray(layer)).astype(np.float32)
 
 
 def write_expression(

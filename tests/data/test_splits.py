@@ -2,8 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from stflow_graph.data.splits import embedding_path, find_datasets, find_embedding
-from stflow_graph.errors import BadInput
+from stflow_graph.data.splits import (
+    embedding_path,
+    find_datasets,
+    find_embedding,
+    split_files,
+    write_splits,
+)
+from stflow_graph.errors import BadConfig, BadInput
 
 HEADER = "sample_id,patches_path,expr_path\n"
 
@@ -103,3 +109,39 @@ def test_gene_lists_may_be_of_a_fold(tmp_path):
     elsewhere = tmp_path / "own.json"
     elsewhere.write_text("")
     assert found.gene_list_path(str(elsewhere), 0) == elsewhere
+
+
+def test_what_is_written_is_read_with_its_patients(tmp_path):
+    for patients in (["P,1", "P1", "P2"], ["P1", "", "P2"], []):
+        write_splits(tmp_path / "splits", split_files(["A", "B", "C"], [1, 0, 1], patients))
+        first, second = find_datasets(tmp_path)[0].folds()
+        assert [s.id for s in first.train] == [s.id for s in second.test] == ["A", "C"]
+        found = [s.patient for s in (first.train[0], first.test[0], first.train[1])]
+        assert found == (patients or ["", "", ""])
+        assert first.knows_patients == all(found)
+    assert "patient" not in (tmp_path / "splits/test_0.csv").read_text()
+
+
+def test_patients_on_both_sides_are_refused_unless_allowed(tmp_path):
+    found = find_datasets(dataset(tmp_path))[0]
+    assert len(found.training_folds()) == 1  # patients unknown: as HEST-bench has it
+    (tmp_path / "metadata.csv").write_text("sample_id,patient\nA,P1\nC,P1\n")
+    with pytest.raises(BadInput, match=r"test_0.csv: patient: found \['P1'\] also in train_0"):
+        found.training_folds()
+    (fold,) = found.training_folds(allow_patient_overlap=True)
+    assert fold.shared_patients == ["P1"]
+    assert not fold.knows_patients
+    # what a split file says itself wins
+    text = HEADER.replace("path\n", "path,patient\n") + row("C").replace("\n", ",P2\n")
+    (tmp_path / "splits" / "test_0.csv").write_text(text)
+    assert found.training_folds()[0].test[0].patient == "P2"
+
+
+def test_only_the_folds_that_are_wanted_are_judged(tmp_path):
+    write_splits(tmp_path / "splits", split_files("ABC", [0, 1, 2], ["P1", "P2", "P2"]))
+    found = find_datasets(tmp_path)[0]
+    assert [fold.index for fold in found.training_folds([0])] == [0]
+    with pytest.raises(BadInput, match="test_1.csv.*--allow-patient-overlap"):
+        found.training_folds([0, 1])
+    with pytest.raises(BadConfig, match=r"\[7\] not in .* folds 0, 1, 2"):
+        found.training_folds([7])

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadInput
 from stflow_graph.io.expression import TRUE_MEAN, read_expression, write_expression
+from stflow_graph.io.gene_names import GeneMatching
 
 COUNTS = np.array([[0, 1, 2], [3, 0, 0], [0, 0, 0]], dtype=np.float32)
 GENES = ["ERBB2", "ACTB", "MGP"]
@@ -67,10 +69,13 @@ def test_bad_counts_are_refused(tmp_path, change, message):
         read_expression(path)
 
 
-def test_absent_genes_are_counted_and_three_shown(tmp_path):
+def test_absent_genes_are_counted_and_five_shown(tmp_path):
     path = write(tmp_path / "a.h5ad")
-    with pytest.raises(BadInput, match=r"4 of 5 genes absent, such as \['A', 'B', 'C'\]"):
-        read_expression(path, ["A", "B", "C", "D", "ACTB"])
+    with pytest.raises(BadInput, match=r"6 of 7 genes absent, such as \['A', 'B', 'C', 'D', 'E'\]"):
+        read_expression(path, [*"ABCDEF", "ACTB"])
+    found = read_expression(path, ["MGP", "A"], least_share=0.5)
+    assert (found.genes, found.absent) == (["MGP"], ["A"])
+    np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2]])
 
 
 @pytest.mark.parametrize("key", ["indices", "indptr"])
@@ -98,3 +103,46 @@ def test_positions_of_another_shape_are_refused(tmp_path):
         file["obsm/spatial"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     with pytest.raises(BadInput, match=r"obsm\['spatial'\].*\(3, 3\)"):
         read_expression(path)
+
+
+IDS = ["ENSG00000141736.4", "ENSG00000075624.17", "ENSG00000111341.9"]
+
+
+@pytest.mark.parametrize("column", ["gene_ids", "gene_name", "feature_name", "SYMBOL"])
+def test_var_may_hold_the_other_names(tmp_path, column):
+    by_symbol = column == "gene_ids"
+    names, others = (GENES, IDS) if by_symbol else (IDS, GENES)
+    path = write(tmp_path / "a.h5ad", genes=names, var={column: others})
+    wanted = [others[2], others[0]]
+    found = read_expression(path, wanted)
+    np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2, 0]])
+    assert found.genes == wanted
+    assert found.matched == f"2 of 2 genes matched by {'Ensembl ID' if by_symbol else 'symbol'}"
+    assert read_expression(path, [names[1]]).matched == ""
+
+
+def test_other_names_may_be_categories_with_gaps(tmp_path):
+    var = {"gene_name": pd.Categorical(["ERBB2", None, "MGP"])}
+    path = write(tmp_path / "a.h5ad", genes=IDS, var=var)
+    assert read_expression(path, ["MGP"]).counts.sum() == 2
+    with pytest.raises(BadInput, match=r"1 of 2 genes absent, such as \['ACTB'\]"):
+        read_expression(path, ["MGP", "ACTB"])
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+def test_a_gene_that_stands_twice_is_summed_or_taken_first_if_that_is_asked_for(tmp_path):
+    path = write(tmp_path / "a.h5ad", genes=["A", "B", "A"], layers={TRUE_MEAN: COUNTS / 2})
+    np.testing.assert_array_equal(read_expression(path, ["B"]).counts.toarray(), COUNTS[:, [1]])
+    with pytest.raises(BadInput, match=r"var_names.*1 duplicates among .*\['A'\]"):
+        read_expression(path, ["B", "A"])
+    summed = COUNTS[:, [0, 1]] + COUNTS[:, [2]] * [1, 0]
+    for genes in (None, ["A", "B"]):
+        found = read_expression(path, genes, matching=GeneMatching({}, "sum"))
+        np.testing.assert_array_equal(found.counts.toarray(), summed)
+        assert found.counts.dtype == np.float32
+        assert found.genes == ["A", "B"]
+        assert found.true_mean is None  # a mean of logarithms cannot be summed
+        found = read_expression(path, genes, matching=GeneMatching({}, "first"))
+        np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, :2])
+        np.testing.assert_array_equal(found.true_mean, COUNTS[:, :2] / 2)
+        np.testing.assert_array_equal(found.total, COUNTS.sum(axis=1))

@@ -1,0 +1,135 @@
+"""Which patient, or other group, each slide is of: from a table or from the slide's own file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.hdf5 import open_h5
+
+logger = logging.getLogger(__name__)
+
+PATIENT = "patient"
+# looked for in a data set's folder, in this order
+TABLES = ("patients.csv", "metadata.csv", "dataset.csv")
+_IDS = ("sample_id", "id", "slide", "slide_id", "sample")
+
+
+def find_table(folder: str | Path, column: str = PATIENT) -> Path | None:
+    """Return the first of ``TABLES`` in a data set's folder that has slides and the column.
+
+    A file of this name that cannot be read may be another tool's; a warning says so.
+    """
+    for name in TABLES:
+        file = Path(folder) / name
+        if not file.is_file():
+            continue
+        try:
+            columns = read_text_columns(file)
+        except BadInput as error:
+            logger.warning("not read for the slides' patients: %s", error)
+            continue
+        if column in columns and set(_IDS) & columns.keys():
+            return file
+    return None
+
+
+def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[str, str]:
+    """Read the group of each slide from a table (.csv or tab-separated, maybe .gz).
+
+    Slides are in the first of the columns ``sample_id, id, slide, slide_id, sample``, so that a
+    kit's manifest and HEST's metadata can be given as they are.
+
+    Args:
+        path: the table.
+        columns: what makes a group; of several, the values are joined by ``/``.
+
+    Returns:
+        Slide to group, "" where a cell is empty.
+
+    Raises:
+        BadInput: such columns are missing, or a slide is of two groups.
+    """
+    table = read_text_columns(path)
+    slides = next((name for name in _IDS if name in table), None)
+    if slides is None:
+        raise BadInput(path, "columns", list(table), "one of " + ", ".join(_IDS))
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise BadInput(path, "columns", list(table), "also " + ", ".join(missing))
+    groups: dict[str, str] = {}
+    cells = zip(*(table[name] for name in columns), strict=True)
+    for slide, group in zip(table[slides], map(_joined, cells), strict=True):
+        if groups.setdefault(slide, group) != group:
+            found = plain(f"{groups[slide]!r} and {group!r}")
+            raise BadInput(path, f"{'/'.join(columns)} of {slide}", found, "one for each slide")
+    return groups
+
+
+def stored_group(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> str:
+    """Read the group of a slide from ``uns`` or ``obs`` of its .h5ad, without reading the counts.
+
+    Args:
+        path: the file.
+        columns: as of :func:`read_groups`.
+
+    Returns:
+        The group, "" if the file does not say.
+
+    Raises:
+        BadInput: the spots of the slide are of several groups.
+    """
+    with open_h5(path) as file:
+        return _joined([_stored(file, name, path) for name in columns])
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return "/".join(cells) if all(cells) else ""
+
+
+def _stored(file: h5py.File, column: str, path: str | Path) -> str:
+    place = next((p for p in (f"uns/{column}", f"obs/{column}") if p in file), None)
+    if place is None:
+        return ""
+    values = pd.Series(np.asarray(_element(file[place], path), dtype=object).reshape(-1)).dropna()
+    found = sorted({str(value).strip() for value in values} - {""})
+    if len(found) > 1:
+        text = plain(f"{len(found)} values, such as {found[:3]}")
+        raise BadInput(path, place, text, "one value for all spots of the slide")
+    return found[0] if found else ""
+
+
+def _element(item: h5py.Group | h5py.Dataset, path: str | Path) -> Any:
+    import anndata
+
+    reader = anndata.io if hasattr(anndata, "io") else anndata.experimental  # before 0.11
+    try:
+        return reader.read_elem(item)
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign files make anndata raise nearly anything
+        text = " ".join(str(error).split())
+        raise BadInput(path, item.name, text, "a column that anndata can read") from None
+
+
+def count_spots(path: str | Path) -> int:
+    """Return the number of spots of an .h5ad without reading its counts.
+
+    Raises:
+        BadInput: not an .h5ad.
+    """
+    with open_h5(path) as file:
+        obs = file.get("obs")
+        if isinstance(obs, h5py.Group):
+            index = obs.get(str(obs.attrs.get("_index", "_index")))
+            if isinstance(index, h5py.Dataset) and index.ndim == 1:
+                return len(index)
+        raise BadInput(path, "obs", plain("no table of spots"), "an .h5ad with obs")

@@ -1,0 +1,54 @@
+"""The protocol's name: what was measured, in a line that says whether two scores compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.splits import Dataset, Fold
+from stflow_graph.errors import BadInput
+
+
+def protocol_name(dataset: Dataset, target: str, gene_list: str) -> str:
+    """Name what is measured: ``log1p | var_50genes.json | patient-grouped 3-fold | 1f0a93c2``.
+
+    The parts are the target, the gene list, how slides were split, and a hash of the target, of
+    every fold's genes and of every fold's slides on both sides: names are equal where scores
+    compare, whatever the folders are called and whichever folds were run.
+
+    Args:
+        dataset: the data set.
+        target: see ``data.normalise``.
+        gene_list: as in ``Dataset.gene_list_path``.
+    """
+    folds = dataset.folds()
+    content = [
+        [
+            sorted(sample.id for sample in fold.train),
+            sorted(sample.id for sample in fold.test),
+            _genes(dataset.gene_list_path(gene_list, fold.index)),
+        ]
+        for fold in folds
+    ]
+    digest = hashlib.sha256(json.dumps([target, content]).encode()).hexdigest()
+    return " | ".join([target, Path(gene_list).name, split_rule(folds), digest[:8]])
+
+
+def split_rule(folds: Sequence[Fold]) -> str:
+    """Say what the folds hold out, and whether patients may be on both sides."""
+    n = f"{len(folds)}-fold"
+    if any(fold.shared_patients for fold in folds):
+        return f"slide-grouped {n}, patients on both sides"
+    if all(fold.knows_patients for fold in folds):
+        return f"patient-grouped {n}"
+    return f"slide-grouped {n}, patients unknown"
+
+
+def _genes(file: Path) -> list[str] | None:
+    try:
+        return sorted(read_gene_list(file))
+    except BadInput:  # a fold that nobody runs may lack its list
+        return None

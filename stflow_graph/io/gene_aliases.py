@@ -1,0 +1,99 @@
+"""Tables of gene names: which names mean the same gene."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.io.atomic import check_file
+from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, without_version
+
+# the gene's name, and columns of its other names; the first pair that a table has is taken
+_LAYOUTS = (
+    ("gene", ("alias",)),
+    ("symbol", ("alias_symbol", "prev_symbol", "ensembl_gene_id")),  # HGNC's complete set
+    ("Approved symbol", ("Alias symbols", "Previous symbols", "Ensembl gene ID")),  # its downloads
+    ("Gene name", ("Gene stable ID", "Gene Synonym")),  # Ensembl BioMart
+)
+_ATTRIBUTE = re.compile(r'\b(gene_id|gene_name)[ =]"?([^";]+)"?')
+
+
+def read_gene_aliases(path: str | Path) -> dict[str, str]:
+    """Read which name of a gene other names mean.
+
+    Args:
+        path: a table (.csv or tab-separated, maybe .gz) with the columns ``alias, gene``, or HGNC's
+            (``symbol, alias_symbol, prev_symbol, ensembl_gene_id``), or BioMart's; or a gene
+            annotation (.gtf, maybe .gz).
+
+    Returns:
+        Name to the gene's name. A gene's name means itself, whatever else it is an alias of; an
+        alias of several genes means none. Ensembl IDs have no versions.
+
+    Raises:
+        BadInput: another kind of file.
+    """
+    path = Path(path)
+    is_gtf = path.name.lower().removesuffix(".gz").endswith((".gtf", ".gff", ".gff3"))
+    pairs = list(_annotated(path) if is_gtf else _tabulated(path))
+    if not pairs:
+        raise BadInput(path, "rows", plain("0 genes"), "genes and their other names")
+    means = {gene: gene for gene, _ in pairs}
+    several = set()
+    for gene, alias in pairs:
+        if means.setdefault(alias, gene) not in (gene, alias):
+            several.add(alias)
+    return {name: gene for name, gene in means.items() if name not in several}
+
+
+def gene_matching(aliases: str | Path | None = None, duplicates: str = "refuse") -> GeneMatching:
+    """Return how genes are matched, from what a user gives.
+
+    Args:
+        aliases: file for :func:`read_gene_aliases`; None or "" for none.
+        duplicates: ``refuse``, ``sum`` or ``first``.
+
+    Raises:
+        BadInput: the file is another.
+        BadConfig: another word.
+    """
+    known = next((name for name in DUPLICATES if name == duplicates), None)
+    if known is None:
+        raise BadConfig(f"duplicate_genes = {duplicates!r}: expected {', '.join(DUPLICATES)}")
+    return GeneMatching(read_gene_aliases(aliases) if aliases else {}, known)
+
+
+def _tabulated(path: Path) -> Iterable[tuple[str, str]]:
+    table = read_text_columns(path)
+    for name, others in _LAYOUTS:
+        columns = [column for column in others if column in table]
+        if name not in table or not columns:
+            continue
+        for column in columns:
+            for gene, cell in zip(table[name], table[column], strict=True):
+                for alias in re.split(r"[|,]", cell):
+                    if gene and alias.strip(' "'):
+                        yield gene, without_version(alias.strip(' "'))
+        return
+    raise BadInput(path, "columns", list(table), "alias and gene, or HGNC's symbol, alias_symbol")
+
+
+def _annotated(path: Path) -> Iterator[tuple[str, str]]:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    check_file(path)
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                fields = line.split("\t")
+                if len(fields) == 9 and fields[2] == "gene":
+                    known = dict(_ATTRIBUTE.findall(fields[8].rstrip()))
+                    if {"gene_id", "gene_name"} <= known.keys():
+                        yield known["gene_name"], without_version(known["gene_id"])
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise BadInput(path, "content", text, "a gene annotation (GTF)") from None

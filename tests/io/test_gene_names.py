@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stflow_graph.errors import BadInput
+from stflow_graph.io.gene_names import GeneMatching, match_genes, without_version
+
+SYMBOLS = ["TP53", "ACTB", "ERBB2", "IGKC", "MGP"]
+IDS = [f"ENSG000001415{i:02d}" for i in range(5)]
+VERSIONED = [f"{name}.{i + 3}" for i, name in enumerate(IDS)]
+ALIASES = {"P53": "TP53", "HER2": "ERBB2", "TP53": "TP53", IDS[0]: "TP53", IDS[1]: "ACTB"}
+
+
+def match(wanted, names, *others, **options):
+    return match_genes(wanted, names, "file", other_names=others, **options)
+
+
+def columns(found):
+    return [each.tolist() for each in found.columns]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "others", "how"),
+    [
+        (SYMBOLS, SYMBOLS, [], ""),
+        (SYMBOLS, VERSIONED, [SYMBOLS], "5 of 5 genes matched by symbol"),
+        (IDS, SYMBOLS, [IDS], "5 of 5 genes matched by Ensembl ID"),
+        (IDS, SYMBOLS, [VERSIONED], "5 of 5 genes matched without the version"),
+        (VERSIONED, IDS, [], "5 of 5 genes matched without the version"),
+        (IDS, VERSIONED, [], "5 of 5 genes matched without the version"),
+        (SYMBOLS, [s.capitalize() for s in SYMBOLS], [], "5 of 5 genes matched in another case"),
+        ([*IDS[:2], *SYMBOLS[2:]], SYMBOLS, [IDS], "2 of 5 genes matched by Ensembl ID"),
+        (
+            ["TP53", "Actb", VERSIONED[2], "IGKC", IDS[4]],
+            SYMBOLS,
+            [IDS],
+            "1 of 5 genes matched by Ensembl ID, 1 without the version, 1 in another case",
+        ),
+    ],
+)
+@given(st.permutations(range(5)))
+def test_genes_are_found_whatever_the_file_calls_them(wanted, names, others, how, order):
+    found = match(wanted, [names[i] for i in order], *([o[i] for i in order] for o in others))
+    assert found.genes == wanted
+    assert columns(found) == [[order.index(i)] for i in range(5)]
+    assert found.absent == []
+    assert found.how == how
+
+
+def test_aliases_go_both_ways_and_over_ids():
+    matching = GeneMatching(ALIASES)
+    found = match(["P53", "ERBB2", "ACTB"], ["HER2", VERSIONED[1], "TP53"], matching=matching)
+    assert columns(found) == [[2], [0], [1]]
+    assert found.how == "3 of 3 genes matched by alias"
+    assert columns(match(["TP53"], [VERSIONED[0], "X"], matching=matching)) == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (["actb"], ["ACTB", "Actb"]),  # two genes of two species
+        (["Actb", "actb"], ["ACTB"]),  # one gene for two
+        (["ACTB", "Actb"], ["ACTB"]),  # taken already
+        (["P53"], ["TP53", IDS[0]]),  # both mean TP53
+        (["P53", "TP53"], ["TP53"]),
+        ([VERSIONED[0], IDS[0] + ".9"], [IDS[0]]),
+    ],
+)
+def test_what_is_not_clear_is_not_guessed(wanted, names):
+    with pytest.raises(BadInput, match=f"1 of {len(wanted)} |{len(wanted)} of {len(wanted)} genes"):
+        match(wanted, names, matching=GeneMatching(ALIASES))
+
+
+def test_an_exact_name_wins_over_a_looser_one():
+    found = match(["Actb", "ACTB"], ["ACTB", "Actb", "actb"])
+    assert columns(found) == [[1], [0]]
+    assert found.how == ""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "others"),
+    [
+        (["ACTB"], ["MGP", "ACTB", "ACTB"], []),
+        (["ACTB"], ["MGP", *IDS[:2]], [["MGP", "ACTB", "ACTB"]]),
+        ([IDS[0]], ["MGP", IDS[0] + ".1", IDS[0] + ".2"], []),
+    ],
+)
+def test_duplicates_matter_only_where_they_are_asked_for(wanted, names, others):
+    with pytest.raises(BadInput, match="1 duplicates among the genes asked for.*duplicate-genes"):
+        match(wanted, names, *others)
+    assert columns(match(["MGP"], names, *others)) == [[0]]
+    for duplicates, expected in (("sum", [1, 2]), ("first", [1])):
+        found = match(wanted, names, *others, matching=GeneMatching({}, duplicates))
+        assert columns(found) == [expected]
+
+
+def test_genes_that_are_not_there_are_told_with_what_would_help():
+    with pytest.raises(BadInput) as error:
+        match(SYMBOLS, VERSIONED)
+    text = str(error.value)
+    assert "5 of 5 genes absent, such as ['TP53', 'ACTB', 'ERBB2', 'IGKC', 'MGP']" in text
+    assert "asked for symbols, the file has Ensembl IDs" in text
+    assert "gene_ids or gene_name" in text
+    assert "--gene-aliases" in text
+    with pytest.raises(BadInput) as error:
+        match(["A", "TP53"], SYMBOLS, matching=GeneMatching(ALIASES))
+    assert "1 of 2 genes absent, such as ['A']" in str(error.value)
+    assert "--gene-aliases" not in str(error.value)  # it was given
+
+
+def test_some_genes_may_be_absent_if_that_is_said():
+    found = match(["A", *SYMBOLS], SYMBOLS[::-1], least_share=0.5)
+    assert (found.genes, found.absent) == (SYMBOLS, ["A"])
+    assert columns(found) == [[4], [3], [2], [1], [0]]
+    with pytest.raises(BadInput, match="2 of 3 genes absent"):
+        match(["A", "B", "MGP"], SYMBOLS, least_share=0.5)
+    with pytest.raises(BadInput, match="1 of 1 genes absent"):
+        match(["A"], SYMBOLS, least_share=0.0)
+    with pytest.raises(BadInput, match="found 0 genes"):
+        match(["A"], [])
+
+
+def test_many_genes_take_no_time():
+    names = [f"gene{i}" for i in range(60_000)]
+    found = match(names, names[::-1])
+    np.testing.assert_array_equal(np.concatenate(found.columns), np.arange(60_000)[::-1])
+
+
+def test_only_ensembl_ids_have_versions():
+    assert without_version("ENSMUSG00000029580.14") == "ENSMUSG00000029580"
+    for name in ("HLA.1", "ENSG00000182378.14_PAR_Y", "AC012.3", "RP11-34P13.7"):
+        assert without_version(name) == name
