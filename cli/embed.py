@@ -19,10 +19,11 @@ def embed(
     embed_dataroot: Annotated[Path | None, typer.Option(help="Root of the embeddings.")] = None,
     out: Annotated[Path | None, typer.Option(help="File or folder, for patch files.")] = None,
     datasets: Annotated[list[str] | None, typer.Option(help="Data sets; default all.")] = None,
-    encoder: Annotated[str, typer.Option(help="A known encoder or timm name.")] = (
-        "efficientnet_lite0"
-    ),
+    encoder: Annotated[
+        str, typer.Option(help="Of `stflow-graph encoders`, a timm name, or module:factory.")
+    ] = "efficientnet_lite0",
     weights: Annotated[Path | None, typer.Option(help="safetensors or state dict.")] = None,
+    weights_root: Annotated[Path | None, typer.Option(help="Folder of <encoder>/<file>.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Patches at a time.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
@@ -39,7 +40,7 @@ def embed(
     from stflow_graph.predict import pick_device
 
     console = Console()
-    network = create_encoder(encoder, weights)
+    network = create_encoder(encoder, weights, weights_root)
     settings = EmbedSettings(batch_size, str(pick_device(device)), precision)
     with spot_progress() as progress:
         if source_dataroot and embed_dataroot:

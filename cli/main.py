@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, prepare, sample, simulate, train
+from . import convert, embed, encoders, evaluate, prepare, sample, simulate, train
 
 _SEVERAL = ("--datasets", "--folds", "--set")
 
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("simulate")(simulate.simulate)
 app.command("prepare")(prepare.prepare)
 app.command("embed")(embed.embed)
+app.command("encoders")(encoders.encoders)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
