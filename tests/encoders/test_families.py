@@ -1,0 +1,136 @@
+"""Every encoder of the catalogue, with random weights: width, names, strictness, batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stflow_graph.encoders import ENCODERS, EncoderEntry, create_encoder
+from stflow_graph.encoders.entry import Vit
+from stflow_graph.encoders.registry import blueprint, build_encoder
+from stflow_graph.errors import BadConfig
+
+by_name = pytest.mark.parametrize("entry", ENCODERS.values(), ids=lambda e: e.name)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 224, 224, 3), dtype=torch.uint8, generator=generator)
+
+
+def shallow(entry: EncoderEntry) -> EncoderEntry:
+    """Return the entry with one block, if it is a transformer: the rest is as wide as ever."""
+    if not isinstance(entry.architecture, Vit):
+        return entry
+    options = dict(entry.architecture.options, depth=1)
+    return dataclasses.replace(
+        entry, architecture=dataclasses.replace(entry.architecture, options=options)
+    )
+
+
+def random_weights(entry: EncoderEntry, root: Path) -> Path:
+    """Write random weights where the entry looks for them."""
+    torch.manual_seed(0)
+    state = blueprint(entry).build().state_dict()
+    path = entry.place(root)
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@by_name
+def test_the_full_network_has_the_width(entry):
+    """On the device "meta": shapes without memory."""
+    plan = blueprint(entry)
+    with torch.device("meta"):
+        network = plan.build()
+        size = entry.transform.size
+        features = network.eval()(torch.zeros(2, 3, size, size))
+    x = features if plan.pool is None else plan.pool(features)
+    assert x.shape == (2, entry.width)
+    buffers = {n for n, _ in network.named_buffers()} - set(network.state_dict())
+    assert not (plan.on_meta and buffers), "tensors that no file brings"
+
+
+@by_name
+def test_embeddings_come_from_a_weights_root_and_do_not_depend_on_the_batch(
+    entry, tmp_path, images, monkeypatch
+):
+    monkeypatch.setitem(ENCODERS, entry.name, shallow(entry))
+    random_weights(ENCODERS[entry.name], tmp_path)
+    for name in (entry.name, *entry.aliases[:1]):
+        encoder = create_encoder(name, weights_root=tmp_path)
+        assert (encoder.name, encoder.width) == (entry.name, entry.width)
+        assert encoder.transform == entry.transform
+        assert not any(p.is_meta or p.requires_grad for p in encoder.parameters())
+    with torch.inference_mode():
+        whole = encoder(images)
+        parts = torch.cat([encoder(images[:1]), encoder(images[1:])])
+    assert whole.shape == (3, entry.width)
+    assert whole.isfinite().all()
+    assert whole.std() > 0
+    assert (whole - parts).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", ["kaiko_s16", "ctranspath", "conch_v1", "ciga"])
+def test_a_file_must_fit_to_the_last_key(name, tmp_path):
+    entry = shallow(ENCODERS[name])
+    plan = blueprint(entry)
+    state = plan.build().state_dict()
+    lost = sorted(state)[-1]
+    wrong = {key: value for key, value in state.items() if key != lost}
+    wrong["stranger"] = torch.zeros(1)
+    save_file(wrong, tmp_path / "w.safetensors")
+    message = rf"w.safetensors.*1 missing \(such as {lost}\); 1 unexpected \(such as stranger\)"
+    with pytest.raises(BadConfig, match=message):
+        build_encoder(entry, tmp_path / "w.safetensors")
+
+
+def test_half_precision_files_make_float32_encoders(tmp_path, images):
+    entry = shallow(ENCODERS["kaiko_s16"])
+    state = {k: v.half() for k, v in blueprint(entry).build().state_dict().items()}
+    save_file(state, tmp_path / "half.safetensors")
+    encoder = build_encoder(entry, tmp_path / "half.safetensors")
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    assert encoder(images[:1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["virchow", "virchow2"])
+def test_virchow_joins_the_mean_of_the_patches_without_registers(name, tmp_path, images):
+    entry = shallow(ENCODERS[name])
+    encoder = build_encoder(entry, random_weights(entry, tmp_path))
+    registers = 4 if name == "virchow2" else 0
+    with torch.inference_mode():
+        tokens = encoder.network.forward_features(encoder.transform(images[:1]))
+        x = encoder(images[:1])
+    assert tokens.shape == (1, 1 + registers + 256, 1280)
+    assert torch.allclose(x[:, :1280], tokens[:, 0], atol=1e-6)
+    assert torch.allclose(x[:, 1280:], tokens[:, -256:].mean(1), atol=1e-6)
+
+
+def test_classifiers_and_registers_have_the_shapes_of_the_published_files():
+    """Sizes that users' files have, from the model cards."""
+    shapes = {}
+    for name in ("uni_v1", "uni_v2", "gigapath", "virchow2", "h_optimus_0", "kaiko_l14", "gpfm"):
+        with torch.device("meta"):
+            state = blueprint(ENCODERS[name]).build().state_dict()
+        fc1 = tuple(state["blocks.0.mlp.fc1.weight"].shape)
+        blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+        shapes[name] = (blocks, fc1, tuple(state["pos_embed"].shape[1:]))
+    assert shapes == {
+        "uni_v1": (24, (4096, 1024), (197, 1024)),
+        "uni_v2": (24, (8192, 1536), (256, 1536)),
+        "gigapath": (40, (8192, 1536), (197, 1536)),
+        "virchow2": (32, (6832, 1280), (261, 1280)),
+        "h_optimus_0": (40, (8192, 1536), (256, 1536)),
+        "kaiko_l14": (24, (4096, 1024), (1369, 1024)),
+        "gpfm": (24, (4096, 1024), (257, 1024)),
+    }
