@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -11,14 +13,17 @@ from stflow_graph.encoders.torchvision_shim import import_timm
 _TOKENS, _WIDTH = 768, 512
 
 
-def conch() -> Blueprint:
+def conch(depth: int = 12) -> Blueprint:
     """Return the blueprint of CONCH (Lu et al., Nature Medicine 2024), 512 channels.
 
     The embedding is what ``encode_image(proj_contrast=False, normalize=False)`` of the package
     ``conch`` gives; the text towers of the file and its projections are left out.
+
+    Args:
+        depth: blocks of the transformer, 12 in the published weights.
     """
     return Blueprint(
-        ConchImageTower,
+        partial(ConchImageTower, depth),
         rename=_image_tower,
         unused=(
             "text.",
@@ -56,10 +61,10 @@ class AttentionPool(nn.Module):
 class ConchImageTower(nn.Module):
     """Tokens of a ViT-B/16 at 448 px, pooled and normed; names as in CONCH's file."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
         self.trunk = import_timm().create_model(
-            "vit_base_patch16_224", pretrained=False, img_size=448, num_classes=0
+            "vit_base_patch16_224", pretrained=False, img_size=448, num_classes=0, depth=depth
         )
         self.attn_pool_contrast = AttentionPool()
         self.ln_contrast = nn.LayerNorm(_WIDTH)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from stflow_graph.encoders import create_encoder
+from stflow_graph.encoders import create_encoder, custom
+from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.errors import BadConfig
 
 MODULE = """
@@ -100,21 +100,14 @@ def test_weights_for_a_factory_that_takes_none_are_refused(module, tmp_path):
         create_encoder(module("whole"), tmp_path / "w.pt")
 
 
-def test_the_example_of_the_docstring_works(tmp_path):
-    from stflow_graph.encoders import custom
-
+def test_the_example_of_the_docstring_works(tmp_path, monkeypatch):
     example = custom.__doc__.split("::\n\n")[1].split("\n\nThe factory")[0]
     lines = [line.removeprefix("    ") for line in example.splitlines()]
-    # the shim stands for a machine whose torchvision fits its torch
-    shim = "from stflow_graph.encoders.torchvision_shim import import_timm\nimport_timm()\n"
-    text = shim + "\n".join(lines).replace("pretrained=weights is None", "pretrained=False")
+    text = "\n".join(lines).replace("pretrained=weights is None", "pretrained=False")
     (tmp_path / "my_encoder.py").write_text(text)
-    script = (
-        "import torch; from stflow_graph.encoders import create_encoder; "
-        "e = create_encoder('my_encoder:tiny'); "
-        "print(e.name, tuple(e(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "tiny (1, 512)"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import_timm()  # the example is for a machine whose torchvision fits its torch
+    encoder = create_encoder("my_encoder:tiny")
+    assert encoder.name == "tiny"
+    assert encoder(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 512)
