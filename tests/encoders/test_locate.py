@@ -7,6 +7,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from stflow_graph.encoders.catalogue import ENCODERS
 from stflow_graph.encoders.locate import find_weights
+from stflow_graph.errors import BadInput
 
 REVISIONS = ("a" * 40, "b" * 40)
 
@@ -82,3 +83,10 @@ def test_the_package_serves_where_nothing_else_does(tmp_path, cache):
     assert find_weights(entry, tmp_path).where == "package"
     touch(entry.place(tmp_path))
     assert find_weights(entry, tmp_path).where == "weights root"
+
+
+def test_a_root_that_is_no_folder_is_an_error(tmp_path, cache):
+    touch(tmp_path / "file")
+    for root in ("file", "absent"):
+        with pytest.raises(BadInput, match=rf"{root}: weights root: found no folder"):
+            find_weights(ENCODERS["uni_v1"], tmp_path / root)
