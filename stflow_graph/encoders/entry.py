@@ -19,6 +19,7 @@ class Vit:
         options: arguments of its constructor other than the base's own.
         swiglu: gated feed-forward parts (SiLU, packed) in place of GELU.
         norm_eps: of the layer norms, if not 1e-6.
+        transformers: its file was saved by the library transformers, and has that one's names.
         mean_of_patches: join the mean of the patch tokens to the class token.
     """
 
@@ -26,6 +27,7 @@ class Vit:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     swiglu: bool = False
     norm_eps: float | None = None
+    transformers: bool = False
     mean_of_patches: bool = False
 
 

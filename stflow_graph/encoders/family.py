@@ -21,6 +21,7 @@ class Blueprint:
 
     Attributes:
         build: makes the network.
+        telltale: a name that the family's files have, and those of others of the same shape lack.
         rename: brings a file's names to the network's; leaves names that it does not know.
         unused: beginnings of names, after ``rename``, that the network does without.
         pool: maps the network's output to ``[B, F]``; None if it is that already.
@@ -28,6 +29,7 @@ class Blueprint:
     """
 
     build: Callable[[], nn.Module]
+    telltale: str | None = None
     rename: Callable[[StateDict], StateDict] = _same
     unused: tuple[str, ...] = ()
     pool: Callable[[Any], Tensor] | None = None

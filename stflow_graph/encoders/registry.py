@@ -84,7 +84,12 @@ def build_encoder(entry: EncoderEntry, weights: Path) -> Encoder:
         BadInput: the file cannot be read.
     """
     plan = blueprint(entry)
-    state = plan.rename(read_state_dict(weights))
+    state = read_state_dict(weights)
+    if plan.telltale is not None and plan.telltale not in state:
+        raise BadConfig(
+            f"{weights}: weights do not fit the encoder: 1 missing (such as {plan.telltale})"
+        )
+    state = plan.rename(state)
     with torch.device("meta" if plan.on_meta else "cpu"):
         network = plan.build()
     load_strictly(network, state, weights, plan.unused, assign=plan.on_meta)

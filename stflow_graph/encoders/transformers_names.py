@@ -12,8 +12,9 @@ import torch
 
 from stflow_graph.encoders.family import StateDict
 
+CLASS_TOKEN = "embeddings.cls_token"
 _OUTER = {
-    "embeddings.cls_token": "cls_token",
+    CLASS_TOKEN: "cls_token",
     "embeddings.mask_token": "mask_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.register_tokens": "reg_token",
@@ -38,13 +39,11 @@ _PARTS = ("query", "key", "value")
 
 
 def timm_names(state: StateDict) -> StateDict:
-    """Rename a state dict of transformers' ViT or DINOv2; any other is returned as it is.
+    """Rename a state dict of transformers' ViT or DINOv2.
 
     Query, key and value are joined. With registers, timm's positions have no class token: what the
     class token's position adds goes into the token itself, which is the same sum.
     """
-    if "embeddings.cls_token" not in state:
-        return state
     renamed = {_name(key): value for key, value in state.items()}
     for key in [k for k in renamed if k.endswith(".query.weight") or k.endswith(".query.bias")]:
         parts = [key.replace(".query.", f".{part}.") for part in _PARTS]

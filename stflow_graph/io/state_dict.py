@@ -27,7 +27,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        text = " ".join(str(error).split())
+        text: str = " ".join(str(error).split())
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to unpickle it all
+            text = plain("pickled objects other than tensors, or another kind of file")
         expected = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
         raise BadInput(path, "content", text, expected) from None
     for key in ("state_dict", "model"):

@@ -66,10 +66,54 @@ def shallow(entry: EncoderEntry) -> EncoderEntry:
     )
 
 
+def published_names(entry: EncoderEntry, state: dict) -> dict:
+    """Name weights as the published file does: transformers' names where it has them."""
+    if not (isinstance(entry.architecture, Vit) and entry.architecture.transformers):
+        return state
+    registers = "reg_token" in state
+    gate, v1 = entry.architecture.swiglu, entry.name == "phikon"
+    names = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before" if v1 else "norm1",
+        "norm2": "layernorm_after" if v1 else "norm2",
+        "mlp.fc1": "mlp.weights_in" if gate else "intermediate.dense" if v1 else "mlp.fc1",
+        "mlp.fc2": "mlp.weights_out" if gate else "output.dense" if v1 else "mlp.fc2",
+        "ls1": "layer_scale1",
+        "ls2": "layer_scale2",
+    }
+    outer = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "reg_token": "embeddings.register_tokens",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    renamed = {"embeddings.mask_token": torch.zeros(1, 4)}
+    for key, value in state.items():
+        if key in outer:
+            renamed[outer[key]] = value
+            continue
+        _, block, *inner, kind = key.split(".")
+        begin = f"encoder.layer.{block}."
+        if inner == ["attn", "qkv"]:
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[f"{begin}attention.attention.{part}.{kind}"] = piece.clone()
+        else:
+            end = "lambda1" if kind == "gamma" else kind
+            renamed[f"{begin}{names['.'.join(inner)]}.{end}"] = value
+    if registers:  # the class token gets a position of its own, here nothing
+        places = renamed["embeddings.position_embeddings"]
+        none = torch.zeros_like(places[:, :1])
+        renamed["embeddings.position_embeddings"] = torch.cat([none, places], dim=1)
+    return renamed
+
+
 def random_weights(entry: EncoderEntry, root: Path) -> Path:
     """Write random weights where the entry looks for them."""
     torch.manual_seed(0)
-    state = blueprint(entry).build().state_dict()
+    state = published_names(entry, blueprint(entry).build().state_dict())
     path = entry.place(root)
     path.parent.mkdir(parents=True)
     if path.suffix == ".safetensors":
@@ -149,6 +193,23 @@ def test_half_precision_files_make_float32_encoders(tmp_path, images):
     encoder = build_encoder(entry, tmp_path / "half.safetensors")
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
     assert encoder(images[:1]).dtype == torch.float32
+
+
+@by_name
+def test_renaming_gives_back_what_was_named_as_published(entry):
+    plan = blueprint(shallow(entry))
+    state = plan.build().state_dict()
+    renamed = plan.rename(published_names(entry, state))
+    renamed = {k: v for k, v in renamed.items() if not k.startswith(plan.unused)}
+    assert renamed.keys() == state.keys()
+    assert all(torch.equal(renamed[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(("one", "other"), [("uni_v1", "phikon_v2"), ("phikon_v2", "uni_v1")])
+def test_networks_of_one_shape_do_not_take_each_others_files(one, other, tmp_path):
+    path = random_weights(shallow(ENCODERS[one]), tmp_path)
+    with pytest.raises(BadConfig, match=r"do not fit the encoder.*missing \(such as .*cls_token"):
+        build_encoder(shallow(ENCODERS[other]), path)
 
 
 @pytest.mark.parametrize("name", ["virchow", "virchow2"])

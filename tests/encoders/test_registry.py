@@ -89,7 +89,7 @@ class Malicious:
 def test_pickled_code_is_never_run(tmp_path):
     sentinel = tmp_path / "owned"
     torch.save({"weight": Malicious(sentinel)}, tmp_path / "w.pth")
-    with pytest.raises(BadInput, match=r"w.pth: content.*state dict"):
+    with pytest.raises(BadInput, match=r"w.pth: content: found pickled objects other than tensors"):
         create_encoder("efficientnet_lite0", tmp_path / "w.pth")
     assert not sentinel.exists()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 from stflow_graph.encoders.catalogue import ENCODERS
-from stflow_graph.encoders.entry import Vit
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.transformers_names import timm_names
 from stflow_graph.encoders.vit import vit
@@ -50,7 +50,7 @@ def test_timm_gives_the_class_token_of_transformers(name, tmp_path):
     options = {k: v for k, v in published.options.items() if k not in SIZES}
     if published.swiglu:  # transformers' rule: 2/3 of 4 x 48, up to a multiple of 8, twice
         options["mlp_ratio"] = 2 * 128 / 48
-    plan = vit(Vit(published.base, options | SIZES, published.swiglu, published.norm_eps))
+    plan = vit(dataclasses.replace(published, options=options | SIZES))
     network = plan.build().eval()
     file = Path(tmp_path / "model.safetensors")
     load_strictly(network, plan.rename(read_state_dict(file)), file, plan.unused)
@@ -63,9 +63,7 @@ def test_timm_gives_the_class_token_of_transformers(name, tmp_path):
     assert eps == config.layer_norm_eps == network.norm.eps
 
 
-def test_other_names_stay_and_an_incomplete_block_stays_recognisable():
-    state = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(3)}
-    assert timm_names(state) is state
+def test_an_incomplete_block_stays_recognisable():
     torn = {
         "embeddings.cls_token": torch.zeros(1, 1, 2),
         "encoder.layer.3.attention.attention.query.bias": torch.zeros(2),
