@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,15 @@ def embed(
     embed_dataroot: Annotated[Path | None, typer.Option(help="Root of the embeddings.")] = None,
     out: Annotated[Path | None, typer.Option(help="File or folder, for patch files.")] = None,
     datasets: Annotated[list[str] | None, typer.Option(help="Data sets; default all.")] = None,
-    encoder: Annotated[str, typer.Option(help="A known encoder or timm name.")] = (
-        "efficientnet_lite0"
-    ),
+    encoder: Annotated[
+        str, typer.Option(help="Of `stflow-graph encoders`, a timm name, or module:factory.")
+    ] = "efficientnet_lite0",
     weights: Annotated[Path | None, typer.Option(help="safetensors or state dict.")] = None,
+    weights_root: Annotated[Path | None, typer.Option(help="Folder of <encoder>/<file>.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Patches at a time.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0: a thread.")] = 0,
     overwrite: Annotated[bool, typer.Option(help="Embed anew what is complete.")] = False,
 ) -> None:
     """Turn patches into embeddings with a patch encoder."""
@@ -39,8 +42,9 @@ def embed(
     from stflow_graph.predict import pick_device
 
     console = Console()
-    network = create_encoder(encoder, weights)
-    settings = EmbedSettings(batch_size, str(pick_device(device)), precision)
+    network = create_encoder(encoder, weights, weights_root)
+    settings = EmbedSettings(batch_size, str(pick_device(device)), precision, workers)
+    began = time.perf_counter()
     with spot_progress() as progress:
         if source_dataroot and embed_dataroot:
             done = embed_root(
@@ -56,11 +60,18 @@ def embed(
             folder = out is not None and (out.suffix != ".h5" or len(patches or []) > 1)
             jobs = [(p, out / f"{p.stem}.h5" if folder else out) for p in patches or [] if out]
             done = embed_files(jobs, network, settings, overwrite=overwrite, progress=progress)
+    seconds = time.perf_counter() - began
     for slide in done:
         state = "is there already" if slide.complete_before else "written"
         blank = f", {slide.n_blank} blank" if slide.n_blank else ""
         console.print(
             f"{slide.slide}: {slide.n_spots} spots{blank}: {slide.path} {state}",
             soft_wrap=True,
+            highlight=False,
+        )
+    if n := sum(slide.n_spots for slide in done if not slide.complete_before):
+        console.print(
+            f"{n:,} patches in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {network.name} on "
+            f"{settings.device}",
             highlight=False,
         )

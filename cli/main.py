@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, genes, prepare, sample, simulate, split, train
+from . import convert, embed, encoders, evaluate, genes, prepare, sample, simulate, split, train
 
 _SEVERAL = ("--datasets", "--folds", "--fold", "--set", "--group-column")
 
@@ -35,6 +35,7 @@ app.command("prepare")(prepare.prepare)
 app.command("split")(split.split)
 app.command("genes")(genes.genes)
 app.command("embed")(embed.embed)
+app.command("encoders")(encoders.encoders)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +20,10 @@ from stflow_graph import __version__
 from stflow_graph.data.places import patch_centres
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
+from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, plain
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
-from stflow_graph.io.patches import PatchFile, open_patches
+from stflow_graph.io.patches import PatchFile, open_patches, read_images
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # a patch whose grey values all lie this close together shows no tissue
@@ -40,11 +44,19 @@ class Embedded:
 
 @dataclasses.dataclass(frozen=True)
 class EmbedSettings:
-    """How to embed: ``batch_size`` patches at a time, on ``device``, in ``precision``."""
+    """How to embed.
+
+    Attributes:
+        batch_size: patches at a time.
+        device: where the encoder runs.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        workers: processes that read ahead; 0 reads in a thread, enough on a CPU.
+    """
 
     batch_size: int = 64
     device: str = "cpu"
     precision: str = "auto"
+    workers: int = 0
 
     def dtype(self) -> torch.dtype | None:
         """Return the type of autocast, None for float32.
@@ -111,22 +123,24 @@ def embed_files(
         BadInput: the only file cannot be used.
         SomeFailed: some of several files failed; the others are written.
     """
-    work = [
-        (
-            source.stem,
-            partial(
-                embed_file,
-                source,
-                target,
-                encoder,
-                settings,
-                overwrite=overwrite,
-                progress=progress,
-            ),
-        )
-        for source, target in jobs
-    ]
-    return attempt_each(work)
+    with _readers(settings.workers) as pool:
+        work = [
+            (
+                source.stem,
+                partial(
+                    embed_file,
+                    source,
+                    target,
+                    encoder,
+                    settings,
+                    overwrite=overwrite,
+                    progress=progress,
+                    pool=pool,
+                ),
+            )
+            for source, target in jobs
+        ]
+        return attempt_each(work)
 
 
 def embed_file(
@@ -137,18 +151,30 @@ def embed_file(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    pool: Executor | None = None,
 ) -> Embedded:
     """Embed one patch file.
 
     A target made from the same patches with the same weights is left as it is. Embeddings do not
-    depend on the batch size beyond rounding, and are stored as float32. Their coordinates are the
-    patches' centres wherever anything tells, see ``data.places``.
+    depend on the batch size beyond rounding, nor on who reads, and are stored as float32. Their
+    coordinates are the patches' centres wherever anything tells, see ``data.places``.
+
+    Args:
+        source: the patch file.
+        target: the embedding file.
+        encoder: the patch encoder.
+        settings: batch size, device, precision, workers.
+        overwrite: embed anew what is complete.
+        progress: called with (slide, spots done, spots in all).
+        pool: reads the batches, ``settings.workers`` ahead; None makes one.
 
     Raises:
         BadInput: the patches cannot be used, or the target holds other embeddings.
+        OutOfMemory: a worker died.
     """
     source, target = Path(source), Path(target)
-    with open_patches(source) as patches:
+    readers = contextlib.nullcontext(pool) if pool else _readers(settings.workers)
+    with open_patches(source) as patches, readers as reader:
         placed = patch_centres(patches)
         attrs = {
             "encoder": encoder.name,
@@ -164,7 +190,8 @@ def embed_file(
             n_blank = _complete(target, attrs)
             return Embedded(source.stem, target, len(patches), n_blank, True)
         patches = dataclasses.replace(patches, coords=placed.coords)
-        n_blank = _write(target, patches, encoder, settings, attrs, progress)
+        batches = _batches(patches, settings, reader)
+        n_blank = _write(target, patches, batches, encoder, settings, attrs, progress)
     return Embedded(source.stem, target, len(patches), n_blank, False)
 
 
@@ -186,6 +213,7 @@ def _complete(target: Path, attrs: Mapping[str, object]) -> int:
 def _write(
     target: Path,
     patches: PatchFile,
+    batches: Iterable[np.ndarray],
     encoder: Encoder,
     settings: EmbedSettings,
     attrs: Mapping[str, object],
@@ -195,7 +223,7 @@ def _write(
     encoder.to(device)
     done = n_blank = 0
     with write_embeddings(target, patches.barcodes, patches.coords, encoder.width, attrs) as writer:
-        for images in _batches(patches, settings.batch_size):
+        for images in batches:
             flat = images.reshape(len(images), -1)
             n_blank += int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
             autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
@@ -213,15 +241,33 @@ def _write(
     return n_blank
 
 
-def _batches(patches: PatchFile, size: int) -> Iterator[np.ndarray]:
-    """Yield ``[B, P, P, 3]`` uint8; the next batch is read while the caller works on one."""
-    starts = range(0, len(patches), size)
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(patches.images.__getitem__, slice(0, size))
-        for start in starts:
-            images = pending.result()
-            if start + size < len(patches):
-                pending = pool.submit(
-                    patches.images.__getitem__, slice(start + size, start + 2 * size)
-                )
+@contextlib.contextmanager
+def _readers(workers: int) -> Iterator[Executor]:
+    """Give a pool that reads patches: processes, or one thread where ``workers`` is 0."""
+    pool: Executor = ThreadPoolExecutor(1)
+    if workers:  # neither CUDA nor HDF5 survives a fork
+        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(patches: PatchFile, settings: EmbedSettings, pool: Executor) -> Iterator[np.ndarray]:
+    """Yield ``[B, P, P, 3]`` uint8 in order; more are read while the caller works on one."""
+    size = settings.batch_size
+    jobs = (
+        pool.submit(read_images, patches.path, start, start + size)
+        for start in range(0, len(patches), size)
+    )
+    try:
+        pending = deque(itertools.islice(jobs, max(1, settings.workers)))
+        while pending:
+            images = pending.popleft().result()
+            pending.extend(itertools.islice(jobs, 1))
             yield images
+    except BrokenProcessPool:
+        raise OutOfMemory(
+            f"{patches.path}: a worker that reads patches died, most likely for want of memory. "
+            "Fix: fewer --workers or a smaller --batch-size"
+        ) from None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ from torch import nn
 from stflow_graph.data.splits import embedding_path
 from stflow_graph.embed import EmbedSettings, embed_file, embed_files, embed_root
 from stflow_graph.encoders import Encoder, PatchTransform, create_encoder
-from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, SomeFailed
 from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.patches import write_patches
 
@@ -52,6 +53,40 @@ def test_rows_are_those_of_the_patches_for_any_batch_size(tmp_path):
     assert found.attrs["um_per_px"] == 0.5
     assert found.attrs["convention"] == "centre"
     assert (tmp_path / "7.h5").read_bytes() == (tmp_path / "64.h5").read_bytes()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_embeddings_do_not_depend_on_who_reads(tmp_path, workers):
+    jobs = {}
+    for seed, slide in enumerate("AB"):
+        write(tmp_path / f"{slide}.h5", n=11, seed=seed)
+        for way in ("alone", "workers"):
+            jobs.setdefault(way, []).append((tmp_path / f"{slide}.h5", tmp_path / way / slide))
+    embed_files(jobs["alone"], toy_encoder(), EmbedSettings(batch_size=4))
+    embed_files(jobs["workers"], toy_encoder(), EmbedSettings(batch_size=4, workers=workers))
+    for slide in "AB":
+        alone, shared = (tmp_path / way / slide for way in ("alone", "workers"))
+        assert alone.read_bytes() == shared.read_bytes()
+
+
+def test_a_killed_worker_is_told_as_want_of_memory_and_leaves_nothing(tmp_path):
+    write(tmp_path / "A.h5")
+    (tmp_path / "out").mkdir()
+
+    def kill(slide: str, done: int, total: int) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+
+    with pytest.raises(OutOfMemory, match=r"A.h5: a worker.*--workers"):
+        embed_file(
+            tmp_path / "A.h5",
+            tmp_path / "out/A.h5",
+            toy_encoder(),
+            EmbedSettings(batch_size=1, workers=1),
+            progress=kill,
+        )
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_what_is_complete_is_skipped_and_what_differs_is_refused(tmp_path):

@@ -53,6 +53,7 @@ RANKS = {
 ALLOWED = {
     ("evaluate", "report"),
     ("data", "io"),
+    ("data", "encoders"),
     ("encoders", "io"),
     ("baselines", "gnn_baseline"),
     ("ridge", "data"),

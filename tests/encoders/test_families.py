@@ -1,0 +1,225 @@
+"""Every encoder of the catalogue, with random weights: width, names, strictness, batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stflow_graph.encoders import ENCODERS, EncoderEntry, create_encoder, registry
+from stflow_graph.encoders.conch import conch
+from stflow_graph.encoders.entry import Vit
+from stflow_graph.encoders.registry import blueprint, build_encoder
+from stflow_graph.encoders.torchvision_shim import import_timm
+from stflow_graph.errors import BadConfig
+
+# blocks, hidden channels of the feed-forward part, positions
+PUBLISHED = {
+    "uni_v1": (24, 4096, 197),
+    "uni_v2": (24, 8192, 256),
+    "gigapath": (40, 8192, 197),
+    "virchow": (32, 6832, 257),
+    "virchow2": (32, 6832, 261),
+    "h_optimus_0": (40, 8192, 256),
+    "h_optimus_1": (40, 8192, 256),
+    "h0_mini": (12, 4096, 256),
+    "phikon": (12, 3072, 197),
+    "phikon_v2": (24, 4096, 197),
+    "hibou_l": (24, 5472, 256),
+    "kaiko_s8": (12, 1536, 785),
+    "kaiko_s16": (12, 1536, 197),
+    "kaiko_b8": (12, 3072, 785),
+    "kaiko_b16": (12, 3072, 197),
+    "kaiko_l14": (24, 4096, 1369),
+    "lunit_s8": (12, 1536, 785),
+    "gpfm": (24, 4096, 257),
+}
+GATED = {
+    *("uni_v2", "gigapath", "virchow", "virchow2", "h_optimus_0", "h_optimus_1", "h0_mini"),
+    "hibou_l",
+}
+by_name = pytest.mark.parametrize("entry", ENCODERS.values(), ids=lambda e: e.name)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(autouse=True)
+def _shallow_conch(monkeypatch):
+    monkeypatch.setitem(registry._FAMILIES, "conch", partial(conch, depth=1))
+
+
+def shallow(entry: EncoderEntry) -> EncoderEntry:
+    """Return the entry with one block, if it is a transformer: the rest is as wide as ever."""
+    if not isinstance(entry.architecture, Vit):
+        return entry
+    options = dict(entry.architecture.options, depth=1)
+    return dataclasses.replace(
+        entry, architecture=dataclasses.replace(entry.architecture, options=options)
+    )
+
+
+def published_names(entry: EncoderEntry, state: dict) -> dict:
+    """Name weights as the published file does: transformers' names where it has them."""
+    if not (isinstance(entry.architecture, Vit) and entry.architecture.transformers):
+        return state
+    registers = "reg_token" in state
+    gate, v1 = entry.architecture.swiglu, entry.name == "phikon"
+    names = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before" if v1 else "norm1",
+        "norm2": "layernorm_after" if v1 else "norm2",
+        "mlp.fc1": "mlp.weights_in" if gate else "intermediate.dense" if v1 else "mlp.fc1",
+        "mlp.fc2": "mlp.weights_out" if gate else "output.dense" if v1 else "mlp.fc2",
+        "ls1": "layer_scale1",
+        "ls2": "layer_scale2",
+    }
+    outer = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "reg_token": "embeddings.register_tokens",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    renamed = {"embeddings.mask_token": torch.zeros(1, 4)}
+    for key, value in state.items():
+        if key in outer:
+            renamed[outer[key]] = value
+            continue
+        _, block, *inner, kind = key.split(".")
+        begin = f"encoder.layer.{block}."
+        if inner == ["attn", "qkv"]:
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[f"{begin}attention.attention.{part}.{kind}"] = piece.clone()
+        else:
+            end = "lambda1" if kind == "gamma" else kind
+            renamed[f"{begin}{names['.'.join(inner)]}.{end}"] = value
+    if registers:  # the class token gets a position of its own, here nothing
+        places = renamed["embeddings.position_embeddings"]
+        none = torch.zeros_like(places[:, :1])
+        renamed["embeddings.position_embeddings"] = torch.cat([none, places], dim=1)
+    return renamed
+
+
+def random_weights(entry: EncoderEntry, root: Path) -> Path:
+    """Write random weights where the entry looks for them."""
+    torch.manual_seed(0)
+    state = published_names(entry, blueprint(entry).build().state_dict())
+    path = entry.place(root)
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@by_name
+def test_the_full_network_has_the_width_and_the_sizes_of_the_published_file(entry):
+    """On the device "meta": shapes without memory."""
+    plan = blueprint(entry)
+    size = entry.transform.size
+    with torch.device("meta"):
+        network = plan.build().eval()
+        features = network(torch.zeros(2, 3, size, size))
+    x = features if plan.pool is None else plan.pool(features)
+    assert x.shape == (2, entry.width)
+    state = network.state_dict()
+    buffers = {n for n, _ in network.named_buffers()} - set(state)
+    assert not (plan.on_meta and buffers), "tensors that no file brings"
+    if isinstance(entry.architecture, Vit):
+        blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        assert (blocks, hidden, state["pos_embed"].shape[1]) == PUBLISHED[entry.name]
+        gated = [m for m in network.modules() if isinstance(m, import_timm().layers.GluMlp)]
+        assert all(isinstance(m.act, torch.nn.SiLU) and not m.gate_last for m in gated)
+        assert len(gated) == (blocks if entry.name in GATED else 0)
+        norms = {m.eps for m in network.modules() if isinstance(m, torch.nn.LayerNorm)}
+        assert norms == {1e-12 if entry.name == "phikon" else 1e-6}
+
+
+def test_h0_mini_has_its_published_86_million_parameters():
+    with torch.device("meta"):
+        network = blueprint(ENCODERS["h0_mini"]).build()
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 86
+
+
+@by_name
+def test_embeddings_come_from_a_weights_root_and_do_not_depend_on_the_batch(
+    entry, tmp_path, images, monkeypatch
+):
+    monkeypatch.setitem(ENCODERS, entry.name, shallow(entry))
+    random_weights(ENCODERS[entry.name], tmp_path)
+    encoder = create_encoder((entry.name, *entry.aliases)[-1], weights_root=tmp_path)
+    assert (encoder.name, encoder.width) == (entry.name, entry.width)
+    assert encoder.transform == entry.transform
+    assert not any(p.is_meta or p.requires_grad for p in encoder.parameters())
+    with torch.inference_mode():
+        whole = encoder(images)
+        parts = torch.cat([encoder(images[:1]), encoder(images[1:])])
+    assert whole.shape == (2, entry.width)
+    assert whole.isfinite().all()
+    assert whole.std() > 0
+    assert (whole - parts).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", ["kaiko_s16", "ctranspath", "conch_v1", "ciga"])
+def test_a_file_must_fit_to_the_last_key(name, tmp_path):
+    entry = shallow(ENCODERS[name])
+    plan = blueprint(entry)
+    state = plan.build().state_dict()
+    lost = sorted(state)[-1]
+    wrong = {key: value for key, value in state.items() if key != lost}
+    wrong["stranger"] = torch.zeros(1)
+    save_file(wrong, tmp_path / "w.safetensors")
+    message = rf"w.safetensors.*1 missing \(such as {lost}\); 1 unexpected \(such as stranger\)"
+    with pytest.raises(BadConfig, match=message):
+        build_encoder(entry, tmp_path / "w.safetensors")
+
+
+def test_half_precision_files_make_float32_encoders(tmp_path, images):
+    entry = shallow(ENCODERS["kaiko_s16"])
+    state = {k: v.half() for k, v in blueprint(entry).build().state_dict().items()}
+    save_file(state, tmp_path / "half.safetensors")
+    encoder = build_encoder(entry, tmp_path / "half.safetensors")
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    assert encoder(images[:1]).dtype == torch.float32
+
+
+@by_name
+def test_renaming_gives_back_what_was_named_as_published(entry):
+    plan = blueprint(shallow(entry))
+    state = plan.build().state_dict()
+    renamed = plan.rename(published_names(entry, state))
+    renamed = {k: v for k, v in renamed.items() if not k.startswith(plan.unused)}
+    assert renamed.keys() == state.keys()
+    assert all(torch.equal(renamed[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(("one", "other"), [("uni_v1", "phikon_v2"), ("phikon_v2", "uni_v1")])
+def test_networks_of_one_shape_do_not_take_each_others_files(one, other, tmp_path):
+    path = random_weights(shallow(ENCODERS[one]), tmp_path)
+    with pytest.raises(BadConfig, match=r"do not fit the encoder.*missing \(such as .*cls_token"):
+        build_encoder(shallow(ENCODERS[other]), path)
+
+
+@pytest.mark.parametrize("name", ["virchow", "virchow2"])
+def test_virchow_joins_the_mean_of_the_patches_without_registers(name, tmp_path, images):
+    entry = shallow(ENCODERS[name])
+    encoder = build_encoder(entry, random_weights(entry, tmp_path))
+    registers = 4 if name == "virchow2" else 0
+    with torch.inference_mode():
+        tokens = encoder.network.forward_features(encoder.transform(images[:1]))
+        x = encoder(images[:1])
+    assert tokens.shape == (1, 1 + registers + 256, 1280)
+    assert torch.allclose(x[:, :1280], tokens[:, 0], atol=1e-6)
+    assert torch.allclose(x[:, 1280:], tokens[:, -256:].mean(1), atol=1e-6)

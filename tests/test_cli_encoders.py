@@ -1,0 +1,139 @@
+"""``encoders``, and what ``embed`` does with names, roots and users' own encoders."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from stflow_graph_cli.main import main
+
+from stflow_graph.data.splits import find_embedding
+from stflow_graph.encoders import ENCODERS
+from stflow_graph.encoders.torchvision_shim import import_timm
+from stflow_graph.io.embeddings import read_embeddings
+from stflow_graph.io.patches import write_patches
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty working folder, offline, with an empty hub cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def run(*arguments: object, columns: int = 120) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stflow-graph", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def patches(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "root/D/patches/A.h5"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "root/D/splits").mkdir()
+    with write_patches(
+        path, list("abcde"), np.eye(5, 2), size=64, size_level0=64.0, um_per_px=0.5
+    ) as writer:
+        writer.append(images)
+    return path
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_says_what_is_known_and_found_and_keeps_to_the_width(cli, tmp_path, columns):
+    place = ENCODERS["uni_v1"].place(tmp_path / "weights")
+    place.parent.mkdir(parents=True)
+    place.touch()
+    code, out, err = cli("encoders", "--weights-root", tmp_path / "weights", columns=columns)
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= columns
+    rows = {line.split()[0]: line for line in out.splitlines() if line.split()}
+    for entry in ENCODERS.values():
+        for part in (str(entry.width), f" {entry.transform.size} ", entry.licence):
+            assert part in rows[entry.name]
+    assert "weights root" in rows["uni_v1"]
+    assert " - " in rows["uni_v2"]
+    if columns == 120:
+        assert "MahmoodLab/UNI2-h" in rows["uni_v2"]
+
+
+def test_one_encoder_is_told_in_full(cli, tmp_path):
+    code, out, _ = cli("encoders", "gigapath", "--weights-root", tmp_path)
+    assert code == 0
+    for part in (
+        "https://huggingface.co/prov-gigapath/prov-gigapath",
+        "224 px (256 bicubic, centre), mean 0.485 0.456 0.406",
+        "not found",
+        f"{tmp_path}/gigapath/pytorch_model.bin",
+    ):
+        assert part in out
+    code, _, err = cli("encoders", "gigapth")
+    assert code == 4
+    assert err.startswith("error: unknown encoder 'gigapth' (near: gigapath")
+
+
+def test_missing_weights_are_one_line_with_the_page_and_the_place(cli, patches, tmp_path):
+    (tmp_path / "weights").mkdir()
+    for name in ("uni_v1", "phikon", "ciga", "ctranspath"):
+        entry = ENCODERS[name]
+        code, _, err = cli(
+            "embed", patches, "--out", "e", "--encoder", name, "--weights-root", "weights"
+        )
+        assert code == 4
+        assert len(err.splitlines()) == 1
+        assert f"error: encoder '{name}': no weights" in err
+        for part in (entry.page, f"weights/{name}/{entry.files[0]}", "--weights FILE"):
+            assert part in err
+    assert not (tmp_path / "e").exists()
+
+
+def test_weights_of_a_root_make_files_with_the_encoders_name(cli, patches, tmp_path):
+    model = import_timm().create_model("resnet18", num_classes=0)
+    state = {f"model.resnet.{key}": value for key, value in model.state_dict().items()}
+    (tmp_path / "weights/ciga").mkdir(parents=True)
+    torch.save({"state_dict": state}, tmp_path / "weights/ciga/tenpercent_resnet18.ckpt")
+    roots = ["--source-dataroot", "root", "--embed-dataroot", "emb", "--weights-root", "weights"]
+    code, out, err = cli("embed", *roots, "--encoder", "ciga", "--workers", 1, "--batch-size", 2)
+    assert code == 0, err
+    assert "5 patches in " in out
+    assert "patches/s, ciga on cpu" in out
+    found = read_embeddings(find_embedding("emb", "D", "ciga", "A"))
+    assert found.attrs["encoder"] == "ciga"
+    assert found.x.shape == (5, 512)
+    again = cli("embed", *roots, "--encoder", "ciga")[1]
+    assert "is there already" in again
+    assert "patches/s" not in again
+
+
+def test_an_encoder_of_ones_own_needs_a_file_alone(cli, patches, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def mean():\n"
+        "    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
+        "    return pool, lambda x: x.permute(0, 3, 1, 2) / 255, 3\n"
+    )
+    code, _, err = cli("embed", patches, "--out", "e.h5", "--encoder", "mine:mean")
+    assert code == 0, err
+    found = read_embeddings(tmp_path / "e.h5")
+    assert found.attrs["encoder"] == "mean"
+    assert found.x.shape == (5, 3)
+    code, _, err = cli("embed", patches, "--out", "f.h5", "--encoder", "mine:median")
+    assert (code, len(err.splitlines())) == (4, 1)
+
+
+def test_stflows_folders_of_embeddings_are_found_under_the_canonical_name(tmp_path):
+    path = tmp_path / "D/uni_v1_official/fp32/A.h5"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    for name in ("uni_v1", "uni_v1_official", "uni"):
+        assert find_embedding(tmp_path, "D", name, "A") == path
