@@ -17,9 +17,9 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, prepare, sample, simulate, train
+from . import convert, embed, evaluate, prepare, probe, sample, simulate, train
 
-_SEVERAL = ("--datasets", "--folds", "--set")
+_SEVERAL = ("--datasets", "--encoders", "--folds", "--set")
 
 app = typer.Typer(
     name="stflow-graph",
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("simulate")(simulate.simulate)
 app.command("prepare")(prepare.prepare)
 app.command("embed")(embed.embed)
+app.command("probe")(probe.probe)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)

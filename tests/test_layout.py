@@ -18,6 +18,7 @@ RANKS = {
     "evaluate": 5,
     "report": 5,
     "compat": 5,
+    "probe": 5,
     "fit_fold": 4,
     "fit": 3,
     "fit_flow": 3,
@@ -34,6 +35,7 @@ RANKS = {
     "ridge": 1,
     "calibration": 1,
     "metrics": 1,
+    "hest_results": 1,
     "encoders": 1,
     "graph": 1,
     "nn": 1,
@@ -47,6 +49,8 @@ RANKS = {
 # siblings and stages that may know each other all the same
 ALLOWED = {
     ("evaluate", "report"),
+    ("probe", "embed"),
+    ("hest_results", "metrics"),
     ("data", "io"),
     ("encoders", "io"),
     ("baselines", "gnn_baseline"),

@@ -146,22 +146,27 @@ def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) ->
     return Path(root) / dataset / encoder / "fp32" / f"{sample}.h5"
 
 
+def known_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path | None:
+    """Return a slide's embedding file in any layout that users have, None if there is none."""
+    places = [
+        embedding_path(root, dataset, encoder, sample),
+        Path(root) / dataset / encoder / f"{sample}.h5",
+        Path(root) / encoder / "fp32" / f"{sample}.h5",
+        Path(root) / encoder / f"{sample}.h5",
+        Path(root) / f"{sample}.h5",
+    ]
+    return next((place for place in places if place.is_file()), None)
+
+
 def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:
     """Find a slide's embedding file in any layout that users have.
 
     Raises:
         BadInput: it is in none of the places looked at; the message names the first.
     """
-    first = embedding_path(root, dataset, encoder, sample)
-    places = [
-        first,
-        Path(root) / dataset / encoder / f"{sample}.h5",
-        Path(root) / encoder / "fp32" / f"{sample}.h5",
-        Path(root) / encoder / f"{sample}.h5",
-        Path(root) / f"{sample}.h5",
-    ]
-    for place in places:
-        if place.is_file():
-            return place
-    fix = f"run `stflow-graph embed` with --encoder {encoder}"
-    raise BadInput(first, "file", plain("no file"), f"embeddings of slide {sample}", fix)
+    found = known_embedding(root, dataset, encoder, sample)
+    if found is None:
+        first = embedding_path(root, dataset, encoder, sample)
+        fix = f"run `stflow-graph embed` with --encoder {encoder}"
+        raise BadInput(first, "file", plain("no file"), f"embeddings of slide {sample}", fix)
+    return found
