@@ -17,9 +17,9 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, prepare, probe, sample, simulate, train
+from . import convert, download, embed, evaluate, prepare, probe, sample, simulate, train
 
-_SEVERAL = ("--datasets", "--encoders", "--folds", "--set")
+_SEVERAL = ("--datasets", "--encoders", "--folds", "--include", "--set")
 
 app = typer.Typer(
     name="stflow-graph",
@@ -29,6 +29,7 @@ app = typer.Typer(
     # STFlow's own scripts spell options with underscores; both spellings work here
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
+app.command("download")(download.download)
 app.command("simulate")(simulate.simulate)
 app.command("prepare")(prepare.prepare)
 app.command("embed")(embed.embed)

@@ -19,6 +19,7 @@ RANKS = {
     "report": 5,
     "compat": 5,
     "probe": 5,
+    "download": 5,
     "fit_fold": 4,
     "fit": 3,
     "fit_flow": 3,
