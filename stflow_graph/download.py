@@ -143,7 +143,7 @@ def download(
     with _only_one(out):
         manifest = _Manifest(out / MANIFEST)
         targets = {name: _inside(out, name) for name in chosen}
-        kept = [name for name, file in chosen.items() if file.is_at(targets[name])]
+        kept = {name: file for name, file in chosen.items() if file.is_at(targets[name])}
         missing = {name: file for name, file in chosen.items() if name not in kept}
         for name in missing:
             if targets[name].exists() and not (overwrite or manifest.has(name, targets[name])):
@@ -153,7 +153,7 @@ def download(
         _check_space(out, [(file, targets[name]) for name, file in missing.items()])
         total = sum(file.size for file in chosen.values())
         done = total - sum(file.size for file in missing.values())
-        manifest.add({name: chosen[name] for name in kept}, wanted.repo, commit, targets)
+        manifest.add(kept, wanted.repo, commit, targets)
         for name, file in missing.items():
 
             def report(n: int, name: str = name, before: int = done) -> None:

@@ -142,6 +142,7 @@ def test_parts_of_another_content_are_not_continued(server, tmp_path):
     server.repos["models/MahmoodLab/UNI"]["pytorch_model.bin"] = content(3 * CHUNK, 7)
     run(server, tmp_path, Wanted.weights("uni_v1"))
     assert (tmp_path / "uni/pytorch_model.bin").read_bytes() == content(3 * CHUNK, 7)
+    assert files_of(tmp_path) == ["download.json", "uni/pytorch_model.bin"]
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "GatedRepo"), (401, "GatedRepo"), (403, "")])

@@ -206,6 +206,17 @@ def test_a_slide_with_neither_embeddings_nor_patches_stops_its_encoder_alone(coh
     assert not (tmp_path / "other").exists()
 
 
+def test_patches_that_cannot_be_embedded_stop_their_encoder_alone(cohort, tmp_path):
+    for slide in SLIDES:
+        write_slide_patches(cohort, slide)
+    for slide in "AB":
+        (cohort.root / "patches" / f"{slide}.h5").write_text("no")
+    with pytest.raises(SomeFailed, match=r"cohort, colours: 2 of 4 slides failed: A: .*signature"):
+        run(cohort, tmp_path / "out", ["colours", "toy"], make_encoder=toy_encoder)
+    assert (tmp_path / "out/cohort/toy/results_kfold.json").exists()
+    assert not (tmp_path / "out/cohort/colours").exists()
+
+
 def test_one_file_is_not_two_encoders(cohort, tmp_path):
     for slide in SLIDES:
         cohort.embedding(slide).rename(cohort.embeddings / f"{slide}.h5")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -154,6 +155,8 @@ class Hub:
             )
         with as_storage_error(target):
             replace_synced(part, target)
+            for stale in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+                stale.unlink()  # of a content that the hub no longer has
 
     @contextlib.contextmanager
     def _errors(self, repo: Repo) -> Iterator[None]:
@@ -176,8 +179,6 @@ class Hub:
             raise StorageFailed(f"{page}: a listed file is gone: {_short(error)}") from None
         except errors.HfHubHTTPError as error:
             raise _refusal(error, page) from None
-        except OSError:
-            raise
         except Exception as error:
             if type(error).__module__.split(".")[0] not in _NETWORK_MODULES:
                 raise
