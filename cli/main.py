@@ -17,9 +17,30 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, encoders, evaluate, genes, prepare, sample, simulate, split, train
+from . import (
+    convert,
+    download,
+    embed,
+    encoders,
+    evaluate,
+    genes,
+    prepare,
+    probe,
+    sample,
+    simulate,
+    split,
+    train,
+)
 
-_SEVERAL = ("--datasets", "--folds", "--fold", "--set", "--group-column")
+_SEVERAL = (
+    "--datasets",
+    "--encoders",
+    "--fold",
+    "--folds",
+    "--group-column",
+    "--include",
+    "--set",
+)
 
 app = typer.Typer(
     name="stflow-graph",
@@ -30,12 +51,14 @@ app = typer.Typer(
     # STFlow's own scripts spell options with underscores; both spellings work here
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
+app.command("download")(download.download)
 app.command("simulate")(simulate.simulate)
 app.command("prepare")(prepare.prepare)
 app.command("split")(split.split)
 app.command("genes")(genes.genes)
 app.command("embed")(embed.embed)
 app.command("encoders")(encoders.encoders)
+app.command("probe")(probe.probe)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)

@@ -1,4 +1,4 @@
-"""The progress bar of commands that go through slides spot by spot."""
+"""The progress bars: of slides spot by spot, of files byte by byte."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -43,5 +45,24 @@ def spot_progress() -> Iterator[Callable[[str, int, int], None]]:
             if slide not in tasks:
                 tasks[slide] = bars.add_task(slide, total=total)
             bars.update(tasks[slide], completed=done)
+
+        yield show
+
+
+@contextlib.contextmanager
+def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a callback that shows a file's name and how much of all files is there, in bytes."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("listing", total=None)
+
+        def show(file: str, done: int, total: int) -> None:
+            bars.update(task, description=file, completed=done, total=total)
 
         yield show

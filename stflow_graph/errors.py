@@ -131,7 +131,7 @@ def attempt_each(work: Sequence[tuple[str, Callable[[], _Result]]]) -> list[_Res
     for name, do in work:
         try:
             results.append(do())
-        except (BadInput, BadConfig, MissingDependency) as error:
+        except (BadInput, BadConfig, MissingDependency, SomeFailed) as error:
             if len(work) == 1:
                 raise
             failures.append(f"{name}: {error}")

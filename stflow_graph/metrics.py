@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -375,40 +374,6 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def results_kfold(genes: Sequence[str], per_fold_pearson: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return k-fold results in the form of HEST-bench's ``results_kfold.json``.
-
-    Means and (population) standard deviations are over the folds where a gene has a correlation; a
-    fold's mean is over its genes that have one. What is not defined is None, ``null`` in JSON,
-    where HEST's own code would write ``NaN``, which is not JSON.
-
-    Args:
-        genes: G names.
-        per_fold_pearson: for each fold ``[G]``, NaN where not defined.
-    """
-    table = np.array(per_fold_pearson, dtype=np.float64).reshape(-1, len(genes))  # [folds, G]
-    means = np.array([mean_of_defined(fold) for fold in table])
-    return {
-        "pearson_corrs": [
-            {
-                "name": gene,
-                "pearson_corrs": [none_if_nan(value) for value in column],
-                "mean": none_if_nan(mean_of_defined(column)),
-                "std": none_if_nan(_std_of_defined(column)),
-            }
-            for gene, column in zip(genes, table.T, strict=True)
-        ],
-        "pearson_mean": none_if_nan(mean_of_defined(means)),
-        "pearson_std": none_if_nan(_std_of_defined(means)),
-        "mean_per_split": [none_if_nan(value) for value in means],
-    }
-
-
-def _std_of_defined(values: np.ndarray) -> float:
-    defined = values[np.isfinite(values)]
-    return float(defined.std()) if len(defined) else float("nan")
 
 
 def none_if_nan(value: float) -> float | None:

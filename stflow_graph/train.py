@@ -16,17 +16,19 @@ from stflow_graph import __version__
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.config import Config, parse_stored_config
 from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.protocol import protocol_name
-from stflow_graph.data.slide import Slide, load_sample
-from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_embedding
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.data.slide import Slide, check_one_width, load_sample
+from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
+from stflow_graph.errors import BadConfig
 from stflow_graph.fit import EpochRecord
 from stflow_graph.fit_fold import fit_fold
 from stflow_graph.graph.tiles import in_tiles
+from stflow_graph.hest_results import results_kfold
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
-from stflow_graph.metrics import none_if_nan, pearson_per_gene, results_kfold
+from stflow_graph.metrics import none_if_nan, pearson_per_gene
 from stflow_graph.predict import check_spots, pick_device, predict, slide_data
 from stflow_graph.tracking import Trackers
 
@@ -116,17 +118,10 @@ def train(
         result = _train_fold(inputs, config, parent / f"fold{fold.index}", report)
         results.append(result)
         done = [r for r in results if r.dataset == dataset.name]
-        write_json(parent / "results_kfold.json", _kfold(done))
+        tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
+        table = results_kfold(tables) | {"protocol": result.protocol}
+        write_json(parent / "results_kfold.json", table)
     return results
-
-
-def _kfold(results: Sequence[FoldResult]) -> dict[str, Any]:
-    """Return HEST's table of folds; a gene that a fold's list lacks has no value there."""
-    genes = list(dict.fromkeys(gene for result in results for gene in result.genes))
-    table = np.full((len(results), len(genes)), np.nan)
-    for row, result in zip(table, results, strict=True):
-        row[[genes.index(gene) for gene in result.genes]] = result.pearson
-    return results_kfold(genes, list(table)) | {"protocol": results[0].protocol}
 
 
 def _check_same_run(out: Path, config: Config) -> None:
@@ -192,21 +187,12 @@ class _Inputs:
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
     genes = read_gene_list(gene_file)
-    hashes = {"genes": sha256(gene_file)}
-    for sample in (*fold.train, *fold.test):
-        file = find_embedding(
-            config.data.embed_dataroot, dataset.name, config.data.encoder, sample.id
-        )
-        hashes[f"embeddings/{sample.id}"] = sha256(file)
-        hashes[f"expression/{sample.id}"] = sha256(sample.expr_path)
+    hashes = hash_inputs(fold, gene_file, config.data.embed_dataroot, config.data.encoder)
     matching = gene_matching(config.data.gene_aliases, config.data.duplicate_genes)
     if config.data.gene_aliases:
         hashes["gene_aliases"] = sha256(config.data.gene_aliases)
     slides = [_load(sample, config, genes, matching) for sample in fold.train]
-    widths = {slide.x.shape[1] for slide in slides}
-    if len(widths) > 1:
-        found = plain(f"widths {sorted(widths)}")
-        raise BadInput(config.data.embed_dataroot, "embeddings", found, "one width")
+    check_one_width(slides, config.data.embed_dataroot)
     protocol = protocol_name(dataset, config.data.target, config.data.gene_list)
     return _Inputs(dataset.name, fold, protocol, genes, matching, slides, hashes)
 
@@ -328,13 +314,7 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     if not (folder / "result.json").exists():
         return None
     stored = read_json(folder / "result.json")
-    old, new = stored["inputs"], inputs.hashes
-    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    if changed:
-        raise BadConfig(
-            f"{folder}: trained on other inputs ({', '.join(changed[:3])} changed). "
-            "Fix: another --out, or --overwrite to train anew"
-        )
+    check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are asked for: go on from the state
     load_checkpoint(folder / "checkpoint")

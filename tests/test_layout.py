@@ -23,6 +23,8 @@ RANKS = {
     "report": 5,
     "compat": 5,
     "cut_slide": 4,
+    "probe": 5,
+    "download": 5,
     "fit_fold": 4,
     "fit": 3,
     "fit_flow": 3,
@@ -39,6 +41,7 @@ RANKS = {
     "ridge": 1,
     "calibration": 1,
     "metrics": 1,
+    "hest_results": 1,
     "encoders": 1,
     "graph": 1,
     "nn": 1,
@@ -52,6 +55,8 @@ RANKS = {
 # siblings and stages that may know each other all the same
 ALLOWED = {
     ("evaluate", "report"),
+    ("probe", "embed"),
+    ("hest_results", "metrics"),
     ("data", "io"),
     ("data", "encoders"),
     ("encoders", "io"),

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -317,20 +315,3 @@ def test_bootstrap_interval_covers_the_true_correlation():
         low, high = metrics.interval(metrics.bootstrap_pearson({"a": p}, t, rng, 200)["a"])
         hits += low <= rho <= high
     assert hits / 200 == pytest.approx(0.95, abs=0.05)
-
-
-def test_results_kfold_has_hests_form_and_no_nan():
-    folds = [np.array([0.2, np.nan, 0.5]), np.array([0.4, np.nan, np.nan])]
-    found = metrics.results_kfold(["A", "B", "C"], folds)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert [entry["name"] for entry in found["pearson_corrs"]] == ["A", "B", "C"]
-    a, b, c = found["pearson_corrs"]
-    assert a["pearson_corrs"] == [0.2, 0.4]
-    assert (a["mean"], a["std"]) == (pytest.approx(0.3), pytest.approx(0.1))
-    assert b == {"name": "B", "pearson_corrs": [None, None], "mean": None, "std": None}
-    assert (c["pearson_corrs"], c["mean"], c["std"]) == ([0.5, None], 0.5, 0.0)
-    assert found["mean_per_split"] == [pytest.approx(0.35), pytest.approx(0.4)]
-    assert found["pearson_mean"] == pytest.approx(0.375)
-    assert found["pearson_std"] == pytest.approx(0.025)
-    empty = metrics.results_kfold(["A"], [np.array([np.nan])])
-    assert (empty["pearson_mean"], empty["mean_per_split"]) == (None, [None])

@@ -183,6 +183,18 @@ def load_sample(
     )
 
 
+def check_one_width(slides: Sequence[Slide], embed_root: str | Path) -> None:
+    """Refuse slides whose embeddings have different numbers of channels.
+
+    Raises:
+        BadInput: they have; names ``embed_root``.
+    """
+    widths = {slide.x.shape[1] for slide in slides}
+    if len(widths) > 1:
+        found = plain(f"widths {sorted(widths)}")
+        raise BadInput(embed_root, "embeddings", found, "one width")
+
+
 def match_barcodes(
     left: Sequence[str], right: Sequence[str], left_file: str | Path, right_file: str | Path
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -204,4 +216,12 @@ def match_barcodes(
     return rows, np.array([place[left[i]] for i in rows], dtype=np.int64)
 
 
-__all__ = ["Slide", "load_sample", "load_slide", "match_barcodes", "slide_of", "um_per_px"]
+__all__ = [
+    "Slide",
+    "check_one_width",
+    "load_sample",
+    "load_slide",
+    "match_barcodes",
+    "slide_of",
+    "um_per_px",
+]

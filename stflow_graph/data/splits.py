@@ -232,14 +232,8 @@ def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) ->
     return Path(root) / dataset / encoder / "fp32" / f"{sample}.h5"
 
 
-def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:
-    """Find a slide's embedding file in any layout that users have.
-
-    An encoder's folder may have its own name or an alias (STFlow's ``uni_v1_official``).
-
-    Raises:
-        BadInput: it is in none of the places looked at; the message names the first.
-    """
+def known_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path | None:
+    """Return a slide's embedding file in any layout that users have, None if there is none."""
     places = []
     for name in spellings(encoder):
         places += [
@@ -248,8 +242,21 @@ def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) ->
             Path(root) / name / "fp32" / f"{sample}.h5",
             Path(root) / name / f"{sample}.h5",
         ]
-    for place in [*places, Path(root) / f"{sample}.h5"]:
-        if place.is_file():
-            return place
-    fix = f"run `stflow-graph embed` with --encoder {encoder}"
-    raise BadInput(places[0], "file", plain("no file"), f"embeddings of slide {sample}", fix)
+    places.append(Path(root) / f"{sample}.h5")
+    return next((place for place in places if place.is_file()), None)
+
+
+def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:
+    """Find a slide's embedding file in any layout that users have.
+
+    An encoder's folder may have its own name or an alias (STFlow's ``uni_v1_official``).
+
+    Raises:
+        BadInput: it is in none of the places looked at; the message names the first.
+    """
+    found = known_embedding(root, dataset, encoder, sample)
+    if found is None:
+        first = embedding_path(root, dataset, encoder, sample)
+        fix = f"run `stflow-graph embed` with --encoder {encoder}"
+        raise BadInput(first, "file", plain("no file"), f"embeddings of slide {sample}", fix)
+    return found

@@ -33,7 +33,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise BadInput(path, "output", "a folder", "a file name")
-    with _as_storage_error(path):
+    with as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_stale(path.parent)
         temporary = path.parent / f".{path.name}.stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -41,16 +41,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.close(os.open(temporary, flags, 0o666))
         try:
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
+            replace_synced(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
 
 @contextlib.contextmanager
-def _as_storage_error(path: Path) -> Iterator[None]:
+def as_storage_error(path: Path) -> Iterator[None]:
+    """Turn what a full, read-only or broken disk raises into one line.
+
+    Raises:
+        StorageFailed: the disk is full, read-only or broken.
+        BadInput: ``path`` may not be written.
+    """
     try:
         yield
     except OSError as error:
@@ -81,7 +85,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         BadInput: its folder cannot be written.
     """
     path = Path(path)
-    with _as_storage_error(path):
+    with as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
         temporary, old = (path.parent / f".{path.name}{mark}.{token}" for mark in ("", "-old"))
@@ -119,6 +123,13 @@ def _alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def replace_synced(temporary: Path, path: Path) -> None:
+    """Rename a complete file to its final path, both on the disk when this returns."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

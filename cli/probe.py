@@ -1,0 +1,72 @@
+"""``stflow-graph probe``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from .probe_display import score_tables
+from .progress import spot_progress
+
+if TYPE_CHECKING:
+    from stflow_graph.probe import Cell
+
+
+def probe(
+    source_dataroot: Annotated[Path, typer.Option(help="HEST-bench root or data set.")],
+    embed_dataroot: Annotated[Path, typer.Option(help="Root of the embeddings.")],
+    encoders: Annotated[list[str], typer.Option(help="Encoders, one or more.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    datasets: Annotated[list[str] | None, typer.Option(help="Data sets; default all.")] = None,
+    method: Annotated[str, typer.Option(help="ridge or random-forest.")] = "ridge",
+    dimreduce: Annotated[str, typer.Option(help="pca, or none: embeddings as are.")] = "pca",
+    pca: Annotated[int, typer.Option(min=1, help="Principal components.")] = 256,
+    alpha: Annotated[
+        float | None, typer.Option(min=0, help="Penalty; default 100 / (columns x genes).")
+    ] = None,
+    gene_list: Annotated[str, typer.Option(help="JSON with the genes.")] = "var_50genes.json",
+    target: Annotated[str, typer.Option(help="log1p or log1p_normalised.")] = "log1p",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of PCA and forest.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="To embed on: auto, cpu, cuda, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Score anew what is there.")] = False,
+) -> None:
+    """Compare patch encoders as HEST-bench does; embeds what is missing first."""
+    if dimreduce not in ("pca", "none"):
+        raise typer.BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
+    from stflow_graph.embed import EmbedSettings
+    from stflow_graph.predict import pick_device
+    from stflow_graph.probe import ProbeSettings
+    from stflow_graph.probe import probe as run
+
+    components = pca if dimreduce == "pca" else None
+    settings = ProbeSettings(method, components, alpha, gene_list, target, seed)
+    cells: list[Cell] = []
+    try:
+        with spot_progress() as progress:
+            run(
+                source_dataroot,
+                embed_dataroot,
+                out,
+                encoders,
+                settings,
+                datasets=datasets or [],
+                overwrite=overwrite,
+                embed_settings=EmbedSettings(batch_size, str(pick_device(device)), precision),
+                progress=progress,
+                report=cells.append,
+            )
+    finally:  # some cells may have failed; the others are worth a look all the same
+        if cells:
+            # a log file has no width to keep to
+            console = Console(width=None if sys.stdout.isatty() else 160)
+            console.print(score_tables(cells, encoders, settings))
+            n_kept = sum(cell.complete_before for cell in cells)
+            kept = f", {n_kept} of {len(cells)} scores there already" if n_kept else ""
+            line = f"results: {out / 'dataset_results.json'}{kept}"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)

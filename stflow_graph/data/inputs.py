@@ -1,0 +1,60 @@
+"""What a fold reads from disk, told apart by content: whether a result still belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stflow_graph.data.splits import Fold, find_embedding
+from stflow_graph.errors import BadConfig
+from stflow_graph.io.atomic import sha256
+
+
+def hash_inputs(
+    fold: Fold,
+    gene_file: str | Path,
+    embed_dataroot: str | Path,
+    encoder: str,
+    hash_file: Callable[[Path], str] = sha256,
+) -> dict[str, str]:
+    """Return the SHA-256 of a fold's gene list and of each slide's embeddings and expression.
+
+    Args:
+        fold: training and test slides.
+        gene_file: the gene list.
+        embed_dataroot: root of the embeddings.
+        encoder: whose embeddings.
+        hash_file: what hashes a file; a caller with many folds may remember.
+
+    Raises:
+        BadInput: a file is missing.
+    """
+    hashes = {"genes": hash_file(Path(gene_file))}
+    for sample in (*fold.train, *fold.test):
+        file = find_embedding(embed_dataroot, sample.dataset, encoder, sample.id)
+        hashes[f"embeddings/{sample.id}"] = hash_file(file)
+        hashes[f"expression/{sample.id}"] = hash_file(sample.expr_path)
+    return hashes
+
+
+def check_same_inputs(
+    folder: Path, old: Mapping[str, object], new: Mapping[str, object], *, done: str, redo: str
+) -> None:
+    """Refuse a stored result that was made from something else.
+
+    Args:
+        folder: where it is.
+        old: what it was made from.
+        new: what is given now.
+        done: what was done, for the message ("trained").
+        redo: what ``--overwrite`` would do, for the message ("train anew").
+
+    Raises:
+        BadConfig: they differ; names the first differences.
+    """
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if changed:
+        raise BadConfig(
+            f"{folder}: {done} on other inputs ({', '.join(changed[:3])} changed). "
+            f"Fix: another --out, or --overwrite to {redo}"
+        )
