@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,10 @@ def probe(
     gene_list: Annotated[str, typer.Option(help="JSON with the genes.")] = "var_50genes.json",
     target: Annotated[str, typer.Option(help="log1p or log1p_normalised.")] = "log1p",
     seed: Annotated[int, typer.Option(min=0, help="Seed of PCA and forest.")] = 1,
+    allow_patient_overlap: Annotated[
+        bool, typer.Option("--allow-patient-overlap", help="Patients on both sides of a fold.")
+    ] = False,
+    weights_root: Annotated[Path | None, typer.Option(help="Folder of <encoder>/<file>.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Patches at a time.")] = 64,
     device: Annotated[str, typer.Option(help="To embed on: auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
@@ -40,6 +45,7 @@ def probe(
     if dimreduce not in ("pca", "none"):
         raise typer.BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
     from stflow_graph.embed import EmbedSettings
+    from stflow_graph.encoders import create_encoder
     from stflow_graph.predict import pick_device
     from stflow_graph.probe import ProbeSettings
     from stflow_graph.probe import probe as run
@@ -56,8 +62,10 @@ def probe(
                 encoders,
                 settings,
                 datasets=datasets or [],
+                allow_patient_overlap=allow_patient_overlap,
                 overwrite=overwrite,
                 embed_settings=EmbedSettings(batch_size, str(pick_device(device)), precision),
+                make_encoder=partial(create_encoder, weights_root=weights_root),
                 progress=progress,
                 report=cells.append,
             )

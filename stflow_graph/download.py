@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
+from stflow_graph.encoders.catalogue import entry_of
 from stflow_graph.errors import BadConfig, BadInput, StorageFailed, plain
 from stflow_graph.io.atomic import read_json, sha256, write_json
 from stflow_graph.io.hub import KINDS, Hub, Kind, RemoteFile, Repo
@@ -50,14 +51,14 @@ class Wanted:
         """Return the weights of an encoder, for a weights root.
 
         Raises:
-            BadConfig: they are not on the hub.
+            BadConfig: an unknown name, or they are not on the hub.
         """
-        # the package of encoders imports torch, for which data sets need not wait
-        from stflow_graph.encoders.sources import weights_source
-
-        source = weights_source(encoder)
-        repo = Repo(source.repo, cast(Kind, source.repo_kind), revision)
-        return cls(repo, source.files, first_only=True, folder=source.folder)
+        entry = entry_of(encoder)
+        if entry.hub is None:
+            raise BadConfig(f"encoder {encoder!r}: its weights are not on the hub: {entry.page}")
+        repo = Repo(entry.hub, cast(Kind, entry.hub_kind), revision)
+        files = tuple(f"{entry.hub_folder}/{file}".lstrip("/") for file in entry.files)
+        return cls(repo, files, first_only=True, folder=entry.name)
 
     @classmethod
     def repository(

@@ -18,6 +18,7 @@ from stflow_graph.baselines import Predictor, fit_forest, fit_hest_ridge
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.normalise import TARGETS
+from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide, check_one_width, load_sample
 from stflow_graph.data.splits import (
     Dataset,
@@ -30,6 +31,7 @@ from stflow_graph.data.splits import (
 )
 from stflow_graph.embed import EmbedSettings, Progress, embed_files
 from stflow_graph.encoders import Encoder, create_encoder
+from stflow_graph.encoders.catalogue import canonical_name
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.hest_results import (
     results_datasets,
@@ -112,6 +114,7 @@ def probe(
     settings: ProbeSettings = ProbeSettings(),
     *,
     datasets: Sequence[str] = (),
+    allow_patient_overlap: bool = False,
     overwrite: bool = False,
     embed_settings: EmbedSettings | None = None,
     make_encoder: Callable[[str], Encoder] = create_encoder,
@@ -132,6 +135,7 @@ def probe(
         encoders: names.
         settings: what is fitted.
         datasets: names of data sets; none means all.
+        allow_patient_overlap: score also folds with a patient on both sides.
         overwrite: fit anew what is there; embeddings are kept.
         embed_settings: how missing embeddings are made; None takes the defaults.
         make_encoder: makes an encoder from its name, called only if embeddings are missing.
@@ -149,10 +153,10 @@ def probe(
     out = Path(out)
     if not encoders or len(set(encoders)) < len(encoders):
         raise BadConfig(f"encoders {list(encoders)}: expected one or more, each once")
-    for name in encoders:
-        check_name(name, embed_dataroot, "encoder")
+    encoders = [check_name(canonical_name(n), embed_dataroot, "encoder") for n in encoders]
     found = find_datasets(source_dataroot, datasets)
     for dataset in found:
+        dataset.training_folds(allow_patient_overlap=allow_patient_overlap)
         _check_own_files(dataset, embed_dataroot, encoders)
     # encoder by encoder, as a large one alone may fill the memory
     made, hash_file = functools.lru_cache(1)(make_encoder), functools.cache(sha256)
@@ -234,7 +238,8 @@ class _Work:
         pearson = [
             {g["name"]: _nan(g["pearson_corr"]) for g in r["pearson_corrs"]} for r in results
         ]
-        table = results_kfold(pearson)
+        rule = protocol_name(self.dataset, self.settings.target, self.settings.gene_list)
+        table = results_kfold(pearson) | {"protocol": rule}
         write_json(folder / "results_kfold.json", table)
         means = np.array([_nan(value) for value in table["mean_per_split"]])
         return Cell(

@@ -141,8 +141,8 @@ def test_parts_of_another_content_are_not_continued(server, tmp_path):
     server.gone = False
     server.repos["models/MahmoodLab/UNI"]["pytorch_model.bin"] = content(3 * CHUNK, 7)
     run(server, tmp_path, Wanted.weights("uni_v1"))
-    assert (tmp_path / "uni/pytorch_model.bin").read_bytes() == content(3 * CHUNK, 7)
-    assert files_of(tmp_path) == ["download.json", "uni/pytorch_model.bin"]
+    assert (tmp_path / "uni_v1/pytorch_model.bin").read_bytes() == content(3 * CHUNK, 7)
+    assert files_of(tmp_path) == ["download.json", "uni_v1/pytorch_model.bin"]
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "GatedRepo"), (401, "GatedRepo"), (403, "")])
@@ -156,9 +156,9 @@ def test_a_licence_to_accept_is_one_line_with_the_page(server, tmp_path, status,
     assert "accept the licence on that page" in message
     assert "hf_other" not in message
     assert "\n" not in message
-    assert "uni/pytorch_model.bin" not in files_of(tmp_path)
+    assert "uni_v1/pytorch_model.bin" not in files_of(tmp_path)
     run(server, tmp_path, Wanted.weights("uni"), token="hf_good")
-    assert files_of(tmp_path) == ["download.json", "uni/pytorch_model.bin"]
+    assert files_of(tmp_path) == ["download.json", "uni_v1/pytorch_model.bin"]
 
 
 def test_what_is_not_there_is_named(server, tmp_path):
@@ -181,7 +181,7 @@ def test_weights_take_the_first_file_that_is_there(server, tmp_path):
     files = server.repos["models/MahmoodLab/UNI"]
     files["model.safetensors"] = files.pop("pytorch_model.bin")
     run(server, tmp_path, Wanted.weights("uni_v1_official"))
-    assert files_of(tmp_path) == ["download.json", "uni/model.safetensors"]
+    assert files_of(tmp_path) == ["download.json", "uni_v1/model.safetensors"]
     run(server, tmp_path, Wanted.weights("ctranspath"))
     assert (tmp_path / "ctranspath/CHIEF_CTransPath.pth").read_bytes() == content(300, 3)
 
