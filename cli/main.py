@@ -84,6 +84,8 @@ def options(
         console=Console(stderr=True), show_time=False, show_path=False, show_level=True
     )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    # of a broken file our own error speaks, once
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
