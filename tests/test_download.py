@@ -172,7 +172,7 @@ def test_what_is_not_there_is_named(server, tmp_path):
         run(server, tmp_path, Wanted.repository("a/b/c", "dataset"))
     with pytest.raises(BadConfig, match="expected dataset or model"):
         Wanted.repository("a/b", "space")
-    with pytest.raises(BadConfig, match="'nonesuch': its weights are not on the hub; those of uni"):
+    with pytest.raises(BadConfig, match="unknown encoder 'nonesuch'.*known: .*uni_v1"):
         Wanted.weights("nonesuch")
     assert files_of(tmp_path) == []
 
