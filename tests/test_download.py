@@ -114,13 +114,14 @@ def test_a_transfer_that_broke_off_goes_on_where_it_was(server, tmp_path, came):
     assert (tmp_path / "IDC/patches/A.h5").read_bytes() == content(5 * CHUNK)
 
 
-def test_a_connection_that_breaks_once_is_taken_up_at_once(server, tmp_path, monkeypatch):
+def test_a_connection_that_breaks_once_is_taken_up_at_once(server, tmp_path, monkeypatch, capfd):
     server.breaks_after = 3 * CHUNK
     monkeypatch.setattr(
         huggingface_hub.file_download.time, "sleep", lambda _: setattr(server, "gone", False)
     )
     run(server, tmp_path)
     assert f"bytes={3 * CHUNK}-" in server.asked("patches/A.h5")
+    assert capfd.readouterr() == ("", "")
     assert (tmp_path / "IDC/patches/A.h5").read_bytes() == content(5 * CHUNK)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,7 +138,7 @@ class Hub:
         # a compressed answer has no ranges
         headers = {**build_hf_headers(token=self.token), "Accept-Encoding": "identity"}
         part = file.part(target)
-        with as_storage_error(target), self._errors(repo), _no_bars():
+        with as_storage_error(target), self._errors(repo), _quiet():
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "ab", opener=_open_no_link) as stream:
                 if stream.tell() > file.size:
@@ -191,7 +192,8 @@ class Hub:
 def _refusal(error: Any, page: str) -> StflowError:
     status = error.response.status_code
     if status not in (401, 403, 404):
-        return StorageFailed(f"{page}: the hub answered {status}. Fix: run the command again later")
+        fix = "run the command again later; what has come is kept"
+        return StorageFailed(f"{page}: the hub answered {status}. Fix: {fix}")
     log_in = "log in with `hf auth login`, set HF_TOKEN or give --token-file"
     if status == 404:
         return BadConfig(
@@ -215,22 +217,25 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep the client's own progress bars away."""
+def _quiet() -> Iterator[None]:
+    """Keep the client's own progress bars away, and what it says when it tries again."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    logger = logging.getLogger("huggingface_hub")
+    level, had_bars = logger.level, not are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    if had_bars:
+        disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        logger.setLevel(level)
+        if had_bars:
+            enable_progress_bars()
 
 
 class _Counted:
