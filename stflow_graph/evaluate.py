@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,8 +19,8 @@ from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, find_datasets
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
-from stflow_graph.io.expression import read_expression
-from stflow_graph.io.predictions import Prediction, read_prediction
+from stflow_graph.io.expression import Expression, expression_of, read_expression
+from stflow_graph.io.predictions import Prediction, prediction_of, read_prediction
 from stflow_graph.report import render_report
 from stflow_graph.scores import (
     CEILING,
@@ -34,6 +34,9 @@ from stflow_graph.scores import (
     rng_for,
     score_slide,
 )
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +82,12 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise BadInput(out, "output", plain("a file"), "a folder")
     report("reading")
-    given = _read_predictions(predictions)
-    slides = [_open_slide(label, models, Path(truth), seed) for label, models in given.items()]
+    files = _files(predictions)
+    given = _group([_Given(file, read_prediction(file), sha256(file)) for file in files])
+    slides = [
+        _open_slide(label, models, *_read_truth(Path(truth), models), seed)
+        for label, models in given.items()
+    ]
     notes = [note for slide in slides for note in _notes(slide)]
     if baselines or slow_baselines:
         fitted: dict[TrainingSide, dict[str, Predictor]] = {}
@@ -88,12 +95,7 @@ def evaluate(
             report(f"baselines of {slide.name}")
             side = _training_side(list(models.values()), source_dataroot, embed_dataroot)
             notes += _add_baselines(slide, side, fitted, slow_baselines, seed)
-    for slide in slides:
-        report(f"scoring {slide.name}")
-        score_slide(slide)
-    report("bootstrap")
-    rows, best = make_table(slides, n_bootstrap, seed)
-    evaluation = Evaluation(slides[0].target, slides, rows, best, notes, n_bootstrap, seed, out)
+    evaluation = dataclasses.replace(_scored(slides, notes, n_bootstrap, seed, report), out=out)
     report("report")
     html = render_report(evaluation)
     write_json(out / "metrics.json", as_json(evaluation))
@@ -102,15 +104,75 @@ def evaluate(
     return evaluation
 
 
+def evaluate_in_memory(
+    predictions: Sequence[AnnData],
+    truth: AnnData | Mapping[str, AnnData],
+    *,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Score predictions as :func:`evaluate` does, without files and without baselines.
+
+    Args:
+        predictions: what ``sample`` gave.
+        truth: raw counts measured on the only slide, or slide to raw counts.
+        n_bootstrap: resamples of the spots for the 95% intervals.
+        seed: of everything random.
+
+    Raises:
+        BadInput: data that cannot be used or do not belong together.
+    """
+    given = _group(
+        [
+            _Given(Path(f"prediction {i}"), prediction_of(adata, f"prediction {i}"), None)
+            for i, adata in enumerate(predictions)
+        ]
+    )
+    firsts = {label: next(iter(models.values())).prediction for label, models in given.items()}
+    if not isinstance(truth, Mapping):
+        truth = {prediction.slide: truth for prediction in firsts.values()}
+        if len(truth) > 1:
+            found = plain(f"one for slides {list(truth)[:3]}")
+            raise BadInput("truth", "slide", found, "slide to counts")
+    slides = []
+    for label, prediction in firsts.items():
+        name = prediction.slide
+        if name not in truth:
+            raise BadInput("truth", "slide", list(truth), f"counts of slide {name!r}")
+        expression = expression_of(truth[name], f"truth of {name}", prediction.genes)
+        slides.append(_open_slide(label, given[label], expression, None, seed))
+    notes = [note for slide in slides for note in _notes(slide)]
+    return _scored(slides, notes, n_bootstrap, seed, logger.debug)
+
+
+def _scored(
+    slides: list[SlideEvaluation],
+    notes: list[str],
+    n_bootstrap: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> Evaluation:
+    for slide in slides:
+        report(f"scoring {slide.name}")
+        score_slide(slide)
+    report("bootstrap")
+    rows, best = make_table(slides, n_bootstrap, seed)
+    return Evaluation(slides[0].target, slides, rows, best, notes, n_bootstrap, seed)
+
+
 # reading
 
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """A prediction, its file, and the parts of its provenance that evaluation relies on."""
+    """A prediction, its file, and the parts of its provenance that evaluation relies on.
+
+    Of one in memory ``path`` is what messages call it, and there is no hash.
+    """
 
     path: Path
     prediction: Prediction
+    sha256: str | None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -129,9 +191,10 @@ class _Given:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The provenance without NaN and infinities, which JSON lacks."""
+        """The provenance without NaN and infinities, which JSON lacks, and the file."""
         text = json.dumps(self.prediction.provenance)
-        return json.loads(text, parse_constant=lambda constant: None)
+        stored = json.loads(text, parse_constant=lambda constant: None)
+        return {**stored, "file": str(self.path), "sha256": self.sha256}
 
     @property
     def fold(self) -> int | None:
@@ -145,15 +208,18 @@ class _Given:
         return value or ""
 
 
-def _read_predictions(paths: Sequence[str | Path]) -> dict[str, dict[str, _Given]]:
-    """Return for each slide's label the prediction of each model."""
+def _files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(path.glob("*.h5ad")) if path.is_dir() else [path]
         if not inside:
             raise BadInput(path, "folder", plain("no .h5ad file"), "predictions")
         files += inside
-    given = [_Given(path, read_prediction(path)) for path in files]
+    return files
+
+
+def _group(given: Sequence[_Given]) -> dict[str, dict[str, _Given]]:
+    """Return for each slide's label the prediction of each model."""
     for each in given:
         check_name(each.prediction.slide, each.path, "slide")
         for name in ("dataset", "encoder"):  # they become parts of paths
@@ -164,7 +230,7 @@ def _read_predictions(paths: Sequence[str | Path]) -> dict[str, dict[str, _Given
             raise BadInput(each.path, "target", target, " or ".join(TARGETS))
         if target != wanted:
             fix = "evaluate each target in a run of its own"
-            raise BadInput(each.path, "target", target, f"{wanted!r} as in {files[0]}", fix)
+            raise BadInput(each.path, "target", target, f"{wanted!r} as in {given[0].path}", fix)
     names = _model_names(given)
     shared = {key[1] for key in {each.key for each in given}}
     qualified = len(shared) < len({each.key for each in given})
@@ -203,15 +269,25 @@ def _distinct(folders: set[Path]) -> dict[Path, str]:
     return {folder: "/".join(each) for folder, each in parts.items()}
 
 
+def _read_truth(truth: Path, models: Mapping[str, _Given]) -> tuple[Expression, Path]:
+    """Return the counts of the slide of these predictions, and their file."""
+    first = next(iter(models.values()))
+    file = _truth_file(truth, *first.key)
+    return read_expression(file, first.prediction.genes), file
+
+
 def _open_slide(
-    label: str, models: Mapping[str, _Given], truth: Path, seed: int
+    label: str,
+    models: Mapping[str, _Given],
+    expression: Expression,
+    file: Path | None,
+    seed: int,
 ) -> SlideEvaluation:
-    """Read a slide's truth and bring all its predictions to the same spots and genes."""
+    """Bring all predictions of a slide to the same spots and genes as its truth."""
     first = next(iter(models.values()))
     prediction = first.prediction
-    file = _truth_file(truth, *first.key)
-    expression = read_expression(file, prediction.genes)
-    rows, places = match_barcodes(prediction.barcodes, expression.barcodes, first.path, file)
+    measured = file or f"truth of {prediction.slide}"
+    rows, places = match_barcodes(prediction.barcodes, expression.barcodes, first.path, measured)
     if len(rows) < _FEWEST_SPOTS:
         found = plain(f"{len(rows)} spots with a truth")
         raise BadInput(first.path, "barcodes", found, f"at least {_FEWEST_SPOTS} to correlate")
@@ -235,7 +311,7 @@ def _open_slide(
         coords=coords,
         um_per_px=expression.um_per_px,
         truth=y,
-        truth_file=str(file),
+        truth_file=str(file or ""),
         ceiling=metrics.noise_ceiling(
             counts.toarray(),
             total,
@@ -248,10 +324,7 @@ def _open_slide(
         predictions=means,
         samples=samples,
         scores={},
-        provenance={
-            name: {**each.provenance, "file": str(each.path), "sha256": sha256(each.path)}
-            for name, each in models.items()
-        },
+        provenance={name: each.provenance for name, each in models.items()},
     )
 
 

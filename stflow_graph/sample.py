@@ -16,11 +16,10 @@ from stflow_graph import __version__
 from stflow_graph.calibration import Calibration
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint
 from stflow_graph.config import Config
-from stflow_graph.data.slide import slide_of, um_per_px
+from stflow_graph.data.slide import Slide, encoder_of, slide_of, um_per_px
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import check_name, sha256
-from stflow_graph.io.embeddings import FORMAT as EMBEDDINGS
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
 from stflow_graph.predict import check_samples, check_spots, pick_device, predict, slide_data
@@ -171,21 +170,23 @@ def _sample_slide(
     overwrite: bool,
 ) -> Sampled:
     checkpoint = loaded.checkpoint
-    config = settings.flow(checkpoint.config)
     name, path = file.stem, out / f"{file.stem}.h5ad"
     device = pick_device(settings.device)
     with open_embeddings(file) as source:
-        _check_fit(source, checkpoint)
-        check_spots(len(source), config.graph.n_neighbors, file)
-        check_samples(config, settings.n_samples)
-        provenance = _provenance(loaded, config, source, settings, device)
+        check_fit(checkpoint, source, settings)
+        provenance = {
+            **prediction_provenance(checkpoint, name, settings, device),
+            "checkpoint_sha256": loaded.hash,
+            "embeddings_sha256": sha256(file),
+            "um_per_px": um_per_px(source.attrs),
+        }
         result = Sampled(name, len(source), loaded.fold, loaded.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, complete_before=True)
         calibration, drawn = checkpoint.calibration, settings.n_samples
         write_prediction_blocks(
             path,
-            _calibrated(_blocks(loaded, source, config, settings, device), calibration, file),
+            prediction_blocks(checkpoint, loaded.model(device), source, settings, device),
             source.barcodes,
             checkpoint.genes,
             source.coords,
@@ -196,21 +197,49 @@ def _sample_slide(
     return result
 
 
-def _blocks(
-    loaded: _Loaded,
-    source: EmbeddingFile,
-    config: Config,
+def prediction_blocks(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    source: EmbeddingFile | Slide,
     settings: SampleSettings,
     device: torch.device,
 ) -> Iterator[Block]:
-    """Give the slide's prediction as the denoiser gives it."""
-    model, normalisation = loaded.model(device), loaded.checkpoint.normalisation
+    """Give a slide's prediction as the denoiser gives it, its samples calibrated.
+
+    Args:
+        checkpoint: what belongs to the denoiser.
+        model: the checkpoint's denoiser, on the device.
+        source: the slide, for which :func:`check_fit` has passed.
+        settings: number of samples, seed, sampler.
+        device: where to compute.
+
+    Raises:
+        BadInput: embeddings that cannot be read, or that make the prediction overflow.
+    """
+    blocks = _blocks(checkpoint, model, source, settings, device)
+    return _calibrated(blocks, checkpoint.calibration, _name_and_file(source)[1])
+
+
+def _name_and_file(source: EmbeddingFile | Slide) -> tuple[str, str]:
+    if isinstance(source, Slide):
+        return source.name, source.file or source.name
+    return source.path.stem, str(source.path)
+
+
+def _blocks(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    source: EmbeddingFile | Slide,
+    settings: SampleSettings,
+    device: torch.device,
+) -> Iterator[Block]:
+    config, normalisation = settings.flow(checkpoint.config), checkpoint.normalisation
     drawing = {"n_samples": settings.n_samples, "seed": settings.seed}
     if can_stream(model):
         yield from stream(
             model,
             source,
-            source.path.stem,
+            _name_and_file(source)[0],
             config,
             normalisation,
             device,
@@ -218,7 +247,7 @@ def _blocks(
             **drawing,
         )
         return
-    slide = slide_of(source)
+    slide = source if isinstance(source, Slide) else slide_of(source)
     data = slide_data(slide, config, normalisation).to(device)
     if settings.tile_size or device.type == "cpu":
         data = in_tiles(data, settings.tile_size)
@@ -227,7 +256,7 @@ def _blocks(
 
 
 def _calibrated(
-    blocks: Iterable[Block], calibration: Calibration | None, file: Path
+    blocks: Iterable[Block], calibration: Calibration | None, file: str
 ) -> Iterator[Block]:
     """Give the blocks with their samples spread as they should."""
     for rows, mean, samples in blocks:
@@ -240,43 +269,46 @@ def _calibrated(
         yield Block(rows, mean, samples)
 
 
-def _check_fit(source: EmbeddingFile, checkpoint: Checkpoint) -> None:
-    attrs, wanted = source.attrs, checkpoint.config.data.encoder
-    width = source.width
-    # other tools write free text there; only our own name of an encoder can be compared, and a
-    # converted checkpoint need not have one
-    encoder = str(attrs.get("encoder")) if attrs.get("format") == EMBEDDINGS else wanted
-    if width != checkpoint.in_channels or (wanted and encoder != wanted):
+def check_fit(
+    checkpoint: Checkpoint, source: EmbeddingFile | Slide, settings: SampleSettings
+) -> None:
+    """Refuse a slide or settings that do not fit a checkpoint.
+
+    Raises:
+        BadConfig: embeddings of another encoder or width, or samples of a regression.
+        BadInput: too few spots.
+    """
+    config, (_, file) = checkpoint.config, _name_and_file(source)
+    known = source.encoder if isinstance(source, Slide) else encoder_of(source.attrs)
+    wanted = config.data.encoder
+    encoder = known or wanted  # a foreign file does not say, a converted checkpoint need not
+    if source.width != checkpoint.in_channels or (wanted and encoder != wanted):
         fix = f" Fix: embed the patches with --encoder {wanted}" if wanted else ""
         raise BadConfig(
-            f"{source.path}: embeddings: found encoder {encoder!r} with {width} channels, "
+            f"{file}: embeddings: found encoder {encoder!r} with {source.width} channels, "
             f"expected the checkpoint's {wanted!r} with {checkpoint.in_channels}.{fix}"
         )
+    check_spots(len(source), config.graph.n_neighbors, file)
+    check_samples(config, settings.n_samples)
 
 
-def _provenance(
-    loaded: _Loaded,
-    config: Config,
-    source: EmbeddingFile,
-    settings: SampleSettings,
-    device: torch.device,
+def prediction_provenance(
+    checkpoint: Checkpoint, slide: str, settings: SampleSettings, device: torch.device
 ) -> dict[str, Any]:
-    trained = loaded.checkpoint.provenance
+    """Return what a prediction says of its origin, but for the hashes of files."""
+    trained, config = checkpoint.provenance, settings.flow(checkpoint.config)
     return {
-        "slide": source.path.stem,
+        "slide": slide,
         "dataset": trained.get("dataset"),
         "target": config.data.target,
         "encoder": config.data.encoder,
         "denoiser": config.denoiser.name,
         "objective": config.train.objective,
-        "fold": loaded.fold,
+        "fold": trained.get("fold"),
         "train_slides": trained.get("train_slides", []),
         "source_dataroot": trained.get("source_dataroot"),
         "embed_dataroot": trained.get("embed_dataroot"),
         "gene_list": config.data.gene_list,
-        "checkpoint_sha256": loaded.hash,
-        "embeddings_sha256": sha256(source.path),
-        "um_per_px": um_per_px(source.attrs),
         "seed": settings.seed,
         "n_samples": settings.n_samples,
         "n_sample_steps": config.flow.n_sample_steps,

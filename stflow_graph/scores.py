@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy
 import scipy.sparse as sp
 import sklearn
@@ -79,7 +80,7 @@ class SlideEvaluation:
         coords: ``[N, 2]`` level-0 pixels (x, y).
         um_per_px: micrometres per pixel, None if unknown.
         truth: ``[N, G]`` in the units of the target.
-        truth_file: where it was read.
+        truth_file: where it was read, "" if it was in memory.
         ceiling: ``[G]`` noise ceiling of the Pearson correlation.
         moran: ``[G]`` Moran's I of the truth.
         n_predicted: spots that were predicted; those beyond N have no truth.
@@ -159,7 +160,7 @@ class Evaluation:
         notes: sentences on what was left out, and why.
         n_bootstrap: resamples behind each interval.
         seed: of the resamples, the thinning and the baselines.
-        out: folder of ``metrics.json``, ``metrics.csv`` and ``report.html``.
+        out: folder of ``metrics.json``, ``metrics.csv`` and ``report.html``; None if not written.
     """
 
     target: str
@@ -169,7 +170,22 @@ class Evaluation:
     notes: list[str]
     n_bootstrap: int
     seed: int
-    out: Path
+    out: Path | None = None
+
+    def table(self) -> pd.DataFrame:
+        """Return one row a model, baseline and reference: the mean PCC and the other metrics."""
+        columns = {
+            row.name: {
+                "kind": row.kind,
+                "pearson": row.mean,
+                "low": row.interval[0],
+                "high": row.interval[1],
+                "of_ceiling": row.of_ceiling,
+                **row.others,
+            }
+            for row in self.rows
+        }
+        return pd.DataFrame.from_dict(columns, orient="index")
 
 
 def score_slide(slide: SlideEvaluation) -> None:
@@ -354,7 +370,7 @@ def _slide_protocol(slide: SlideEvaluation) -> dict[str, Any]:
         "train_slides": first.get("train_slides"),
         "held_out": slide.held_out,
         "truth": slide.truth_file,
-        "truth_sha256": sha256(slide.truth_file),
+        "truth_sha256": sha256(slide.truth_file) if slide.truth_file else None,
         "gene_list": first.get("gene_list"),
         "n_genes": len(slide.genes),
         "constant_genes": slide.constant_genes,

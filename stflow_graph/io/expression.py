@@ -58,7 +58,22 @@ def read_expression(path: str | Path, genes: Sequence[str] | None = None) -> Exp
         BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
             duplicated barcodes or genes, genes absent (how many, and three of them).
     """
-    adata = read_h5ad(path)
+    return expression_of(read_h5ad(path), path, genes)
+
+
+def expression_of(
+    adata: anndata.AnnData, path: str | Path, genes: Sequence[str] | None = None
+) -> Expression:
+    """Return the raw counts of an AnnData, validated as :func:`read_expression` does.
+
+    Args:
+        adata: spots x genes, raw counts in ``X``.
+        path: where it comes from, for messages.
+        genes: the genes to return, in this order; None returns all.
+
+    Raises:
+        BadInput: as :func:`read_expression`.
+    """
     barcodes, names = list(adata.obs_names), list(adata.var_names)
     check_unique(barcodes, path, "obs_names")
     check_unique(names, path, "var_names")
@@ -73,7 +88,7 @@ def read_expression(path: str | Path, genes: Sequence[str] | None = None) -> Exp
         genes=names if genes is None else list(genes),
         total=total,
         coords=spatial(adata, path),
-        um_per_px=_um_per_px(adata),
+        um_per_px=um_per_px_of(adata),
         true_mean=_true_mean(adata, columns),
     )
 
@@ -153,7 +168,8 @@ def spatial(adata: anndata.AnnData, path: str | Path) -> np.ndarray | None:
     return check_coords(np.asarray(adata.obsm["spatial"]), path, "obsm['spatial']", adata.n_obs)
 
 
-def _um_per_px(adata: anndata.AnnData) -> float | None:
+def um_per_px_of(adata: anndata.AnnData) -> float | None:
+    """Return the micrometres per pixel that ``uns`` tells, None if it does not."""
     for key in ("um_per_px", "pixel_size_um_estimated"):
         value = adata.uns.get(key)
         if value is not None and np.ndim(value) == 0 and np.isfinite(float(value)):
