@@ -27,6 +27,7 @@ RANKS = {
     "predict": 3,
     "stream": 4,
     "checkpoint": 3,
+    "model_card": 2,
     "build": 2,
     "scores": 3,
     "charts": 1,
@@ -59,6 +60,7 @@ ALLOWED = {
     ("calibration", "metrics"),
     ("fit", "predict"),
     ("nn", "graph"),
+    ("nn", "io"),
     ("config", "errors"),
     ("resolve", "errors"),
 }
