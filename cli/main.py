@@ -17,9 +17,9 @@ from rich.logging import RichHandler
 from stflow_graph import __version__
 from stflow_graph.errors import StflowError
 
-from . import convert, embed, evaluate, prepare, sample, simulate, train
+from . import convert, embed, evaluate, export, prepare, sample, simulate, train
 
-_SEVERAL = ("--datasets", "--folds", "--set")
+_SEVERAL = ("--datasets", "--folds", "--genes", "--set")
 
 app = typer.Typer(
     name="stflow-graph",
@@ -35,6 +35,7 @@ app.command("embed")(embed.embed)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 
 

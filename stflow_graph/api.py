@@ -122,6 +122,7 @@ def sample(
     n_samples: int = 1,
     seed: int = 0,
     device: str = "auto",
+    image: str | Path | None = None,
 ) -> AnnData:
     """Predict a slide's expression from its embeddings; see ``SlideModel.predict``.
 
@@ -131,8 +132,9 @@ def sample(
         n_samples: S; of 1 only the mean is kept.
         seed: of the noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        image: the H&E image, of which the prediction gets a small copy to be drawn on.
     """
-    return model.predict(slide, SampleSettings(n_samples, seed, device=device))
+    return model.predict(slide, SampleSettings(n_samples, seed, device=device, image=image))
 
 
 def evaluate(

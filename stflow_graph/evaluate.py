@@ -19,6 +19,7 @@ from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, find_datasets
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
+from stflow_graph.io.cells import printable
 from stflow_graph.io.expression import Expression, expression_of, read_expression
 from stflow_graph.io.predictions import Prediction, prediction_of, read_prediction
 from stflow_graph.report import render_report
@@ -30,7 +31,6 @@ from stflow_graph.scores import (
     as_csv,
     as_json,
     make_table,
-    printable,
     rng_for,
     score_slide,
 )

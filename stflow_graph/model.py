@@ -131,7 +131,8 @@ class SlideModel:
 
         Returns:
             N spots x G genes: ``X`` expected expression in log1p units, with several samples also
-            ``layers["sample_0"]`` ... and ``"std"``; the pictures of ``slide.adata``, if any.
+            ``layers["sample_0"]`` ... and ``"std"``; the picture of ``settings.image``, or else
+            those of ``slide.adata``, if any.
 
         Raises:
             BadConfig: embeddings of another encoder or width, or samples of a regression.
@@ -149,7 +150,8 @@ class SlideModel:
             provenance={**provenance, "um_per_px": slide.um_per_px},
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
+            picture=settings.picture(slide.name),
         )
-        if slide.adata is not None and "spatial" in slide.adata.uns:
+        if settings.image is None and slide.adata is not None and "spatial" in slide.adata.uns:
             prediction.uns["spatial"] = slide.adata.uns["spatial"]
         return prediction

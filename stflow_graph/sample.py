@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,15 @@ from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
+from stflow_graph.io.patches import TOP_LEFT
+from stflow_graph.io.pictures import Picture, read_picture
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
 from stflow_graph.predict import check_samples, check_spots, pick_device, predict, slide_data
 from stflow_graph.stream import can_stream, stream
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,11 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """How to sample; None takes what the checkpoint was validated with."""
+    """How to sample; None takes what the checkpoint was validated with.
+
+    ``image`` is the H&E image that the prediction carries along, small, to be drawn on: a file, or
+    a folder of ``<slide>.jpg`` (or .png, .tif, .tiff).
+    """
 
     n_samples: int = 1
     seed: int = 0
@@ -49,6 +60,21 @@ class SampleSettings:
     fold: int | None = None
     device: str = "auto"
     tile_size: int | None = None
+    image: str | Path | None = None
+
+    def picture(self, slide: str) -> Picture | None:
+        """Return the slide's image made small, None if there is none.
+
+        Raises:
+            BadInput: not an image, or none of this slide in the folder.
+        """
+        if self.image is None:
+            return None
+        file = Path(self.image)
+        if file.is_dir():
+            found = [file / f"{slide}{ending}" for ending in _IMAGES]
+            file = next((each for each in found if each.is_file()), found[0])
+        return read_picture(file)
 
     def flow(self, config: Config) -> Config:
         """Return the checkpoint's configuration with these settings in place."""
@@ -180,6 +206,13 @@ def _sample_slide(
             "embeddings_sha256": sha256(file),
             "um_per_px": um_per_px(source.attrs),
         }
+        picture = settings.picture(name)
+        if picture is not None:
+            provenance["image_sha256"] = sha256(picture.file)
+            if source.attrs.get("convention") == TOP_LEFT:
+                logger.warning(
+                    "%s: its coords are corners of patches: spots are drawn half a patch off", file
+                )
         result = Sampled(name, len(source), loaded.fold, loaded.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, complete_before=True)
@@ -193,6 +226,7 @@ def _sample_slide(
             provenance=provenance,
             n_samples=drawn if drawn > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
+            picture=picture,
         )
     return result
 

@@ -20,12 +20,12 @@ import sklearn
 from stflow_graph import __version__, metrics
 from stflow_graph.baselines import DARKNESS, NAMES
 from stflow_graph.io.atomic import sha256
+from stflow_graph.io.cells import safe_cell
 from stflow_graph.metrics import mean_of_defined, none_if_nan
 
 Kind = Literal["model", "baseline", "reference"]
 CEILING = "noise ceiling"
 TRUE_MEAN = "true mean (simulator)"
-_FORMULA = ("=", "+", "-", "@")
 OTHERS = (
     "spearman",
     "mse",
@@ -432,18 +432,7 @@ def as_csv(evaluation: Evaluation) -> str:
                 known = [score.per_gene.get(name) for name in columns]
                 values = [np.nan if value is None else value[i] for value in known]
                 values += [slide.moran[i], slide.ceiling[i]]
-                names = [_cell(name) for name in (slide.name, model, gene)]
+                names = [safe_cell(name) for name in (slide.name, model, gene)]
                 numbers = [f"{value:.6g}" if np.isfinite(value) else "" for value in values]
                 table.writerow([*names, len(slide), *numbers])
     return text.getvalue()
-
-
-def _cell(name: str) -> str:
-    """Return a name that no spreadsheet runs as a formula."""
-    name = printable(name)
-    return f"'{name}" if name.startswith(_FORMULA) else name
-
-
-def printable(name: str) -> str:
-    """Return a name from a file with its control characters spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

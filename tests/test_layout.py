@@ -19,6 +19,7 @@ RANKS = {
     "sample": 5,
     "evaluate": 5,
     "report": 5,
+    "export": 5,
     "compat": 5,
     "fit_fold": 4,
     "fit": 3,

@@ -16,6 +16,7 @@ from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
 from stflow_graph.io.hdf5 import check_unique, open_h5
+from stflow_graph.io.pictures import Picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,6 +83,7 @@ def write_prediction(
     provenance: Mapping[str, Any],
     samples: np.ndarray | None = None,
     expected_pearson: np.ndarray | None = None,
+    picture: Picture | None = None,
 ) -> None:
     """Write a prediction that is in memory; arguments as of :func:`write_prediction_blocks`.
 
@@ -94,6 +96,7 @@ def write_prediction(
         provenance: JSON-like values.
         samples: ``[S, N, G]`` or None.
         expected_pearson: ``[G]`` or None.
+        picture: the slide's image, or None.
 
     Raises:
         ValueError: as :func:`write_prediction_blocks`.
@@ -107,6 +110,7 @@ def write_prediction(
         provenance=provenance,
         n_samples=0 if samples is None else len(samples),
         expected_pearson=expected_pearson,
+        picture=picture,
     )
 
 
@@ -120,6 +124,7 @@ def write_prediction_blocks(
     provenance: Mapping[str, Any],
     n_samples: int = 0,
     expected_pearson: np.ndarray | None = None,
+    picture: Picture | None = None,
 ) -> None:
     """Write a prediction atomically, block by block as they come.
 
@@ -136,12 +141,14 @@ def write_prediction_blocks(
         n_samples: S of every block; 0 where there are none.
         expected_pearson: ``[G]`` what the model scored on held-out training slides, stored as
             ``var["expected_pearson"]``.
+        picture: the slide's image, stored in ``uns["spatial"][<slide>]``, or None.
 
     Raises:
+        BadInput: spots outside the picture's image.
         ValueError: a value is not finite, rows are missing, or the provenance lacks a name.
         StorageFailed: the disk is full; nothing is left at the path, or what was there before.
     """
-    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson)
+    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
     layers = [f"layers/sample_{i}" for i in range(n_samples)]
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
@@ -175,9 +182,10 @@ def prediction_anndata(
     provenance: Mapping[str, Any],
     n_samples: int = 0,
     expected_pearson: np.ndarray | None = None,
+    picture: Picture | None = None,
 ) -> AnnData:
     """Return in memory what :func:`write_prediction_blocks` would write; arguments as there."""
-    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson)
+    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
     names = [f"sample_{i}" for i in range(n_samples)] + (["std"] if n_samples else [])
     values = {name: np.full(adata.shape, np.nan, np.float32) for name in ("X", *names)}
     for rows, mean, samples in blocks:
@@ -198,6 +206,7 @@ def _without_values(
     coords: np.ndarray,
     provenance: Mapping[str, Any],
     expected_pearson: np.ndarray | None,
+    picture: Picture | None,
 ) -> AnnData:
     import anndata
 
@@ -210,6 +219,8 @@ def _without_values(
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     if expected_pearson is not None:
         adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
+    if picture is not None:
+        adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
     adata.uns[KEY] = {"format": FORMAT, "provenance": text}
     return adata
