@@ -6,7 +6,7 @@ from stflow_graph import api as sg
 from stflow_graph.data.simulate import simulate_cohort
 
 with tempfile.TemporaryDirectory() as folder:
-    root = simulate_cohort(folder + "/cohort", n_slides=4, n_spots=64, seed=1)  # or your own
+    root = simulate_cohort(folder + "/cohort", n_slides=4, n_spots=36, seed=1)  # or your own
     slides = [sg.Slide.from_hest(root, slide.id) for slide in root.slides]
     slides = sg.embed(slides, "efficientnet_lite0")
     model = sg.train(slides[1:], f"{root.path}/var_50genes.json", epochs=2, members=2)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from stflow_graph.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.predictions import prediction_anndata
-from stflow_graph.io.pretrained import fetch, upload
+from stflow_graph.io.pretrained import HubOptions, PushOptions, fetch, push
 from stflow_graph.predict import pick_device
 from stflow_graph.sample import (
     SampleSettings,
@@ -46,39 +46,19 @@ class SlideModel:
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-    ) -> SlideModel:
+    def from_pretrained(cls, path_or_repo: str | Path, **options: Unpack[HubOptions]) -> SlideModel:
         """Return a trained model of a folder or a repository of the hub.
 
         Args:
             path_or_repo: what ``save_pretrained``, ``push_to_hub`` or ``train`` wrote; see
-                ``io.pretrained.fetch``, also for the other arguments.
-            revision: branch, tag or commit.
-            token: to the hub.
-            cache_dir: the hub's cache.
-            local_files_only: never ask the network.
-            force_download: ask the network though the repository is cached.
+                ``io.pretrained.fetch``.
+            **options: of the hub, see ``io.pretrained.HubOptions``.
 
         Raises:
             BadInput: no model there, several folds, or damaged files.
             BadConfig: another format, or a configuration that this version does not know.
         """
-        folder = fetch(
-            path_or_repo,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        folder = fetch(path_or_repo, **options)
         found = find_checkpoints(folder)
         if len(found) > 1:
             raise BadInput(folder, "model", plain(f"{len(found)} folds"), f"one, as {found[0]}")
@@ -94,21 +74,10 @@ class SlideModel:
         save_checkpoint(folder, self.checkpoint, licence=licence)
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        licence: str | None = None,
-        token: str | bool | None = None,
-        private: bool | None = None,
-        commit_message: str = "Upload model",
+        self, repo_id: str, *, licence: str | None = None, **options: Unpack[PushOptions]
     ) -> str:
-        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.upload``."""
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder, licence=licence)
-            return upload(
-                folder, repo_id, token=token, private=private, commit_message=commit_message
-            )
+        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
+        return push(partial(self.save_pretrained, licence=licence), repo_id, **options)
 
     @property
     def genes(self) -> list[str]:

@@ -52,5 +52,5 @@ def test_layers_of_pyg_through_the_configuration(train, file, name):
 def test_the_stages_in_memory(capsys):
     runpy.run_path(str(EXAMPLES / "notebook_api.py"))
     out = capsys.readouterr().out
-    assert "AnnData object with n_obs × n_vars = 64 × 50" in out
+    assert "AnnData object with n_obs × n_vars = 36 × 50" in out
     assert "noise ceiling" in out

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from stflow_graph.errors import BadInput, plain
 
@@ -16,24 +18,30 @@ _PATTERNS = ["*.safetensors", "*.json", "*.csv", "README.md"]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def fetch(
-    path_or_repo: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> Path:
+class HubOptions(TypedDict, total=False):
+    """How a repository is fetched.
+
+    Attributes:
+        revision: branch, tag or commit of the repository; without it ``main``.
+        token: to the hub; without it the one that is logged in.
+        cache_dir: the hub's cache, if not at its usual place.
+        local_files_only: never ask the network.
+        force_download: ask the network though the repository is cached, to see what is new.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
     """Return a model's folder; of a repository the cached one before the network is asked.
 
     Args:
         path_or_repo: a folder, or a repository ``owner/name`` of the Hugging Face hub.
-        revision: branch, tag or commit of the repository; None takes ``main``.
-        token: to the hub; None takes the one that is logged in.
-        cache_dir: the hub's cache; None takes its usual place.
-        local_files_only: never ask the network.
-        force_download: ask the network though the repository is cached, to see what is new.
+        **options: see :class:`HubOptions`.
 
     Raises:
         BadInput: no folder and no repository, no access, no network, or no model there.
@@ -49,26 +57,23 @@ def fetch(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=_PATTERNS,
-                local_files_only=local,
-                force_download=force_download and not local,
-            )
-        )
+    local_only, anew = options.get("local_files_only"), options.get("force_download")
 
-    if not force_download or local_files_only:
+    def snapshot(local: bool) -> Path:
+        how: HubOptions = {
+            **options,
+            "local_files_only": local,
+            "force_download": bool(anew) and not local,
+        }
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS, **how))
+
+    if local_only or not anew:
         # an interrupted download leaves a part, which older hub clients hand out
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = snapshot(local=True)
             if all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):
                 return folder
-        if local_files_only:
+        if local_only:
             fix = "leave out local_files_only to fetch it"
             raise BadInput(name, "hub", plain("nothing in the cache"), "a fetched model", fix)
     with _one_line(name):
@@ -80,22 +85,27 @@ def fetch(
     return folder
 
 
-def upload(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    commit_message: str = "Upload model",
-) -> str:
-    """Send a model's folder to a repository of the hub, which is made if need be.
+class PushOptions(TypedDict, total=False):
+    """How a model is sent to the hub.
+
+    Attributes:
+        token: to the hub; without it the one that is logged in.
+        private: whether a new repository is private; without it the hub decides.
+        commit_message: of the commit.
+    """
+
+    token: str | bool | None
+    private: bool | None
+    commit_message: str
+
+
+def push(save: Callable[[Path], None], repo_id: str, **options: Unpack[PushOptions]) -> str:
+    """Send a model to a repository of the hub, which is made if need be.
 
     Args:
-        folder: what ``save_pretrained`` wrote.
+        save: writes the model's folder.
         repo_id: ``owner/name``.
-        token: to the hub; None takes the one that is logged in.
-        private: whether a new repository is private; None leaves it to the hub.
-        commit_message: of the commit.
+        **options: see :class:`PushOptions`.
 
     Returns:
         The commit's address.
@@ -107,15 +117,18 @@ def upload(
 
     if not _REPOSITORY.fullmatch(repo_id):
         raise BadInput(repo_id, "repository", repo_id, "owner/name")
-    api = HfApi(token=token)
-    with _one_line(repo_id):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            allow_patterns=_PATTERNS,
-        )
+    api = HfApi(token=options.get("token"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save(folder)
+        with _one_line(repo_id):
+            api.create_repo(repo_id, private=options.get("private"), exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=options.get("commit_message", "Upload model"),
+                allow_patterns=_PATTERNS,
+            )
     return str(commit.commit_url)
 
 

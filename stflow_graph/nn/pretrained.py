@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
-from stflow_graph.io.pretrained import CONFIG, WEIGHTS, fetch, upload
+from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
 from stflow_graph.io.state_dict import misfits, read_state_dict
 
 FORMAT = "stflow_graph.network/1"
@@ -64,11 +63,7 @@ class Pretrained(nn.Module):
         path_or_repo: str | Path,
         *,
         member: int = 0,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
+        **options: Unpack[HubOptions],
     ) -> Self:
         """Return a network in eval mode, of a folder or a repository of the hub.
 
@@ -76,26 +71,15 @@ class Pretrained(nn.Module):
         a checkpoint folder of ``train``), of which one member is taken, without its scaling.
 
         Args:
-            path_or_repo: see ``io.pretrained.fetch``; so are the arguments not named here.
+            path_or_repo: see ``io.pretrained.fetch``.
             member: which denoiser of a trained model.
-            revision: branch, tag or commit.
-            token: to the hub.
-            cache_dir: the hub's cache.
-            local_files_only: never ask the network.
-            force_download: ask the network though the repository is cached.
+            **options: of the hub, see ``io.pretrained.HubOptions``.
 
         Raises:
             BadInput: no model there, or damaged files.
             BadConfig: another kind of network, arguments or weights that do not fit.
         """
-        folder = fetch(
-            path_or_repo,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        folder = fetch(path_or_repo, **options)
         file, content = folder / CONFIG, read_json(folder / CONFIG)
         if not isinstance(content, dict):
             raise BadConfig(f"{file}: found {type(content).__name__}, expected an object")
@@ -118,21 +102,9 @@ class Pretrained(nn.Module):
         network.load_state_dict(_fitting(network, weights, folder, n_members, member))
         return network.eval()
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        token: str | bool | None = None,
-        private: bool | None = None,
-        commit_message: str = "Upload network",
-    ) -> str:
-        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.upload``."""
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            return upload(
-                folder, repo_id, token=token, private=private, commit_message=commit_message
-            )
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
+        return push(self.save_pretrained, repo_id, **options)
 
 
 def _of_member(

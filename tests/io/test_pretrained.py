@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import constants
 
 from stflow_graph import GraphDenoiser, SlideModel
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.io.pretrained import fetch, upload
+from stflow_graph.io.pretrained import fetch, push
 
 SMALL = {"hidden_channels": 8, "edge_channels": 4, "n_heads": 2, "n_layers": 1}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -177,15 +178,15 @@ def test_what_is_pushed_is_what_is_saved(api, tmp_path):
     assert sent["files"] == saved
 
 
-def test_pushing_to_what_is_no_repository_is_refused(api, tmp_path):
+def test_pushing_to_what_is_no_repository_is_refused(api):
     with pytest.raises(BadInput, match="owner/name"):
-        upload(tmp_path, "model")
+        push(Path.mkdir, "model")
     api.fails = ConnectionError("no route\nto host")
     with pytest.raises(BadInput, match="no route to host"):
-        upload(tmp_path, "me/model")
+        push(Path.mkdir, "me/model")
     api.fails = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
-        upload(tmp_path, "me/model")
+        push(Path.mkdir, "me/model")
 
 
 def test_a_checkpoint_is_not_taken_for_a_network_or_the_other_way(tmp_path):
