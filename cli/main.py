@@ -23,6 +23,7 @@ from . import (
     embed,
     encoders,
     evaluate,
+    export,
     genes,
     prepare,
     probe,
@@ -37,6 +38,7 @@ _SEVERAL = (
     "--encoders",
     "--fold",
     "--folds",
+    "--genes",
     "--group-column",
     "--include",
     "--set",
@@ -62,6 +64,7 @@ app.command("probe")(probe.probe)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 
 

@@ -33,6 +33,9 @@ def sample(
         int | None,
         typer.Option(parser=_tile_size, help="Spots worked on at a time, or auto: by memory."),
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="H&E image, or folder of <slide>.jpg: to draw on.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
 ) -> None:
@@ -52,7 +55,9 @@ def sample(
             highlight=False,
         )
 
-    settings = SampleSettings(n_samples, seed, sampler, n_sample_steps, fold, device, tile_size)
+    settings = SampleSettings(
+        n_samples, seed, sampler, n_sample_steps, fold, device, tile_size, image
+    )
     run(source, embeddings, out, settings, overwrite=overwrite, report=show)
     console.print(
         f"next: stflow-graph eval {out}/*.h5ad --truth ADATA --out {out.parent / 'eval'} "

@@ -1,5 +1,29 @@
-"""Spatial gene expression from H&E slides by flow matching on a graph of spots."""
+"""Spatial gene expression from H&E slides by flow matching on a graph of spots.
+
+``stflow_graph.api`` has the stages for notebooks. The names here are imported when first used, so
+that ``import stflow_graph`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stflow_graph.data.slide import Slide
+    from stflow_graph.model import SlideModel
+    from stflow_graph.nn.denoiser import GraphDenoiser
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = ["GraphDenoiser", "Slide", "SlideModel", "__version__"]
+
+_PLACES = {"GraphDenoiser": "nn.denoiser", "Slide": "data.slide", "SlideModel": "model"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch_geometric.data import Data
@@ -25,6 +26,7 @@ from stflow_graph.graph import (
 from stflow_graph.nn.conv import AdaptedConv
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.ensemble import DenoiserEnsemble
+from stflow_graph.nn.pretrained import Pretrained
 from stflow_graph.nn.transformer import TransformerDenoiser
 from stflow_graph.resolve import resolve
 
@@ -35,21 +37,31 @@ def build_denoiser(config: Config, in_channels: int, n_genes: int) -> nn.Module:
     Raises:
         BadConfig: its arguments do not fit together.
     """
-    options = config.denoiser.model_dump(exclude={"name"})
-    if options.get("input_dropout") == "auto":
+    network, arguments = denoiser_arguments(config, in_channels, n_genes)
+    if arguments.get("input_dropout") == "auto":
         raise BadConfig("denoiser.input_dropout: 'auto' is set by training; give a number here")
     try:
-        if not isinstance(config.denoiser, GraphDenoiserConfig):
-            n_neighbors = config.graph.n_neighbors
-            return TransformerDenoiser(in_channels, n_genes, n_neighbors=n_neighbors, **options)
-        options["global_attention"] = {"none": None}.get(
-            config.denoiser.global_attention, config.denoiser.global_attention
-        )
-        options["conv"] = _conv_factory(config.denoiser)
-        del options["conv_options"]
-        return GraphDenoiser(in_channels, n_genes, **options)
+        return network(**arguments)
     except ValueError as error:
         raise BadConfig(f"denoiser: {error}") from None
+
+
+def denoiser_arguments(
+    config: Config, in_channels: int, n_genes: int
+) -> tuple[type[Pretrained], dict[str, Any]]:
+    """Return the class of the denoiser that ``config.denoiser`` describes, and its arguments."""
+    arguments = {
+        "in_channels": in_channels,
+        "n_genes": n_genes,
+        **config.denoiser.model_dump(exclude={"name"}),
+    }
+    if not isinstance(config.denoiser, GraphDenoiserConfig):
+        return TransformerDenoiser, {**arguments, "n_neighbors": config.graph.n_neighbors}
+    if config.denoiser.global_attention == "none":
+        arguments["global_attention"] = None
+    arguments["conv"] = _conv_factory(config.denoiser)
+    del arguments["conv_options"]
+    return GraphDenoiser, arguments
 
 
 def build_ensemble(config: Config, in_channels: int, n_genes: int, n_members: int) -> nn.Module:

@@ -21,13 +21,15 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stflow_graph.build import build_ensemble
+from stflow_graph.build import build_ensemble, denoiser_arguments
 from stflow_graph.calibration import Calibration
 from stflow_graph.config import Config, parse_stored_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+from stflow_graph.model_card import model_card
+from stflow_graph.nn.pretrained import FORMAT as NETWORK
 
 FORMAT = "stflow_graph.checkpoint/2"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
@@ -74,8 +76,16 @@ class Checkpoint:
         return model.eval().to(device)
 
 
-def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint folder; an old one is replaced only when the new one is complete."""
+def save_checkpoint(
+    folder: str | Path, checkpoint: Checkpoint, *, licence: str | None = None
+) -> None:
+    """Write a checkpoint folder; an old one is replaced only when the new one is complete.
+
+    Args:
+        folder: the folder.
+        checkpoint: what to write.
+        licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
+    """
     with atomic_folder(folder) as temporary:
         weights = {key: value.contiguous().cpu() for key, value in checkpoint.weights.items()}
         save_file(weights, temporary / "model.safetensors")
@@ -91,12 +101,13 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
             "format": FORMAT,
             "in_channels": checkpoint.in_channels,
             "n_members": checkpoint.n_members,
+            **_network(checkpoint),
             "config": checkpoint.config.model_dump(mode="json"),
             "provenance": checkpoint.provenance,
             "sha256": {name: sha256(temporary / name) for name in files},
         }
         write_json(temporary / "config.json", content)
-        write_text(temporary / "README.md", _card(checkpoint))
+        write_text(temporary / "README.md", _card(checkpoint, licence))
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -113,7 +124,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     content = read_json(folder / "config.json")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise BadConfig(f"{folder / 'config.json'}: format: found {found!r}, expected {FORMAT!r}")
+        fix = " Fix: GraphDenoiser.from_pretrained loads a bare network" if found == NETWORK else ""
+        raise BadConfig(
+            f"{folder / 'config.json'}: format: found {found!r}, expected {FORMAT!r}.{fix}"
+        )
     calibrated = _CALIBRATION in content["sha256"]
     for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
         if sha256(folder / name) != content["sha256"].get(name):
@@ -154,47 +168,23 @@ def _read_table(file: Path) -> Calibration:
     return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
 
 
-def _card(checkpoint: Checkpoint) -> str:
-    p, config = checkpoint.provenance, checkpoint.config
-    score = p.get("validation_pearson")
-    rows = {
-        "protocol": str(p.get("protocol") or "unknown").replace("|", "·"),  # a bar ends a cell
-        "denoiser": config.denoiser.name,
-        "encoder": f"{config.data.encoder} ({checkpoint.in_channels} channels)",
-        "target": config.data.target,
-        "genes": f"{len(checkpoint.genes)} ({config.data.gene_list})",
-        "trained on": ", ".join(p.get("learn_slides", [])),
-        "held out in turn": ", ".join(p.get("held_out_slides", [])),
-        "validation PCC": "none" if score is None else f"{score:.3f}",
-        "members": checkpoint.n_members,
-        "seed": config.train.seed,
-        "version": p.get("version"),
-    }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"# {config.denoiser.name} denoiser, fold {p.get('fold')} of {p.get('dataset')}\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-        "Predicts log expression of spots from embeddings of H&E patches; for research only.\n"
-        "Use it with `stflow-graph sample`. Held-out slides chose the epoch, so their score is\n"
-        "optimistic; a slide from another laboratory may do worse.\n"
-        f"{_trust(checkpoint)}"
-    )
+def _network(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what ``GraphDenoiser.from_pretrained`` needs, nothing of a layer of one's own."""
+    genes, in_channels = checkpoint.genes, checkpoint.in_channels
+    network, arguments = denoiser_arguments(checkpoint.config, in_channels, len(genes))
+    if any(callable(value) for value in arguments.values()):
+        return {}
+    return {"network": network.__name__, "arguments": arguments}
 
 
-def _trust(checkpoint: Checkpoint) -> str:
-    """Say which genes were predicted best and worst on slides held out of training."""
-    if checkpoint.calibration is None:
-        return ""
-    scores = checkpoint.calibration.pearson
-    order = [i for i in np.argsort(-scores, kind="stable") if np.isfinite(scores[i])]
-    if not order:
-        return ""
-    best, worst = (
-        ", ".join(f"{checkpoint.genes[i]} {scores[i]:.2f}" for i in part)
-        for part in (order[:5], order[-5:])
-    )
-    return (
-        "\n## Which genes to trust\n\n"
-        "PCC on training slides that the predicting member had not seen; all genes are in\n"
-        f"`{_CALIBRATION}`. Best: {best}. Worst: {worst}.\n"
+def _card(checkpoint: Checkpoint, licence: str | None) -> str:
+    known = checkpoint.calibration
+    return model_card(
+        checkpoint.config,
+        checkpoint.genes,
+        checkpoint.in_channels,
+        checkpoint.n_members,
+        checkpoint.provenance,
+        None if known is None else known.pearson,
+        licence,
     )

@@ -192,6 +192,36 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# short names of what is set most often, as the command line and ``api.train`` take them
+OPTIONS = {
+    "source_dataroot": "data.source_dataroot",
+    "embed_dataroot": "data.embed_dataroot",
+    "datasets": "data.datasets",
+    "encoder": "data.encoder",
+    "gene_list": "data.gene_list",
+    "target": "data.target",
+    "allow_patient_overlap": "data.allow_patient_overlap",
+    "gene_aliases": "data.gene_aliases",
+    "duplicate_genes": "data.duplicate_genes",
+    "denoiser": "denoiser.name",
+    "n_layers": "denoiser.n_layers",
+    "n_heads": "denoiser.n_heads",
+    "hidden_channels": "denoiser.hidden_channels",
+    "n_neighbors": "graph.n_neighbors",
+    "prior": "flow.prior",
+    "sampler": "flow.sampler",
+    "n_sample_steps": "flow.n_sample_steps",
+    "batch_size": "train.batch_size",
+    "max_spots_per_batch": "train.max_spots_per_batch",
+    "epochs": "train.epochs",
+    "lr": "train.lr",
+    "members": "train.members",
+    "seed": "train.seed",
+    "folds": "train.folds",
+    "device": "train.device",
+}
+
+
 def load_config(
     file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Config:

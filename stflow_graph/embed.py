@@ -18,6 +18,7 @@ import torch
 
 from stflow_graph import __version__
 from stflow_graph.data.places import patch_centres
+from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, plain
@@ -195,6 +196,40 @@ def embed_file(
     return Embedded(source.stem, target, len(patches), n_blank, False)
 
 
+def embed_slide(
+    slide: Slide,
+    encoder: Encoder,
+    settings: EmbedSettings = EmbedSettings(),
+    *,
+    progress: Progress | None = None,
+) -> Slide:
+    """Return a slide with the embeddings of its patches, as :func:`embed_file` would write them.
+
+    Raises:
+        BadInput: the slide has no patches, or they cannot be used.
+    """
+    patches, rows = slide.patches, np.arange(len(slide))
+    report = None if progress is None else partial(progress, slide.name)
+    if patches is None:
+        fix = "Slide.from_hest reads a patch file, Slide.from_anndata takes patches="
+        raise BadInput(slide.file or slide.name, "patches", plain("none"), "patches", fix)
+    if isinstance(patches, np.ndarray):
+        if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
+            found = plain(f"{patches.shape} {patches.dtype}")
+            raise BadInput(slide.file, "patches", found, "(N, height, width, 3) uint8")
+        size = settings.batch_size
+        parts = (patches[start : start + size] for start in range(0, len(patches), size))
+        encoded = list(_encode(parts, len(patches), encoder, settings, report))
+    else:
+        with open_patches(patches) as file, _readers(settings.workers) as pool:
+            batches = _batches(file, settings, pool)
+            encoded = list(_encode(batches, len(file), encoder, settings, report))
+            place = {barcode: i for i, barcode in enumerate(file.barcodes)}
+        rows = np.array([place[barcode] for barcode in slide.barcodes])
+    x = np.concatenate([x for x, _ in encoded])[rows]
+    return dataclasses.replace(slide, x=x, encoder=encoder.name)
+
+
 def _complete(target: Path, attrs: Mapping[str, object]) -> int:
     """Return the number of blank patches of a target that is what would be written."""
     stored = read_attrs(target)
@@ -219,26 +254,41 @@ def _write(
     attrs: Mapping[str, object],
     progress: Progress | None,
 ) -> int:
-    device, dtype = torch.device(settings.device), settings.dtype()
-    encoder.to(device)
-    done = n_blank = 0
+    report = None if progress is None else partial(progress, patches.path.stem)
+    n_blank = 0
     with write_embeddings(target, patches.barcodes, patches.coords, encoder.width, attrs) as writer:
-        for images in batches:
-            flat = images.reshape(len(images), -1)
-            n_blank += int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
-            autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-            with torch.inference_mode(), autocast:
-                x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
-            if x.shape[1:] != (encoder.width,):
-                raise BadConfig(
-                    f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
-                )
-            writer.append(x.float().cpu().numpy())
-            done += len(images)
-            if progress:
-                progress(patches.path.stem, done, len(patches))
+        for x, blank in _encode(batches, len(patches), encoder, settings, report):
+            writer.append(x)
+            n_blank += blank
         writer.attrs["n_blank"] = n_blank
     return n_blank
+
+
+def _encode(
+    batches: Iterable[np.ndarray],
+    n: int,
+    encoder: Encoder,
+    settings: EmbedSettings,
+    report: Callable[[int, int], None] | None,
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the embeddings ``[B, F]`` of each batch and how many of its patches are blank."""
+    device, dtype = torch.device(settings.device), settings.dtype()
+    encoder.to(device)
+    done = 0
+    for images in batches:
+        flat = images.reshape(len(images), -1)
+        n_blank = int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
+        autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+        with torch.inference_mode(), autocast:
+            x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
+        if x.shape[1:] != (encoder.width,):
+            raise BadConfig(
+                f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
+            )
+        yield x.float().cpu().numpy(), n_blank
+        done += len(images)
+        if report:
+            report(done, n)
 
 
 @contextlib.contextmanager

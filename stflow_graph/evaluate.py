@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,10 +20,11 @@ from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, find_datasets
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
-from stflow_graph.io.expression import read_expression
+from stflow_graph.io.cells import printable
+from stflow_graph.io.expression import Expression, expression_of, read_expression
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import CENTRE
-from stflow_graph.io.predictions import Prediction, read_prediction
+from stflow_graph.io.predictions import Prediction, prediction_of, read_prediction
 from stflow_graph.report import render_report
 from stflow_graph.scores import (
     CEILING,
@@ -33,10 +34,12 @@ from stflow_graph.scores import (
     as_csv,
     as_json,
     make_table,
-    printable,
     rng_for,
     score_slide,
 )
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +90,13 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise BadInput(out, "output", plain("a file"), "a folder")
     report("reading")
-    given = _read_predictions(predictions)
+    files = _files(predictions)
+    given = _group([_Given(file, read_prediction(file), sha256(file)) for file in files])
     slides = [
-        _open_slide(label, models, Path(truth), matching, seed) for label, models in given.items()
+        _open_slide(label, models, *_read_truth(Path(truth), models, matching), seed)
+        for label, models in given.items()
     ]
-    protocols = _protocols(given.values())
-    notes = _mixed(protocols) + [note for slide in slides for note in _notes(slide)]
+    notes = _mixed(_protocols(given.values())) + [note for each in slides for note in _notes(each)]
     if baselines or slow_baselines:
         fitted: dict[TrainingSide, dict[str, Predictor]] = {}
         for slide, models in zip(slides, given.values(), strict=True):
@@ -100,21 +104,8 @@ def evaluate(
             side = _training_side(list(models.values()), source_dataroot, embed_dataroot)
             side = dataclasses.replace(side, genes=tuple(slide.genes), matching=matching)
             notes += _add_baselines(slide, side, fitted, slow_baselines, seed)
-    for slide in slides:
-        report(f"scoring {slide.name}")
-        score_slide(slide)
-    report("bootstrap")
-    rows, best = make_table(slides, n_bootstrap, seed)
-    evaluation = Evaluation(
-        slides[0].target,
-        slides,
-        rows,
-        best,
-        notes,
-        n_bootstrap,
-        seed,
-        out,
-        sorted({name for names in protocols.values() for name in names}),
+    evaluation = dataclasses.replace(
+        _scored(given, slides, notes, n_bootstrap, seed, report), out=out
     )
     report("report")
     html = render_report(evaluation)
@@ -124,15 +115,81 @@ def evaluate(
     return evaluation
 
 
+def evaluate_in_memory(
+    predictions: Sequence[AnnData],
+    truth: AnnData | Mapping[str, AnnData],
+    *,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Score predictions as :func:`evaluate` does, without files and without baselines.
+
+    Args:
+        predictions: what ``sample`` gave.
+        truth: raw counts measured on the only slide, or slide to raw counts.
+        n_bootstrap: resamples of the spots for the 95% intervals.
+        seed: of everything random.
+
+    Raises:
+        BadInput: data that cannot be used or do not belong together.
+    """
+    given = _group(
+        [
+            _Given(Path(f"prediction {i}"), prediction_of(adata, f"prediction {i}"), None)
+            for i, adata in enumerate(predictions)
+        ]
+    )
+    firsts = {label: next(iter(models.values())).prediction for label, models in given.items()}
+    if not isinstance(truth, Mapping):
+        truth = {prediction.slide: truth for prediction in firsts.values()}
+        if len(truth) > 1:
+            found = plain(f"one for slides {list(truth)[:3]}")
+            raise BadInput("truth", "slide", found, "slide to counts")
+    slides = []
+    for label, prediction in firsts.items():
+        name = prediction.slide
+        if name not in truth:
+            raise BadInput("truth", "slide", list(truth), f"counts of slide {name!r}")
+        expression = expression_of(
+            truth[name], f"truth of {name}", prediction.genes, least_share=_LEAST_GENES
+        )
+        slides.append(_open_slide(label, given[label], expression, None, seed))
+    notes = [note for slide in slides for note in _notes(slide)]
+    return _scored(given, slides, notes, n_bootstrap, seed, logger.debug)
+
+
+def _scored(
+    given: Mapping[str, Mapping[str, _Given]],
+    slides: list[SlideEvaluation],
+    notes: list[str],
+    n_bootstrap: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> Evaluation:
+    for slide in slides:
+        report(f"scoring {slide.name}")
+        score_slide(slide)
+    report("bootstrap")
+    rows, best = make_table(slides, n_bootstrap, seed)
+    protocols = sorted({name for names in _protocols(given.values()).values() for name in names})
+    return Evaluation(
+        slides[0].target, slides, rows, best, notes, n_bootstrap, seed, protocols=protocols
+    )
+
+
 # reading
 
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """A prediction, its file, and the parts of its provenance that evaluation relies on."""
+    """A prediction, its file, and the parts of its provenance that evaluation relies on.
+
+    Of one in memory ``path`` is what messages call it, and there is no hash.
+    """
 
     path: Path
     prediction: Prediction
+    sha256: str | None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -151,9 +208,10 @@ class _Given:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The provenance without NaN and infinities, which JSON lacks."""
+        """The provenance without NaN and infinities, which JSON lacks, and the file."""
         text = json.dumps(self.prediction.provenance)
-        return json.loads(text, parse_constant=lambda constant: None)
+        stored = json.loads(text, parse_constant=lambda constant: None)
+        return {**stored, "file": str(self.path), "sha256": self.sha256}
 
     @property
     def fold(self) -> int | None:
@@ -167,15 +225,18 @@ class _Given:
         return value or ""
 
 
-def _read_predictions(paths: Sequence[str | Path]) -> dict[str, dict[str, _Given]]:
-    """Return for each slide's label the prediction of each model."""
+def _files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(path.glob("*.h5ad")) if path.is_dir() else [path]
         if not inside:
             raise BadInput(path, "folder", plain("no .h5ad file"), "predictions")
         files += inside
-    given = [_Given(path, read_prediction(path)) for path in files]
+    return files
+
+
+def _group(given: Sequence[_Given]) -> dict[str, dict[str, _Given]]:
+    """Return for each slide's label the prediction of each model."""
     for each in given:
         check_name(each.prediction.slide, each.path, "slide")
         for name in ("dataset", "encoder"):  # they become parts of paths
@@ -186,7 +247,7 @@ def _read_predictions(paths: Sequence[str | Path]) -> dict[str, dict[str, _Given
             raise BadInput(each.path, "target", target, " or ".join(TARGETS))
         if target != wanted:
             fix = "evaluate each target in a run of its own"
-            raise BadInput(each.path, "target", target, f"{wanted!r} as in {files[0]}", fix)
+            raise BadInput(each.path, "target", target, f"{wanted!r} as in {given[0].path}", fix)
     names = _model_names(given)
     shared = {key[1] for key in {each.key for each in given}}
     qualified = len(shared) < len({each.key for each in given})
@@ -225,17 +286,28 @@ def _distinct(folders: set[Path]) -> dict[Path, str]:
     return {folder: "/".join(each) for folder, each in parts.items()}
 
 
+def _read_truth(
+    truth: Path, models: Mapping[str, _Given], matching: GeneMatching
+) -> tuple[Expression, Path]:
+    """Return the counts of the slide of these predictions, and their file."""
+    first = next(iter(models.values()))
+    file = _truth_file(truth, *first.key)
+    genes = first.prediction.genes
+    return read_expression(file, genes, matching=matching, least_share=_LEAST_GENES), file
+
+
 def _open_slide(
-    label: str, models: Mapping[str, _Given], truth: Path, matching: GeneMatching, seed: int
+    label: str,
+    models: Mapping[str, _Given],
+    expression: Expression,
+    file: Path | None,
+    seed: int,
 ) -> SlideEvaluation:
-    """Read a slide's truth and bring all its predictions to the same spots and genes."""
+    """Bring all predictions of a slide to the same spots and genes as its truth."""
     first = next(iter(models.values()))
     prediction = first.prediction
-    file = _truth_file(truth, *first.key)
-    expression = read_expression(
-        file, prediction.genes, matching=matching, least_share=_LEAST_GENES
-    )
-    rows, places = match_barcodes(prediction.barcodes, expression.barcodes, first.path, file)
+    measured = file or f"truth of {prediction.slide}"
+    rows, places = match_barcodes(prediction.barcodes, expression.barcodes, first.path, measured)
     if len(rows) < _FEWEST_SPOTS:
         found = plain(f"{len(rows)} spots with a truth")
         raise BadInput(first.path, "barcodes", found, f"at least {_FEWEST_SPOTS} to correlate")
@@ -246,7 +318,7 @@ def _open_slide(
     coords = prediction.coords[rows]
     if expression.coords is not None:
         centres = expression.coords[places]
-        coords = to_centres(coords, centres, file=first.path, other=file, stated=CENTRE).coords
+        coords = to_centres(coords, centres, file=first.path, other=measured, stated=CENTRE).coords
     means, samples = _aligned(models, barcodes, expression.genes)
     if expression.true_mean is not None and target == "log1p":
         means[TRUE_MEAN] = expression.true_mean[places]
@@ -262,7 +334,7 @@ def _open_slide(
         coords=coords,
         um_per_px=expression.um_per_px,
         truth=y,
-        truth_file=str(file),
+        truth_file=str(file or ""),
         ceiling=metrics.noise_ceiling(
             counts.toarray(),
             total,
@@ -275,10 +347,7 @@ def _open_slide(
         predictions=means,
         samples=samples,
         scores={},
-        provenance={
-            name: {**each.provenance, "file": str(each.path), "sha256": sha256(each.path)}
-            for name, each in models.items()
-        },
+        provenance={name: each.provenance for name, each in models.items()},
         absent_genes=expression.absent,
         matched_genes=expression.matched,
     )

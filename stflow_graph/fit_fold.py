@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch_geometric.data import Data
 
 from stflow_graph.build import build_context, build_denoiser
 from stflow_graph.calibration import Calibration, HeldOut
+from stflow_graph.checkpoint import Checkpoint
 from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
@@ -22,7 +24,7 @@ from stflow_graph.fit import EpochRecord, fit
 from stflow_graph.fit_flow import fit_spot_flow
 from stflow_graph.fit_ridge import choose_input_dropout, fit_linear_parts
 from stflow_graph.graph.tiles import in_tiles
-from stflow_graph.metrics import mean_of_defined
+from stflow_graph.metrics import mean_of_defined, none_if_nan
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.predict import pick_device, predict, slide_data
@@ -53,6 +55,32 @@ class FittedFold:
     best: list[EpochRecord]
     held_out: list[list[str]]
     validation_pearson: float
+
+    def checkpoint(
+        self, genes: Sequence[str], in_channels: int, provenance: Mapping[str, Any]
+    ) -> Checkpoint:
+        """Return what is kept of the fold.
+
+        Args:
+            genes: G names.
+            in_channels: F, embedding channels.
+            provenance: what is known of the data; how training went is added.
+        """
+        learned = {
+            "held_out_slides": sorted({name for names in self.held_out for name in names}),
+            "best_epochs": [record.epoch for record in self.best],
+            "validation_pearson": none_if_nan(self.validation_pearson),
+        }
+        return Checkpoint(
+            self.config,
+            list(genes),
+            in_channels,
+            self.normalisation,
+            self.weights,
+            {**provenance, **learned},
+            len(self.best),
+            self.calibration,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

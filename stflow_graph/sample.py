@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,20 @@ from stflow_graph import __version__
 from stflow_graph.calibration import Calibration
 from stflow_graph.checkpoint import Checkpoint, load_checkpoint
 from stflow_graph.config import Config
-from stflow_graph.data.slide import slide_of, um_per_px
+from stflow_graph.data.slide import Slide, slide_of, um_per_px
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
+from stflow_graph.io.patches import TOP_LEFT
+from stflow_graph.io.pictures import Picture, read_picture
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
 from stflow_graph.predict import check_samples, check_spots, pick_device, predict, slide_data
 from stflow_graph.stream import can_stream, stream
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,11 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """How to sample; None takes what the checkpoint was validated with."""
+    """How to sample; None takes what the checkpoint was validated with.
+
+    ``image`` is the H&E image that the prediction carries along, small, to be drawn on: a file, or
+    a folder of ``<slide>.jpg`` (or .png, .tif, .tiff).
+    """
 
     n_samples: int = 1
     seed: int = 0
@@ -49,6 +60,21 @@ class SampleSettings:
     fold: int | None = None
     device: str = "auto"
     tile_size: int | None = None
+    image: str | Path | None = None
+
+    def picture(self, slide: str) -> Picture | None:
+        """Return the slide's image made small, None if there is none.
+
+        Raises:
+            BadInput: not an image, or none of this slide in the folder.
+        """
+        if self.image is None:
+            return None
+        file = Path(self.image)
+        if file.is_dir():
+            found = [file / f"{slide}{ending}" for ending in _IMAGES]
+            file = next((each for each in found if each.is_file()), found[0])
+        return read_picture(file)
 
     def flow(self, config: Config) -> Config:
         """Return the checkpoint's configuration with these settings in place."""
@@ -172,46 +198,85 @@ def _sample_slide(
     overwrite: bool,
 ) -> Sampled:
     checkpoint = loaded.checkpoint
-    config = settings.flow(checkpoint.config)
     name, path = file.stem, out / f"{file.stem}.h5ad"
     device = pick_device(settings.device)
     with open_embeddings(file) as source:
-        _check_fit(source, checkpoint)
-        check_spots(len(source), config.graph.n_neighbors, file)
-        check_samples(config, settings.n_samples)
-        provenance = _provenance(loaded, config, source, settings, device)
+        check_fit(checkpoint, source, settings)
+        provenance = {
+            **prediction_provenance(checkpoint, name, settings, device),
+            "checkpoint_sha256": loaded.hash,
+            "embeddings_sha256": sha256(file),
+            "um_per_px": um_per_px(source.attrs),
+            "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
+        }
+        picture = settings.picture(name)
+        if picture is not None:
+            provenance["image_sha256"] = sha256(picture.file)
+            if source.attrs.get("convention") == TOP_LEFT:
+                logger.warning(
+                    "%s: its coords are corners of patches: spots are drawn half a patch off", file
+                )
         result = Sampled(name, len(source), loaded.fold, loaded.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, complete_before=True)
         calibration, drawn = checkpoint.calibration, settings.n_samples
         write_prediction_blocks(
             path,
-            _calibrated(_blocks(loaded, source, config, settings, device), calibration, file),
+            prediction_blocks(checkpoint, loaded.model(device), source, settings, device),
             source.barcodes,
             checkpoint.genes,
             source.coords,
             provenance=provenance,
             n_samples=drawn if drawn > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
+            picture=picture,
         )
     return result
 
 
-def _blocks(
-    loaded: _Loaded,
-    source: EmbeddingFile,
-    config: Config,
+def prediction_blocks(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    source: EmbeddingFile | Slide,
     settings: SampleSettings,
     device: torch.device,
 ) -> Iterator[Block]:
-    """Give the slide's prediction as the denoiser gives it."""
-    model, normalisation = loaded.model(device), loaded.checkpoint.normalisation
+    """Give a slide's prediction as the denoiser gives it, its samples calibrated.
+
+    Args:
+        checkpoint: what belongs to the denoiser.
+        model: the checkpoint's denoiser, on the device.
+        source: the slide, for which :func:`check_fit` has passed.
+        settings: number of samples, seed, sampler.
+        device: where to compute.
+
+    Raises:
+        BadInput: embeddings that cannot be read, or that make the prediction overflow.
+    """
+    blocks = _blocks(checkpoint, model, source, settings, device)
+    return _calibrated(blocks, checkpoint.calibration, _name_and_file(source)[1])
+
+
+def _name_and_file(source: EmbeddingFile | Slide) -> tuple[str, str]:
+    if isinstance(source, Slide):
+        return source.name, source.file or source.name
+    return source.path.stem, str(source.path)
+
+
+def _blocks(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    source: EmbeddingFile | Slide,
+    settings: SampleSettings,
+    device: torch.device,
+) -> Iterator[Block]:
+    config, normalisation = settings.flow(checkpoint.config), checkpoint.normalisation
     drawing = {"n_samples": settings.n_samples, "seed": settings.seed}
     if can_stream(model):
         yield from stream(
             model,
             source,
-            source.path.stem,
+            _name_and_file(source)[0],
             config,
             normalisation,
             device,
@@ -219,7 +284,7 @@ def _blocks(
             **drawing,
         )
         return
-    slide = slide_of(source)
+    slide = source if isinstance(source, Slide) else slide_of(source)
     data = slide_data(slide, config, normalisation).to(device)
     if settings.tile_size or device.type == "cpu":
         data = in_tiles(data, settings.tile_size)
@@ -228,7 +293,7 @@ def _blocks(
 
 
 def _calibrated(
-    blocks: Iterable[Block], calibration: Calibration | None, file: Path
+    blocks: Iterable[Block], calibration: Calibration | None, file: str
 ) -> Iterator[Block]:
     """Give the blocks with their samples spread as they should."""
     for rows, mean, samples in blocks:
@@ -241,43 +306,46 @@ def _calibrated(
         yield Block(rows, mean, samples)
 
 
-def _check_fit(source: EmbeddingFile, checkpoint: Checkpoint) -> None:
-    width, wanted = source.width, checkpoint.config.data.encoder
-    # a converted checkpoint need not name its encoder
-    encoder = wanted if source.encoder is None else source.encoder
-    if width != checkpoint.in_channels or (wanted and encoder != wanted):
+def check_fit(
+    checkpoint: Checkpoint, source: EmbeddingFile | Slide, settings: SampleSettings
+) -> None:
+    """Refuse a slide or settings that do not fit a checkpoint.
+
+    Raises:
+        BadConfig: embeddings of another encoder or width, or samples of a regression.
+        BadInput: too few spots.
+    """
+    config, (_, file) = checkpoint.config, _name_and_file(source)
+    wanted = config.data.encoder
+    encoder = source.encoder or wanted  # a foreign file need not say, nor a converted checkpoint
+    if source.width != checkpoint.in_channels or (wanted and encoder != wanted):
         fix = f" Fix: embed the patches with --encoder {wanted}" if wanted else ""
         raise BadConfig(
-            f"{source.path}: embeddings: found encoder {encoder!r} with {width} channels, "
+            f"{file}: embeddings: found encoder {encoder!r} with {source.width} channels, "
             f"expected the checkpoint's {wanted!r} with {checkpoint.in_channels}.{fix}"
         )
+    check_spots(len(source), config.graph.n_neighbors, file)
+    check_samples(config, settings.n_samples)
 
 
-def _provenance(
-    loaded: _Loaded,
-    config: Config,
-    source: EmbeddingFile,
-    settings: SampleSettings,
-    device: torch.device,
+def prediction_provenance(
+    checkpoint: Checkpoint, slide: str, settings: SampleSettings, device: torch.device
 ) -> dict[str, Any]:
-    trained = loaded.checkpoint.provenance
+    """Return what a prediction says of its origin, but for the hashes of files."""
+    trained, config = checkpoint.provenance, settings.flow(checkpoint.config)
     return {
-        "slide": source.path.stem,
+        "slide": slide,
         "dataset": trained.get("dataset"),
         "target": config.data.target,
         "encoder": config.data.encoder,
         "denoiser": config.denoiser.name,
         "objective": config.train.objective,
-        "fold": loaded.fold,
+        "fold": trained.get("fold"),
         "protocol": trained.get("protocol"),
         "train_slides": trained.get("train_slides", []),
         "source_dataroot": trained.get("source_dataroot"),
         "embed_dataroot": trained.get("embed_dataroot"),
         "gene_list": config.data.gene_list,
-        "checkpoint_sha256": loaded.hash,
-        "embeddings_sha256": sha256(source.path),
-        "um_per_px": um_per_px(source.attrs),
-        "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
         "seed": settings.seed,
         "n_samples": settings.n_samples,
         "n_sample_steps": config.flow.n_sample_steps,

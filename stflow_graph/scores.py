@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import scipy
 import scipy.sparse as sp
 import sklearn
@@ -19,12 +20,12 @@ import sklearn
 from stflow_graph import __version__, metrics
 from stflow_graph.baselines import DARKNESS, NAMES
 from stflow_graph.io.atomic import sha256
+from stflow_graph.io.cells import safe_cell
 from stflow_graph.metrics import mean_of_defined, none_if_nan
 
 Kind = Literal["model", "baseline", "reference"]
 CEILING = "noise ceiling"
 TRUE_MEAN = "true mean (simulator)"
-_FORMULA = ("=", "+", "-", "@")
 OTHERS = (
     "spearman",
     "mse",
@@ -79,7 +80,7 @@ class SlideEvaluation:
         coords: ``[N, 2]`` level-0 pixels (x, y).
         um_per_px: micrometres per pixel, None if unknown.
         truth: ``[N, G]`` in the units of the target.
-        truth_file: where it was read.
+        truth_file: where it was read, "" if it was in memory.
         ceiling: ``[G]`` noise ceiling of the Pearson correlation.
         moran: ``[G]`` Moran's I of the truth.
         n_predicted: spots that were predicted; those beyond N have no truth.
@@ -163,7 +164,7 @@ class Evaluation:
         notes: sentences on what was left out, and why.
         n_bootstrap: resamples behind each interval.
         seed: of the resamples, the thinning and the baselines.
-        out: folder of ``metrics.json``, ``metrics.csv`` and ``report.html``.
+        out: folder of ``metrics.json``, ``metrics.csv`` and ``report.html``; None if not written.
         protocols: names of what was measured, see ``data.protocol``; none of foreign predictions.
     """
 
@@ -174,8 +175,23 @@ class Evaluation:
     notes: list[str]
     n_bootstrap: int
     seed: int
-    out: Path
+    out: Path | None = None
     protocols: list[str] = dataclasses.field(default_factory=list)
+
+    def table(self) -> pd.DataFrame:
+        """Return one row a model, baseline and reference: the mean PCC and the other metrics."""
+        columns = {
+            row.name: {
+                "kind": row.kind,
+                "pearson": row.mean,
+                "low": row.interval[0],
+                "high": row.interval[1],
+                "of_ceiling": row.of_ceiling,
+                **row.others,
+            }
+            for row in self.rows
+        }
+        return pd.DataFrame.from_dict(columns, orient="index")
 
 
 def score_slide(slide: SlideEvaluation) -> None:
@@ -362,7 +378,7 @@ def _slide_protocol(slide: SlideEvaluation) -> dict[str, Any]:
         "held_out": slide.held_out,
         "name": first.get("protocol"),
         "truth": slide.truth_file,
-        "truth_sha256": sha256(slide.truth_file),
+        "truth_sha256": sha256(slide.truth_file) if slide.truth_file else None,
         "gene_list": first.get("gene_list"),
         "n_genes": len(slide.genes),
         "absent_genes": slide.absent_genes,
@@ -425,18 +441,7 @@ def as_csv(evaluation: Evaluation) -> str:
                 known = [score.per_gene.get(name) for name in columns]
                 values = [np.nan if value is None else value[i] for value in known]
                 values += [slide.moran[i], slide.ceiling[i]]
-                names = [_cell(name) for name in (slide.name, model, gene)]
+                names = [safe_cell(name) for name in (slide.name, model, gene)]
                 numbers = [f"{value:.6g}" if np.isfinite(value) else "" for value in values]
                 table.writerow([*names, len(slide), *numbers])
     return text.getvalue()
-
-
-def _cell(name: str) -> str:
-    """Return a name that no spreadsheet runs as a formula."""
-    name = printable(name)
-    return f"'{name}" if name.startswith(_FORMULA) else name
-
-
-def printable(name: str) -> str:
-    """Return a name from a file with its control characters spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

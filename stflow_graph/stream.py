@@ -20,6 +20,7 @@ from torch_geometric.data import Data
 from stflow_graph.build import build_graph
 from stflow_graph.config import Config
 from stflow_graph.data.normalise import Moments, Normalisation
+from stflow_graph.data.slide import Slide
 from stflow_graph.errors import OutOfMemory
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.graph.tiles import CACHE_SIZED, SpatialTiles, Tiles
@@ -51,7 +52,7 @@ def can_stream(model: nn.Module) -> bool:
 @torch.inference_mode()
 def stream(
     model: nn.Module,
-    source: EmbeddingFile,
+    source: EmbeddingFile | Slide,
     slide: str,
     config: Config,
     normalisation: Normalisation,
@@ -65,7 +66,7 @@ def stream(
 
     Args:
         model: a denoiser for which :func:`can_stream` holds, in eval mode, on the device.
-        source: the slide's embeddings.
+        source: the slide's embeddings, on disk or in memory.
         slide: the slide's name, for the noise.
         config: graph, prior, sampler and number of steps.
         normalisation: scaling of input and output.
@@ -112,7 +113,7 @@ class _Reader:
     """A slide's scaled embeddings in blocks on a device, as often as wanted."""
 
     def __init__(
-        self, source: EmbeddingFile, normalisation: Normalisation, device: torch.device
+        self, source: EmbeddingFile | Slide, normalisation: Normalisation, device: torch.device
     ) -> None:
         self.source, self.device = source, device
         self._kept: list[tuple[slice, np.ndarray]] | None = None

@@ -215,23 +215,9 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
                 report(Progress(inputs.dataset, fold.index, folder, member, last))
 
         fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
-    provenance |= {
-        "held_out_slides": sorted({name for names in fitted.held_out for name in names}),
-        "best_epochs": [record.epoch for record in fitted.best],
-        "validation_pearson": none_if_nan(fitted.validation_pearson),
-    }
-    write_json(folder / "provenance.json", provenance)
+    checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
+    write_json(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
-    checkpoint = Checkpoint(
-        fitted.config,
-        genes,
-        inputs.slides[0].x.shape[1],
-        fitted.normalisation,
-        fitted.weights,
-        provenance,
-        len(fitted.best),
-        fitted.calibration,
-    )
     save_checkpoint(folder / "checkpoint", checkpoint)
     tests = [_load(sample, config, genes, inputs.matching) for sample in fold.test]
     pearson, of_slides = _score_test(checkpoint, tests)
@@ -299,6 +285,13 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
+        **surroundings(config),
+    }
+
+
+def surroundings(config: Config) -> dict[str, Any]:
+    """Return what beside the data decides a training run: seed, device, threads, versions."""
+    return {
         "seed": config.train.seed,
         "threads": torch.get_num_threads(),
         "device": str(pick_device(config.train.device)),

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+from PIL import Image
 from toy import GENES
 
-from stflow_graph.io.predictions import read_prediction
+from stflow_graph.io.expression import write_expression
+from stflow_graph.io.pictures import read_picture
+from stflow_graph.io.predictions import read_prediction, write_prediction
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 
 CONTENDERS = {
@@ -163,3 +167,29 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     made = [file.stat().st_mtime_ns for file in runs]
     assert script("accuracy.py", *arguments) == out
     assert [file.stat().st_mtime_ns for file in runs] == made
+
+
+def test_squidpy_draws_a_prediction_beside_the_truth(tmp_path):
+    pytest.importorskip("squidpy", reason="needs pip install .[scanpy]")
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "he.png")
+    coords = np.array([[x, y] for x in (300, 500, 700) for y in (350, 550)])
+    counts = np.arange(12).reshape(6, 2)
+    barcodes = list("abcdef")
+    write_expression(
+        tmp_path / "counts.h5ad", sp.csr_matrix(counts), barcodes, ["G0", "G1"], coords, um_per_px=1
+    )
+    write_prediction(
+        tmp_path / "A.h5ad",
+        np.log1p(counts),
+        barcodes,
+        ["G0", "G1"],
+        coords,
+        provenance={"slide": "A", "target": "log1p"},
+        expected_pearson=np.array([0.2, 0.3]),
+        picture=read_picture(tmp_path / "he.png"),
+    )
+    files = (tmp_path / name for name in ("A.h5ad", "counts.h5ad", "out.png"))
+    script("squidpy_picture.py", *files)
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size[0] > 1000

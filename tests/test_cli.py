@@ -66,6 +66,13 @@ def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
     )
     assert code == 0, err
     assert json.loads((run / "results_kfold.json").read_text())["pearson_corrs"]
+    code, out, err = cli(
+        "export", predictions[0], "--to", tmp_path / "out.csv", "--genes", "no", "nope"
+    )
+    assert (code, err.count("\n")) == (3, 1)
+    assert "2 of 2 genes absent" in err
+    code, out, err = cli("export", predictions[0], "--to", tmp_path / "out.csv")
+    assert (code, out) == (0, f"{tmp_path / 'out.csv'}: 30 spots x 50 genes written\n")
     metrics = (run / "eval" / "metrics.json").read_text()
     for name in ("graph", "ridge", "darkness"):
         assert name in metrics

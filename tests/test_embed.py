@@ -5,8 +5,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from real import BENCH, EMBEDDINGS, needs_real_slides
 from torch import nn
 
@@ -208,3 +210,25 @@ def test_real_patches_give_the_stored_embeddings(tmp_path, slide):
     x = read_embeddings(tmp_path / "out.h5").x
     cosine = (x * stored).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(stored, axis=1)
     assert cosine.mean() >= 0.999
+
+
+def test_the_steps_of_hests_reader_work_on_our_files(tmp_path):
+    """As its benchmark does: all keys, barcodes flattened to str, slides joined key by key."""
+    slides = []
+    for seed, n in enumerate((7, 12)):  # b10 and b11 are wider than b0
+        write(tmp_path / f"p{seed}.h5", n, seed)
+        target = tmp_path / f"e{seed}.h5"
+        embed_file(tmp_path / f"p{seed}.h5", target, toy_encoder(), EmbedSettings())
+        with h5py.File(target, "r") as file:
+            slides.append({key: file[key][:] for key in file})
+        counts = AnnData(np.zeros((n, 1)), obs=pd.DataFrame(index=[f"b{i}" for i in range(n)]))
+        assets = slides[-1]
+        assert assets["barcodes"].shape == (n, 1)
+        assert assets["barcodes"].dtype.kind == "S"
+        barcodes = assets["barcodes"].flatten().astype(str).tolist()
+        assert list(counts[barcodes].obs_names) == list(counts.obs_names)
+    joined = {key: np.concatenate([each[key] for each in slides], axis=0) for key in slides[0]}
+    assert joined["embeddings"].shape == (19, 6)
+    assert joined["embeddings"].dtype == np.float32
+    assert joined["coords"].shape == (19, 2)
+    assert np.issubdtype(joined["coords"].dtype, np.integer)

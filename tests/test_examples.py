@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -46,3 +47,10 @@ def test_layers_of_pyg_through_the_configuration(train, file, name):
     layer = train("--config", file)
     assert type(layer.layer).__name__ == name
     assert layer.layer.heads == 4
+
+
+def test_the_stages_in_memory(capsys):
+    runpy.run_path(str(EXAMPLES / "notebook_api.py"))
+    out = capsys.readouterr().out
+    assert "AnnData object with n_obs × n_vars = 36 × 50" in out
+    assert "noise ceiling" in out

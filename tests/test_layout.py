@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # a part may import parts of a lower rank, and itself
 RANKS = {
+    "api": 7,
+    "model": 6,
     "prepare": 5,
     "tissue_grid": 5,
     "cut_patches": 3,
@@ -21,6 +23,7 @@ RANKS = {
     "sample": 5,
     "evaluate": 5,
     "report": 5,
+    "export": 5,
     "compat": 5,
     "cut_slide": 4,
     "probe": 5,
@@ -32,6 +35,7 @@ RANKS = {
     "predict": 3,
     "stream": 4,
     "checkpoint": 3,
+    "model_card": 2,
     "build": 2,
     "scores": 3,
     "charts": 1,
@@ -68,6 +72,7 @@ ALLOWED = {
     ("calibration", "metrics"),
     ("fit", "predict"),
     ("nn", "graph"),
+    ("nn", "io"),
     ("config", "errors"),
     ("resolve", "errors"),
 }

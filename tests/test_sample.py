@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
+from PIL import Image
 from torch import nn
 from toy import CHANNELS, GENES, write_slide
 
@@ -17,7 +18,7 @@ from stflow_graph.embed import embed_file
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.io.embeddings import read_attrs
-from stflow_graph.io.expression import write_expression
+from stflow_graph.io.expression import read_h5ad, write_expression
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.sample import SampleSettings, sample
 from stflow_graph.train import train
@@ -258,3 +259,27 @@ def test_tiles_change_no_prediction_of_a_graph_in_every_step(cohort, tmp_path, m
         found.append(read_prediction(tmp_path / str(size) / "A.h5ad").samples)
     assert sizes == [None, 5]
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_the_image_goes_with_the_prediction(run, cohort, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (700, 800, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "A.png")
+    files = [cohort.embedding("A")]
+    with h5py.File(files[0], "r+") as file:
+        file["coords"][...] = file["coords"][()] + 20
+    sample(run, files, tmp_path / "out")
+    for image in (tmp_path / "images", tmp_path / "images" / "A.png"):
+        told = sample(run, files, tmp_path / "out", SampleSettings(image=image))
+        assert told[0].complete_before == (image.suffix == ".png")  # the same image either way
+        library = read_h5ad(told[0].path).uns["spatial"]["A"]
+        np.testing.assert_array_equal(library["images"]["hires"], pixels)
+        assert library["scalefactors"]["tissue_hires_scalef"] == 1
+        assert 45 < library["scalefactors"]["spot_diameter_fullres"] < 60
+    with pytest.raises(BadInput, match=r"B.jpg"):
+        sample(run, [cohort.embedding("B")], tmp_path / "out", SampleSettings(image=image.parent))
+    Image.fromarray(pixels[:100]).save(tmp_path / "images" / "A.png")
+    before = told[0].path.read_bytes()
+    with pytest.raises(BadInput, match="800 x 100 px.*spots outside"):
+        sample(run, files, tmp_path / "out", SampleSettings(image=image))
+    assert told[0].path.read_bytes() == before

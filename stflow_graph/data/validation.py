@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,23 +53,10 @@ def split_validation(
     return [
         (
             [
-                _take(slide, np.sort(np.concatenate(cut[:held_out] + cut[held_out + 1 :])))
+                slide.take(np.sort(np.concatenate(cut[:held_out] + cut[held_out + 1 :])))
                 for slide, cut in zip(slides, strips, strict=True)
             ],
-            [
-                _take(slide, np.sort(cut[held_out]))
-                for slide, cut in zip(slides, strips, strict=True)
-            ],
+            [slide.take(np.sort(cut[held_out])) for slide, cut in zip(slides, strips, strict=True)],
         )
         for held_out in outermost
     ]
-
-
-def _take(slide: Slide, rows: np.ndarray) -> Slide:
-    return dataclasses.replace(
-        slide,
-        x=slide.x[rows],
-        coords=slide.coords[rows],
-        barcodes=[slide.barcodes[i] for i in rows],
-        y=None if slide.y is None else slide.y[rows],
-    )

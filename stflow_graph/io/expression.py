@@ -90,10 +90,17 @@ def expression_of(
     matching: GeneMatching = DEFAULT_MATCHING,
     least_share: float = 1.0,
 ) -> Expression:
-    """Validate raw counts that are in memory; ``path`` is where they are from, for messages.
+    """Return the raw counts of an AnnData, validated as :func:`read_expression` does.
+
+    Args:
+        adata: spots x genes, raw counts in ``X``.
+        path: where it comes from, for messages.
+        genes: the genes to return, in this order; None returns all.
+        matching: how genes are found that the file names otherwise.
+        least_share: of the genes asked for that must be there.
 
     Raises:
-        BadInput: see :func:`read_expression`.
+        BadInput: as :func:`read_expression`.
     """
     barcodes, names = list(adata.obs_names), [str(name) for name in adata.var_names]
     check_unique(barcodes, path, "obs_names")
@@ -116,7 +123,7 @@ def expression_of(
         genes=found.genes,
         total=total,
         coords=spatial(adata, path),
-        um_per_px=_um_per_px(adata),
+        um_per_px=um_per_px_of(adata),
         true_mean=_true_mean(adata, found),
         absent=found.absent,
         matched=found.how,
@@ -224,7 +231,8 @@ def spatial(adata: anndata.AnnData, path: str | Path) -> np.ndarray | None:
     return check_coords(np.asarray(adata.obsm["spatial"]), path, "obsm['spatial']", adata.n_obs)
 
 
-def _um_per_px(adata: anndata.AnnData) -> float | None:
+def um_per_px_of(adata: anndata.AnnData) -> float | None:
+    """Return the micrometres per pixel that ``uns`` tells, None if it does not."""
     for key in ("um_per_px", "pixel_size_um_estimated"):
         value = adata.uns.get(key)
         if value is not None and np.ndim(value) == 0 and np.isfinite(float(value)):

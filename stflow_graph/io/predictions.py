@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -16,6 +16,10 @@ from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
 from stflow_graph.io.hdf5 import check_unique, open_h5
+from stflow_graph.io.pictures import Picture
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
@@ -79,6 +83,7 @@ def write_prediction(
     provenance: Mapping[str, Any],
     samples: np.ndarray | None = None,
     expected_pearson: np.ndarray | None = None,
+    picture: Picture | None = None,
 ) -> None:
     """Write a prediction that is in memory; arguments as of :func:`write_prediction_blocks`.
 
@@ -91,6 +96,7 @@ def write_prediction(
         provenance: JSON-like values.
         samples: ``[S, N, G]`` or None.
         expected_pearson: ``[G]`` or None.
+        picture: the slide's image, or None.
 
     Raises:
         ValueError: as :func:`write_prediction_blocks`.
@@ -104,6 +110,7 @@ def write_prediction(
         provenance=provenance,
         n_samples=0 if samples is None else len(samples),
         expected_pearson=expected_pearson,
+        picture=picture,
     )
 
 
@@ -117,6 +124,7 @@ def write_prediction_blocks(
     provenance: Mapping[str, Any],
     n_samples: int = 0,
     expected_pearson: np.ndarray | None = None,
+    picture: Picture | None = None,
 ) -> None:
     """Write a prediction atomically, block by block as they come.
 
@@ -133,24 +141,14 @@ def write_prediction_blocks(
         n_samples: S of every block; 0 where there are none.
         expected_pearson: ``[G]`` what the model scored on held-out training slides, stored as
             ``var["expected_pearson"]``.
+        picture: the slide's image, stored in ``uns["spatial"][<slide>]``, or None.
 
     Raises:
+        BadInput: spots outside the picture's image.
         ValueError: a value is not finite, rows are missing, or the provenance lacks a name.
         StorageFailed: the disk is full; nothing is left at the path, or what was there before.
     """
-    import anndata
-
-    if not {"slide", "target"} <= provenance.keys():
-        raise ValueError("provenance must name slide and target")
-    adata = anndata.AnnData(
-        obs=pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
-        var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
-    )
-    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
-    if expected_pearson is not None:
-        adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
-    text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
-    adata.uns[KEY] = {"format": FORMAT, "provenance": text}
+    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
     layers = [f"layers/sample_{i}" for i in range(n_samples)]
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
@@ -173,6 +171,59 @@ def write_prediction_blocks(
                 n_written += len(mean)
             if n_written != len(barcodes):
                 raise ValueError(f"{path}: {n_written} of {len(barcodes)} rows were given")
+
+
+def prediction_anndata(
+    blocks: Iterable[Block],
+    barcodes: Sequence[str],
+    genes: Sequence[str],
+    coords: np.ndarray,
+    *,
+    provenance: Mapping[str, Any],
+    n_samples: int = 0,
+    expected_pearson: np.ndarray | None = None,
+    picture: Picture | None = None,
+) -> AnnData:
+    """Return in memory what :func:`write_prediction_blocks` would write; arguments as there."""
+    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
+    names = [f"sample_{i}" for i in range(n_samples)] + (["std"] if n_samples else [])
+    values = {name: np.full(adata.shape, np.nan, np.float32) for name in ("X", *names)}
+    for rows, mean, samples in blocks:
+        values["X"][rows] = mean
+        if samples is not None:
+            for name, sample in zip(names, samples, strict=False):
+                values[name][rows] = sample
+            values["std"][rows] = samples.std(axis=0, dtype=np.float64)
+    adata.X = values.pop("X")
+    for name, matrix in values.items():
+        adata.layers[name] = matrix
+    return adata
+
+
+def _without_values(
+    barcodes: Sequence[str],
+    genes: Sequence[str],
+    coords: np.ndarray,
+    provenance: Mapping[str, Any],
+    expected_pearson: np.ndarray | None,
+    picture: Picture | None,
+) -> AnnData:
+    import anndata
+
+    if not {"slide", "target"} <= provenance.keys():
+        raise ValueError("provenance must name slide and target")
+    adata = anndata.AnnData(
+        obs=pd.DataFrame(index=pd.Index(barcodes, dtype=object)),
+        var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
+    )
+    adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
+    if expected_pearson is not None:
+        adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
+    if picture is not None:
+        adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
+    text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
+    adata.uns[KEY] = {"format": FORMAT, "provenance": text}
+    return adata
 
 
 def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:
@@ -223,7 +274,19 @@ def read_prediction(path: str | Path) -> Prediction:
     Raises:
         BadInput: not such a file, or values that are not finite.
     """
-    adata = read_h5ad(path)
+    return prediction_of(read_h5ad(path), path)
+
+
+def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
+    """Return a prediction that is an AnnData, validated as :func:`read_prediction` does.
+
+    Args:
+        adata: what ``sample`` gave.
+        path: where it comes from, for messages.
+
+    Raises:
+        BadInput: as :func:`read_prediction`.
+    """
     stored = adata.uns.get(KEY)
     text = stored.get("provenance") if isinstance(stored, Mapping) else None
     provenance = _provenance(path, text, adata.uns)

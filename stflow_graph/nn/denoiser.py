@@ -24,11 +24,12 @@ from stflow_graph.nn.denoiser_block import (
 )
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 from stflow_graph.nn.linear_part import LinearPart
+from stflow_graph.nn.pretrained import Pretrained, plain_arguments
 from stflow_graph.nn.spot_flow import Condition, Flow, SpotFlow
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
 
-class GraphDenoiser(nn.Module):
+class GraphDenoiser(Pretrained):
     r"""Predicts expression y₁ from a noised y_t, patch embeddings and the spatial graph.
 
     Layers share the published model's plan (Huang et al., ICML 2025): states
@@ -110,6 +111,7 @@ class GraphDenoiser(nn.Module):
         conv: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        self.arguments = plain_arguments(locals())
         if global_attention is not None and global_attention not in GLOBAL_ATTENTIONS:
             kinds = ", ".join(GLOBAL_ATTENTIONS)
             raise ValueError(f"unknown global attention {global_attention!r}; {kinds} or None")

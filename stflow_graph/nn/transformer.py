@@ -22,6 +22,7 @@ from stflow_graph.graph.published import (
 )
 from stflow_graph.nn.checks import check_edges, check_positions, check_spots
 from stflow_graph.nn.gene_head import GeneHead
+from stflow_graph.nn.pretrained import Pretrained, plain_arguments
 from stflow_graph.nn.swiglu import SwiGLU
 from stflow_graph.nn.time_embedding import TimeEmbedding
 
@@ -29,7 +30,7 @@ from stflow_graph.nn.time_embedding import TimeEmbedding
 _SIGNS = ((-1.0, -1.0, 1.0), (-1.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 1.0))
 
 
-class TransformerDenoiser(nn.Module):
+class TransformerDenoiser(Pretrained):
     r"""Predicts expression y₁ from a noised y_t, patch embeddings and positions.
 
     :math:`h = W x + τ(t)` passes L blocks, each of which also replaces y; the output is the mean
@@ -68,6 +69,7 @@ class TransformerDenoiser(nn.Module):
         attn_dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        self.arguments = plain_arguments(locals())
         if hidden_channels % n_heads or edge_channels % n_heads:
             raise ValueError(
                 f"n_heads must divide hidden_channels and edge_channels, got {n_heads} and "

@@ -1,0 +1,16 @@
+"""Text from files in tables: nothing that a terminal obeys or a spreadsheet runs."""
+
+from __future__ import annotations
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def safe_cell(name: str) -> str:
+    """Return a name that no spreadsheet runs as a formula."""
+    name = printable(name)
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+def printable(name: str) -> str:
+    """Return a name from a file with its control characters spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -1,0 +1,141 @@
+"""The model card of a trained model: data, scores, limits, licences, and how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stflow_graph.config import Config
+from stflow_graph.encoders import ENCODERS
+
+_USE = """
+## How to use
+
+```python
+from stflow_graph import Slide, SlideModel
+model = SlideModel.from_pretrained("OWNER/NAME")  # or this folder
+slide = Slide.from_hest("ROOT", "SLIDE", embed_dataroot="EMB", encoder={encoder})
+prediction = model.predict(slide)  # an AnnData: spots x genes, {target}
+```
+
+Or `stflow-graph sample FOLDER EMBEDDINGS --out PREDICTIONS`. Embeddings must come from the encoder
+named above, of patches of the same size in µm as in training.
+"""
+_LIMITS = """
+## Intended use and limits
+
+For research only, not for diagnosis. The model knows the genes, tissue, stain and scanner of its
+training slides; a slide from another laboratory may do worse. The validation score is optimistic,
+as held-out training slides chose the epoch. Look at the score of each gene before you rely on it.
+"""
+
+
+def model_card(
+    config: Config,
+    genes: Sequence[str],
+    in_channels: int,
+    n_members: int,
+    provenance: Mapping[str, Any],
+    pearson: np.ndarray | None,
+    licence: str | None = None,
+) -> str:
+    """Return the Markdown of ``README.md``, with the metadata that the hub reads at its head.
+
+    Args:
+        config: of the training run.
+        genes: G names.
+        in_channels: channels of the embeddings.
+        n_members: denoisers whose mean is taken.
+        provenance: what ``train`` knew of the data, and what it found.
+        pearson: ``[G]`` PCC of each gene on held-out training slides, None if not known.
+        licence: of the weights, as the hub spells it; None leaves it to be named.
+    """
+    where = "" if provenance.get("fold") is None else f", fold {provenance['fold']}"
+    data = provenance.get("dataset")
+    trained = f" of {_cell(data)}{where}" if data else ""
+    return (
+        _metadata(config, licence)
+        + f"# {config.denoiser.name} denoiser{trained}\n\n"
+        + "Predicts log expression of spots from embeddings of H&E patches.\n\n"
+        + _table(config, genes, in_channels, n_members, provenance)
+        + _USE.format(encoder=json.dumps(config.data.encoder), target=config.data.target)
+        + _LIMITS
+        + _trust(genes, pearson)
+        + _licences(config.data.encoder, licence)
+    )
+
+
+def _metadata(config: Config, licence: str | None) -> str:
+    tags = ["spatial-transcriptomics", "gene-expression", "histology", "pathology"]
+    tags += ["flow-matching", f"encoder:{config.data.encoder}"]
+    lines = ["library_name: stflow_graph", "pipeline_tag: graph-ml"]
+    lines += [f"license: {json.dumps(licence)}"] if licence else []
+    lines += ["metrics:", "- pearsonr", "tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _table(
+    config: Config,
+    genes: Sequence[str],
+    in_channels: int,
+    n_members: int,
+    provenance: Mapping[str, Any],
+) -> str:
+    score = provenance.get("validation_pearson")
+    slides = [str(name) for name in provenance.get("train_slides") or []]
+    tested = [str(name) for name in provenance.get("test_slides") or []]
+    rows = {
+        "protocol": provenance.get("protocol") or "not known",
+        "denoiser": config.denoiser.name,
+        "encoder": f"{config.data.encoder or 'not known'} ({in_channels} channels)",
+        "target": config.data.target,
+        "genes": f"{len(genes)} ({config.data.gene_list or 'a list of its own'})",
+        "trained on": ", ".join(slides) or "not known",
+        "never seen in training": ", ".join(tested) or "not known",
+        "validation PCC": "none" if score is None else f"{score:.3f}",
+        "members": n_members,
+        "seed": config.train.seed,
+        "version": provenance.get("version"),
+    }
+    body = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    return f"| | |\n|---|---|\n{body}\n"
+
+
+def _cell(value: object) -> str:
+    """Return a value that breaks neither the table nor the page."""
+    text = " ".join(str(value).split())
+    return "".join(f"\\{c}" if c in r"\|<>[]`" else c for c in text)
+
+
+def _trust(genes: Sequence[str], pearson: np.ndarray | None) -> str:
+    """Say which genes were predicted best and worst on slides held out of training."""
+    if pearson is None:
+        return ""
+    order = [i for i in np.argsort(-pearson, kind="stable") if np.isfinite(pearson[i])]
+    if not order:
+        return ""
+    best, worst = (
+        ", ".join(f"{_cell(genes[i])} {pearson[i]:.2f}" for i in part)
+        for part in (order[:5], order[-5:])
+    )
+    return (
+        "\n## Which genes to trust\n\n"
+        "PCC on training slides that the predicting member had not seen; all genes are in\n"
+        f"`calibration.csv`. Best: {best}. Worst: {worst}.\n"
+    )
+
+
+def _licences(encoder: str, licence: str | None) -> str:
+    weights = licence or "to be named by who publishes them"
+    known = ENCODERS.get(encoder)
+    terms = "see the page of its weights; many pathology encoders allow research only"
+    if known is not None:
+        terms = f"{known.licence}, {known.page}"
+    return (
+        f"\n## Licences\n\nThese weights: {weights}.\n"
+        f"The encoder {_cell(encoder)}, which is not part of this folder: {terms}.\n"
+        "The terms of the training slides and of the encoder bind what is learned from them.\n"
+    )

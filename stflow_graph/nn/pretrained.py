@@ -1,0 +1,157 @@
+"""Networks that save and load themselves: folders of safetensors and JSON, or the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
+from stflow_graph.io.state_dict import misfits, read_state_dict
+
+FORMAT = "stflow_graph.network/1"
+_CHECKPOINT = "stflow_graph.checkpoint/"
+_OURS = ("format", "network", "sha256")
+
+logger = logging.getLogger(__name__)
+
+
+def plain_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments from its ``locals()``, before it has others."""
+    return {name: value for name, value in values.items() if name not in ("self", "__class__")}
+
+
+class Pretrained(nn.Module):
+    """A network that knows the arguments it was made with.
+
+    ``config.json`` holds them flat, so that the hub's ``PyTorchModelHubMixin`` reads it too.
+
+    Attributes:
+        arguments: of the constructor, by name.
+    """
+
+    arguments: dict[str, Any]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` and a ``README.md``; an old folder goes.
+
+        Raises:
+            BadConfig: the network has a layer of one's own, which no JSON describes.
+        """
+        kind = type(self).__name__
+        made = [name for name, value in self.arguments.items() if callable(value)]
+        if made:
+            raise BadConfig(f"{kind}.save_pretrained: {made[0]} is a function, which JSON lacks")
+        with atomic_folder(folder) as temporary:
+            weights = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
+            save_file(weights, temporary / WEIGHTS)
+            content = {"format": FORMAT, "network": kind, **self.arguments}
+            hashes = {WEIGHTS: sha256(temporary / WEIGHTS)}
+            write_json(temporary / CONFIG, {**content, "sha256": hashes})
+            card = _CARD.format(kind=kind, module=type(self).__module__)
+            write_text(temporary / "README.md", card)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        member: int = 0,
+        **options: Unpack[HubOptions],
+    ) -> Self:
+        """Return a network in eval mode, of a folder or a repository of the hub.
+
+        It may be what ``save_pretrained`` wrote, or a trained model (``stflow_graph.SlideModel``,
+        a checkpoint folder of ``train``), of which one member is taken, without its scaling.
+
+        Args:
+            path_or_repo: see ``io.pretrained.fetch``.
+            member: which denoiser of a trained model.
+            **options: of the hub, see ``io.pretrained.HubOptions``.
+
+        Raises:
+            BadInput: no model there, or damaged files.
+            BadConfig: another kind of network, arguments or weights that do not fit.
+        """
+        folder = fetch(path_or_repo, **options)
+        file, content = folder / CONFIG, read_json(folder / CONFIG)
+        if not isinstance(content, dict):
+            raise BadConfig(f"{file}: found {type(content).__name__}, expected an object")
+        n_members = 1
+        if str(content.get("format", "")).startswith(_CHECKPOINT):
+            content, n_members = _of_member(cls.__name__, content, file, member, path_or_repo)
+        kind = content.get("network", cls.__name__)
+        if kind != cls.__name__:
+            raise BadConfig(f"{file}: found a {kind}, expected a {cls.__name__}")
+        arguments = {name: value for name, value in content.items() if name not in _OURS}
+        try:
+            network = cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise BadConfig(f"{file}: not the arguments of {kind}: {error}") from None
+        known = content.get("sha256", {}).get(WEIGHTS)
+        if known is not None and sha256(folder / WEIGHTS) != known:
+            found = plain("another hash")
+            raise BadInput(folder / WEIGHTS, "sha256", found, f"the one in {CONFIG}")
+        weights = read_state_dict(folder / WEIGHTS)
+        network.load_state_dict(_fitting(network, weights, folder, n_members, member))
+        return network.eval()
+
+    def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
+        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
+        return push(self.save_pretrained, repo_id, **options)
+
+
+def _of_member(
+    kind: str, content: dict[str, Any], file: Path, member: int, origin: str | Path
+) -> tuple[dict[str, Any], int]:
+    """Return what a checkpoint says of its network, and how many it has."""
+    n_members = int(content.get("n_members", 1))
+    loader = f"SlideModel.from_pretrained({str(origin)!r})"
+    if not isinstance(content.get("arguments"), dict):
+        raise BadConfig(
+            f"{file}: a trained model whose network cannot be made from arguments alone. "
+            f"Fix: {loader}"
+        )
+    if not 0 <= member < n_members:
+        raise BadConfig(f"{file}: member {member}: expected one of 0 to {n_members - 1}")
+    logger.info("%s: member %d of %d; %s has all", file.parent, member, n_members, loader)
+    flat = {**content["arguments"], "network": content.get("network", kind)}
+    return {**flat, "sha256": content.get("sha256", {})}, n_members
+
+
+def _fitting(
+    network: nn.Module, weights: dict[str, Tensor], folder: Path, n_members: int, member: int
+) -> dict[str, Tensor]:
+    if n_members > 1:
+        prefix = f"members.{member}."
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    problems = misfits(network.state_dict(), weights)
+    if problems:
+        raise BadConfig(f"{folder / WEIGHTS}: weights do not fit {CONFIG}: {problems}")
+    return weights
+
+
+_CARD = """---
+library_name: stflow_graph
+pipeline_tag: graph-ml
+tags:
+- spatial-transcriptomics
+- pytorch_model_hub_mixin
+---
+
+# {kind}
+
+The bare network: it takes scaled embeddings and gives scaled expression.
+
+```python
+from {module} import {kind}
+model = {kind}.from_pretrained("OWNER/NAME")
+y_1 = model(y_t, t, data)
+```
+"""
