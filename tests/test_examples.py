@@ -54,3 +54,9 @@ def test_the_stages_in_memory(capsys):
     out = capsys.readouterr().out
     assert "AnnData object with n_obs × n_vars = 36 × 50" in out
     assert "noise ceiling" in out
+
+
+def test_a_denoiser_put_together_by_hand(cohort, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["denoiser_by_hand.py", str(cohort.embedding("A"))])
+    runpy.run_path(str(EXAMPLES / "denoiser_by_hand.py"))
+    assert "36 spots, 50 genes" in capsys.readouterr().out

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from stflow_graph.config import load_config
+from stflow_graph.data.simulate import simulate_cohort
 from stflow_graph.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,16 +21,17 @@ def snippet(heading: str, language: str) -> str:
     return found[1]
 
 
-def test_the_python_lines_run(cohort):
-    code = re.sub(
-        r'load_slide\(".*?"\)',
-        f'load_slide("{cohort.embedding("A")}")',
-        snippet("In Python", "python"),
-    )
-    names: dict[str, object] = {}
+def test_the_python_lines_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    simulate_cohort("ROOT", n_slides=4, n_spots=36, seed=1)
+    code = snippet("In Python", "python").replace("epochs=30", "epochs=1, members=1")
+    for i in range(1, 5):
+        code = code.replace(f'"S{i}"', f'"S{i:02d}"')
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert isinstance(names["y_1"], torch.Tensor)
-    assert names["y_1"].shape == (36, 50)
+    assert names["prediction"].shape == (36, 50)
+    assert "noise ceiling" in names["scores"].index
+    assert repr(names["model"]).startswith("SlideModel(50 genes")
 
 
 def test_the_layer_of_ones_own_trains(cohort, tmp_path, monkeypatch):
