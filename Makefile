@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	bash benchmarks/demo.sh $(BIN)/stflow-graph $(DEMO)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu'
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

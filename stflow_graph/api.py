@@ -121,6 +121,7 @@ def train(
         "dataset": ", ".join(sorted({slide.dataset for slide in slides} - {""})) or None,
         "train_slides": [slide.name for slide in slides],
         "test_slides": [],
+        "protocol": f"{data.target} | {data.gene_list or 'genes given'} | no test slides",
         **surroundings(resolved),
     }
     return SlideModel(fitted.checkpoint(names, learned[0].width, provenance))

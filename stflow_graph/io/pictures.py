@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.images import open_image
 
 LONGEST_EDGE = 2000
-_STRIP_BYTES = 2**26
 # of the distance between spots, as on a Visium array: 55 of 100 µm
 _SPOT = 0.55
 
@@ -67,7 +65,7 @@ class Picture:
 
 
 def read_picture(path: str | Path, longest_edge: int = LONGEST_EDGE) -> Picture:
-    """Read an image and reduce it, strip by strip, by averaging squares of pixels.
+    """Read an image and reduce it by a whole number, from the fitting level of a pyramid.
 
     Args:
         path: what ``io.images.open_image`` opens.
@@ -77,11 +75,5 @@ def read_picture(path: str | Path, longest_edge: int = LONGEST_EDGE) -> Picture:
         BadInput: not such an image.
     """
     with open_image(path) as reader:
-        width, height = reader.size
-        factor = -(-max(width, height) // longest_edge)
-        rows = factor * max(1, _STRIP_BYTES // (3 * width * factor))
-        strips = []
-        for top in range(0, height, rows):
-            window = reader.read_window(0, top, width, min(rows, height - top))
-            strips.append(np.asarray(Image.fromarray(window).reduce(factor)))
-    return Picture(np.concatenate(strips), factor, (width, height), str(path))
+        factor = -(-max(reader.size) // longest_edge)
+        return Picture(reader.read_overview(factor), factor, reader.size, str(path))
