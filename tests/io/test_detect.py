@@ -57,7 +57,7 @@ def test_a_folder_is_recognised_by_its_files_as_one_thing_only(tmp_path, kind):
     assert found
 
 
-@pytest.mark.parametrize("kind", set(WRITERS) - {"spatialdata"})
+@pytest.mark.parametrize("kind", sorted(set(WRITERS) - {"spatialdata"}))
 def test_a_format_that_is_forced_on_an_empty_folder_is_refused(tmp_path, kind):
     with pytest.raises(BadInput):
         find_slides(tmp_path, format=kind)
