@@ -141,10 +141,14 @@ def draw_costs(costs: dict[str, dict[str, dict[int, float]]], unit: str, file: P
     figure, axes = plt.subplots(
         1, len(costs), figsize=(4.5 * len(costs), 3.6), layout="constrained"
     )
+    colour = {name: f"C{i}" for i, name in enumerate(CONTENDERS)}  # one in every panel
     for axis, (part, of_denoiser) in zip(axes, costs.items(), strict=True):
         for name, points in of_denoiser.items():
             if points:
-                axis.plot(list(points), list(points.values()), "o-", label=name, markersize=4)
+                values = list(points.values())
+                axis.plot(
+                    list(points), values, "o-", label=name, markersize=4, color=colour.get(name)
+                )
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("spots of the slide")
