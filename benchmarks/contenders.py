@@ -21,7 +21,7 @@ from torch_geometric.transforms import BaseTransform
 from stflow_graph.flow.sampler import euler
 from stflow_graph.graph import NeighbourhoodContext, PublishedGraph, SpatialGraph, SpatialTiles
 from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.spot_flow import conditional
+from stflow_graph.nn.spot_flow import bound, conditional
 from stflow_graph.nn.transformer import TransformerDenoiser
 
 IN_CHANNELS, N_GENES, K, STEPS = 1024, 50, 8, 5
@@ -116,8 +116,10 @@ def sample(model: nn.Module, data: Data, y_0: Tensor, n_steps: int = STEPS) -> T
     """Return one sample of a slide whose graph is there."""
     halves = conditional(model)
     if halves is not None:
-        (model,) = halves.flows(halves.condition(data))  # type: ignore[assignment]
-    return euler(model, y_0, data, n_steps)
+        (flow,) = halves.flows(halves.condition(data))
+    else:
+        flow = bound(model, data)
+    return euler(flow, y_0, data, n_steps)
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) -> None:

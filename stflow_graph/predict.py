@@ -18,7 +18,7 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.flow.noise import spot_keys, spot_uniform
 from stflow_graph.flow.sampler import Denoiser, n_slides
-from stflow_graph.nn.spot_flow import conditional
+from stflow_graph.nn.spot_flow import bound, conditional
 
 
 def pick_device(name: str) -> torch.device:
@@ -109,10 +109,11 @@ def predict(
         y_0 = data.x.new_zeros(data.x.size(0), len(normalisation.y_mean))
         mean = model(y_0, data.x.new_zeros(n_slides(data)), data)
         return Predicted(as_expression(mean, normalisation), None)
-    flows: Sequence[Denoiser] = [model]
-    mean = None
-    halves = conditional(model)
-    if halves is not None:
+    flows: Sequence[Denoiser]
+    mean, halves = None, conditional(model)
+    if halves is None:
+        flows = [bound(model, data)]
+    else:
         condition = halves.condition(data)
         mean = as_expression(condition.mean, normalisation)
         if n_samples == 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,9 @@ from torch_geometric.transforms import BaseTransform
 from stflow_graph.graph.diffusion import Averaging
 from stflow_graph.graph.neighbor_sum import sorted_edges
 
-# spots whose edges and states, of 64 to 128 channels, stay within the cache of a core
-CACHE_SIZED = 1024
+# spots whose edges, of 64 to 512 numbers each, take a few megabytes: a CPU's cache holds most of
+# them, and an allocator gives the same memory again instead of fresh pages of the system
+CACHE_SIZED = 512
 # prefixes of the types of edges that a slide may have: in space, and of ``SimilarityEdges``
 RELATIONS = ("", "similar_")
 
@@ -36,13 +37,13 @@ class TileEdges(NamedTuple):
         nodes: ``[m]`` rows of the slide: the tile's spots, then their neighbours outside (halo).
         edge_index: ``[2, e]`` places in ``nodes``: neighbours (row 0) and spots (row 1), by which
             they are sorted.
-        edge_attr: ``[e, D]`` geometry, or None.
+        edge_attr: ``[e, D]`` geometry, or what a layer has made of it, or None.
         edge_weight: ``[e]``, or None.
     """
 
     nodes: Tensor
     edge_index: EdgeIndex
-    edge_attr: Tensor | None
+    edge_attr: Any
     edge_weight: Tensor | None
 
 
@@ -98,15 +99,18 @@ class Tiles:
         def moved(value: Any) -> Any:
             return None if value is None else value.to(device, non_blocking=non_blocking)
 
-        there = Tiles.__new__(Tiles)  # whose tiles were checked here
-        there.n_spots = self.n_spots
-        there.tiles = tuple(
+        return self.with_tiles(
             Tile(
                 moved(tile.spots),
                 tuple(TileEdges(*map(moved, edges)) for edges in tile.relations),
             )
             for tile in self.tiles
         )
+
+    def with_tiles(self, tiles: Iterable[Tile]) -> Tiles:
+        """Return other tiles of the same spots, which are not checked again."""
+        there = Tiles.__new__(Tiles)
+        there.tiles, there.n_spots = tuple(tiles), self.n_spots
         return there
 
     @functools.cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,32 @@ from stflow_graph.nn.denoiser_block import (
     published_block_parts,
 )
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+from stflow_graph.nn.kept_edges import EdgeKeeper
 from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.nn.pretrained import Pretrained, plain_arguments
 from stflow_graph.nn.spot_flow import Condition, Flow, SpotFlow
 from stflow_graph.nn.time_embedding import TimeEmbedding
+
+# encoded edges of a slide that are kept for all network calls on it
+KEEP_BYTES = 2**30
+
+
+class _Slide(NamedTuple):
+    """All that the blocks see of a slide beside y_t and t.
+
+    Attributes:
+        h: ``[N, C]`` embedded spots.
+        batch: ``[N]`` slide of each spot, if there are several.
+        n_slides: number of slides.
+        relations: the edges as each block reads them; of a slide in tiles none.
+        tiles: the tiles as each block reads them, or None.
+    """
+
+    h: Tensor
+    batch: Tensor
+    n_slides: int
+    relations: Sequence[Sequence[Edges]]
+    tiles: Sequence[Tiles] | None
 
 
 class GraphDenoiser(Pretrained):
@@ -187,22 +210,69 @@ class GraphDenoiser(Pretrained):
         batch = _slide_of_spots(data, data.x)
         if self.spot_flow is not None:
             return self.spot_flow(y_t, t, batch, self._condition(data, batch, t.size(0)))
-        assert self.embed_t is not None
-        tiles = self._tiles(data)
-        h = self._embed(data, tiles) + self.embed_t(t)[batch]
-        if self.embed_y is not None:
-            h = h + self.embed_y(y_t)
+        return self._estimate(y_t, t, self._slide(data, batch, t.size(0)))
+
+    def bind(self, data: Data, most_bytes: int = KEEP_BYTES) -> Flow:
+        """Return :meth:`forward` on one slide, with what depends on neither y_t nor t made once.
+
+        That is with ``graph_once`` all of the graph (:meth:`condition`), else the embedded spots
+        and the encoded edges of each block. For sampling, in eval mode.
+
+        Args:
+            data: as of :meth:`forward`; the result's own ``data`` is not read.
+            most_bytes: what encoded edges may take; those of later blocks that do not fit are
+                encoded in every call.
+
+        Returns:
+            A function of y_t, t and data.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        if self.conditions:
+            return self.flows(self.condition(data))[0]
+        batch = _slide_of_spots(data, data.x)
+        n_slides = int(batch.max()) + 1 if batch.numel() else 1
+        slide = self._slide(data, batch, n_slides, EdgeKeeper(most_bytes))
+
+        def estimate(y_t: Tensor, t: Tensor, _: Data) -> Tensor:
+            check_spots(y_t, t, data.x, data.batch, self.in_channels, self.n_genes)
+            return self._estimate(y_t, t, slide)
+
+        return estimate
+
+    def _slide(
+        self, data: Data, batch: Tensor, n_slides: int, keeper: EdgeKeeper | None = None
+    ) -> _Slide:
+        tiles, relations = self._tiles(data), None
         if tiles is None:
             relations = self._relations(data, batch)
-            return self._run_blocks(h, y_t, relations, batch, t.size(0))[1]
+        of_blocks: list[Sequence[Edges]] = []
+        tiles_of_blocks: list[Tiles] = []
+        for block in self.blocks:
+            assert isinstance(block, DenoiserBlock)
+            if relations is not None:
+                of_blocks.append(keeper.edges(block, relations) if keeper else relations)
+            elif tiles is not None:
+                tiles_of_blocks.append(keeper.tiles(block, tiles) if keeper else tiles)
+        h = self._embed(data, tiles)
+        return _Slide(h, batch, n_slides, of_blocks, tiles_of_blocks if tiles else None)
+
+    def _estimate(self, y_t: Tensor, t: Tensor, slide: _Slide) -> Tensor:
+        assert self.embed_t is not None
+        h = slide.h + self.embed_t(t)[slide.batch]
+        if self.embed_y is not None:
+            h = h + self.embed_y(y_t)
+        if slide.tiles is None:
+            return self._run_blocks(h, y_t, slide)[1]
 
         def noised(rows: Tensor, states: Tensor) -> Tensor:
             return y_t[rows]
 
         if torch.is_grad_enabled():
-            return self._learn_by_tiles(h, noised, tiles)[1]
+            return self._learn_by_tiles(h, noised, slide.tiles)[1]
         code = h.new_empty(h.size(0), len(self.blocks) * h.size(1))
-        self._run_blocks_by_tiles(h, noised, tiles, code)
+        self._run_blocks_by_tiles(h, noised, slide.tiles, code)
         return self._read_out(code)
 
     @property
@@ -248,12 +318,12 @@ class GraphDenoiser(Pretrained):
         tiles = self._tiles(data)
         if tiles is not None and not torch.is_grad_enabled():
             return self.decode(self.encode(self.gather(self.project(data.x), tiles), tiles))
-        h = self._embed(data, tiles)
-        if tiles is not None:
-            states, mean = self._learn_by_tiles(h, self._nothing_known, tiles)
+        slide = self._slide(data, batch, n_slides)
+        if slide.tiles is not None:
+            states, mean = self._learn_by_tiles(slide.h, self._nothing_known, slide.tiles)
         else:
-            y = h.new_zeros(h.size(0), self.n_genes)
-            states, mean = self._run_blocks(h, y, self._relations(data, batch), batch, n_slides)
+            y = slide.h.new_zeros(slide.h.size(0), self.n_genes)
+            states, mean = self._run_blocks(slide.h, y, slide)
         if self.linear_part is not None and not self.training:
             if tiles is not None:
                 down = self.linear_part.down
@@ -319,7 +389,8 @@ class GraphDenoiser(Pretrained):
         width = len(self.blocks) * channels
         code = h.new_empty(h.size(0), width + linear.size(1))
         code[:, width:] = linear
-        self._run_blocks_by_tiles(h, self._nothing_known, tiles, code[:, :width])
+        of_blocks = [tiles] * len(self.blocks)
+        self._run_blocks_by_tiles(h, self._nothing_known, of_blocks, code[:, :width])
         return code
 
     def decode(self, code: Tensor) -> Condition:
@@ -340,19 +411,24 @@ class GraphDenoiser(Pretrained):
             raise ValueError(f"data.tiles must have {n_relations} types of edges")
         return found
 
-    def _run_blocks_by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles, code: Tensor) -> None:
+    def _run_blocks_by_tiles(
+        self, h: Tensor, y: Estimate, tiles: Sequence[Tiles], code: Tensor
+    ) -> None:
         """Write the states after each block into ``code [N, L · C]``."""
-        for block, out in zip(self.blocks, code.split(h.size(1), dim=1), strict=True):
+        outs = code.split(h.size(1), dim=1)
+        for block, its_tiles, out in zip(self.blocks, tiles, outs, strict=True):
             assert isinstance(block, DenoiserBlock)
-            block.by_tiles(h, y, tiles, out)
+            block.by_tiles(h, y, its_tiles, out)
             h, y = out, partial(_read_out_of, block)
 
-    def _learn_by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    def _learn_by_tiles(
+        self, h: Tensor, y: Estimate, tiles: Sequence[Tiles]
+    ) -> tuple[Tensor, Tensor]:
         """Return what :meth:`_run_blocks` does, and the same gradient."""
         total = h.new_zeros(h.size(0), self.n_genes)
-        for block in self.blocks:
+        for block, its_tiles in zip(self.blocks, tiles, strict=True):
             assert isinstance(block, DenoiserBlock)
-            h = block.learn_by_tiles(h, y, tiles)
+            h = block.learn_by_tiles(h, y, its_tiles)
             total = total + block.read_out(h)
             y = partial(_read_out_of, block)
         return h, total / len(self.blocks)
@@ -374,13 +450,11 @@ class GraphDenoiser(Pretrained):
             raise ValueError("to learn in tiles, put the slide through graph.NeighbourhoodContext")
         return self.embed_x.gather(self.embed_x.project(data.x), tiles.average)
 
-    def _run_blocks(
-        self, h: Tensor, y: Tensor, relations: list[Edges], batch: Tensor, n_slides: int
-    ) -> tuple[Tensor, Tensor]:
+    def _run_blocks(self, h: Tensor, y: Tensor, slide: _Slide) -> tuple[Tensor, Tensor]:
         """Return the last states and the mean of the blocks' estimates of expression."""
         total = torch.zeros_like(y)
-        for block in self.blocks:
-            h, y = block(h, y, relations, batch, n_slides)
+        for block, relations in zip(self.blocks, slide.relations, strict=True):
+            h, y = block(h, y, relations, slide.batch, slide.n_slides)
             total = total + y
         return h, total / len(self.blocks)
 

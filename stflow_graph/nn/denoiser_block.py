@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stflow_graph.graph.tiles import Tiles
 from stflow_graph.nn.dropout import CheapDropout
+from stflow_graph.nn.edge_encoder import EncodedEdges
 from stflow_graph.nn.gene_head import GeneHead
 from stflow_graph.nn.swiglu import SwiGLU
 
@@ -20,10 +21,10 @@ Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 class Edges(NamedTuple):
-    """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` and weights ``[E]``."""
+    """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` or encoding, and weights ``[E]``."""
 
     edge_index: Tensor
-    edge_attr: Tensor
+    edge_attr: Tensor | EncodedEdges
     edge_weight: Tensor | None
 
 

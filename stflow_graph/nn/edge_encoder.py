@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,16 @@ from stflow_graph.nn.activation import silu_of_own
 from stflow_graph.nn.swiglu import SwiGLU
 
 _SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
+
+
+class EncodedEdges(NamedTuple):
+    """Edges that were encoded before, in the place of their geometry.
+
+    Attributes:
+        f: ``[E, D_e]``.
+    """
+
+    f: Tensor
 
 
 class FrameEncoder(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from stflow_graph.nn.spot_flow import Condition, Conditional, Flow, conditional
+from stflow_graph.nn.spot_flow import Condition, Conditional, Flow, bound, conditional
 
 
 class DenoiserEnsemble(nn.Module):
@@ -58,6 +58,15 @@ class DenoiserEnsemble(nn.Module):
             for member, own in pairs
             for flow in member.flows(Condition(condition.mean, own.states))
         ]
+
+    def bind(self, data: Data) -> Flow:
+        """Return :meth:`forward` on one slide, see ``GraphDenoiser.bind``."""
+        members = [bound(member, data) for member in self.members]
+
+        def estimate(y_t: Tensor, t: Tensor, data: Data) -> Tensor:
+            return torch.stack([member(y_t, t, data) for member in members]).mean(0)
+
+        return estimate
 
     def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
         """Return the estimate of y₁, ``[N, G]``; arguments as of the members."""

@@ -42,6 +42,16 @@ def conditional(model: nn.Module) -> Conditional | None:
     return cast(Conditional, model) if getattr(model, "conditions", False) else None
 
 
+def bound(model: nn.Module, data: Data) -> Flow:
+    """Return a denoiser on one slide, what is the same in all its network calls made once.
+
+    Only ``data`` of that slide may be handed to the result; denoisers that have nothing to make
+    beforehand are returned as they are.
+    """
+    bind = getattr(model, "bind", None)
+    return cast(Flow, model if bind is None else bind(data))
+
+
 class SpotFlow(nn.Module):
     r"""Estimates y₁ from y_t given the expected expression μ and the spot's state c.
 

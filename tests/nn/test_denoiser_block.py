@@ -123,6 +123,56 @@ def test_tiles_of_any_size_give_what_the_whole_slide_gives(kind, pos):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_bound_denoiser_gives_what_every_call_gives(kind):
+    model = denoiser(**KINDS[kind])
+    data, relations = with_graph(kind, jittered())
+    tiled = SpatialTiles(25, relations)(copy.copy(data))
+    one_block = 8 * 8 * data.num_edges  # bytes of a block's encoded edges in space
+    with torch.no_grad():
+        for here in (data, tiled):
+            # room for no block, for the first and a part of the second, for all
+            for most_bytes in (0, one_block * 3 // 2, 100 * one_block):
+                flow = model.bind(here, most_bytes)
+                for seed, time in ((1, 0.0), (2, 0.7)):
+                    generator = torch.Generator().manual_seed(seed)
+                    y_t = torch.randn(90, GENES, generator=generator).double()
+                    t = torch.tensor([time]).double()
+                    expected = model(y_t, t, data)
+                    found = flow(y_t, t, Data())
+                    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("room", "encoded"), [(0, [4, 4]), (1.5, [1, 4]), (2, [1, 1])])
+@pytest.mark.parametrize("tile_size", [None, 90])
+def test_a_bound_denoiser_encodes_edges_once_where_there_is_room(room, encoded, tile_size):
+    model = denoiser()
+    data = with_graph("latent", jittered())[0]
+    one_block = 8 * 8 * data.num_edges
+    if tile_size:
+        data = SpatialTiles(tile_size)(data)
+    counts = [0, 0]
+    for i, block in enumerate(model.blocks):
+
+        def count(*_: object, i: int = i) -> None:
+            counts[i] += 1
+
+        block.convs[0].edge_encoder.register_forward_hook(count)
+    y_t, t = torch.zeros(90, GENES).double(), torch.zeros(1).double()
+    with torch.no_grad():
+        flow = model.bind(data, int(room * one_block))
+        for _ in range(4):
+            flow(y_t, t, data)
+    assert counts == encoded
+
+
+def test_a_bound_denoiser_refuses_expression_of_other_spots():
+    model = denoiser()
+    flow = model.bind(with_graph("latent", jittered())[0])
+    with pytest.raises(ValueError, match=r"y_t must be \[90, 5\]"):
+        flow(torch.zeros(89, GENES).double(), torch.zeros(1).double(), Data())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_by_tiles_are_those_of_the_whole_slide(kind):
     model, (data, relations) = denoiser(**KINDS[kind]), with_graph(kind, jittered())
     y_t = torch.randn(90, GENES, generator=torch.Generator().manual_seed(1)).double()

@@ -8,7 +8,7 @@ from stflow_graph.flow.sampler import euler
 from stflow_graph.graph import SpatialGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.ensemble import DenoiserEnsemble
-from stflow_graph.nn.spot_flow import Condition, SpotFlow, conditional
+from stflow_graph.nn.spot_flow import Condition, SpotFlow, bound, conditional
 
 
 def slide(n: int = 30) -> Data:
@@ -114,6 +114,8 @@ def test_an_ensemble_is_the_mean_of_its_members():
         shift = condition.mean - mean
         own = member(y - t * shift, t, data)
         torch.testing.assert_close(flow(y, t, data), own + shift)
+    every_step = DenoiserEnsemble([GraphDenoiser(6, 3, 8, 8, 4, 2).eval() for _ in range(2)])
+    torch.testing.assert_close(bound(every_step, data)(y, t, data), every_step(y, t, data))
     with pytest.raises(ValueError, match="needs a member"):
         DenoiserEnsemble([])
     mixed = DenoiserEnsemble([GraphDenoiser(6, 3, 8, 8, 4, 1)])

@@ -14,7 +14,12 @@ from torch_geometric.utils import is_torch_sparse_tensor, softmax, to_edge_index
 from torch_geometric.utils.sparse import set_sparse_value
 
 from stflow_graph.graph.neighbor_sum import neighbor_sum
-from stflow_graph.nn.edge_encoder import FrameEncoder, InvariantEncoder, PublishedFrameEncoder
+from stflow_graph.nn.edge_encoder import (
+    EncodedEdges,
+    FrameEncoder,
+    InvariantEncoder,
+    PublishedFrameEncoder,
+)
 from stflow_graph.nn.edge_score import AdditiveScore, DotScore, PublishedScore
 from stflow_graph.nn.swiglu import SwiGLU
 
@@ -98,6 +103,7 @@ class FrameAveragedConv(MessagePassing):
         if three_body and attention == "stflow":
             raise ValueError("the published layer, 'stflow', has no three_body term")
         self.channels, self.n_genes, self.heads = channels, n_genes, heads
+        self.edge_channels = edge_channels
         self.attention, self.dropout, self.signed = attention, dropout, signed
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -132,7 +138,7 @@ class FrameAveragedConv(MessagePassing):
         x: Tensor,
         y: Tensor,
         edge_index: Adj,
-        edge_attr: Tensor,
+        edge_attr: Tensor | EncodedEdges,
         edge_weight: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ) -> Any:
@@ -145,7 +151,8 @@ class FrameAveragedConv(MessagePassing):
                 or its transposed sparse matrix ``[N, N]`` (PyG's ``adj_t``).
             edge_attr: ``[E, 6]`` geometry from ``graph.SpatialGraph``, for ``stflow`` ``[E, 3]``
                 from ``graph.PublishedGraph``; in the order of the edges (of a sparse matrix: of
-                its values).
+                its values). Or what this layer's ``edge_encoder`` made of it, as
+                ``EncodedEdges``, to be encoded once for many calls.
             edge_weight: ``[E]`` weights in (0, 1]; None means 1.
             return_attention_weights: whether to return also the edges and their attention.
 
@@ -162,7 +169,7 @@ class FrameAveragedConv(MessagePassing):
             edge_index = _edges_of(given)
         q, k, v = self.qkv(self.norm(x)).view(x.size(0), 3, self.heads, -1).unbind(1)
         receiver, sender = self.score.spots(q, k, y)
-        f = self.edge_encoder(edge_attr)
+        f = edge_attr.f if isinstance(edge_attr, EncodedEdges) else self.edge_encoder(edge_attr)
         plain, starts = edge_index, None
         if isinstance(edge_index, EdgeIndex):
             plain, ((starts, _), _) = edge_index.as_tensor(), edge_index.get_csc()
@@ -227,13 +234,22 @@ class FrameAveragedConv(MessagePassing):
         return torch.cat([neighbor_sum(v, sender, starts, alpha).flatten(1), edges], dim=1)
 
     def _check(
-        self, x: Tensor, y: Tensor, edge_index: Adj, edge_attr: Tensor, edge_weight: Tensor | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        edge_index: Adj,
+        edge_attr: Tensor | EncodedEdges,
+        edge_weight: Tensor | None,
     ) -> None:
-        n, e = x.size(0), edge_attr.size(0)
+        if isinstance(edge_attr, EncodedEdges):
+            features, width = edge_attr.f, self.edge_channels
+        else:
+            features, width = edge_attr, self.edge_encoder.in_features
+        n, e = x.size(0), features.size(0)
         expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
             "x": (x, (n, self.channels)),
             "y": (y, (n, self.n_genes)),
-            "edge_attr": (edge_attr, (e, self.edge_encoder.in_features)),
+            "edge_attr": (features, (e, width)),
         }
         if edge_weight is not None:
             expected["edge_weight"] = (edge_weight, (e,))

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from stflow_graph.graph import PublishedGraph, SpatialGraph
 from stflow_graph.graph.neighbor_sum import sorted_edges
 from stflow_graph.nn.conv.frame_averaged import ATTENTIONS, FrameAveragedConv
-from stflow_graph.nn.edge_encoder import FrameEncoder, InvariantEncoder
+from stflow_graph.nn.edge_encoder import EncodedEdges, FrameEncoder, InvariantEncoder
 
 
 def slide(n: int, channels: int, genes: int, attention: str, k: int = 4) -> Data:
@@ -240,3 +240,16 @@ def test_of_three_bodies_neither_neighbour_alone_says_what_both_say():
 
     assert mixed_difference(FrameAveragedConv(16, 5).double()) < 1e-12
     assert mixed_difference(FrameAveragedConv(16, 5, three_body=True).double()) > 1e-6
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_edges_that_were_encoded_before_give_the_same(attention):
+    torch.manual_seed(0)
+    layer = FrameAveragedConv(8, 5, 2, 4, attention).double()
+    data = slide(12, 8, 5, attention)
+    given = (data.x, data.y, data.edge_index)
+    encoded = EncodedEdges(layer.edge_encoder(data.edge_attr))
+    expected = layer(*given, data.edge_attr, data.edge_weight)
+    assert torch.equal(layer(*given, encoded, data.edge_weight), expected)
+    with pytest.raises(ValueError, match=r"edge_attr must be \[\d+, 4\], got \[\d+, 3\]"):
+        layer(*given, EncodedEdges(encoded.f[:, :3]), data.edge_weight)
