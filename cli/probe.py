@@ -46,6 +46,7 @@ def probe(
         raise typer.BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
     from stflow_graph.embed import EmbedSettings
     from stflow_graph.encoders import create_encoder
+    from stflow_graph.encoders.catalogue import canonical_name
     from stflow_graph.predict import pick_device
     from stflow_graph.probe import ProbeSettings
     from stflow_graph.probe import probe as run
@@ -73,7 +74,8 @@ def probe(
         if cells:
             # a log file has no width to keep to
             console = Console(width=None if sys.stdout.isatty() else 160)
-            console.print(score_tables(cells, encoders, settings))
+            names = [canonical_name(name) for name in encoders]
+            console.print(score_tables(cells, names, settings))
             n_kept = sum(cell.complete_before for cell in cells)
             kept = f", {n_kept} of {len(cells)} scores there already" if n_kept else ""
             line = f"results: {out / 'dataset_results.json'}{kept}"

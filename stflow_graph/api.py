@@ -98,12 +98,13 @@ def train(
         BadInput: no slides, one twice, slides that do not fit together, or unusable counts.
         Diverged: a loss that is not finite.
     """
-    named = isinstance(genes, str | Path)
-    names = read_gene_list(Path(genes)) if isinstance(genes, str | Path) else list(genes)
     resolved = _config(slides, config, {**(settings or {}), **_dotted(options)})
-    if named:
-        data = resolved.data.model_copy(update={"gene_list": Path(str(genes)).name})
+    if isinstance(genes, str | Path):
+        names = read_gene_list(Path(genes))
+        data = resolved.data.model_copy(update={"gene_list": Path(genes).name})
         resolved = resolved.model_copy(update={"data": data})
+    else:
+        names = list(genes)
     data = resolved.data
     matching = gene_matching(data.gene_aliases, data.duplicate_genes)
     learned = [slide.with_target(names, data.target, matching) for slide in slides]

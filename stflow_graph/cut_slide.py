@@ -98,7 +98,7 @@ def cut_slide(
             n = len(data.spots.barcodes) - kept.not_selected
             seen = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
             notice(f"{source.name}: {seen}")
-        pixels = _pixels(kept, image, stored, edge, asked["patch_px"])
+        pixels = _pixels(kept, image, stored, edge, asked["patch_px"], source.spots_file)
         if pixels.image_size is not None:
             _check_inside(kept.coords, pixels.image_size, source.spots_file)
         measured = _measure(kept, pixels.image_size, edge, um_per_px)
@@ -166,14 +166,18 @@ def _um_per_px(source: SlideSource, data: SlideData, image: ImageReader | None) 
 
 
 def _pixels(
-    kept: _Joined, image: ImageReader | None, stored: PatchFile | None, edge: float, size: int
+    kept: _Joined,
+    image: ImageReader | None,
+    stored: PatchFile | None,
+    edge: float,
+    size: int,
+    spots_file: str | Path,
 ) -> _Pixels:
     coords = kept.coords
     if image is not None:
         return _Pixels(from_image(image, coords, edge, size), image.size)
     assert stored is not None
-    place = {barcode: i for i, barcode in enumerate(stored.barcodes)}
-    rows = np.array([place[barcode] for barcode in kept.barcodes])
+    rows = match_barcodes(kept.barcodes, stored.barcodes, spots_file, stored.path)[1]
     _check_same_places(stored, rows, coords, edge)
     return _Pixels(lambda a, b: np.stack([stored.images[i] for i in rows[a:b]]), None)
 

@@ -96,7 +96,7 @@ def evaluate(
         _open_slide(label, models, *_read_truth(Path(truth), models, matching), seed)
         for label, models in given.items()
     ]
-    notes = _mixed(_protocols(given.values())) + [note for each in slides for note in _notes(each)]
+    notes = [note for each in slides for note in _notes(each)]
     if baselines or slow_baselines:
         fitted: dict[TrainingSide, dict[str, Predictor]] = {}
         for slide, models in zip(slides, given.values(), strict=True):
@@ -171,9 +171,16 @@ def _scored(
         score_slide(slide)
     report("bootstrap")
     rows, best = make_table(slides, n_bootstrap, seed)
-    protocols = sorted({name for names in _protocols(given.values()).values() for name in names})
+    protocols = _protocols(given.values())
     return Evaluation(
-        slides[0].target, slides, rows, best, notes, n_bootstrap, seed, protocols=protocols
+        slides[0].target,
+        slides,
+        rows,
+        best,
+        _mixed(protocols) + notes,
+        n_bootstrap,
+        seed,
+        protocols=sorted({name for names in protocols.values() for name in names}),
     )
 
 

@@ -132,7 +132,7 @@ def probe(
         source_dataroot: a HEST-bench root or one data set folder.
         embed_dataroot: root of the embeddings.
         out: folder of the results.
-        encoders: names.
+        encoders: names or aliases; results have the names.
         settings: what is fitted.
         datasets: names of data sets; none means all.
         allow_patient_overlap: score also folds with a patient on both sides.
@@ -151,9 +151,11 @@ def probe(
         SomeFailed: some cells failed and are named; the others are written.
     """
     out = Path(out)
+    asked, encoders = list(encoders), [canonical_name(name) for name in encoders]
     if not encoders or len(set(encoders)) < len(encoders):
-        raise BadConfig(f"encoders {list(encoders)}: expected one or more, each once")
-    encoders = [check_name(canonical_name(n), embed_dataroot, "encoder") for n in encoders]
+        raise BadConfig(f"encoders {asked}: expected one or more, each once")
+    for name in encoders:
+        check_name(name, embed_dataroot, "encoder")
     found = find_datasets(source_dataroot, datasets)
     for dataset in found:
         dataset.training_folds(allow_patient_overlap=allow_patient_overlap)

@@ -62,19 +62,24 @@ class SampleSettings:
     tile_size: int | None = None
     image: str | Path | None = None
 
-    def picture(self, slide: str) -> Picture | None:
-        """Return the slide's image made small, None if there is none.
-
-        Raises:
-            BadInput: not an image, or none of this slide in the folder.
-        """
+    def image_of(self, slide: str) -> Path | None:
+        """Return the file of the slide's image, None if none was asked for."""
         if self.image is None:
             return None
         file = Path(self.image)
         if file.is_dir():
             found = [file / f"{slide}{ending}" for ending in _IMAGES]
             file = next((each for each in found if each.is_file()), found[0])
-        return read_picture(file)
+        return file
+
+    def picture(self, slide: str) -> Picture | None:
+        """Return the slide's image made small, None if none was asked for.
+
+        Raises:
+            BadInput: not an image, or none of this slide in the folder.
+        """
+        file = self.image_of(slide)
+        return None if file is None else read_picture(file)
 
     def flow(self, config: Config) -> Config:
         """Return the checkpoint's configuration with these settings in place."""
@@ -209,9 +214,9 @@ def _sample_slide(
             "um_per_px": um_per_px(source.attrs),
             "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
         }
-        picture = settings.picture(name)
-        if picture is not None:
-            provenance["image_sha256"] = sha256(picture.file)
+        image = settings.image_of(name)
+        if image is not None:
+            provenance["image_sha256"] = sha256(image)
             if source.attrs.get("convention") == TOP_LEFT:
                 logger.warning(
                     "%s: its coords are corners of patches: spots are drawn half a patch off", file
@@ -229,7 +234,7 @@ def _sample_slide(
             provenance=provenance,
             n_samples=drawn if drawn > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
-            picture=picture,
+            picture=settings.picture(name),
         )
     return result
 

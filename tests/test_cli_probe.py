@@ -26,6 +26,17 @@ def test_probe_prints_encoders_side_by_side_and_the_folds_of_one_data_set(cohort
     assert "1 of 1 scores there already" in again.stdout
 
 
+def test_probe_has_a_column_for_an_encoder_called_by_its_alias(cohort, tmp_path):
+    add_encoder(cohort, "uni_v1", 3.0)
+    result = invoke(cohort, tmp_path / "out", "--encoders", "uni", "toy", "--pca", 5)
+    assert result.exit_code == 0, result.output
+    scores = json.loads((tmp_path / "out/dataset_results.json").read_text())["average"]
+    assert set(scores) == {"uni_v1", "toy"}
+    (row,) = [line for line in result.stdout.splitlines() if line.strip().startswith("cohort")]
+    assert row.index(f"{scores['uni_v1']:.3f} ±") < row.index(f"{scores['toy']:.3f} ±")
+    assert "uni_v1" in result.stdout
+
+
 def test_probe_shows_what_it_has_when_an_encoder_fails(cohort, tmp_path):
     result = invoke(cohort, tmp_path / "out", "--encoders", "absent", "toy", "--dimreduce", "none")
     assert "embeddings as they are" in result.stdout

@@ -244,7 +244,7 @@ def test_settings_that_make_no_sense_are_refused(values, message):
         ProbeSettings(**values)
 
 
-@pytest.mark.parametrize("encoders", [[], ["toy", "toy"]])
+@pytest.mark.parametrize("encoders", [[], ["toy", "toy"], ["uni", "uni_v1"]])
 def test_encoders_are_named_once(cohort, tmp_path, encoders):
     with pytest.raises(BadConfig, match="each once"):
         run(cohort, tmp_path / "out", encoders)

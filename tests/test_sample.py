@@ -261,7 +261,7 @@ def test_tiles_change_no_prediction_of_a_graph_in_every_step(cohort, tmp_path, m
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
-def test_the_image_goes_with_the_prediction(run, cohort, tmp_path):
+def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 255, (700, 800, 3), dtype=np.uint8)
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "A.png")
@@ -276,6 +276,9 @@ def test_the_image_goes_with_the_prediction(run, cohort, tmp_path):
         np.testing.assert_array_equal(library["images"]["hires"], pixels)
         assert library["scalefactors"]["tissue_hires_scalef"] == 1
         assert 45 < library["scalefactors"]["spot_diameter_fullres"] < 60
+    with monkeypatch.context() as patch:  # a slide that is there is not read and reduced again
+        patch.setattr("stflow_graph.sample.read_picture", None)
+        assert sample(run, files, tmp_path / "out", SampleSettings(image=image))[0].complete_before
     with pytest.raises(BadInput, match=r"B.jpg"):
         sample(run, [cohort.embedding("B")], tmp_path / "out", SampleSettings(image=image.parent))
     Image.fromarray(pixels[:100]).save(tmp_path / "images" / "A.png")

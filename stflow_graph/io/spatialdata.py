@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, MissingDependency, StflowError, plain
+from stflow_graph.errors import BadInput, MissingDependency, plain, refusing
 from stflow_graph.io.atomic import folder_sha256, read_json
 from stflow_graph.io.expression import expression_of
 from stflow_graph.io.hdf5 import check_coords
@@ -78,25 +78,20 @@ def _says_pickle(value: object) -> bool:
 def _library(folder: Path) -> Iterator[Any]:
     """Give the library; whatever it raises for a broken store becomes BadInput."""
     _refuse_pickles(folder)
-    try:
-        # it and what it imports warn of their own future, in half a dozen modules
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                import spatialdata
-            except ImportError:
-                raise MissingDependency(
-                    f"{folder}: a SpatialData store needs the package spatialdata. "
-                    "Fix: pip install 'stflow-graph[spatialdata]'"
-                ) from None
-            yield spatialdata
-    except (StflowError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        found = plain(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        raise BadInput(folder, "content", found, "a store that spatialdata can read") from None
+    # it and what it imports warn of their own future, in half a dozen modules
+    with (
+        refusing(folder, "content", "a store that spatialdata can read"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            import spatialdata
+        except ImportError:
+            raise MissingDependency(
+                f"{folder}: a SpatialData store needs the package spatialdata. "
+                "Fix: pip install 'stflow-graph[spatialdata]'"
+            ) from None
+        yield spatialdata
 
 
 def _read(folder: Path, bin_um: int | None) -> SlideData:

@@ -43,9 +43,7 @@ class EdgeKeeper:
             relations.append(edges._replace(edge_attr=self._encoded(conv, edges.edge_attr)))
         return dataclasses.replace(tile, relations=tuple(relations))
 
-    def _encoded(
-        self, conv: nn.Module, edge_attr: Tensor | EncodedEdges
-    ) -> Tensor | EncodedEdges:
+    def _encoded(self, conv: nn.Module, edge_attr: Tensor | EncodedEdges) -> Tensor | EncodedEdges:
         if isinstance(edge_attr, EncodedEdges) or not isinstance(conv, FrameAveragedConv):
             return edge_attr  # it is, or belongs to a layer of somebody else's
         cost = edge_attr.size(0) * conv.edge_channels * edge_attr.element_size()
