@@ -1,4 +1,4 @@
-"""How much faster than the transformer denoiser: graph, network call, sampling, training step.
+"""How much faster than the transformer denoiser: graph, call, step, sampling, training step.
 
 usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 100000] [--repeats 5]
            [--denoisers "graph, default" ...]
@@ -6,12 +6,13 @@ usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 10000
            [--quick]
 
 All denoisers of ``contenders.py`` take turns in one process, one size after the other; medians.
-Sampling is the making of the graph and all network calls, as many for everyone. The transformer
+Sampling is the making of the graph and all network calls, as many for everyone; a step is its
+share of one call, a call is one that knows nothing of others. The transformer
 ``as published`` makes distances of all pairs in every call and is left out beyond
 --most-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
-compiled with torch.compile and works on whole slides, as on a GPU. The exponent of cost is the
-slope of log time against log size from 3,000 spots on. Writes OUT/speed.json and .png.
+compiled with torch.compile and works on whole slides, as on a GPU. Writes OUT/speed.json and
+.png; scaling.py fits how the cost grows.
 """
 
 from __future__ import annotations
@@ -43,11 +44,27 @@ from contenders import (
 )
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
+from torch_geometric.data import Data
 
-WHAT = ("graph", "first call", "call", "sampling", "training step")
+from stflow_graph.nn.spot_flow import conditional
+
+WHAT = ("graph", "first call", "call", "step", "sampling", "training step")
 FLOOR = "floor of a call"
 _FLOOR_PRODUCTS = 190_000
-_FIT_FROM = 3_000
+
+
+class Unbound(nn.Module):
+    """A compiled denoiser without ``bind``, which would sample by what was not compiled."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
+        """Return the estimate of y₁."""
+        estimate: Tensor = self.model(y_t, t, data)
+        return estimate
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
@@ -75,7 +92,14 @@ class Runner:
         torch.manual_seed(0)
         size = TINY if options.quick else SIZE
         self.model = self.contender.make(**size).to(self.device)
-        self.called = torch.compile(self.model) if options.compiled else self.model
+        self.called, self.sampled = self.model, self.model
+        if options.compiled:
+            self.called = torch.compile(self.model)
+            if conditional(self.model):
+                self.model.condition = torch.compile(self.model.condition)
+                self.model.denoise = torch.compile(self.model.denoise)
+            else:
+                self.sampled = Unbound(self.called)
         # tiles are made for a CPU's cache
         self.whole = options.compiled or self.device.type != "cpu"
         self.slide = synthetic_slide(n).to(self.device)
@@ -95,7 +119,8 @@ class Runner:
             lambda: self.contender.prepare(self.slide, whole=self.whole), self.device
         )
         found["call"] = seconds(lambda: call(self.called, data, self.y), self.device)
-        calls = seconds(lambda: sample(self.called, data, self.y), self.device)
+        calls = seconds(lambda: sample(self.sampled, data, self.y), self.device)
+        found["step"] = calls / STEPS
         found["sampling"] = found["graph"] + calls
         if training:
             self.model.train()
@@ -158,32 +183,8 @@ def show(results: dict[int, dict[str, dict[str, float]]], floors: dict[int, floa
                 ratio = "" if name == REFERENCE or part == "graph" else f" ({times:.1f}x)"
                 cells.append(f"{parts[part]:.3g}{ratio}")
             table.add_row(f"{n:,}", name, *cells)
-        table.add_row(f"{n:,}", FLOOR, "", "", f"{floors[n]:.3g}", "", "", end_section=True)
-    return table
-
-
-def exponents(results: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return ``{denoiser: {part: slope of log seconds against log spots}}``; 1 is linear."""
-    found: dict[str, dict[str, float]] = {}
-    for name in CONTENDERS:
-        for part in ("call", "sampling", "training step"):
-            points = [
-                (n, rows[name][part])
-                for n, rows in results.items()
-                if name in rows and part in rows[name] and n >= _FIT_FROM
-            ]
-            if len(points) > 1:
-                spots, times = np.log(np.array(points)).T
-                found.setdefault(name, {})[part] = float(np.polyfit(spots, times, 1)[0])
-    return found
-
-
-def show_exponents(found: dict[str, dict[str, float]]) -> Table:
-    """Return the exponents as a table."""
-    parts = list(dict.fromkeys(part for row in found.values() for part in row))
-    table = Table(f"exponent of cost, from {_FIT_FROM:,} spots", *parts)
-    for name, row in found.items():
-        table.add_row(name, *(f"{row[part]:.2f}" if part in row else "" for part in parts))
+        row = ["", "", f"{floors[n]:.3g}", "", "", ""]
+        table.add_row(f"{n:,}", FLOOR, *row, end_section=True)
     return table
 
 
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    console = Console(width=120)
+    console = Console(width=132)
     results: dict[int, dict[str, dict[str, float]]] = {}
     floors: dict[int, float] = {}
     for n in options.sizes:
@@ -228,9 +229,6 @@ def main() -> None:
         write(results, floors, options)  # the largest sizes take long: what is done is kept
         console.print(f"{n:,} spots done", style="dim")
     console.print(show(results, floors))
-    slopes = exponents(results)
-    if slopes:
-        console.print(show_exponents(slopes))
     console.print(
         f"{STEPS} network calls a sample; {machine(torch.device(options.device))}", highlight=False
     )
@@ -249,7 +247,6 @@ def write(
         "compiled": options.compiled,
         "seconds": results,
         "floor": floors,
-        "exponents": exponents(results),
     }
     (options.out / "speed.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     drawn = {

@@ -27,11 +27,11 @@ CONTENDERS = {
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def script(name: str, *arguments: object) -> str:
-    """Run a script of benchmarks/; what it printed."""
+def script(name: str, *arguments: object, code: int = 0) -> str:
+    """Run a script of benchmarks/, which must end with this exit code; what it printed."""
     command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -100,10 +100,27 @@ def test_speed_compares_all_denoisers_with_the_transformer_on_the_same_graph(tmp
     for rows in found["seconds"].values():
         assert set(rows) == CONTENDERS
         for parts in rows.values():
-            assert all(parts[part] > 0 for part in ("call", "sampling", "training step"))
+            assert all(parts[part] > 0 for part in ("call", "step", "sampling", "training step"))
             assert parts["sampling"] > parts["graph"]
     assert "floor of a call" in out
     assert (tmp_path / "speed.png").stat().st_size > 1000
+    out = script("scaling.py", tmp_path / "speed.json", "--from", "60", "--out", tmp_path)
+    assert "exponent of cost, from 60 spots" in out
+    assert set(json.loads((tmp_path / "scaling.json").read_text())["exponents"]) == CONTENDERS
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_scaling_finds_the_exponent_that_times_were_made_with(tmp_path):
+    name = "graph, default"
+    sizes = {1000: 9.0, 3000: 3e-6 * 3000**1.2, 10_000: 3e-6 * 10_000**1.2}  # 1,000 is left out
+    for i, part in enumerate([[1000, 3000], [10_000]]):
+        seconds = {str(n): {name: {"sampling": sizes[n]}} for n in part}
+        (tmp_path / f"{i}.json").write_text(json.dumps({"seconds": seconds}))
+    script("scaling.py", tmp_path / "0.json", tmp_path / "1.json", "--out", tmp_path)
+    found = json.loads((tmp_path / "scaling.json").read_text())["exponents"]
+    assert found == {name: {"sampling": pytest.approx(1.2, abs=1e-6)}}
+    (tmp_path / "2.json").write_text(json.dumps({"seconds": {}}))
+    script("scaling.py", tmp_path / "2.json", "--out", tmp_path, code=2)
 
 
 def test_memory_measures_each_cell_in_a_process_and_streams_slides_from_disk(tmp_path):
