@@ -65,7 +65,8 @@ def draw(points: Points, start: int, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     drawn = [part for part in PARTS if any(points[part].values())]
-    size = (4.5 * len(drawn), 3.8)
+    size = (4.0 * len(drawn), 4.4)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "frameon": False}
     figure, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
     for axis, part in zip(axes[0], drawn, strict=True):
         for i, name in enumerate(CONTENDERS):
@@ -87,7 +88,7 @@ def draw(points: Points, start: int, file: Path) -> None:
         axis.set_xlabel("spots of the slide")
         axis.set_ylabel(f"µs a spot, {part}")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7, title="exponent", title_fontsize=7)
+        axis.legend(fontsize=7, title="exponent", title_fontsize=7, **below)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
