@@ -1,7 +1,8 @@
 """A slide of any size through a trained denoiser: embeddings in blocks, expression in blocks.
 
-What is in memory grows with the spots, not with spots times embedding channels or genes: the
-graph, and for each member of the denoiser the states of the spots after every block. Embeddings
+What is in memory grows with the spots, not with spots times embedding channels or many genes: the
+graph, and of each member of the denoiser the states of the spots after every block, or where that
+is less the mean of what they say. Embeddings
 that are not kept are read once for their mean and deviation and once for each member.
 """
 
@@ -28,6 +29,7 @@ from stflow_graph.io.embeddings import EmbeddingFile
 from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.ensemble import DenoiserEnsemble
+from stflow_graph.nn.spot_flow import Condition
 from stflow_graph.predict import as_expression, draw_samples
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ _KEEP_BYTES = 2**29  # embeddings up to here are read once and kept
 _TILE_BYTES = 2**29  # what a tile's estimates of expression may take
 _BLOCK_BYTES = 2**27  # what a block of predictions may take
 _SMALLEST_TILE = 64
+_DECODED_SPOTS = 2**15  # spots whose states become expression at a time
 
 
 def can_stream(model: nn.Module) -> bool:
@@ -83,30 +86,79 @@ def stream(
     reader = _Reader(source, normalisation, device)
     ensemble = _ensemble(model)
     members = cast("list[GraphDenoiser]", list(ensemble.members))
-    codes: list[Tensor] = []
+    said = _Said(ensemble, len(source), drawn=n_samples > 1)
     tiles: Tiles | None = None
     tile_size = tile_size or _automatic_tile_size(members[0])
-    while len(codes) < len(members):
+    while said.n_members < len(members):
         try:
             if tiles is None:
                 tiles = _cut(source.coords, config, device, tile_size)
-            for member in members[len(codes) :]:
+            for member in members[said.n_members :]:
                 # what was projected is gone before the blocks begin
                 gathered = member.gather(_project(member, reader), tiles)
-                codes.append(member.encode(gathered, tiles))
+                said.add(member, member.encode(gathered, tiles))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             tile_size, tiles = _halved(tile_size, slide, error), None
     del tiles, reader
     yield from _predict_blocks(
-        ensemble, codes, slide, source.barcodes, config, normalisation, n_samples, seed
+        ensemble, said, slide, source.barcodes, config, normalisation, n_samples, seed
     )
 
 
 def _ensemble(model: nn.Module) -> DenoiserEnsemble:
     """Return the denoiser as an ensemble, of one if it is none."""
     return model if isinstance(model, DenoiserEnsemble) else DenoiserEnsemble([model])
+
+
+class _Said:
+    """What the members say of all spots, in whichever form takes less memory.
+
+    That is the code of each (``GraphDenoiser.encode``), or the mean of their expression and, if
+    samples will be drawn, the states that the flow of each starts from.
+
+    Args:
+        ensemble: the members.
+        n_spots: N.
+        drawn: whether samples will be drawn.
+    """
+
+    def __init__(self, ensemble: DenoiserEnsemble, n_spots: int, *, drawn: bool) -> None:
+        self.ensemble, self.n_spots, self.drawn = ensemble, n_spots, drawn
+        self.n_members = 0
+        self._codes: list[Tensor] = []
+        self._total: Tensor | None = None
+        self._states: list[Tensor] = []
+
+    def add(self, member: GraphDenoiser, code: Tensor) -> None:
+        """Take what the next member says."""
+        n_members, channels = len(self.ensemble.members), member.embed_x.out_features
+        if n_members * code.size(1) <= member.n_genes + self.drawn * n_members * channels:
+            self._codes.append(code)
+        else:
+            mean = code.new_empty(self.n_spots, member.n_genes)
+            states = code.new_empty(self.n_spots if self.drawn else 0, channels)
+            for start in range(0, self.n_spots, _DECODED_SPOTS):
+                rows = slice(start, start + _DECODED_SPOTS)
+                found = member.decode(code[rows])
+                mean[rows] = found.mean
+                if self.drawn:
+                    assert isinstance(found.states, Tensor)
+                    states[rows] = found.states
+            # taken when all is there: where memory gave out on the way the member comes again
+            self._total = mean if self._total is None else self._total.add_(mean)
+            self._states.append(states)
+        self.n_members += 1
+
+    def condition(self, rows: slice) -> Condition:
+        """Return what all members say of some spots."""
+        if self._total is None:
+            pairs = zip(self.ensemble.members, self._codes, strict=True)
+            decoded = [cast(GraphDenoiser, member).decode(code[rows]) for member, code in pairs]
+            return self.ensemble.join(decoded)
+        mean = self._total[rows] / self.n_members
+        return Condition(mean, [Condition(mean, states[rows]) for states in self._states])
 
 
 class _Reader:
@@ -199,7 +251,7 @@ def _halved(tile_size: int, slide: str, error: RuntimeError) -> int:
 
 def _predict_blocks(
     ensemble: DenoiserEnsemble,
-    codes: Sequence[Tensor],
+    said: _Said,
     slide: str,
     barcodes: Sequence[str],
     config: Config,
@@ -207,15 +259,13 @@ def _predict_blocks(
     n_samples: int,
     seed: int,
 ) -> Iterator[Block]:
-    members = cast("list[GraphDenoiser]", list(ensemble.members))
     n_genes = len(normalisation.y_mean)
     drawn, chunk = n_samples if n_samples > 1 else 0, chunk_rows(n_genes)
-    most = _BLOCK_BYTES // (4 * n_genes * (drawn + len(members) + 8))
+    most = _BLOCK_BYTES // (4 * n_genes * (drawn + len(ensemble.members) + 8))
     n_rows = max(chunk, most // chunk * chunk)
     for start in range(0, len(barcodes), n_rows):
         rows = slice(start, min(start + n_rows, len(barcodes)))
-        found = [m.decode(code[rows]) for m, code in zip(members, codes, strict=True)]
-        condition = ensemble.join(found)
+        condition = said.condition(rows)
         samples = None
         if drawn:
             keys = spot_keys(slide, barcodes[rows]).to(condition.mean.device)

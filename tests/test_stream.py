@@ -179,6 +179,33 @@ def test_no_tensor_holds_all_spots_and_all_genes(tmp_path, monkeypatch):
     assert n_genes * 16 < largest.numel < n_genes * 150 < n_genes * n_spots
 
 
+@pytest.mark.parametrize("n_samples", [1, 3])
+@pytest.mark.parametrize("n_genes", [6, 40, 200])
+def test_members_are_kept_as_codes_or_as_expression_with_the_same_result(
+    tmp_path, monkeypatch, n_genes, n_samples
+):
+    monkeypatch.setattr(module, "_DECODED_SPOTS", 7)
+    file = tmp_path / "A.h5"
+    write_slide(file, None, 50, seed=0)
+    settings = {"denoiser.hidden_channels": 16, "denoiser.input_dropout": 0.5}
+    config = load_config(None, {**ROOTS, **settings})
+    torch.manual_seed(0)
+    model = DenoiserEnsemble([build_denoiser(config, 10, n_genes) for _ in range(2)]).eval()
+    for member in model.members:
+        torch.nn.init.normal_(member.spot_flow.mlp[2].weight)
+    zeros = np.zeros(10, np.float32)
+    level = np.zeros(n_genes, np.float32)
+    normalisation = Normalisation("center", True, zeros, zeros + 1, level)
+    slide = load_slide(file)
+    data = slide_data(slide, config, normalisation)
+    expected = predict(model, data, slide, config, normalisation, n_samples=n_samples)
+    with open_embeddings(file) as source:
+        (found,) = stream(model, source, "A", config, normalisation, CPU, n_samples=n_samples)
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
+    if n_samples > 1:
+        np.testing.assert_allclose(found.samples, expected.samples, atol=1e-5)
+
+
 def test_tiles_are_cut_from_the_same_graph_whatever_their_size():
     generator = torch.Generator().manual_seed(0)
     coords = torch.rand(200, 2, generator=generator, dtype=torch.float64).numpy()
