@@ -16,6 +16,7 @@ data = SpatialGraph(n_neighbors=8)(slide.to_data())  # PyG Data: edges and invar
 model = GraphDenoiser(in_channels=data.x.size(1), n_genes=50).eval()
 y_0 = ZINBPrior()(spot_uniform(spot_keys(slide.name, slide.barcodes), 50, seed=0))
 with torch.inference_mode():
-    y_1 = heun(model, y_0, data, n_steps=6)  # any callable model(y_t, t, data) will do
+    flow = model.bind(data)  # what depends on neither noise nor time is made once
+    y_1 = heun(flow, y_0, data, n_steps=6)  # any callable flow(y_t, t, data) will do
 
 print(f"{slide.name}: {y_1.size(0)} spots, {y_1.size(1)} genes")
