@@ -18,7 +18,7 @@ import torch
 
 from stflow_graph import __version__
 from stflow_graph.data.places import patch_centres
-from stflow_graph.data.slide import Slide
+from stflow_graph.data.slide import Slide, match_barcodes
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, plain
@@ -222,10 +222,13 @@ def embed_slide(
         encoded = list(_encode(parts, len(patches), encoder, settings, report))
     else:
         with open_patches(patches) as file, _readers(settings.workers) as pool:
+            left = slide.file or slide.name
+            known, rows = match_barcodes(slide.barcodes, file.barcodes, left, patches)
+            if len(known) < len(slide):
+                found = plain(f"none of {len(slide) - len(known)} of {len(slide)} spots")
+                raise BadInput(patches, "patches", found, "one of each spot")
             batches = _batches(file, settings, pool)
             encoded = list(_encode(batches, len(file), encoder, settings, report))
-            place = {barcode: i for i, barcode in enumerate(file.barcodes)}
-        rows = np.array([place[barcode] for barcode in slide.barcodes])
     x = np.concatenate([x for x, _ in encoded])[rows]
     return dataclasses.replace(slide, x=x, encoder=encoder.name)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -108,6 +109,10 @@ def test_patches_in_files_and_in_memory_give_the_stages_embeddings(tmp_path):
     rows = np.array([4, 1, 3])
     (some,) = api.embed([held.take(rows)], encoder, device="cpu")
     np.testing.assert_allclose(some.x, want.x[rows], atol=1e-5)
+
+    renamed = dataclasses.replace(bare, barcodes=["elsewhere", *bare.barcodes[1:]])
+    with pytest.raises(BadInput, match="patches: found none of 1 of 6 spots, expected one of each"):
+        api.embed([renamed], encoder, device="cpu")
 
 
 def test_spots_without_counts_are_left_out(cohort, slides, caplog):
