@@ -114,12 +114,7 @@ def call(model: nn.Module, data: Data, y_t: Tensor) -> Tensor:
 @torch.inference_mode()
 def sample(model: nn.Module, data: Data, y_0: Tensor, n_steps: int = STEPS) -> Tensor:
     """Return one sample of a slide whose graph is there."""
-    halves = conditional(model)
-    if halves is not None:
-        (flow,) = halves.flows(halves.condition(data))
-    else:
-        flow = bound(model, data)
-    return euler(flow, y_0, data, n_steps)
+    return euler(bound(model, data), y_0, data, n_steps)
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) -> None:

@@ -2,8 +2,8 @@
 
 What is in memory grows with the spots, not with spots times embedding channels or many genes: the
 graph, and of each member of the denoiser the states of the spots after every block, or where that
-is less the mean of what they say. Embeddings
-that are not kept are read once for their mean and deviation and once for each member.
+is less the mean of what they say. Embeddings that are not kept are read once for their mean and
+deviation and once for each member.
 """
 
 from __future__ import annotations

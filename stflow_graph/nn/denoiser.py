@@ -232,7 +232,7 @@ class GraphDenoiser(Pretrained):
         if self.conditions:
             return self.flows(self.condition(data))[0]
         batch = _slide_of_spots(data, data.x)
-        n_slides = int(batch.max()) + 1 if batch.numel() else 1
+        n_slides = _n_slides(batch)
         slide = self._slide(data, batch, n_slides, EdgeKeeper(most_bytes))
 
         def estimate(y_t: Tensor, t: Tensor, _: Data) -> Tensor:
@@ -292,7 +292,7 @@ class GraphDenoiser(Pretrained):
         if not self.conditions:
             raise ValueError("a denoiser made with graph_once=True is needed")
         batch = _slide_of_spots(data, data.x)
-        n_slides = int(batch.max()) + 1 if batch.numel() else 1
+        n_slides = _n_slides(batch)
         y, t = data.x.new_zeros(data.x.size(0), self.n_genes), data.x.new_zeros(n_slides)
         check_spots(y, t, data.x, data.batch, self.in_channels, self.n_genes)
         return self._condition(data, batch, n_slides)
@@ -487,6 +487,11 @@ def _slide_of_spots(data: Data, rows: Tensor) -> Tensor:
     if data.batch is not None:
         return data.batch
     return torch.zeros(rows.size(0), dtype=torch.long, device=rows.device)
+
+
+def _n_slides(batch: Tensor) -> int:
+    """Return the number of slides that :func:`_slide_of_spots` tells of."""
+    return int(batch.max()) + 1 if batch.numel() else 1
 
 
 def _by_spot(edges: Tensor, batch: Tensor) -> Tensor:

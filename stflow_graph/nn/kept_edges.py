@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
-from stflow_graph.graph.tiles import Tile, TileEdges, Tiles
+from stflow_graph.graph.tiles import TileEdges, Tiles
 from stflow_graph.nn.conv import FrameAveragedConv
 from stflow_graph.nn.denoiser_block import DenoiserBlock, Edges
 from stflow_graph.nn.edge_encoder import EncodedEdges
+
+_E = TypeVar("_E", Edges, TileEdges)
 
 
 class EdgeKeeper:
@@ -26,8 +29,8 @@ class EdgeKeeper:
     def __init__(self, most_bytes: int) -> None:
         self.left = most_bytes
 
-    def edges(self, block: DenoiserBlock, relations: Sequence[Edges]) -> list[Edges]:
-        """Return the edges of a slide as the block's layers read them, one entry a type."""
+    def edges(self, block: DenoiserBlock, relations: Sequence[_E]) -> list[_E]:
+        """Return the edges of a slide or tile as the block's layers read them, one entry a type."""
         return [
             edges._replace(edge_attr=self._encoded(conv, edges.edge_attr))
             for conv, edges in zip(block.convs, relations, strict=True)
@@ -35,13 +38,10 @@ class EdgeKeeper:
 
     def tiles(self, block: DenoiserBlock, tiles: Tiles) -> Tiles:
         """Return a slide's tiles with their edges as the block's layers read them."""
-        return tiles.with_tiles(self._tile(block.convs, tile) for tile in tiles)
-
-    def _tile(self, convs: Iterable[nn.Module], tile: Tile) -> Tile:
-        relations: list[TileEdges] = []
-        for conv, edges in zip(convs, tile.relations, strict=True):
-            relations.append(edges._replace(edge_attr=self._encoded(conv, edges.edge_attr)))
-        return dataclasses.replace(tile, relations=tuple(relations))
+        return tiles.with_tiles(
+            dataclasses.replace(tile, relations=tuple(self.edges(block, tile.relations)))
+            for tile in tiles
+        )
 
     def _encoded(self, conv: nn.Module, edge_attr: Tensor | EncodedEdges) -> Tensor | EncodedEdges:
         if isinstance(edge_attr, EncodedEdges) or not isinstance(conv, FrameAveragedConv):
