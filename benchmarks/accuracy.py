@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -54,7 +55,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "transformer": {"denoiser.name": "transformer"},
 }
 N_SAMPLES = 16
-CEILING = "noise ceiling"
+CEILING, TRUE_MEAN = "noise ceiling", "true mean (simulator)"
 QUICK = {
     "train.epochs": 2,
     "train.members": 2,
@@ -193,7 +194,7 @@ def read_truths(target: str, options: argparse.Namespace) -> dict[str, Truth]:
             )
             extra = {}
             if expression.true_mean is not None and target == "log1p":
-                extra["true mean (simulator)"] = expression.true_mean[rows]
+                extra[TRUE_MEAN] = expression.true_mean[rows]
             truths[slide.name] = Truth(slide.truth, slide.coords, genes, ceiling, extra)
     return truths
 
@@ -414,16 +415,20 @@ def plus_minus(values: Sequence[float]) -> str:
 
 
 def from_dicts(title: str, rows: dict[str, dict[str, float]]) -> list[list[str]]:
-    """Return a table of named rows of named numbers, the heading first."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    """Return a table of named rows of named numbers, the heading first.
+
+    Columns in which nothing is defined are left out.
+    """
+    columns = dict.fromkeys(c for row in rows.values() for c, v in row.items() if np.isfinite(v))
     lines = [[title, *columns]]
     for name, row in rows.items():
-        lines.append([name, *(f"{row[c]:.3f}" if c in row else "" for c in columns)])
+        known = {c: f"{v:.3f}" if np.isfinite(v) else "–" for c, v in row.items()}
+        lines.append([name, *(known.get(c, "") for c in columns)])
     return lines
 
 
 def show(console: Console, rows: list[list[str]]) -> str:
-    """Print a table and return it as Markdown."""
+    """Print a table and return it as Markdown, as in RESULTS.md without zeros before points."""
     table = Table(rows[0][0])
     for column in rows[0][1:]:
         table.add_column(column, justify="right")
@@ -431,7 +436,8 @@ def show(console: Console, rows: list[list[str]]) -> str:
         table.add_row(*row)
     console.print(table)
     lines = [rows[0], ["---", *["--:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return re.sub(r"(?<![\d.])0\.(?=\d)", ".", text)
 
 
 def draw(tables: dict[str, dict[str, Any]], ceilings: dict[str, float], file: Path) -> None:

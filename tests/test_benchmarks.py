@@ -186,6 +186,25 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     assert [file.stat().st_mtime_ns for file in runs] == made
 
 
+def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
+    arguments = ["--out", tmp_path, "--slides", "4", "6", "--spots", "30", "--folds", "0"]
+    arguments += ["--models", "graph", "--quick"]
+    out = script("learning_curve.py", *arguments)
+    assert "true mean (simulator)" in out
+    found = json.loads((tmp_path / "learning_curve.json").read_text())
+    assert list(found) == ["4", "6"]
+    for n in found:
+        folder = tmp_path / f"{n}-slides" / "log1p" / "graph-seed0"
+        assert {file.stem for file in (folder / "predictions").glob("*.h5ad")} == {"S01", "S02"}
+        provenance = json.loads((folder / "fold0" / "provenance.json").read_text())
+        assert len(provenance["train_slides"]) == int(n)
+    assert found["4"]["true mean (simulator)"] == found["6"]["true mean (simulator)"]
+    assert found["4"]["ridge"] != found["6"]["ridge"]
+    assert (tmp_path / "learning_curve.png").stat().st_size > 1000
+    assert script("learning_curve.py", *arguments) == out
+    script("learning_curve.py", "--out", tmp_path, "--slides", "8", "--quick", code=1)
+
+
 def test_squidpy_draws_a_prediction_beside_the_truth(tmp_path):
     pytest.importorskip("squidpy", reason="needs pip install .[scanpy]")
     pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
