@@ -68,6 +68,7 @@ def fit_spot_flow(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream)  # weights and dropout draw from the global generator
         flow.reset_parameters()
+        flow.set_range(spots.states)
         with torch.no_grad():  # the gains are about right from the first step on
             flow.log_variance.bias.copy_((spots.y - spots.mean).var(0).clamp(min=1e-4).log())
         for step in range(settings.flow_steps + 1):

@@ -342,6 +342,11 @@ def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path
     assert np.isfinite(calibration.spread).all()
     assert np.isfinite(calibration.pearson).all()
     assert np.isfinite(calibration.pearson_sd).all()
+    weights = load_checkpoint(folder).weights
+    for i in range(3):  # a slide's states are read as within those of training
+        low, high = (weights[f"members.{i}.spot_flow.{end}"] for end in ("lowest", "highest"))
+        assert (low < high).all()
+        assert (high - low).max() < 1e3
     assert "## Which genes to trust" in (folder / "README.md").read_text()
     with (folder / "calibration.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -98,8 +98,14 @@ class Pretrained(nn.Module):
         if known is not None and sha256(folder / WEIGHTS) != known:
             found = plain("another hash")
             raise BadInput(folder / WEIGHTS, "sha256", found, f"the one in {CONFIG}")
-        weights = read_state_dict(folder / WEIGHTS)
-        network.load_state_dict(_fitting(network, weights, folder, n_members, member))
+        weights = _of_one(read_state_dict(folder / WEIGHTS), n_members, member)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError:
+            problems = misfits(network.state_dict(), weights)
+            raise BadConfig(
+                f"{folder / WEIGHTS}: weights do not fit {CONFIG}: {problems}"
+            ) from None
         return network.eval()
 
     def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
@@ -125,16 +131,11 @@ def _of_member(
     return {**flat, "sha256": content.get("sha256", {})}, n_members
 
 
-def _fitting(
-    network: nn.Module, weights: dict[str, Tensor], folder: Path, n_members: int, member: int
-) -> dict[str, Tensor]:
-    if n_members > 1:
-        prefix = f"members.{member}."
-        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    problems = misfits(network.state_dict(), weights)
-    if problems:
-        raise BadConfig(f"{folder / WEIGHTS}: weights do not fit {CONFIG}: {problems}")
-    return weights
+def _of_one(weights: dict[str, Tensor], n_members: int, member: int) -> dict[str, Tensor]:
+    if n_members == 1:
+        return weights
+    prefix = f"members.{member}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 _CARD = """---

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from stflow_graph.nn.time_embedding import TimeEmbedding
+
+_OUTSIDE = 0.01  # share of the training spots whose states lie below, and above, what is learned
 
 
 class Condition(NamedTuple):
@@ -67,12 +70,19 @@ class SpotFlow(nn.Module):
     No spot sees another here, so a step costs two thin matrix products; the graph acts through
     μ and c (the plan of FLAG, ICML 2026).
 
+    States outside the range of the training spots, as another patient's slide has them, are read
+    as its nearest end (:meth:`set_range`): deviations are exponential in c, and where they are
+    extrapolated samples run away, the further the more steps are made.
+
     Args:
         channels: C.
         n_genes: G.
         hidden_channels: width of the MLP.
         dropout: in the MLP.
     """
+
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(
         self, channels: int, n_genes: int, hidden_channels: int = 64, dropout: float = 0.2
@@ -85,15 +95,31 @@ class SpotFlow(nn.Module):
         self.mlp = nn.Sequential(
             nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden_channels, n_genes)
         )
+        self.register_buffer("lowest", torch.empty(channels))
+        self.register_buffer("highest", torch.empty(channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights: unit variance everywhere and no correction to begin with."""
+        """Draw new weights: unit variance everywhere, no correction, no range to begin with."""
         for module in (self.from_state, self.from_residual, *self.from_time.mlp):
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
         for parameter in (*self.log_variance.parameters(), *self.mlp[2].parameters()):
             nn.init.zeros_(parameter)
+        most = torch.finfo(self.lowest.dtype).max  # averaged over steps, so not infinite
+        nn.init.constant_(self.lowest, -most)
+        nn.init.constant_(self.highest, most)
+
+    @torch.no_grad()
+    def set_range(self, states: Tensor) -> None:
+        """Read states from now on as within those of the training spots ``[N, C]``.
+
+        That is between the 1% quantile of each channel and the 99% quantile.
+        """
+        n = states.size(0)
+        least = min(n, 1 + int(_OUTSIDE * n))
+        self.lowest.copy_(states.kthvalue(least, dim=0).values)
+        self.highest.copy_(states.kthvalue(n + 1 - least, dim=0).values)
 
     def forward(self, y_t: Tensor, t: Tensor, batch: Tensor, condition: Condition) -> Tensor:
         """Return the estimate of y₁, ``[N, G]``.
@@ -106,9 +132,15 @@ class SpotFlow(nn.Module):
         """
         mean, states = condition
         assert isinstance(states, Tensor)
+        states = states.clamp(self.lowest, self.highest)
         time = t[batch][:, None]
         residual = y_t - time * mean
         variance = self.log_variance(states).clamp(-10, 10).exp()
         gain = time * variance / (time.square() * variance + (1 - time).square())
         hidden = self.from_state(states) + self.from_residual(residual) + self.from_time(t)[batch]
         return mean + gain * residual + time * self.mlp(hidden)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("lowest", "highest"):  # weights from before there was a range have none
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch_geometric.data import Data
 
 from stflow_graph.flow.sampler import euler
@@ -68,6 +71,40 @@ def test_spots_do_not_see_each_other_and_slides_have_their_own_times():
         y[rows], t.flip(0), torch.tensor([0, 1]), Condition(given.mean[rows], given.states[rows])
     )
     torch.testing.assert_close(part, whole[rows])
+
+
+def test_states_beyond_those_of_training_are_read_as_the_nearest():
+    flow, given = trained(SpotFlow(8, 3)), condition(400)
+    call = (torch.randn(400, 3), torch.full((1,), 0.6), torch.zeros(400).long())
+    free = flow(*call, given)
+    flow.set_range(given.states)
+    ordered = given.states.sort(dim=0).values  # 1% of 400 spots lie below, 1% above
+    torch.testing.assert_close(flow.lowest, ordered[4])
+    torch.testing.assert_close(flow.highest, ordered[-5])
+    inside = ((given.states >= ordered[4]) & (given.states <= ordered[-5])).all(1)
+    assert 250 < inside.sum() < 400
+    torch.testing.assert_close(flow(*call, given)[inside], free[inside])
+    far = Condition(given.mean, given.states.sign() * 1e6)
+    ends = Condition(given.mean, torch.where(far.states > 0, ordered[-5], ordered[4]))
+    torch.testing.assert_close(flow(*call, far), flow(*call, ends))
+    flow.set_range(given.states[:1])
+    torch.testing.assert_close(flow.lowest, given.states[0])
+
+
+def test_weights_from_before_there_was_a_range_read_states_as_they_are(tmp_path):
+    model, data = denoiser(), slide()
+    trained(model.spot_flow)
+    call = (torch.randn(30, 3), torch.tensor([0.4]), data)
+    weights = {k: v for k, v in model.state_dict().items() if not k.endswith(("lowest", "highest"))}
+    assert len(weights) == len(model.state_dict()) - 2
+    other = denoiser(1)
+    other.load_state_dict(weights)
+    torch.testing.assert_close(other(*call), model(*call))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "sha256": {}}))
+    save_file(weights, tmp_path / "model.safetensors")
+    torch.testing.assert_close(GraphDenoiser.from_pretrained(tmp_path)(*call), model(*call))
 
 
 def test_the_two_halves_are_the_whole():
