@@ -12,10 +12,12 @@ import scipy.sparse as sp
 from PIL import Image
 from toy import GENES
 
+from stflow_graph.config import load_config
 from stflow_graph.io.expression import write_expression
 from stflow_graph.io.pictures import read_picture
 from stflow_graph.io.predictions import read_prediction, write_prediction
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+from stflow_graph.train import train
 
 CONTENDERS = {
     "transformer, as published",
@@ -229,3 +231,27 @@ def test_squidpy_draws_a_prediction_beside_the_truth(tmp_path):
     script("squidpy_picture.py", *files)
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size[0] > 1000
+
+
+def test_steps_samples_a_run_with_other_numbers_of_steps_and_samples(cohort, tmp_path):
+    settings = {**cohort.settings, "flow.n_sample_steps": 3}
+    train(load_config(None, settings), tmp_path / "run")
+    arguments = [
+        tmp_path / "run",
+        "--out",
+        tmp_path / "out",
+        "--steps",
+        "1",
+        "--samples",
+        "4",
+        "20",
+    ]
+    out = script("steps.py", *arguments)
+    found = json.loads((tmp_path / "out" / "steps.json").read_text())
+    assert list(found) == ["1 steps, 16 samples", "3 steps, 4 samples", "3 steps, 20 samples"]
+    few, four, twenty = found.values()
+    assert few["PCC of the mean"] == four["PCC of the mean"]
+    assert four["RVD"] == twenty["RVD"]  # of the first sample
+    assert few["RVD"] != four["RVD"]
+    assert four["CRPS"] > twenty["CRPS"]
+    assert "PCC of the samples' mean" in out
