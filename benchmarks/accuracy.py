@@ -343,13 +343,15 @@ def classes(table: dict[str, Any], truths: dict[str, Truth], root: Path) -> dict
                 r = np.array(per_gene, dtype=np.float64)
                 for kind in kinds:
                     values[kind].append(metrics.mean_of_defined(r[kind_of == kind]))
-        found[name] = {kind: float(np.nanmean(v)) for kind, v in values.items() if v}
+        found[name] = {
+            kind: metrics.mean_of_defined(np.array(v)) for kind, v in values.items() if v
+        }
     ceiling: dict[str, list[float]] = {kind: [] for kind in kinds}
     for truth in truths.values():
         kind_of = np.array([known[gene] for gene in truth.genes])
         for kind in kinds:
             ceiling[kind].append(metrics.mean_of_defined(truth.ceiling[kind_of == kind]))
-    found[CEILING] = {kind: float(np.nanmean(v)) for kind, v in ceiling.items()}
+    found[CEILING] = {kind: metrics.mean_of_defined(np.array(v)) for kind, v in ceiling.items()}
     return found
 
 
