@@ -9,9 +9,10 @@ import torch
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.nn.linear_part import LinearPart
-from stflow_graph.ridge import ALPHAS, Features, RidgePath, held_out_scores
+from stflow_graph.ridge import ALPHAS, Features, Finish, RidgePath, held_out_scores
 
-_SHARE = 0.5
+# of the ridge in the mean: with more slides the network needs it less
+_SHARES = (0.5, 0.25, 0.0)
 _MOST_DROPOUT = 0.98
 
 Splits = Sequence[tuple[Sequence[Slide], Sequence[Slide]]]
@@ -50,11 +51,11 @@ def fit_linear_parts(
     means: Mapping[int, np.ndarray],
     paths: Sequence[RidgePath],
     level: Sequence[np.ndarray],
-) -> float | None:
+) -> tuple[float, float] | None:
     """Set each member's linear part to a ridge regression on the slides it learns from.
 
-    All take one penalty: the one with which half of it and half of the members' networks predict
-    the slides held out best.
+    All take one penalty and one share, a half, a quarter or nothing: those with which the ridge and
+    the members' networks together predict the slides held out best.
 
     Args:
         parts: of the members.
@@ -66,16 +67,17 @@ def fit_linear_parts(
         level: for each member ``[G]`` mean of what it learns, in the scale of training.
 
     Returns:
-        The penalty; None, with the linear parts left out, if no held-out slide can be scored.
+        Penalty and share; None, with the linear parts left out, if no held-out slide can be scored.
     """
 
-    def mixed(slide: Slide, predicted: np.ndarray) -> np.ndarray:
-        return (1 - _SHARE) * means[id(slide)] + _SHARE * predicted
+    def mixed(share: float) -> Finish:
+        return lambda slide, ridge: (1 - share) * means[id(slide)] + share * ridge
 
-    scores = held_out_scores(splits, features, [mixed], paths)[:, 0]
+    scores = held_out_scores(splits, features, [mixed(share) for share in _SHARES], paths)
     if not np.isfinite(scores).any():
         return None
-    alpha = float(ALPHAS[int(np.nanargmax(scores))])
+    best, chosen = np.unravel_index(int(np.nanargmax(scores)), scores.shape)
+    alpha, share = float(ALPHAS[best]), _SHARES[chosen]
     for part, path, mean, (learn, _) in zip(parts, paths, level, splits, strict=True):
         weights = path.weights(alpha)
         x = np.concatenate([features(slide) for slide in learn]).mean(axis=0, dtype=np.float64)
@@ -83,6 +85,6 @@ def fit_linear_parts(
             torch.from_numpy(weights),
             torch.from_numpy(mean - x @ weights),
             torch.from_numpy(path.x @ weights),
-            _SHARE,
+            share,
         )
-    return alpha
+    return alpha, share

@@ -6,7 +6,8 @@ from sklearn.linear_model import Ridge
 
 from stflow_graph import ridge
 from stflow_graph.data.slide import Slide
-from stflow_graph.fit_ridge import choose_input_dropout
+from stflow_graph.fit_ridge import choose_input_dropout, fit_linear_parts
+from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.ridge import ALPHAS, RidgePath, held_out_scores
 
 
@@ -76,3 +77,31 @@ def test_the_rate_does_not_depend_on_the_unit_of_the_penalty_and_nothing_to_scor
     for slide in given:
         slide.y[:] = 1
     assert choose_input_dropout(splits(given), features) == 0.5
+
+
+@pytest.mark.parametrize(("error", "share"), [(1.0, 0.5), (0.3, 0.25), (0.0, 0.0)])
+def test_the_ridge_has_the_share_that_held_out_slides_ask_for(error, share):
+    given = slides(spots=200, noise=3.0)
+    parted, rng = splits(given), np.random.default_rng(0)
+    paths = [RidgePath.fit(learn, features) for learn, _ in parted]
+    weights = np.random.default_rng(9).normal(
+        size=(20, 3)
+    )  # those of the slides; a ridge errs by .5
+    means = {id(s): s.x @ weights + error * rng.normal(size=s.y.shape) for s in given}
+    parts = [LinearPart(20, 3, 3) for _ in given]
+    alpha, found = fit_linear_parts(parts, parted, features, means, paths, [np.zeros(3)] * 4)
+    assert found == share
+    assert [float(part.share) for part in parts] == [share] * 4
+    assert alpha in ALPHAS
+
+
+def test_the_ridge_stays_out_where_no_held_out_slide_can_be_scored():
+    given = slides()
+    for slide in given:
+        slide.y[:] = 1.0
+    parted = splits(given)
+    paths = [RidgePath.fit(learn, features) for learn, _ in parted]
+    means = {id(slide): slide.truth for slide in given}
+    part = LinearPart(20, 3, 3)
+    assert fit_linear_parts([part] * 4, parted, features, means, paths, [np.zeros(3)] * 4) is None
+    assert float(part.share) == 0
