@@ -120,9 +120,8 @@ def run_model(model: str, target: str, seed: int, options: argparse.Namespace) -
     config = load_config(None, settings_of(model, target, seed, options))
     results = train(config, out)
     n_samples = 1 if config.train.objective == "regression" else N_SAMPLES
-    (dataset,) = find_datasets(options.root, options.datasets)
     names = [slide for result in results for slide in result.test_pearson]
-    files = [find_embedding(options.embeddings, dataset.name, options.encoder, n) for n in names]
+    files = embedding_files(names, options)
     sample(out, files, out / "predictions", SampleSettings(n_samples=n_samples, seed=seed))
     return {
         "target": target,
@@ -131,6 +130,12 @@ def run_model(model: str, target: str, seed: int, options: argparse.Namespace) -
         "validation": [result.validation_pearson for result in results],
         "best_epochs": [[record.epoch for record in result.best] for result in results],
     }
+
+
+def embedding_files(slides: Sequence[str], options: argparse.Namespace) -> list[Path]:
+    """Return where the embeddings of slides are."""
+    (dataset,) = find_datasets(options.root, options.datasets)
+    return [find_embedding(options.embeddings, dataset.name, options.encoder, s) for s in slides]
 
 
 def run_baselines(target: str, seed: int, options: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from stflow_graph.encoders import create_encoder
 
 TARGET = "log1p"  # the one whose mean the simulator tells
 N_FOLDS, TESTED = 3, 2  # folds, and slides that each tests: those of one patient
+FEWEST = (N_FOLDS - 1) * TESTED  # training slides of a fold of the demo
 PANELS = {
     "all": "all genes",
     "own": "genes of own morphology",
@@ -119,7 +120,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--slides", type=int, nargs="+", default=[4, 8, 16, 32], help="4 or more")
+    parser.add_argument(
+        "--slides", type=int, nargs="+", default=[4, 8, 16, 32], help=f"{FEWEST} or more"
+    )
     parser.add_argument("--spots", type=int, default=400, help="of each slide")
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2], choices=range(N_FOLDS))
     parser.add_argument("--models", nargs="+", default=["graph"], choices=list(accuracy.MODELS))
@@ -129,8 +132,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
     options, console = parser.parse_args(), Console(width=120)
-    if min(options.slides) < N_FOLDS * TESTED - TESTED:
-        parser.error(f"--slides: at least {N_FOLDS * TESTED - TESTED}")
+    if min(options.slides) < FEWEST:
+        parser.error(f"--slides: at least {FEWEST}")
     slides = draw_cohort(options)
     sizes = {n: options_of(n, slides, options) for n in sorted(set(options.slides))}
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import accuracy
 import numpy as np
-from accuracy import Cell, Truth
 from rich.console import Console
 
 from stflow_graph.config import load_config
-from stflow_graph.data.splits import find_datasets, find_embedding
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.metrics import mean_of_defined, pearson_per_gene
 from stflow_graph.sample import SampleSettings, sample
@@ -41,10 +39,10 @@ def data_of(run: Path) -> tuple[argparse.Namespace, str, int]:
     return options, data.target, config.flow.n_sample_steps
 
 
-def measure(cells: list[Cell], truths: dict[str, Truth]) -> dict[str, float]:
+def measure(cells: list[accuracy.Cell], truths: dict[str, accuracy.Truth]) -> dict[str, float]:
     """Return what the table shows of the samples of all slides; means over slides."""
     shape = accuracy.structure(cells, truths)
-    whole, single = shape["graph, mean"], shape["graph, a sample"]
+    whole, single = shape["run, mean"], shape["run, a sample"]
     drawn = [
         mean_of_defined(pearson_per_gene(cell.samples.mean(axis=0), truths[cell.slide].y))
         for cell in cells
@@ -71,8 +69,7 @@ def main() -> None:
     asked = parser.parse_args()
     options, target, own_steps = data_of(asked.run)
     truths = accuracy.read_truths(target, options)
-    (dataset,) = find_datasets(options.root, options.datasets)
-    files = [find_embedding(options.embeddings, dataset.name, options.encoder, n) for n in truths]
+    files = accuracy.embedding_files(list(truths), options)
     wanted = [(steps, accuracy.N_SAMPLES) for steps in asked.steps]
     wanted += [(own_steps, n_samples) for n_samples in asked.samples]
     found = {}
@@ -83,7 +80,8 @@ def main() -> None:
         cells = []
         for slide in truths:
             prediction = read_prediction(folder / f"{slide}.h5ad")
-            cells.append(Cell("graph", asked.seed, slide, prediction.mean, prediction.samples))
+            mean, samples = prediction.mean, prediction.samples
+            cells.append(accuracy.Cell("run", asked.seed, slide, mean, samples))
         found[f"{steps} steps, {n_samples} samples"] = measure(cells, truths)
     text = accuracy.show(Console(width=150), accuracy.from_dicts(f"samples of {target}", found))
     (asked.out / "steps.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

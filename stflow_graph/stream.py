@@ -86,7 +86,7 @@ def stream(
     reader = _Reader(source, normalisation, device)
     ensemble = _ensemble(model)
     members = cast("list[GraphDenoiser]", list(ensemble.members))
-    said = _Said(ensemble, len(source), drawn=n_samples > 1)
+    said = _Said(ensemble, drawn=n_samples > 1)
     tiles: Tiles | None = None
     tile_size = tile_size or _automatic_tile_size(members[0])
     while said.n_members < len(members):
@@ -120,26 +120,30 @@ class _Said:
 
     Args:
         ensemble: the members.
-        n_spots: N.
         drawn: whether samples will be drawn.
     """
 
-    def __init__(self, ensemble: DenoiserEnsemble, n_spots: int, *, drawn: bool) -> None:
-        self.ensemble, self.n_spots, self.drawn = ensemble, n_spots, drawn
-        self.n_members = 0
+    def __init__(self, ensemble: DenoiserEnsemble, *, drawn: bool) -> None:
+        self.ensemble, self.drawn = ensemble, drawn
         self._codes: list[Tensor] = []
         self._total: Tensor | None = None
         self._states: list[Tensor] = []
 
+    @property
+    def n_members(self) -> int:
+        """Members that have spoken."""
+        return len(self._codes) + len(self._states)
+
     def add(self, member: GraphDenoiser, code: Tensor) -> None:
-        """Take what the next member says."""
+        """Take what the next member says: its code ``[N, L · C + rank]``."""
+        n_spots = code.size(0)
         n_members, channels = len(self.ensemble.members), member.embed_x.out_features
         if n_members * code.size(1) <= member.n_genes + self.drawn * n_members * channels:
             self._codes.append(code)
         else:
-            mean = code.new_empty(self.n_spots, member.n_genes)
-            states = code.new_empty(self.n_spots if self.drawn else 0, channels)
-            for start in range(0, self.n_spots, _DECODED_SPOTS):
+            mean = code.new_empty(n_spots, member.n_genes)
+            states = code.new_empty(n_spots if self.drawn else 0, channels)
+            for start in range(0, n_spots, _DECODED_SPOTS):
                 rows = slice(start, start + _DECODED_SPOTS)
                 found = member.decode(code[rows])
                 mean[rows] = found.mean
@@ -149,7 +153,6 @@ class _Said:
             # taken when all is there: where memory gave out on the way the member comes again
             self._total = mean if self._total is None else self._total.add_(mean)
             self._states.append(states)
-        self.n_members += 1
 
     def condition(self, rows: slice) -> Condition:
         """Return what all members say of some spots."""

@@ -236,16 +236,8 @@ def test_squidpy_draws_a_prediction_beside_the_truth(tmp_path):
 def test_steps_samples_a_run_with_other_numbers_of_steps_and_samples(cohort, tmp_path):
     settings = {**cohort.settings, "flow.n_sample_steps": 3}
     train(load_config(None, settings), tmp_path / "run")
-    arguments = [
-        tmp_path / "run",
-        "--out",
-        tmp_path / "out",
-        "--steps",
-        "1",
-        "--samples",
-        "4",
-        "20",
-    ]
+    arguments = [tmp_path / "run", "--out", tmp_path / "out"]
+    arguments += ["--steps", "1", "--samples", "4", "20"]
     out = script("steps.py", *arguments)
     found = json.loads((tmp_path / "out" / "steps.json").read_text())
     assert list(found) == ["1 steps, 16 samples", "3 steps, 4 samples", "3 steps, 20 samples"]

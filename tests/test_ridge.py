@@ -84,9 +84,8 @@ def test_the_ridge_has_the_share_that_held_out_slides_ask_for(error, share):
     given = slides(spots=200, noise=3.0)
     parted, rng = splits(given), np.random.default_rng(0)
     paths = [RidgePath.fit(learn, features) for learn, _ in parted]
-    weights = np.random.default_rng(9).normal(
-        size=(20, 3)
-    )  # those of the slides; a ridge errs by .5
+    # the weights that the slides were made with; a ridge errs by about .5
+    weights = np.random.default_rng(9).normal(size=(20, 3))
     means = {id(s): s.x @ weights + error * rng.normal(size=s.y.shape) for s in given}
     parts = [LinearPart(20, 3, 3) for _ in given]
     alpha, found = fit_linear_parts(parts, parted, features, means, paths, [np.zeros(3)] * 4)
