@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stflow_graph.config import load_config, parse_assignments
-from stflow_graph.train import train
+from stflow_graph.stages.train import train
 
 PUBLISHED_REGIONS = {
     "train.smallest_region": 0.0,

@@ -33,20 +33,20 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from stflow_graph import metrics
-from stflow_graph.baselines import DARKNESS, SIMPLE_GNN, darkness, fit_baselines
 from stflow_graph.config import load_config, parse_assignments
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import to_target
-from stflow_graph.data.simulate import simulate_cohort
 from stflow_graph.data.slide import load_sample
 from stflow_graph.data.splits import Dataset, Fold, find_datasets, find_embedding
-from stflow_graph.embed import embed_root
 from stflow_graph.encoders import create_encoder
+from stflow_graph.evaluation.baselines import DARKNESS, SIMPLE_GNN, darkness, fit_baselines
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.sample import SampleSettings, sample
-from stflow_graph.train import train
+from stflow_graph.simulation.cohort import simulate_cohort
+from stflow_graph.stages.embed import embed_root
+from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.train import train
+from stflow_graph.stats import metrics
 
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {},
@@ -152,7 +152,7 @@ def run_baselines(target: str, seed: int, options: argparse.Namespace) -> None:
             for part in (fold.train, fold.test)
         )
         if seed:
-            from stflow_graph.gnn_baseline import fit_simple_gnn
+            from stflow_graph.evaluation.gnn_baseline import fit_simple_gnn
 
             fitted = {SIMPLE_GNN: fit_simple_gnn(learn, seed=seed)}
         else:

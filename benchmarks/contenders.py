@@ -22,7 +22,7 @@ from stflow_graph.flow.sampler import euler
 from stflow_graph.graph import NeighbourhoodContext, PublishedGraph, SpatialGraph, SpatialTiles
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.spot_flow import bound, conditional
-from stflow_graph.nn.transformer import TransformerDenoiser
+from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 
 IN_CHANNELS, N_GENES, K, STEPS = 1024, 50, 8, 5
 SIZE = {"hidden_channels": 128, "n_heads": 4, "n_layers": 4}

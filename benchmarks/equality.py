@@ -19,10 +19,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from stflow_graph.compat import graph_name, infer_sizes, load_stflow
 from stflow_graph.graph import PublishedGraph
 from stflow_graph.io.state_dict import read_state_dict
-from stflow_graph.nn.transformer import TransformerDenoiser
+from stflow_graph.models.stflow_weights import graph_name, infer_sizes, load_stflow
+from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 
 
 def public_weights(channels: int = 1024, genes: int = 50) -> dict[str, Tensor]:

@@ -23,11 +23,11 @@ import accuracy
 import matplotlib
 from rich.console import Console
 
-from stflow_graph.baselines import CONTEXT_RIDGE, RIDGE, SIMPLE_GNN, TUNED_RIDGE
-from stflow_graph.data.simulate import DESCRIPTION, GENE_LIST, simulate_cohort
 from stflow_graph.data.splits import split_files, write_splits
-from stflow_graph.embed import embed_root
 from stflow_graph.encoders import create_encoder
+from stflow_graph.evaluation.baselines import CONTEXT_RIDGE, RIDGE, SIMPLE_GNN, TUNED_RIDGE
+from stflow_graph.simulation.cohort import DESCRIPTION, GENE_LIST, simulate_cohort
+from stflow_graph.stages.embed import embed_root
 
 TARGET = "log1p"  # the one whose mean the simulator tells
 N_FOLDS, TESTED = 3, 2  # folds, and slides that each tests: those of one patient

@@ -41,12 +41,12 @@ from contenders import (
 from rich.console import Console
 from rich.table import Table
 
-from stflow_graph.build import build_ensemble
-from stflow_graph.checkpoint import Checkpoint, save_checkpoint
 from stflow_graph.config import load_config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.graph import SpatialTiles
 from stflow_graph.io.embeddings import write_embeddings
+from stflow_graph.models.build import build_ensemble
+from stflow_graph.models.checkpoint import Checkpoint, save_checkpoint
 
 PARTS = ("sampling", "training step", "training step by tiles")
 _KIB = 1024  # ru_maxrss is in KiB on Linux

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from stflow_graph.config import load_config
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.metrics import mean_of_defined, pearson_per_gene
-from stflow_graph.sample import SampleSettings, sample
+from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 
 
 def data_of(run: Path) -> tuple[argparse.Namespace, str, int]:

@@ -25,10 +25,10 @@ from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from stflow_graph.build import Unchanged
 from stflow_graph.graph import SpatialGraph
+from stflow_graph.models.build import Unchanged
 from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.transformer import TransformerDenoiser
+from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 
 F, G, PITCH = 64, 50, 100.0
 Predict = Callable[[np.ndarray, np.ndarray | None], np.ndarray]

@@ -21,7 +21,7 @@ def convert(
     n_heads: Annotated[int | None, typer.Option(min=1, help="To check.")] = None,
 ) -> None:
     """Make a public STFlow checkpoint one of ours, the same function."""
-    from stflow_graph.compat import KINDS, convert_stflow
+    from stflow_graph.models.stflow_weights import KINDS, convert_stflow
 
     if denoiser not in KINDS:
         raise typer.BadParameter(f"{denoiser!r}: one of {', '.join(KINDS)}")

@@ -12,7 +12,7 @@ from rich.text import Text
 from .progress import byte_progress
 
 if TYPE_CHECKING:
-    from stflow_graph.download import Downloaded, Wanted
+    from stflow_graph.stages.download import Downloaded, Wanted
 
 
 def download(
@@ -43,9 +43,9 @@ def download(
     folder = weights_root if encoder else out
     if folder is None:
         raise typer.BadParameter("--weights-root is needed" if encoder else "--out is needed")
-    from stflow_graph.download import Wanted
-    from stflow_graph.download import download as run
     from stflow_graph.io.hub import Hub, read_token
+    from stflow_graph.stages.download import Wanted
+    from stflow_graph.stages.download import download as run
 
     if datasets:
         wanted = Wanted.bench([] if datasets == ["all"] else datasets, revision)

@@ -37,9 +37,9 @@ def embed(
         raise typer.BadParameter(
             "give --source-dataroot with --embed-dataroot, or patch files with --out"
         )
-    from stflow_graph.embed import EmbedSettings, embed_files, embed_root
     from stflow_graph.encoders import create_encoder
-    from stflow_graph.predict import pick_device
+    from stflow_graph.inference.predict import pick_device
+    from stflow_graph.stages.embed import EmbedSettings, embed_files, embed_root
 
     console = Console()
     network = create_encoder(encoder, weights, weights_root)

@@ -37,8 +37,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
 ) -> None:
     """Score predictions against measured expression, beside baselines; write a report."""
-    from stflow_graph.evaluate import evaluate as run
     from stflow_graph.io.gene_aliases import gene_matching
+    from stflow_graph.stages.evaluate import evaluate as run
 
     # a log file has no width to keep to
     console = Console(width=None if sys.stdout.isatty() else 160)

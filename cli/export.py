@@ -17,7 +17,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
 ) -> None:
     """Write a prediction as a table of spots x genes for other tools."""
-    from stflow_graph.export import export as run
+    from stflow_graph.stages.export import export as run
 
     done = run(prediction, to, genes=genes or [], layer=layer, overwrite=overwrite)
     Console().print(

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from stflow_graph import __version__
 from stflow_graph.errors import StflowError
+from stflow_graph.version import __version__
 
 from . import (
     convert,

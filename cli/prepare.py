@@ -13,7 +13,7 @@ from .prepare_grid import grid_of
 from .progress import spot_progress
 
 if TYPE_CHECKING:
-    from stflow_graph.prepare import Prepared
+    from stflow_graph.stages.prepare import Prepared
 
 Option = typer.Option
 FORMATS = "kit, visium, visium-hd, xenium, hest, stimage, legacy-st, spatialdata"
@@ -62,8 +62,8 @@ def prepare(
         return
     if pitch_um is not None:
         raise typer.BadParameter("--pitch-um belongs to --grid")
-    from stflow_graph.io.source import SourceOptions
-    from stflow_graph.prepare import prepare_slide, prepare_source
+    from stflow_graph.platforms.source import SourceOptions
+    from stflow_graph.stages.prepare import prepare_slide, prepare_source
 
     done: list[Prepared] = []
     console = Console()

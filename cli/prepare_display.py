@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from stflow_graph.prepare import Prepared
+    from stflow_graph.stages.prepare import Prepared
 
 
 def slide_table(slides: Sequence[Prepared], out: Path) -> Table:

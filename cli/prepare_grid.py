@@ -12,7 +12,7 @@ from .progress import spot_progress
 
 def grid_of(image: Path, out: Path, name: str, options: dict[str, Any]) -> None:
     """Cut a slide without spots on a grid, and print what was found and what to do next."""
-    from stflow_graph.tissue_grid import prepare_grid
+    from stflow_graph.stages.tissue_grid import prepare_grid
 
     console = Console()
     with spot_progress() as progress:

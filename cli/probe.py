@@ -14,7 +14,7 @@ from .probe_display import score_tables
 from .progress import spot_progress
 
 if TYPE_CHECKING:
-    from stflow_graph.probe import Cell
+    from stflow_graph.stages.probe import Cell
 
 
 def probe(
@@ -44,12 +44,12 @@ def probe(
     """Compare patch encoders as HEST-bench does; embeds what is missing first."""
     if dimreduce not in ("pca", "none"):
         raise typer.BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
-    from stflow_graph.embed import EmbedSettings
     from stflow_graph.encoders import create_encoder
     from stflow_graph.encoders.catalogue import canonical_name
-    from stflow_graph.predict import pick_device
-    from stflow_graph.probe import ProbeSettings
-    from stflow_graph.probe import probe as run
+    from stflow_graph.inference.predict import pick_device
+    from stflow_graph.stages.embed import EmbedSettings
+    from stflow_graph.stages.probe import ProbeSettings
+    from stflow_graph.stages.probe import probe as run
 
     components = pca if dimreduce == "pca" else None
     settings = ProbeSettings(method, components, alpha, gene_list, target, seed)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from stflow_graph.probe import Cell, ProbeSettings
+    from stflow_graph.stages.probe import Cell, ProbeSettings
 
 
 def score_tables(cells: Sequence[Cell], encoders: Sequence[str], settings: ProbeSettings) -> Group:
@@ -20,7 +20,7 @@ def score_tables(cells: Sequence[Cell], encoders: Sequence[str], settings: Probe
 
     The folds of a single data set follow.
     """
-    from stflow_graph.hest_results import average_encoders
+    from stflow_graph.evaluation.hest_results import average_encoders
 
     scores: dict[str, dict[str, tuple[float, float]]] = {}
     for cell in cells:

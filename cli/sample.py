@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from stflow_graph.sample import Sampled
+    from stflow_graph.stages.sample import Sampled
 
 
 def _tile_size(text: str) -> int | None:
@@ -40,8 +40,8 @@ def sample(
     overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
 ) -> None:
     """Predict the expression of slides from their embeddings."""
-    from stflow_graph.sample import SampleSettings
-    from stflow_graph.sample import sample as run
+    from stflow_graph.stages.sample import SampleSettings
+    from stflow_graph.stages.sample import sample as run
 
     console = Console()
 

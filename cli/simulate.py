@@ -12,7 +12,7 @@ from rich.table import Table
 from .progress import spot_progress
 
 if TYPE_CHECKING:
-    from stflow_graph.data.simulate import SimulatedCohort
+    from stflow_graph.simulation.cohort import SimulatedCohort
 
 
 def simulate(
@@ -24,7 +24,7 @@ def simulate(
     overwrite: Annotated[bool, typer.Option(help="Replace a cohort that is there.")] = False,
 ) -> None:
     """Write a simulated cohort in HEST-bench layout, with the truth behind its counts."""
-    from stflow_graph.data.simulate import simulate_cohort
+    from stflow_graph.simulation.cohort import simulate_cohort
 
     console = Console()
     with spot_progress() as progress:

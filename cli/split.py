@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from stflow_graph.split import Split
+    from stflow_graph.stages.split import Split
 
 
 def split(
@@ -31,7 +31,7 @@ def split(
     overwrite: Annotated[bool, typer.Option(help="Replace splits that are there.")] = False,
 ) -> None:
     """Make folds that hold out whole patients, in HEST-bench's split files."""
-    from stflow_graph.split import split as run
+    from stflow_graph.stages.split import split as run
 
     if (k is None) is not leave_one_out:
         raise typer.BadParameter("give --k, or --leave-one-out")

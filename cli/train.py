@@ -52,7 +52,7 @@ def train(
     """Train a denoiser on every fold; run it again to go on where it stopped."""
     given = dict(locals())
     from stflow_graph.config import load_config
-    from stflow_graph.train import train as run
+    from stflow_graph.stages.train import train as run
 
     from .train_display import TrainDisplay
 

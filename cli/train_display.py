@@ -13,7 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from stflow_graph.config import Config
-    from stflow_graph.train import FoldResult, Progress
+    from stflow_graph.stages.train import FoldResult, Progress
 
 
 class TrainDisplay:
@@ -64,7 +64,7 @@ class TrainDisplay:
     def summary(self, results: Sequence[FoldResult], out: Path) -> None:
         """Print each fold's scores and the next command."""
         from stflow_graph.data.splits import embedding_path
-        from stflow_graph.metrics import mean_of_defined
+        from stflow_graph.stats.metrics import mean_of_defined
 
         columns = ["data set", "fold", "best epochs", "val PCC", "test slides", "test PCC", ""]
         table = Table(*columns, title=f"{self._config.denoiser.name} denoiser, {out}")

@@ -3,7 +3,7 @@
 import tempfile
 
 from stflow_graph import api as sg
-from stflow_graph.data.simulate import simulate_cohort
+from stflow_graph.simulation.cohort import simulate_cohort
 
 with tempfile.TemporaryDirectory() as folder:
     root = simulate_cohort(folder + "/cohort", n_slides=4, n_spots=36, seed=1)  # or your own

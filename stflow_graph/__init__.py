@@ -7,16 +7,20 @@ that ``import stflow_graph`` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from stflow_graph.version import __version__
+
 if TYPE_CHECKING:
     from stflow_graph.data.slide import Slide
-    from stflow_graph.model import SlideModel
+    from stflow_graph.inference.slide_model import SlideModel
     from stflow_graph.nn.denoiser import GraphDenoiser
-
-__version__ = "0.1.0"
 
 __all__ = ["GraphDenoiser", "Slide", "SlideModel", "__version__"]
 
-_PLACES = {"GraphDenoiser": "nn.denoiser", "Slide": "data.slide", "SlideModel": "model"}
+_PLACES = {
+    "GraphDenoiser": "nn.denoiser",
+    "Slide": "data.slide",
+    "SlideModel": "inference.slide_model",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from stflow_graph.config import OPTIONS, Config, load_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.slide import Slide
-from stflow_graph.embed import EmbedSettings, embed_slide
 from stflow_graph.encoders import Encoder, create_encoder
 from stflow_graph.errors import BadConfig, BadInput, plain
-from stflow_graph.evaluate import evaluate_in_memory
-from stflow_graph.fit import EpochRecord
-from stflow_graph.fit_fold import fit_fold
+from stflow_graph.evaluation.scores import Evaluation
+from stflow_graph.inference.predict import check_spots, pick_device
+from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.gene_aliases import gene_matching
-from stflow_graph.model import SlideModel
-from stflow_graph.predict import check_spots, pick_device
-from stflow_graph.sample import SampleSettings
-from stflow_graph.scores import Evaluation
-from stflow_graph.train import surroundings
+from stflow_graph.stages.embed import EmbedSettings, embed_slide
+from stflow_graph.stages.evaluate import evaluate_in_memory
+from stflow_graph.stages.sample import SampleSettings
+from stflow_graph.stages.train import surroundings
+from stflow_graph.training.fold import fit_fold
+from stflow_graph.training.loop import EpochRecord
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -60,7 +60,7 @@ class GraphDenoiserConfig(_Record):
     ``conv`` is ``"module:Name"`` of a layer in the place of ours: one's own, or a layer of PyG
     (``"torch_geometric.nn:GATv2Conv"``), which is made with ``conv_options``. ``input_dropout =
     "auto"`` is set in training from the penalty that a ridge regression on the same features
-    would choose, see ``fit_fold.choose_input_dropout``.
+    would choose, see ``training.fold.choose_input_dropout``.
     """
 
     name: Literal["graph"] = "graph"

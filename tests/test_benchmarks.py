@@ -13,11 +13,11 @@ from PIL import Image
 from toy import GENES
 
 from stflow_graph.config import load_config
+from stflow_graph.images.pictures import read_picture
 from stflow_graph.io.expression import write_expression
-from stflow_graph.io.pictures import read_picture
 from stflow_graph.io.predictions import read_prediction, write_prediction
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
-from stflow_graph.train import train
+from stflow_graph.stages.train import train
 
 CONTENDERS = {
     "transformer, as published",

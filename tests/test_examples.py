@@ -10,7 +10,7 @@ import pytest
 from stflow_graph_cli.main import app
 from typer.testing import CliRunner
 
-from stflow_graph.checkpoint import load_checkpoint
+from stflow_graph.models.checkpoint import load_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

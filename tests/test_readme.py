@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stflow_graph.config import load_config
-from stflow_graph.data.simulate import simulate_cohort
-from stflow_graph.train import train
+from stflow_graph.simulation.cohort import simulate_cohort
+from stflow_graph.stages.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -3,9 +3,9 @@
 from stflow_graph.graph.diffusion import Averaging, NeighbourhoodContext, diffuse, diffuse_sum
 from stflow_graph.graph.frames import EDGE_FEATURES, edge_geometry
 from stflow_graph.graph.neighbors import Neighbors, nearest_neighbors, spot_pitch
-from stflow_graph.graph.published import PublishedGraph
 from stflow_graph.graph.similarity import SimilarityEdges
 from stflow_graph.graph.spatial import SpatialGraph
+from stflow_graph.graph.stflow import PublishedGraph
 from stflow_graph.graph.tiles import SpatialTiles, Tile, TileEdges, Tiles
 
 __all__ = [

@@ -16,10 +16,11 @@ from stflow_graph.errors import BadInput, plain
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
 from stflow_graph.io.hdf5 import check_unique, open_h5
-from stflow_graph.io.pictures import Picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from stflow_graph.images.pictures import Picture
 
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from stflow_graph.graph.neighbor_sum import is_sorted, sorted_edges
-from stflow_graph.graph.published import published_edge_geometry
+from stflow_graph.graph.stflow import published_edge_geometry
 from stflow_graph.graph.tiles import Tiles
-from stflow_graph.nn.checks import check_edges, check_positions, check_spots
-from stflow_graph.nn.context_embedding import ContextEmbedding
-from stflow_graph.nn.conv import FrameAveragedConv
-from stflow_graph.nn.denoiser_block import (
+from stflow_graph.nn.block import (
     DenoiserBlock,
     Edges,
     Estimate,
     block_parts,
     published_block_parts,
 )
+from stflow_graph.nn.checks import check_edges, check_positions, check_spots
+from stflow_graph.nn.context_embedding import ContextEmbedding
+from stflow_graph.nn.conv import FrameAveragedConv
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 from stflow_graph.nn.kept_edges import EdgeKeeper
-from stflow_graph.nn.linear_part import LinearPart
 from stflow_graph.nn.pretrained import Pretrained, plain_arguments
+from stflow_graph.nn.ridge_head import LinearPart
 from stflow_graph.nn.spot_flow import Condition, Flow, SpotFlow
 from stflow_graph.nn.time_embedding import TimeEmbedding
 

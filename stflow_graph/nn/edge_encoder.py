@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stflow_graph.nn.activation import silu_of_own
-from stflow_graph.nn.swiglu import SwiGLU
+from stflow_graph.nn.stflow.swiglu import SwiGLU
 
 _SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
 

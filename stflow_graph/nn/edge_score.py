@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stflow_graph.nn.activation import silu_of_own
-from stflow_graph.nn.swiglu import SwiGLU
+from stflow_graph.nn.stflow.swiglu import SwiGLU
 
 
 class AdditiveScore(nn.Module):

@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from stflow_graph.graph.tiles import TileEdges, Tiles
+from stflow_graph.nn.block import DenoiserBlock, Edges
 from stflow_graph.nn.conv import FrameAveragedConv
-from stflow_graph.nn.denoiser_block import DenoiserBlock, Edges
 from stflow_graph.nn.edge_encoder import EncodedEdges
 
 _E = TypeVar("_E", Edges, TileEdges)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from stflow_graph.fit import region_loss
 from stflow_graph.graph import NeighbourhoodContext, SimilarityEdges, SpatialGraph
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.training.loop import region_loss
 
 
 def seeded(seed: int = 0) -> torch.Generator:

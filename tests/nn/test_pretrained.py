@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from stflow_graph import GraphDenoiser, SlideModel
 from stflow_graph.config import load_config
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.nn.transformer import TransformerDenoiser
-from stflow_graph.train import train
+from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
+from stflow_graph.stages.train import train
 
 SMALL = {"hidden_channels": 8, "edge_channels": 4, "n_heads": 2, "n_layers": 1}
 NETWORKS = [

@@ -21,7 +21,7 @@ from stflow_graph.nn.edge_encoder import (
     PublishedFrameEncoder,
 )
 from stflow_graph.nn.edge_score import AdditiveScore, DotScore, PublishedScore
-from stflow_graph.nn.swiglu import SwiGLU
+from stflow_graph.nn.stflow.swiglu import SwiGLU
 
 Attention = Literal["additive", "dot", "stflow"]
 ATTENTIONS: tuple[Attention, ...] = ("additive", "dot", "stflow")

@@ -11,7 +11,7 @@ from torch_geometric.nn import GATv2Conv, GENConv, GraphConv, SAGEConv, Transfor
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.graph import PublishedGraph, SpatialGraph
-from stflow_graph.graph.published import published_edge_geometry
+from stflow_graph.graph.stflow import published_edge_geometry
 from stflow_graph.nn import conv as convs
 from stflow_graph.nn.conv import AdaptedConv, FrameAveragedConv
 

@@ -1,0 +1,320 @@
+"""Baselines that a model must beat, fitted on training slides only.
+
+A baseline is a function that fits on training slides and returns a function of a slide: both see
+the embeddings, only the first sees expression. A further one is a line in :func:`fit_baselines`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.slide import Slide, load_sample, load_slide
+from stflow_graph.data.splits import Dataset, find_embedding
+from stflow_graph.data.validation import split_validation
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.io.patches import open_patches
+from stflow_graph.stats.metrics import neighbour_mean
+from stflow_graph.stats.ridge import ALPHAS, RidgePath, held_out_scores
+
+Predictor = Callable[[Slide], np.ndarray]
+
+GENE_MEAN, RIDGE, SMOOTHED_RIDGE = "gene mean", "ridge", "smoothed ridge"
+TUNED_RIDGE, CONTEXT_RIDGE = "tuned ridge", "context ridge"
+FOREST, SIMPLE_GNN = "random forest", "simple GNN"
+DARKNESS = "darkness"
+SLOW = (FOREST, SIMPLE_GNN)  # a minute where the others take seconds
+NAMES = (GENE_MEAN, DARKNESS, RIDGE, SMOOTHED_RIDGE, TUNED_RIDGE, CONTEXT_RIDGE, *SLOW)
+_PATCHES_AT_ONCE = 64
+_SMOOTHINGS = (0, 6, 18)
+_CONTEXT_HOPS = (1, 4, 16)
+_FEWEST_SPOTS = 5  # of one or two slides, to hold parts of them out
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSide:
+    """What a fold's models were trained on, and where it is.
+
+    Attributes:
+        dataset: the data set on disk.
+        embed_dataroot: root of the embeddings.
+        encoder: whose embeddings.
+        target: see ``data.normalise``.
+        genes: G names.
+        slides: names of the training slides.
+        matching: how genes are found that a slide names otherwise.
+    """
+
+    dataset: Dataset
+    embed_dataroot: str
+    encoder: str
+    target: str
+    genes: tuple[str, ...]
+    slides: tuple[str, ...]
+    matching: GeneMatching = DEFAULT_MATCHING
+
+    def load(self) -> list[Slide]:
+        """Read the training slides with their expression.
+
+        Raises:
+            BadInput: none are named, or the data set's splits lack some.
+        """
+        known = {sample.id: sample for sample in self.dataset.samples()}
+        absent = [name for name in self.slides if name not in known]
+        if absent or not self.slides:
+            found = plain(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
+            raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
+        places = self.embed_dataroot, self.encoder, self.genes, self.target, self.matching
+        return [load_sample(known[name], *places) for name in self.slides]
+
+    def load_other(self, name: str, barcodes: Sequence[str], coords: np.ndarray) -> Slide:
+        """Read the embeddings of N spots of a further slide, without expression.
+
+        Args:
+            name: the slide.
+            barcodes: N spots wanted, in this order.
+            coords: ``[N, 2]`` where they are.
+
+        Raises:
+            BadInput: a spot has no embedding.
+        """
+        file = find_embedding(self.embed_dataroot, self.dataset.name, self.encoder, name)
+        slide = load_slide(file)
+        rows = _rows(slide.barcodes, barcodes, file, "barcodes")
+        return dataclasses.replace(slide, x=slide.x[rows], coords=coords, barcodes=list(barcodes))
+
+
+def fit_baselines(
+    train: Sequence[Slide], *, slow: bool = False, seed: int = 0
+) -> dict[str, Predictor]:
+    """Fit every baseline that learns; each predicts ``[N, G]`` float64, log1p units.
+
+    Args:
+        train: training slides with ``y``, all of the same genes.
+        slow: whether those of ``SLOW`` are among them.
+        seed: of the randomised PCA, the forest and the GNN.
+    """
+    ridge = fit_ridge(train, seed=seed)
+    fitted = {
+        GENE_MEAN: fit_gene_mean(train),
+        RIDGE: ridge,
+        SMOOTHED_RIDGE: smoothed(ridge),
+        TUNED_RIDGE: fit_tuned_ridge(train, seed=seed),
+        CONTEXT_RIDGE: fit_tuned_ridge(train, _CONTEXT_HOPS, seed=seed),
+    }
+    if slow:
+        from stflow_graph.evaluation.gnn_baseline import fit_simple_gnn
+
+        fitted[FOREST] = fit_forest(train, seed=seed)
+        fitted[SIMPLE_GNN] = fit_simple_gnn(train, seed=seed)
+    return fitted
+
+
+def fit_gene_mean(train: Sequence[Slide]) -> Predictor:
+    """Predict each gene's mean over the spots of the training slides."""
+    mean = np.concatenate([_expression(slide) for slide in train]).mean(axis=0)
+    return lambda slide: np.tile(mean, (len(slide), 1))
+
+
+def fit_ridge(
+    train: Sequence[Slide],
+    *,
+    n_components: int = 256,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Predictor:
+    """Fit HEST-bench's ridge with an intercept, which it leaves out, and by an exact solver.
+
+    The components are centred, so the intercept changes no correlation.
+
+    Args:
+        train: training slides with ``y``.
+        n_components: principal components; fewer where the data have fewer.
+        alpha: L2 penalty; None takes HEST's 100 / (components · genes).
+        seed: of the randomised PCA.
+
+    Source: Jaume et al., HEST-1k, NeurIPS 2024.
+    """
+    if alpha is None:
+        alpha = _hests_alpha(train, n_components)
+    # the one solver that is steady at so small a penalty, whatever the rank
+    return _fit_probe(train, Ridge(alpha=alpha, solver="svd"), n_components, seed)
+
+
+def fit_hest_ridge(
+    train: Sequence[Slide],
+    *,
+    n_components: int | None = 256,
+    alpha: float | None = None,
+    seed: int = 1,
+) -> Predictor:
+    """Fit the ridge of HEST-bench's code to the letter: no intercept, LSQR, seed 1.
+
+    Args:
+        train: training slides with ``y``.
+        n_components: as :func:`fit_ridge`; None takes the embeddings as they are, unscaled.
+        alpha: L2 penalty; None takes HEST's 100 / (columns · genes).
+        seed: of the randomised PCA.
+
+    Source: Jaume et al., HEST-1k, NeurIPS 2024; ``hest/bench/trainer.py``.
+    """
+    if alpha is None:
+        alpha = _hests_alpha(train, n_components)
+    ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000)
+    return _fit_probe(train, ridge, n_components, seed)
+
+
+def fit_forest(
+    train: Sequence[Slide], *, n_components: int | None = 256, seed: int = 0
+) -> Predictor:
+    """Fit a random forest of HEST-bench's 70 trees on the same components as :func:`fit_ridge`.
+
+    One forest predicts all genes. HEST grows one a gene, which it does on a GPU: with 50 genes
+    that is thirty times the work.
+
+    Args:
+        train: training slides with ``y``.
+        n_components: as :func:`fit_hest_ridge`.
+        seed: of the randomised PCA and of the trees.
+    """
+    forest = RandomForestRegressor(70, min_samples_leaf=5, random_state=seed)
+    return _fit_probe(train, forest, n_components, seed)
+
+
+def _hests_alpha(train: Sequence[Slide], n_components: int | None) -> float:
+    return 100 / (_n_columns(train, n_components) * _expression(train[0]).shape[1])
+
+
+def _n_columns(train: Sequence[Slide], n_components: int | None) -> int:
+    width = train[0].x.shape[1]
+    if n_components is None:
+        return width
+    # centred rows span one dimension less than there are rows
+    return max(1, min(n_components, width, sum(map(len, train)) - 1))
+
+
+def _fit_probe(
+    train: Sequence[Slide], regressor: BaseEstimator, n_components: int | None, seed: int
+) -> Predictor:
+    """Fit a regressor on the components of standardised embeddings, or on them as they are."""
+    x = np.concatenate([slide.x for slide in train]).astype(np.float64)
+    y = np.concatenate([_expression(slide) for slide in train])
+    steps: list[BaseEstimator] = [regressor]
+    if n_components is not None:
+        reduce = PCA(_n_columns(train, n_components), random_state=seed)
+        steps = [StandardScaler(), reduce, regressor]
+    model: Pipeline = make_pipeline(*steps).fit(x, y)
+    return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
+
+
+def fit_tuned_ridge(
+    train: Sequence[Slide], hops: Sequence[int] = (), *, seed: int = 0
+) -> Predictor:
+    """Fit a ridge whose penalty and smoothing are chosen on held-out training slides.
+
+    Embeddings are scaled and expression is centred within each slide; candidates are scored by
+    the mean PCC on parts of the training slides that were left out of the fit in turn
+    (``data.validation.split_validation``), then the best is fitted on all.
+
+    Args:
+        train: training slides with ``y``.
+        hops: also see the embeddings averaged along the spatial graph, ``graph.diffuse``: the
+            linear model of what a graph denoiser's first layer sees.
+        seed: of the split, where there are only one or two slides.
+    """
+    made: dict[int, tuple[Slide, np.ndarray]] = {}  # every split asks for them again
+
+    def features(slide: Slide) -> np.ndarray:
+        if id(slide) not in made:  # the slide is kept, so that its id stays its own
+            made[id(slide)] = slide, _features(slide, hops)
+        return made[id(slide)][1]
+
+    finishes = [lambda slide, found, n=n: _smooth(found, slide.coords, n) for n in _SMOOTHINGS]
+    scores = np.full((len(ALPHAS), len(_SMOOTHINGS)), np.nan)
+    if len(train) >= 3 or min(map(len, train)) >= _FEWEST_SPOTS:
+        splits = split_validation(train, seed, max(2, len(train)))
+        scores = held_out_scores(splits, features, finishes)
+    # slides too small or too even to score: the middle of the grid
+    best = np.nanargmax(scores) if np.isfinite(scores).any() else scores.size // 2
+    i, j = np.unravel_index(best, scores.shape)
+    weights = RidgePath.fit(train, features).weights(ALPHAS[i])
+    level = np.mean([_expression(slide).mean(axis=0) for slide in train], axis=0)
+    return lambda slide: level + finishes[j](slide, _features(slide, hops) @ weights)
+
+
+def _features(slide: Slide, hops: Sequence[int]) -> np.ndarray:
+    scaling = Normalisation.fit(
+        [slide.x], [np.zeros((len(slide), 1))], "center" if hops else "slide", False
+    )
+    x = scaling.embeddings(slide.x).astype(np.float64)
+    if not hops:
+        return x
+    import torch
+
+    from stflow_graph.graph import NeighbourhoodContext, SpatialGraph
+
+    data = SpatialGraph()(slide.to_data())
+    data.x = torch.from_numpy(x)
+    return np.concatenate([x, NeighbourhoodContext(hops)(data).context.numpy()], axis=1)
+
+
+def smoothed(predictor: Predictor, n_neighbors: int = 6) -> Predictor:
+    """Average a prediction over each spot and its nearest spots, all with the same weight."""
+    return lambda slide: _smooth(predictor(slide), slide.coords, n_neighbors)
+
+
+def _smooth(values: np.ndarray, coords: np.ndarray, n_neighbors: int) -> np.ndarray:
+    if not n_neighbors:
+        return values
+    neighbours = neighbour_mean(coords, n_neighbors)
+    count = np.diff(neighbours.indptr)[:, None]
+    return (values + count * (neighbours @ values)) / (1 + count)
+
+
+def darkness(patches: str | Path, barcodes: Sequence[str]) -> np.ndarray:
+    """Return how dark each spot's patch is, 255 − mean red value, ``[N]`` float64.
+
+    Haematoxylin absorbs red, so it follows the number of cells and with them sequencing depth. It
+    is untrained and has no unit of expression: only its correlations mean something. Patches are
+    read in order and a few at a time.
+
+    Args:
+        patches: patch file of the slide.
+        barcodes: N spots.
+
+    Raises:
+        BadInput: a spot has no patch, or the file cannot be read.
+    """
+    with open_patches(patches) as file:
+        rows = _rows(file.barcodes, barcodes, patches, "barcode")
+        dark = np.empty(len(file))
+        for start in range(0, len(file), _PATCHES_AT_ONCE):
+            red = file.images[start : start + _PATCHES_AT_ONCE, :, :, 0]
+            dark[start : start + _PATCHES_AT_ONCE] = 255 - red.mean(axis=(1, 2), dtype=np.float64)
+    return dark[rows]
+
+
+def _expression(slide: Slide) -> np.ndarray:
+    if slide.y is None:
+        raise ValueError(f"slide {slide.name} has no expression to fit on")
+    return slide.y.astype(np.float64)
+
+
+def _rows(known: Sequence[str], wanted: Sequence[str], file: str | Path, field: str) -> np.ndarray:
+    place = {barcode: i for i, barcode in enumerate(known)}
+    absent = [barcode for barcode in wanted if barcode not in place]
+    if absent:
+        found = plain(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
+        raise BadInput(file, field, found, "every predicted spot")
+    return np.array([place[barcode] for barcode in wanted], dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Pixels of any image file: reading, scale, tissue, pictures."""

@@ -1,0 +1,108 @@
+"""Opening H&E images of any format; see ``images.reader`` for what a reader does.
+
+Tiled TIFFs and whole slides are read tile by tile, so their size does not matter. Every other image
+(JPEG, PNG, TIFF in strips) is decoded once, four bytes a pixel, and never copied whole;
+:data:`MAX_DECODED_PIXELS` bounds it. A reader for another format is one subclass of ``ImageReader``
+and one line in :func:`open_image`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from stflow_graph.errors import BadInput, plain, refusing
+from stflow_graph.images.reader import ImageReader, on_white
+from stflow_graph.images.scale import scale_of_tiff
+from stflow_graph.images.tiled_tiff import ORIENTATION, RGB_FIX, UPRIGHT_FIX, TiledTiff
+from stflow_graph.images.whole_slide import needs_openslide, open_whole_slide
+from stflow_graph.io.atomic import check_file
+
+# 20,000 x 20,000; Pillow keeps four bytes a pixel, so 1.6 GB
+MAX_DECODED_PIXELS = 400_000_000
+
+_FORMATS = ("JPEG", "PNG", "TIFF")
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@contextlib.contextmanager
+def open_image(path: str | Path) -> Iterator[ImageReader]:
+    """Open an 8-bit RGB image or whole slide; transparency is laid on white.
+
+    Raises:
+        BadInput: missing, not such an image, truncated, greyscale, 16-bit, rotated by an
+            orientation tag, with pixels that are not square, or over ``MAX_DECODED_PIXELS`` and
+            not tiled.
+        MissingDependency: the tiles' compression needs the package imagecodecs, or the format
+            OpenSlide.
+    """
+    path = check_file(path)
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in _TIFF_SIGNATURES
+    with contextlib.ExitStack() as stack:
+        if needs_openslide(path):
+            yield stack.enter_context(open_whole_slide(path))
+            return
+        reader: ImageReader | None = None
+        um_per_px = None
+        if is_tiff:
+            with refusing(path, "content", "a whole TIFF"):
+                tiff = stack.enter_context(tifffile.TiffFile(path))
+                if tiff.series[0].levels[0].keyframe.is_tiled:
+                    reader = TiledTiff(path, tiff)
+                else:
+                    um_per_px = scale_of_tiff(path, tiff)
+        yield reader or _DecodedImage(path, stack.enter_context(_pillow(path)), um_per_px)
+
+
+class _DecodedImage(ImageReader):
+    """An image that Pillow holds decoded in memory."""
+
+    def __init__(self, path: Path, image: Image.Image, um_per_px: float | None) -> None:
+        super().__init__(path, [image.size], um_per_px)
+        self._image = image
+
+    def _read(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        return on_white(self._image.crop((x0, y0, x1, y1)))
+
+
+@contextlib.contextmanager
+def _pillow(path: Path) -> Iterator[Image.Image]:
+    with contextlib.ExitStack() as stack:
+        with refusing(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
+            with _without_pillows_limit():
+                image = stack.enter_context(Image.open(path, formats=_FORMATS))
+            _check_pillow(path, image)
+            image.load()
+        yield image
+
+
+@contextlib.contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    # Pillow warns from 89 million pixels on, which real slides have; we have our own limit
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_pillow(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_DECODED_PIXELS:
+        found = plain(f"{width} x {height} = {width * height:,} pixels")
+        fix = "save it as a tiled TIFF, which is read window by window"
+        raise BadInput(path, "size", found, f"at most {MAX_DECODED_PIXELS:,}", fix)
+    # Pillow opens 16-bit colour as mode RGB and keeps the high bytes; only the raw mode shows it
+    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    if deep or image.mode not in ("RGB", "RGBA", "P"):
+        mode = f"16 bits a channel (mode {image.mode})" if deep else f"mode {image.mode}"
+        raise BadInput(path, "colours", plain(mode), "8-bit RGB or RGBA", RGB_FIX)
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if orientation != 1:
+        raise BadInput(path, "orientation tag", orientation, "1, upright", UPRIGHT_FIX)

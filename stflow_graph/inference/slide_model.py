@@ -1,0 +1,126 @@
+"""A trained model in memory: slides in, AnnData out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+import torch
+from torch import nn
+
+from stflow_graph.data.slide import Slide
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.inference.predict import pick_device
+from stflow_graph.io.predictions import prediction_anndata
+from stflow_graph.io.pretrained import HubOptions, PushOptions, fetch, push
+from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stflow_graph.stages.sample import (
+    SampleSettings,
+    check_fit,
+    find_checkpoints,
+    prediction_blocks,
+    prediction_provenance,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class SlideModel:
+    """A denoiser, or several as one, with what it needs beside: genes, scaling, calibration.
+
+    Args:
+        checkpoint: what ``train`` found.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._networks: dict[torch.device, nn.Module] = {}
+
+    def __repr__(self) -> str:
+        data = self.checkpoint.config.data
+        return (
+            f"SlideModel({len(self.genes)} genes, {data.target}, encoder {data.encoder!r}, "
+            f"{self.checkpoint.n_members} members)"
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, **options: Unpack[HubOptions]) -> SlideModel:
+        """Return a trained model of a folder or a repository of the hub.
+
+        Args:
+            path_or_repo: what ``save_pretrained``, ``push_to_hub`` or ``train`` wrote; see
+                ``io.pretrained.fetch``.
+            **options: of the hub, see ``io.pretrained.HubOptions``.
+
+        Raises:
+            BadInput: no model there, several folds, or damaged files.
+            BadConfig: another format, or a configuration that this version does not know.
+        """
+        folder = fetch(path_or_repo, **options)
+        found = find_checkpoints(folder)
+        if len(found) > 1:
+            raise BadInput(folder, "model", plain(f"{len(found)} folds"), f"one, as {found[0]}")
+        return cls(load_checkpoint(found[0]))
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
+        """Write a checkpoint folder, which ``stflow-graph sample`` takes too, with a model card.
+
+        Args:
+            folder: an old one is replaced.
+            licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
+        """
+        save_checkpoint(folder, self.checkpoint, licence=licence)
+
+    def push_to_hub(
+        self, repo_id: str, *, licence: str | None = None, **options: Unpack[PushOptions]
+    ) -> str:
+        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
+        return push(partial(self.save_pretrained, licence=licence), repo_id, **options)
+
+    @property
+    def genes(self) -> list[str]:
+        """G names, the columns of a prediction."""
+        return self.checkpoint.genes
+
+    def network(self, device: str | torch.device = "cpu") -> nn.Module:
+        """Return the denoiser in eval mode on a device: ``(y_t, t, data) -> y_1``."""
+        device = torch.device(device)
+        if device not in self._networks:
+            self._networks[device] = self.checkpoint.build(device)
+        return self._networks[device]
+
+    def predict(self, slide: Slide, settings: SampleSettings | None = None) -> AnnData:
+        """Predict a slide's expression as ``stflow-graph sample`` does, in memory.
+
+        Args:
+            slide: with embeddings; its counts are not looked at.
+            settings: number of samples, seed, sampler, device; None takes the mean alone.
+
+        Returns:
+            N spots x G genes: ``X`` expected expression in log1p units, with several samples also
+            ``layers["sample_0"]`` ... and ``"std"``; the picture of ``settings.image``, or else
+            those of ``slide.adata``, if any.
+
+        Raises:
+            BadConfig: embeddings of another encoder or width, or samples of a regression.
+            BadInput: too few spots.
+        """
+        settings = settings or SampleSettings()
+        check_fit(self.checkpoint, slide, settings)
+        device, calibration = pick_device(settings.device), self.checkpoint.calibration
+        provenance = prediction_provenance(self.checkpoint, slide.name, settings, device)
+        prediction = prediction_anndata(
+            prediction_blocks(self.checkpoint, self.network(device), slide, settings, device),
+            slide.barcodes,
+            self.genes,
+            slide.coords,
+            provenance={**provenance, "um_per_px": slide.um_per_px},
+            n_samples=settings.n_samples if settings.n_samples > 1 else 0,
+            expected_pearson=None if calibration is None else calibration.pearson,
+            picture=settings.picture(slide.name),
+        )
+        if settings.image is None and slide.adata is not None and "spatial" in slide.adata.uns:
+            prediction.uns["spatial"] = slide.adata.uns["spatial"]
+        return prediction

@@ -1,0 +1,1 @@
+"""Names and weights to objects and back: networks, checkpoints, model cards."""

@@ -1,0 +1,190 @@
+"""A trained denoiser on disk: a folder of safetensors and JSON, never pickle.
+
+``config.json`` (configuration, provenance, SHA-256 of the other files), ``model.safetensors``,
+``normalisation.safetensors``, ``genes.json``, ``calibration.csv`` (what held-out training slides
+say of each gene; not of converted weights) and ``README.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stflow_graph.config import Config, parse_stored_config
+from stflow_graph.data.genes import read_gene_list, write_gene_list
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+from stflow_graph.models.build import build_ensemble, denoiser_arguments
+from stflow_graph.models.model_card import model_card
+from stflow_graph.nn.pretrained import FORMAT as NETWORK
+from stflow_graph.stats.calibration import Calibration
+
+FORMAT = "stflow_graph.models.checkpoint/2"
+_FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
+_CALIBRATION = "calibration.csv"
+_COLUMNS = ("spread", "pearson", "pearson_sd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trained denoiser and all that is needed to use it.
+
+    Attributes:
+        config: the run's resolved configuration.
+        genes: G names, the columns of the output.
+        in_channels: F, embedding channels.
+        normalisation: how input and output are scaled.
+        weights: the state dict.
+        provenance: plain values: fold, train_slides, held_out_slides, best_epochs, versions, ...
+        n_members: denoisers whose mean is taken.
+        calibration: how samples are spread, and which genes to trust; None if not known.
+    """
+
+    config: Config
+    genes: list[str]
+    in_channels: int
+    normalisation: Normalisation
+    weights: dict[str, Tensor]
+    provenance: dict[str, Any]
+    n_members: int = 1
+    calibration: Calibration | None = None
+
+    def build(self, device: str | torch.device = "cpu") -> nn.Module:
+        """Return the denoiser with its weights, in eval mode.
+
+        Raises:
+            BadConfig: the weights do not fit the configuration.
+        """
+        with torch.random.fork_rng():  # the weights drawn here are thrown away
+            model = build_ensemble(self.config, self.in_channels, len(self.genes), self.n_members)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise BadConfig(f"checkpoint: {' '.join(str(error).split())[:300]}") from None
+        return model.eval().to(device)
+
+
+def save_checkpoint(
+    folder: str | Path, checkpoint: Checkpoint, *, licence: str | None = None
+) -> None:
+    """Write a checkpoint folder; an old one is replaced only when the new one is complete.
+
+    Args:
+        folder: the folder.
+        checkpoint: what to write.
+        licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
+    """
+    with atomic_folder(folder) as temporary:
+        weights = {key: value.contiguous().cpu() for key, value in checkpoint.weights.items()}
+        save_file(weights, temporary / "model.safetensors")
+        scaling = checkpoint.normalisation
+        arrays = {"x_mean": scaling.x_mean, "x_std": scaling.x_std, "y_mean": scaling.y_mean}
+        save_arrays(arrays, temporary / "normalisation.safetensors")
+        write_gene_list(temporary / "genes.json", checkpoint.genes)
+        files = list(_FILES)
+        if checkpoint.calibration is not None:
+            write_text(temporary / _CALIBRATION, _table(checkpoint.genes, checkpoint.calibration))
+            files.append(_CALIBRATION)
+        content = {
+            "format": FORMAT,
+            "in_channels": checkpoint.in_channels,
+            "n_members": checkpoint.n_members,
+            **_network(checkpoint),
+            "config": checkpoint.config.model_dump(mode="json"),
+            "provenance": checkpoint.provenance,
+            "sha256": {name: sha256(temporary / name) for name in files},
+        }
+        write_json(temporary / "config.json", content)
+        write_text(temporary / "README.md", _card(checkpoint, licence))
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        BadInput: no checkpoint there, a file is missing or does not match its SHA-256.
+        BadConfig: another format, or a configuration that this version does not know.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
+        raise BadInput(folder, "config.json", plain("no file"), "a checkpoint folder", fix)
+    content = read_json(folder / "config.json")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        fix = " Fix: GraphDenoiser.from_pretrained loads a bare network" if found == NETWORK else ""
+        raise BadConfig(
+            f"{folder / 'config.json'}: format: found {found!r}, expected {FORMAT!r}.{fix}"
+        )
+    calibrated = _CALIBRATION in content["sha256"]
+    for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
+        if sha256(folder / name) != content["sha256"].get(name):
+            raise BadInput(folder / name, "sha256", plain("another hash"), "the one in config.json")
+    config = parse_stored_config(content["config"], folder / "config.json")
+    try:
+        weights = load_file(folder / "model.safetensors")
+        arrays = load_arrays(folder / "normalisation.safetensors")
+        scaling = Normalisation(
+            config.data.standardize,
+            config.data.center_targets,
+            *(np.asarray(arrays[key]) for key in ("x_mean", "x_std", "y_mean")),
+        )
+    except (SafetensorError, KeyError) as error:
+        raise BadInput(folder, "content", str(error), "the tensors of a checkpoint") from None
+    return Checkpoint(
+        config,
+        read_gene_list(folder / "genes.json"),
+        int(content["in_channels"]),
+        scaling,
+        weights,
+        dict(content["provenance"]),
+        int(content["n_members"]),
+        _read_table(folder / _CALIBRATION) if calibrated else None,
+    )
+
+
+def _table(genes: Sequence[str], calibration: Calibration) -> str:
+    columns = [getattr(calibration, name) for name in _COLUMNS]
+    return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)), index=genes).to_csv(
+        index_label="gene"
+    )
+
+
+def _read_table(file: Path) -> Calibration:
+    blank = {column: [""] for column in _COLUMNS}  # a gene may be called NA
+    table = pd.read_csv(file, keep_default_na=False, na_values=blank, float_precision="round_trip")
+    return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
+
+
+def _network(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what ``GraphDenoiser.from_pretrained`` needs, nothing of a layer of one's own."""
+    genes, in_channels = checkpoint.genes, checkpoint.in_channels
+    network, arguments = denoiser_arguments(checkpoint.config, in_channels, len(genes))
+    if any(callable(value) for value in arguments.values()):
+        return {}
+    return {"network": network.__name__, "arguments": arguments}
+
+
+def _card(checkpoint: Checkpoint, licence: str | None) -> str:
+    known = checkpoint.calibration
+    return model_card(
+        checkpoint.config,
+        checkpoint.genes,
+        checkpoint.in_channels,
+        checkpoint.n_members,
+        checkpoint.provenance,
+        None if known is None else known.pearson,
+        licence,
+    )

@@ -1,0 +1,1 @@
+"""Raw slides of every maker: detection and reading."""

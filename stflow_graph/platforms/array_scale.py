@@ -1,0 +1,73 @@
+"""Micrometres per pixel from the known geometry of an array of spots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.platforms.tables import SpotTable
+
+
+def um_per_px_of_array(spots: SpotTable, steps: tuple[float, float]) -> float | None:
+    """Return the µm/px of the map from array places to pixels that fits best, in least squares.
+
+    With p the place in µm and x the pixels, x = A p + b, and µm/px is 1 / √|det A|: a rotated or
+    mirrored array has the same scale. Every spot counts, so rounding to whole pixels cancels.
+
+    Args:
+        spots: their array places and pixels.
+        steps: µm between neighbouring columns and rows of the array.
+
+    Returns:
+        None without array places, or where all spots lie on one line.
+    """
+    if spots.array is None or len(spots.array) < 3:
+        return None
+    places = spots.array * np.array(steps)
+    design = np.column_stack([places - places.mean(axis=0), np.ones(len(places))])
+    if np.linalg.matrix_rank(design) < 3:
+        return None
+    fitted = np.linalg.lstsq(design, spots.coords, rcond=None)[0][:2]
+    area = abs(np.linalg.det(fitted))
+    return float(1 / np.sqrt(area)) if area > 0 else None
+
+
+def um_per_px_of_pitch(coords: np.ndarray, pitch_um: float) -> float | None:
+    """Return the µm/px at which the median nearest neighbour lies ``pitch_um`` away.
+
+    None for a lone spot, or where most spots share their place with another.
+    """
+    if len(coords) < 2:
+        return None
+    pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    return pitch_um / pitch if pitch > 0 else None
+
+
+def positive(value: object, file: str | Path, field: str) -> float:
+    """Return a number of a JSON file if it can be a length.
+
+    Raises:
+        BadInput: it is no number, or not positive and finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+        raise BadInput(file, field, value, "a positive number")
+    return float(value)
+
+
+def check_scale(
+    measured: float, stated: float, largest: float, file: str | Path, stated_by: str
+) -> None:
+    """Refuse places that are pixels of another resolution than the stated scale is of.
+
+    Raises:
+        BadInput: the two µm/px differ by more than the factor ``largest``.
+    """
+    ratio = measured / stated
+    if not 1 / largest <= ratio <= largest:
+        found = plain(f"{measured:.4g} µm/px from the spots' distances")
+        expected = f"{stated:.4g} µm/px as in {stated_by}"
+        fix = "give places in pixels of the full-resolution image"
+        raise BadInput(file, "coordinates", found, expected, fix)

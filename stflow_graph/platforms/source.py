@@ -1,0 +1,154 @@
+"""What every reader of a raw slide returns: which files it reads, and how to read them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.images.open import open_image
+from stflow_graph.images.reader import ImageReader
+from stflow_graph.io.atomic import sha256
+from stflow_graph.io.expression import Expression
+from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideData:
+    """One slide's tables.
+
+    Attributes:
+        spots: the spots' places, level-0 pixels of the H&E image.
+        expression: raw counts; its barcodes are matched with those of ``spots``.
+        um_per_px: micrometres per pixel of the H&E image, None if the files do not tell.
+    """
+
+    spots: SpotTable
+    expression: Expression
+    um_per_px: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideSource:
+    """One slide on disk, not read yet.
+
+    Attributes:
+        name: the slide's name.
+        inputs: every file that is read, by role. ``image`` is the H&E image at full resolution,
+            ``patches`` a HEST patch file already cut from it; ``counts`` is always there.
+        read: reads the tables.
+        open_image: opens the H&E image where it is no file of its own.
+        hash_input: returns the SHA-256 of an input.
+        platform: what made it, for people; "" where the user named the files one by one.
+        unit: what the rows are, for people.
+        settings: choices that change what ``read`` gives.
+        um_per_px: micrometres per pixel as the user says; wins over the files.
+        patient: the patient's name, "" if unknown.
+    """
+
+    name: str
+    inputs: Mapping[str, Path]
+    read: Callable[[], SlideData]
+    open_image: Callable[[], AbstractContextManager[ImageReader]] | None = None
+    hash_input: Callable[[Path], str] = sha256
+    platform: str = ""
+    unit: str = "spots"
+    settings: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    um_per_px: float | None = None
+    patient: str = ""
+
+    def image(self) -> AbstractContextManager[ImageReader]:
+        """Open the H&E image.
+
+        Raises:
+            BadInput: there is none.
+        """
+        if self.open_image is not None:
+            return self.open_image()
+        if "image" not in self.inputs:
+            fix = "give --image; a reduced copy such as tissue_hires_image.png will not do"
+            raise BadInput(
+                self.spots_file, "image", plain("nothing"), "the full-size H&E image", fix
+            )
+        return open_image(self.inputs["image"])
+
+    @property
+    def image_file(self) -> Path:
+        """The file whose scale is wanted: the image, if there is one."""
+        return self.inputs.get("image", self.inputs["counts"])
+
+    @property
+    def spots_file(self) -> Path:
+        """The file that says where the spots are."""
+        return self.inputs.get("spots", self.inputs["counts"])
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """What a user can say of a raw slide beyond where it is.
+
+    Attributes:
+        name: the slide's name, or which of several to take; None takes the folder's, or all.
+        image: the H&E image at full resolution.
+        um_per_px: its micrometres per pixel, where the files do not tell.
+        gene_names: ``"symbols"`` or ``"ids"``, where the files have both.
+        bin_um: Visium HD's bins, µm.
+        alignment: Xenium's matrix that maps pixels of the H&E image to the morphology image.
+    """
+
+    name: str | None = None
+    image: Path | None = None
+    um_per_px: float | None = None
+    gene_names: str = "symbols"
+    bin_um: int | None = None
+    alignment: Path | None = None
+
+
+NO_OPTIONS = SourceOptions()
+
+
+def tables_source(
+    name: str,
+    image: str | Path,
+    spots: str | Path | None,
+    counts: str | Path,
+    um_per_px: float | None = None,
+    patient: str = "",
+) -> SlideSource:
+    """Return the source of a slide whose files are named one by one.
+
+    Args:
+        name: the slide's name.
+        image: H&E image at full resolution.
+        spots: spot table, see ``platforms.tables.read_spots``; None takes the places in ``counts``.
+        counts: table of spots x genes, or .h5ad with raw counts.
+        um_per_px: micrometres per pixel; None takes what the .h5ad says.
+        patient: the patient's name, "" if unknown.
+    """
+    inputs = {"image": Path(image), "counts": Path(counts)}
+    if spots is not None:
+        inputs["spots"] = Path(spots)
+    return SlideSource(
+        name, inputs, lambda: _read_tables(inputs), um_per_px=um_per_px, patient=patient
+    )
+
+
+def _read_tables(inputs: Mapping[str, Path]) -> SlideData:
+    expression = read_counts(inputs["counts"])
+    if "spots" in inputs:
+        return SlideData(read_spots(inputs["spots"]), expression, expression.um_per_px)
+    return SlideData(places_of(expression, inputs["counts"]), expression, expression.um_per_px)
+
+
+def places_of(expression: Expression, file: Path) -> SpotTable:
+    """Return the spot table that an .h5ad holds itself.
+
+    Raises:
+        BadInput: it has no ``obsm["spatial"]``.
+    """
+    if expression.coords is None:
+        fix = "give a spot table"
+        raise BadInput(file, "obsm['spatial']", plain("nothing"), "the spots' places", fix)
+    return SpotTable(expression.barcodes, expression.coords)

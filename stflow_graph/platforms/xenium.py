@@ -1,0 +1,137 @@
+"""Xenium's output bundle: its cells, their counts, and their places in an aligned H&E image.
+
+Xenium Explorer's alignment matrix M maps pixels u of the H&E image to pixels of the morphology
+image, which are ``pixel_size`` µm wide. Cells are at x in µm, so u = M⁻¹ (x / pixel_size), and the
+H&E image has pixel_size √|det M| µm/px. (10x Genomics' page "How can I convert coordinates between
+H&E image and Xenium data?"; spatialdata-io applies the matrix in the same direction.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.io.atomic import listed, read_object
+from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
+from stflow_graph.io.hdf5 import check_coords, check_unique
+from stflow_graph.platforms.array_scale import positive
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
+from stflow_graph.platforms.tables import SpotTable
+from stflow_graph.platforms.tenx import read_tenx, tenx_files
+
+_CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+_COUNTS = ("cell_feature_matrix.h5", "cell_feature_matrix")
+_SPECIFICATION = "experiment.xenium"
+_ALIGNMENT = "*he_imagealignment.csv"
+_IMAGE = "*he_image.ome.tif"
+# of the morphology image, where experiment.xenium is not there to say
+_PIXEL_UM = 0.2125
+_LARGEST_SHEAR = 0.05
+
+
+def is_xenium(folder: Path) -> bool:
+    """Say whether a folder has Xenium's cells and their counts."""
+    return _first(folder, _CELLS) is not None and _first(folder, _COUNTS) is not None
+
+
+def xenium_source(folder: Path, options: SourceOptions) -> SlideSource:
+    """Return the source of a Xenium slide, with a cell as a spot.
+
+    Raises:
+        BadInput: a file is missing, or there is no alignment of the H&E image.
+    """
+    cells, counts = (
+        _required(folder, names, role) for names, role in ((_CELLS, "cells"), (_COUNTS, "counts"))
+    )
+    alignment = options.alignment or _only(folder, _ALIGNMENT)
+    if alignment is None:
+        fix = (
+            "give --alignment, the matrix that Xenium Explorer exports (the identity for an image "
+            "in the pixels of the morphology image)"
+        )
+        raise BadInput(folder, "alignment", plain("no file"), _ALIGNMENT, fix)
+    inputs = {**tenx_files(counts), "spots": cells, "alignment": alignment}
+    image = options.image or _only(folder, _IMAGE)
+    if image is not None:
+        inputs["image"] = image
+    platform = "Xenium"
+    if (folder / _SPECIFICATION).is_file():
+        inputs["specification"] = folder / _SPECIFICATION
+        release = str(read_object(inputs["specification"]).get("analysis_sw_version", ""))
+        platform = f"Xenium, {release.split('-')[1]}" if release.count("-") else platform
+    return SlideSource(
+        options.name or folder.resolve().name,
+        inputs,
+        partial(_read, counts, inputs, options.gene_names),
+        platform=platform,
+        unit="cells",
+        settings={"gene_names": options.gene_names},
+        um_per_px=options.um_per_px,
+    )
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _only(folder: Path, pattern: str) -> Path | None:
+    found = list(folder.glob(pattern))
+    return found[0] if len(found) == 1 else None
+
+
+def _required(folder: Path, names: tuple[str, ...], role: str) -> Path:
+    found = _first(folder, names)
+    if found is None:
+        raise BadInput(folder, role, listed(folder), " or ".join(names))
+    return found
+
+
+def _read(counts: Path, inputs: Mapping[str, Path], gene_names: str) -> SlideData:
+    pixel_um = _PIXEL_UM
+    if "specification" in inputs:
+        file = inputs["specification"]
+        pixel_um = positive(read_object(file).get("pixel_size", _PIXEL_UM), file, "pixel_size")
+    barcodes, places_um = _cells(inputs["spots"])
+    matrix = read_alignment(inputs["alignment"])
+    inverse = np.linalg.inv(matrix)
+    coords = places_um / pixel_um @ inverse[:2, :2].T + inverse[:2, 2]
+    scale = pixel_um * np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    return SlideData(SpotTable(barcodes, coords), read_tenx(counts, gene_names), float(scale))
+
+
+def _cells(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return the cells' ids and their centres in µm."""
+    axes = ("x_centroid", "y_centroid")
+    columns = read_columns(path, ("cell_id", *axes))
+    if not columns:
+        raise BadInput(path, "rows", plain("0 cells"), "at least one cell")
+    barcodes = texts(columns["cell_id"])
+    check_unique(barcodes, path, "cell_id")
+    places = np.stack([numbers(columns[axis], path, axis) for axis in axes], axis=1)
+    return barcodes, check_coords(places, path, ", ".join(axes), len(barcodes))
+
+
+def read_alignment(path: str | Path) -> np.ndarray:
+    """Read an alignment matrix, 3 x 3 numbers in a .csv without header, float64.
+
+    Raises:
+        BadInput: another shape, a last row that is not 0, 0, 1, or a map that is not a similarity
+            (turn, mirror, scale, shift) within 5%, for which one µm/px does not exist.
+    """
+    rows = list(read_rows(path))
+    cells = [numbers(row, path, f"row {i + 1}") for i, row in enumerate(rows)]
+    if len(cells) != 3 or any(len(row) != 3 for row in cells):
+        found = plain(f"{len(cells)} x {len(cells[0])} numbers")
+        raise BadInput(path, "shape", found, "3 x 3 numbers")
+    matrix = np.stack(cells)
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[2], (0, 0, 1)):
+        raise BadInput(path, "last row", matrix[2].tolist(), "0, 0, 1, all finite")
+    largest, smallest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
+    if not smallest > (1 - _LARGEST_SHEAR) * largest:
+        found = plain(f"a map that scales by {smallest:.4g} to {largest:.4g}")
+        raise BadInput(path, "matrix", found, "one scale in all directions")
+    return matrix

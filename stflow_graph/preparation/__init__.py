@@ -1,0 +1,1 @@
+"""From raw slides to a data set: patches, gene choice, folds by group."""

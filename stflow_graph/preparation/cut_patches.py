@@ -1,0 +1,126 @@
+"""Patches cut out of an open image, and whether they were before: for spots and for grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.images.reader import ImageReader
+from stflow_graph.io.hdf5 import open_h5
+from stflow_graph.io.patches import write_patches
+
+# of the area that a patch shows, level-0 px: beyond these, um_per_px is a mistake
+_LEAST_EDGE, _LARGEST_EDGE = 8, 8192
+_BATCH_BYTES = 16 * 2**20
+
+Progress = Callable[[str, int, int], None]
+
+
+def check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> float:
+    """Return the micrometres per pixel if patches of ``patch_um`` have a sensible width.
+
+    Raises:
+        BadInput: unknown, not positive, or patches under 8 or over 8192 pixels wide.
+    """
+    if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
+        fix = "give the micrometres per pixel of this image"
+        raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
+    edge = patch_um / um_per_px
+    if not _LEAST_EDGE <= edge <= _LARGEST_EDGE:
+        found = plain(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
+        raise BadInput(image, "um_per_px", found, f"{_LEAST_EDGE} to {_LARGEST_EDGE} px")
+    return um_per_px
+
+
+def cut_patches(
+    path: str | Path,
+    read: Callable[[int, int], np.ndarray],
+    barcodes: Sequence[str],
+    coords: np.ndarray,
+    edge: float,
+    record: dict[str, Any],
+    progress: Progress | None = None,
+) -> None:
+    """Write the patches around the given points of an image, batch by batch.
+
+    Args:
+        path: the patch file.
+        read: gives the patches of the points from ``first`` up to ``last``, ``[B, P, P, 3]``.
+        barcodes: N names.
+        coords: ``[N, 2]`` centres, level-0 px (x, y).
+        edge: of the area that a patch shows, level-0 px.
+        record: attributes of the file, for provenance; ``slide``, ``patch_px`` (edge of a stored
+            patch) and ``um_per_px`` among them.
+        progress: called with the slide's name, the patches written and all its patches.
+    """
+    size, n = record["patch_px"], len(barcodes)
+    batch = max(1, _BATCH_BYTES // (3 * size**2))
+    with write_patches(
+        path,
+        barcodes,
+        coords,
+        size=size,
+        size_level0=edge,
+        um_per_px=record["um_per_px"],
+        attrs=record,
+    ) as writer:
+        for start in range(0, n, batch):
+            writer.append(read(start, min(start + batch, n)))
+            if progress is not None:
+                progress(record["slide"], writer.written, n)
+
+
+def from_image(
+    reader: ImageReader, coords: np.ndarray, edge: float, size: int
+) -> Callable[[int, int], np.ndarray]:
+    """Return what gives the patches around points of an image, for :func:`cut_patches`.
+
+    Args:
+        reader: the open image.
+        coords: ``[N, 2]`` centres, level-0 px (x, y).
+        edge: of the area that a patch shows, level-0 px.
+        size: edge of a stored patch, px.
+    """
+    return lambda first, last: np.stack(
+        [reader.read_patch(x, y, edge, size) for x, y in coords[first:last]]
+    )
+
+
+def made_before(
+    file: Path, read: Callable[[Path], dict[str, Any]], asked: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return how an output was made if it is there and was made as asked, None if it is not there.
+
+    Args:
+        file: the output.
+        read: reads its record.
+        asked: what the record must say.
+
+    Raises:
+        BadInput: it is there and was made in another way.
+    """
+    if not file.exists():
+        return None
+    try:
+        record = read(file)
+    except BadInput:
+        record = {}
+    # an input that was read before and is not now makes another slide, too
+    hashed = [key for key, value in record.items() if key.endswith("_sha256") and value]
+    keys = dict.fromkeys([*asked, *hashed])
+    other = [key for key in keys if record.get(key) != asked.get(key)]
+    if other:
+        found = plain("a file made with another " + ", ".join(other))
+        fix = "give --overwrite to replace it, or another --out"
+        raise BadInput(file, "output", found, "no file, or one made from these inputs", fix)
+    return record
+
+
+def patches_record(path: Path) -> dict[str, Any]:
+    """Return the attributes of a patch file, which say how it was made."""
+    with open_h5(path) as file:
+        return {key: np.asarray(value).tolist() for key, value in file.attrs.items()}

@@ -1,0 +1,259 @@
+"""Cutting a patch around every spot of one slide, and writing them beside its counts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from stflow_graph.data.slide import match_barcodes
+from stflow_graph.errors import BadInput, plain
+from stflow_graph.images.reader import ImageReader
+from stflow_graph.images.scale import agreed_scale
+from stflow_graph.io.expression import FORMAT as EXPRESSION
+from stflow_graph.io.expression import write_expression
+from stflow_graph.io.patches import PatchFile, open_patches
+from stflow_graph.platforms.source import SlideData, SlideSource
+from stflow_graph.preparation.cut_patches import Progress, check_scale, cut_patches, from_image
+from stflow_graph.version import __version__
+
+# where an .h5ad of ours says how it was made: uns[KEY]["provenance"]
+KEY = "stflow_graph"
+# HEST's patches, where they do not say: 0.5 µm/px
+_HEST_UM_PER_PX = 0.5
+_SAME_SCALE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """A slide's tables, and the rows of both that belong together."""
+
+    data: SlideData
+    rows: np.ndarray
+    expression_rows: np.ndarray
+    not_selected: int
+    only_in_spots: int
+    only_in_counts: int
+
+    @property
+    def barcodes(self) -> list[str]:
+        return [self.data.spots.barcodes[i] for i in self.rows]
+
+    @property
+    def coords(self) -> np.ndarray:
+        return self.data.spots.coords[self.rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pixels:
+    """Where patches come from: ``read(first, last)`` gives those of joined spots, in order."""
+
+    read: Callable[[int, int], np.ndarray]
+    image_size: tuple[int, int] | None
+
+
+def cut_slide(
+    source: SlideSource,
+    patches: Path,
+    adata: Path,
+    asked: dict[str, Any],
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write a slide's patch file and expression file, each with how it was made.
+
+    A spot must be in both tables, and where the source has patches of the size asked for, which
+    are then taken as they are, among those.
+
+    Args:
+        source: the slide.
+        patches: the patch file to write.
+        adata: the expression file to write.
+        asked: what is asked for: ``slide``, ``patch_px``, ``patch_um``, and what both files say.
+        progress: called with the slide's name, the patches written and all its patches.
+        notice: called with one line that says what was read, before patches are cut.
+
+    Returns:
+        What was measured of the slide.
+
+    Raises:
+        BadInput: an input is bad, or spots lie outside the image.
+    """
+    with contextlib.ExitStack() as stack:
+        stored = _stored_patches(stack, source, asked)
+        # before the tables, which may be large: a bad image shows at once
+        image = stack.enter_context(source.image()) if stored is None else None
+        data = source.read()
+        kept = _join(data, source, stored)
+        um_per_px = _um_per_px(source, data, image)
+        um_per_px = check_scale(um_per_px, asked["patch_um"], source.image_file)
+        edge = asked["patch_um"] / um_per_px  # level-0 px
+        if notice is not None and source.platform:
+            n = len(data.spots.barcodes) - kept.not_selected
+            seen = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
+            notice(f"{source.name}: {seen}")
+        pixels = _pixels(kept, image, stored, edge, asked["patch_px"], source.spots_file)
+        if pixels.image_size is not None:
+            _check_inside(kept.coords, pixels.image_size, source.spots_file)
+        measured = _measure(kept, pixels.image_size, edge, um_per_px)
+        made = {**asked, "um_per_px": um_per_px, "version": __version__}
+        if source.platform:
+            made["platform"] = source.platform
+        record = {**made, **measured}
+        cut_patches(patches, pixels.read, kept.barcodes, kept.coords, edge, record, progress)
+    _write_adata(adata, kept, made)
+    return {**measured, "um_per_px": um_per_px}
+
+
+def _stored_patches(
+    stack: contextlib.ExitStack, source: SlideSource, asked: dict[str, Any]
+) -> PatchFile | None:
+    """Open the source's own patches if they show what is asked for."""
+    if "patches" not in source.inputs:
+        return None
+    stored = stack.enter_context(open_patches(source.inputs["patches"]))
+    size = stored.images.shape[2]
+    shown_um = size * _HEST_UM_PER_PX
+    edge = stored.images.attrs.get("patch_size_src")
+    if edge is not None and stored.um_per_px is not None:
+        shown_um = float(edge) * stored.um_per_px
+    if size == asked["patch_px"] and abs(shown_um / asked["patch_um"] - 1) < _SAME_SCALE:
+        return stored
+    if "image" not in source.inputs:
+        found = plain(f"patches of {size} px that show {shown_um:.4g} µm, and no image to cut")
+        wanted = f"{asked['patch_px']} px of {asked['patch_um']:g} µm"
+        fix = f"ask for --patch-px {size} --patch-um {shown_um:.4g}, or download the image"
+        raise BadInput(source.inputs["patches"], "img", found, wanted, fix)
+    return None
+
+
+def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Joined:
+    table, expression = data.spots, data.expression
+    file, counts = source.spots_file, source.inputs["counts"]
+    n = len(table.barcodes)
+    chosen = np.arange(n) if table.selected is None else np.flatnonzero(table.selected)
+    if not len(chosen):
+        raise BadInput(file, "selected", plain(f"0 of {n} spots"), "at least one")
+    if stored is not None:
+        names = [table.barcodes[i] for i in chosen]
+        chosen = chosen[match_barcodes(names, stored.barcodes, file, stored.path)[0]]
+    names = [table.barcodes[i] for i in chosen]
+    rows, expression_rows = match_barcodes(names, expression.barcodes, file, counts)
+    placed = set(table.barcodes)
+    return _Joined(
+        data,
+        chosen[rows],
+        expression_rows,
+        not_selected=n - len(chosen),
+        only_in_spots=len(chosen) - len(rows),
+        only_in_counts=sum(barcode not in placed for barcode in expression.barcodes),
+    )
+
+
+def _um_per_px(source: SlideSource, data: SlideData, image: ImageReader | None) -> float | None:
+    """Return what the user says, or else the evidence: of a platform its array, then the image."""
+    stored = [data.um_per_px, None if image is None else image.um_per_px]
+    if not source.platform:  # a table made by hand knows its image less well than the image does
+        stored.reverse()
+    file = source.image_file
+    return agreed_scale(file, source.um_per_px, agreed_scale(file, *stored))
+
+
+def _pixels(
+    kept: _Joined,
+    image: ImageReader | None,
+    stored: PatchFile | None,
+    edge: float,
+    size: int,
+    spots_file: str | Path,
+) -> _Pixels:
+    coords = kept.coords
+    if image is not None:
+        return _Pixels(from_image(image, coords, edge, size), image.size)
+    assert stored is not None
+    rows = match_barcodes(kept.barcodes, stored.barcodes, spots_file, stored.path)[1]
+    _check_same_places(stored, rows, coords, edge)
+    return _Pixels(lambda a, b: np.stack([stored.images[i] for i in rows[a:b]]), None)
+
+
+def _check_same_places(
+    stored: PatchFile, rows: np.ndarray, coords: np.ndarray, edge: float
+) -> None:
+    """Refuse patches whose places, be they corners or centres, are not the spots'."""
+    shift = np.median(coords - stored.coords[rows], axis=0)
+    if min(np.abs(shift).max(), np.abs(shift - edge / 2).max()) > edge / 8:
+        found = plain(f"places {shift[0]:.0f}, {shift[1]:.0f} px from the spots' (median)")
+        expected = f"0, or {edge / 2:.0f} px where a patch's corner is its place"
+        raise BadInput(stored.path, "coords", found, expected)
+
+
+def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -> None:
+    outside = _outside(coords, size)
+    if not outside.any():
+        return
+    (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
+    found = plain(
+        f"{outside.sum()} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
+        f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
+    )
+    if _outside(coords[:, ::-1], size).any():
+        fix = "give places in pixels of this image; theirs look like those of another resolution"
+    else:
+        fix = "swap x and y: exchanged, all lie inside"
+    raise BadInput(file, "coordinates", found, "centres inside the image", fix)
+
+
+def _outside(coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.any((coords < 0) | (coords > np.array(size)), axis=1)
+
+
+def _measure(
+    kept: _Joined, size: tuple[int, int] | None, edge: float, um_per_px: float
+) -> dict[str, Any]:
+    coords = kept.coords
+    n_padded = 0
+    if size is not None:
+        padded = ((coords < edge / 2) | (coords > np.array(size) - edge / 2)).any(axis=1)
+        n_padded = int(padded.sum())
+    nearest = cKDTree(coords).query(coords, k=2)[0][:, 1] if len(coords) > 1 else np.nan
+    return {
+        "n_spots": len(coords),
+        "not_selected": kept.not_selected,
+        "only_in_spots": kept.only_in_spots,
+        "only_in_counts": kept.only_in_counts,
+        "n_padded": n_padded,
+        "pitch_um": float(np.median(nearest) * um_per_px),
+    }
+
+
+def _write_adata(path: Path, kept: _Joined, record: dict[str, Any]) -> None:
+    table, rows, coords = kept.data.spots, kept.rows, kept.coords
+    expression = kept.data.expression
+    obs: dict[str, np.ndarray] = {}
+    if table.selected is not None:
+        obs["in_tissue"] = np.ones(len(rows), dtype=np.int64)
+    if table.array is not None:
+        obs["array_row"], obs["array_col"] = table.array[rows, 1], table.array[rows, 0]
+    obs["pxl_row_in_fullres"], obs["pxl_col_in_fullres"] = coords[:, 1], coords[:, 0]
+    obs["total_counts"] = expression.total[kept.expression_rows].astype(np.float32)
+    provenance = json.dumps(record, sort_keys=True)
+    write_expression(
+        path,
+        expression.counts[kept.expression_rows],
+        kept.barcodes,
+        expression.genes,
+        coords,
+        um_per_px=record["um_per_px"],
+        obs=obs,
+        var=expression.var,
+        uns={
+            "sample_id": record["slide"],
+            KEY: {"format": EXPRESSION, "provenance": provenance},
+        },
+    )

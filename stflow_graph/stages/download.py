@@ -1,0 +1,242 @@
+"""The download stage: data sets and weights from the Hugging Face hub, complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+from stflow_graph.encoders.catalogue import entry_of
+from stflow_graph.errors import BadConfig, BadInput, StorageFailed, plain
+from stflow_graph.io.atomic import read_json, sha256, write_json
+from stflow_graph.io.hub import KINDS, Hub, Kind, RemoteFile, Repo
+
+MANIFEST = "download.json"
+HEST_BENCH = "MahmoodLab/hest-bench"
+_WEIGHTS_IN_BENCH = "fm_v1/*"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Files of a repository.
+
+    Attributes:
+        repo: the repository.
+        patterns: as of a shell, ``*`` matches ``/`` too; each must match a file.
+        ignored: patterns of files left out.
+        first_only: the first pattern that matches is enough.
+        folder: the files go to this folder under ``out``, without the repository's folders; None
+            keeps the repository's layout.
+    """
+
+    repo: Repo
+    patterns: tuple[str, ...] = ("*",)
+    ignored: tuple[str, ...] = ()
+    first_only: bool = False
+    folder: str | None = None
+
+    @classmethod
+    def bench(cls, datasets: Sequence[str] = (), revision: str = "main") -> Wanted:
+        """Return data sets of HEST-bench, none meaning all, for a HEST-bench root."""
+        patterns = tuple(f"{name}/*" for name in datasets) or ("*",)
+        return cls(Repo(HEST_BENCH, "dataset", revision), patterns, (_WEIGHTS_IN_BENCH,))
+
+    @classmethod
+    def weights(cls, encoder: str, revision: str = "main") -> Wanted:
+        """Return the weights of an encoder, for a weights root.
+
+        Raises:
+            BadConfig: an unknown name, or they are not on the hub.
+        """
+        entry = entry_of(encoder)
+        if entry.hub is None:
+            raise BadConfig(f"encoder {encoder!r}: its weights are not on the hub: {entry.page}")
+        repo = Repo(entry.hub, cast(Kind, entry.hub_kind), revision)
+        files = tuple(f"{entry.hub_folder}/{file}".lstrip("/") for file in entry.files)
+        return cls(repo, files, first_only=True, folder=entry.name)
+
+    @classmethod
+    def repository(
+        cls, name: str, kind: str, patterns: Sequence[str] = (), revision: str = "main"
+    ) -> Wanted:
+        """Return files of any repository, no patterns meaning all.
+
+        Raises:
+            BadConfig: an unknown kind.
+        """
+        if kind not in KINDS:
+            raise BadConfig(f"repository type {kind!r}: expected {' or '.join(KINDS)}")
+        return cls(Repo(name, kind, revision), tuple(patterns) or ("*",))
+
+    def choose(self, files: Sequence[RemoteFile]) -> dict[str, RemoteFile]:
+        """Return the files wanted, each under its path in the folder of the download.
+
+        Raises:
+            BadConfig: a pattern matches no file; lists the repository's folders.
+        """
+        files = [f for f in files if not any(fnmatchcase(f.path, each) for each in self.ignored)]
+        found = {p: [f for f in files if fnmatchcase(f.path, p)] for p in self.patterns}
+        if self.first_only:
+            found = dict([(p, some) for p, some in found.items() if some][:1]) or found
+        absent = [pattern for pattern, some in found.items() if not some]
+        if absent:
+            known = sorted({file.path.split("/")[0] for file in files})
+            raise BadConfig(
+                f"{self.repo.id}: no file {' or '.join(absent)}; it has {', '.join(known[:20])}"
+            )
+        chosen = [file for some in found.values() for file in some]
+        if self.folder is None:
+            return {file.path: file for file in chosen}
+        return {f"{self.folder}/{file.path.rsplit('/')[-1]}": file for file in chosen}
+
+
+@dataclasses.dataclass(frozen=True)
+class Downloaded:
+    """What a download has done.
+
+    Attributes:
+        commit: of the repository.
+        fetched: files that were fetched, now or in parts before.
+        kept: files that were there already.
+        n_bytes: size of all of them.
+    """
+
+    commit: str
+    fetched: list[Path]
+    kept: list[Path]
+    n_bytes: int
+
+
+def download(
+    wanted: Wanted,
+    out: str | Path,
+    *,
+    hub: Hub | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Downloaded:
+    """Fetch files of the hub into a folder; run it again to go on where it stopped.
+
+    A file is at its final path when it is complete and its checksum is the hub's, never before.
+    Files that are there are checked and not fetched again. ``out/download.json`` tells the commit
+    and the SHA-256 of each file.
+
+    Args:
+        wanted: which files.
+        out: a HEST-bench root, a weights root or any folder.
+        hub: the client; None takes the user's environment.
+        overwrite: replace files of another content that did not come from here.
+        progress: called with (path, bytes there, bytes in all), both of all files together.
+
+    Raises:
+        BadConfig: no such repository, revision or file, or no access to it.
+        BadInput: a file of another content is in the way.
+        StorageFailed: not enough disk, no network, or a transfer that was corrupt.
+    """
+    out, hub = Path(out), hub or Hub()
+    commit, files = hub.list_files(wanted.repo)
+    chosen = wanted.choose(files)
+    with _only_one(out):
+        manifest = _Manifest(out / MANIFEST)
+        targets = {name: _inside(out, name) for name in chosen}
+        kept = {name: file for name, file in chosen.items() if file.is_at(targets[name])}
+        missing = {name: file for name, file in chosen.items() if name not in kept}
+        for name in missing:
+            if targets[name].exists() and not (overwrite or manifest.has(name, targets[name])):
+                fix = "move it away, choose another folder, or give --overwrite"
+                found = plain("another content")
+                raise BadInput(targets[name], "file", found, f"that of {wanted.repo.id}", fix)
+        _check_space(out, [(file, targets[name]) for name, file in missing.items()])
+        total = sum(file.size for file in chosen.values())
+        done = total - sum(file.size for file in missing.values())
+        manifest.add(kept, wanted.repo, commit, targets)
+        for name, file in missing.items():
+
+            def report(n: int, name: str = name, before: int = done) -> None:
+                if progress:
+                    progress(name, before + n, total)
+
+            hub.fetch(wanted.repo, commit, file, targets[name], report)
+            manifest.add({name: file}, wanted.repo, commit, targets)
+            done += file.size
+    return Downloaded(
+        commit, [targets[name] for name in missing], [targets[name] for name in kept], total
+    )
+
+
+class _Manifest:
+    """Where each file came from, and its checksum."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        stored = read_json(path) if path.exists() else {}
+        files = stored.get("files") if isinstance(stored, dict) else None
+        self._files: dict[str, dict[str, Any]] = files if isinstance(files, dict) else {}
+
+    def has(self, name: str, path: Path) -> bool:
+        """Return whether a file is still what was fetched."""
+        entry = self._files.get(name)
+        return entry is not None and entry.get("sha256") == sha256(path)
+
+    def add(
+        self, files: Mapping[str, RemoteFile], repo: Repo, commit: str, paths: Mapping[str, Path]
+    ) -> None:
+        """Note complete files."""
+        new = {
+            name: {
+                "repo": repo.id,
+                "kind": repo.kind,
+                "revision": repo.revision,
+                "commit": commit,
+                "size": file.size,
+                "sha256": file.digest if len(file.digest) == 64 else sha256(paths[name]),
+            }
+            for name, file in files.items()
+        }
+        if any(self._files.get(name) != entry for name, entry in new.items()):
+            self._files |= new
+            content = {"format": "stflow_graph.stages.download/1", "files": self._files}
+            write_json(self._path, content)
+
+
+@contextlib.contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Keep a second download out of a folder."""
+    from filelock import FileLock, Timeout
+
+    if out.exists() and not out.is_dir():
+        raise BadInput(out, "output", plain("a file"), "a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".download.lock").acquire(timeout=0):
+            yield
+    except Timeout:
+        raise StorageFailed(f"{out}: another download is writing there") from None
+
+
+def _inside(out: Path, name: str) -> Path:
+    """Return the path of a file, which no link may lead out of the folder."""
+    path = out / name
+    if not path.parent.resolve().is_relative_to(out.resolve()):
+        raise BadInput(path, "output", plain("a link out of the folder"), f"a path in {out}")
+    return path
+
+
+def _check_space(out: Path, files: Sequence[tuple[RemoteFile, Path]]) -> None:
+    have = [part.stat().st_size for file, path in files if (part := file.part(path)).exists()]
+    needed = sum(file.size for file, _ in files) - sum(have)
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise StorageFailed(
+            f"{out}: {_gigabytes(needed)} are to come and {_gigabytes(free)} are free. "
+            "Fix: make room, choose fewer data sets, or another folder"
+        )
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB"

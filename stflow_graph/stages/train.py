@@ -1,0 +1,339 @@
+"""The train stage: every fold of a data set, resumable, choosing on training slides alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_geometric
+
+from stflow_graph.config import Config, parse_stored_config
+from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.inputs import check_same_inputs, hash_inputs
+from stflow_graph.data.protocol import protocol_name
+from stflow_graph.data.slide import Slide, check_one_width, load_sample
+from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
+from stflow_graph.errors import BadConfig
+from stflow_graph.evaluation.hest_results import results_kfold
+from stflow_graph.graph.tiles import in_tiles
+from stflow_graph.inference.predict import check_spots, pick_device, predict, slide_data
+from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
+from stflow_graph.io.gene_aliases import gene_matching
+from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stflow_graph.stats.metrics import none_if_nan, pearson_per_gene
+from stflow_graph.training.fold import fit_fold
+from stflow_graph.training.loop import EpochRecord
+from stflow_graph.training.tracking import Trackers
+from stflow_graph.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run is, reported after every epoch: of which member, and its last epoch."""
+
+    dataset: str
+    fold: int
+    folder: Path
+    member: int
+    epoch: EpochRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldResult:
+    """A trained fold.
+
+    Attributes:
+        dataset: the data set's name.
+        fold: the split's number.
+        folder: where its checkpoint is.
+        best: the epoch that each member chose on the slides it held out.
+        validation_pearson: PCC, mean over genes and training slides, of each slide's prediction by
+            the member that held it out.
+        genes: G names.
+        pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
+            for constant genes.
+        test_pearson: the same for each test slide alone.
+        complete_before: whether there was nothing left to do.
+        protocol: what was measured, see ``data.protocol``.
+    """
+
+    dataset: str
+    fold: int
+    folder: Path
+    best: list[EpochRecord]
+    validation_pearson: float
+    genes: list[str]
+    pearson: np.ndarray
+    test_pearson: dict[str, np.ndarray]
+    complete_before: bool
+    protocol: str
+
+
+Report = Callable[[Progress], None]
+
+
+def train(
+    config: Config, out: str | Path, *, overwrite: bool = False, report: Report | None = None
+) -> list[FoldResult]:
+    """Train a denoiser on every fold of every data set and score it on the fold's test slides.
+
+    Writes ``out/fold<i>/`` (with several data sets ``out/<data set>/fold<i>/``): ``checkpoint/``,
+    ``history.csv``, ``config.toml``, ``provenance.json``, ``result.json``, TensorBoard logs; and
+    ``results_kfold.json`` in HEST's form. A run that was stopped goes on where it was; complete
+    folds are left as they are. The test slides are read after training has ended.
+
+    Args:
+        config: the resolved configuration.
+        out: the run's folder.
+        overwrite: train anew where ``out`` holds a run of another configuration.
+        report: called after every epoch.
+
+    Raises:
+        BadInput: data that cannot be used.
+        BadConfig: ``out`` holds a run of another configuration, or a fold does not exist.
+        Diverged: a loss that is not finite.
+    """
+    out = Path(out)
+    datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
+    overlap = config.data.allow_patient_overlap
+    work = [
+        (dataset, fold)
+        for dataset in datasets
+        for fold in dataset.training_folds(config.train.folds, allow_patient_overlap=overlap)
+    ]
+    if not overwrite:
+        _check_same_run(out, config)
+    results: list[FoldResult] = []
+    for dataset, fold in work:
+        inputs = _read_inputs(dataset, fold, config)
+        if not results:  # nothing is written before the first fold's data have proved good
+            _claim(out, config, overwrite)
+        parent = out if len(datasets) == 1 else out / dataset.name
+        result = _train_fold(inputs, config, parent / f"fold{fold.index}", report)
+        results.append(result)
+        done = [r for r in results if r.dataset == dataset.name]
+        tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
+        table = results_kfold(tables) | {"protocol": result.protocol}
+        write_json(parent / "results_kfold.json", table)
+    return results
+
+
+def _check_same_run(out: Path, config: Config) -> None:
+    """Refuse to go on with a run of another configuration; ``epochs`` and ``folds`` may differ."""
+    file = out / "run.json"
+    if not file.exists():
+        return
+    differences = _differences(_completed(read_json(file).get("config", {})), _identity(config))
+    if differences:
+        shown = "; ".join(differences[:5])
+        raise BadConfig(
+            f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
+        )
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration with the options that came after it."""
+    try:
+        return _identity(parse_stored_config(stored, "run.json"))
+    except BadConfig:
+        return stored
+
+
+def _claim(out: Path, config: Config, overwrite: bool) -> None:
+    if overwrite:
+        for name in ("state-*.safetensors", "result.json"):
+            for file in out.glob(f"**/fold*/{name}"):
+                file.unlink()
+    write_json(out / "run.json", {"format": "stflow_graph.run/2", "config": _identity(config)})
+    config.save(out / "config.toml")
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    values = config.model_dump(mode="json")
+    for name in ("epochs", "folds", "device"):  # a longer run, more folds, another machine
+        del values["train"][name]
+    return values
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = []
+    for section in sorted({*old, *new}):
+        before, after = old.get(section, {}), new.get(section, {})
+        for key in sorted({*before, *after}):
+            if before.get(key) != after.get(key):
+                found.append(f"{section}.{key} = {before.get(key)!r} (now {after.get(key)!r})")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """A fold's training slides and what identifies its files."""
+
+    dataset: str
+    fold: Fold
+    protocol: str
+    genes: list[str]
+    matching: GeneMatching
+    slides: list[Slide]
+    hashes: dict[str, str]
+
+
+def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
+    gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
+    genes = read_gene_list(gene_file)
+    hashes = hash_inputs(fold, gene_file, config.data.embed_dataroot, config.data.encoder)
+    matching = gene_matching(config.data.gene_aliases, config.data.duplicate_genes)
+    if config.data.gene_aliases:
+        hashes["gene_aliases"] = sha256(config.data.gene_aliases)
+    slides = [_load(sample, config, genes, matching) for sample in fold.train]
+    check_one_width(slides, config.data.embed_dataroot)
+    protocol = protocol_name(dataset, config.data.target, config.data.gene_list)
+    return _Inputs(dataset.name, fold, protocol, genes, matching, slides, hashes)
+
+
+def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | None) -> FoldResult:
+    stored = _stored_result(inputs, config, folder)
+    if stored is not None:
+        return stored
+    fold, genes = inputs.fold, inputs.genes
+    provenance = _provenance(inputs, config)
+    config.save(folder / "config.toml")
+    write_json(folder / "provenance.json", provenance)
+    with Trackers(folder / "tensorboard") as trackers:
+
+        def on_epoch(histories: list[list[EpochRecord]]) -> None:
+            member, last = len(histories) - 1, histories[-1][-1]
+            write_text(folder / "history.csv", _csv(histories))
+            trackers.log(member, last)
+            if report:
+                report(Progress(inputs.dataset, fold.index, folder, member, last))
+
+        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
+    checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
+    write_json(folder / "provenance.json", checkpoint.provenance)
+    fitted.config.save(folder / "config.toml")  # with what training has set
+    save_checkpoint(folder / "checkpoint", checkpoint)
+    tests = [_load(sample, config, genes, inputs.matching) for sample in fold.test]
+    pearson, of_slides = _score_test(checkpoint, tests)
+    result = {
+        "format": "stflow_graph.fold/2",
+        "protocol": inputs.protocol,
+        "best": [dataclasses.asdict(record) for record in fitted.best],
+        "validation_pearson": none_if_nan(fitted.validation_pearson),
+        "genes": genes,
+        "pearson": [none_if_nan(value) for value in pearson],
+        "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in of_slides.items()},
+        "inputs": inputs.hashes,
+        "epochs": config.train.epochs,
+    }
+    write_json(folder / "result.json", result)
+    return FoldResult(
+        inputs.dataset,
+        fold.index,
+        folder,
+        fitted.best,
+        fitted.validation_pearson,
+        genes,
+        pearson,
+        of_slides,
+        False,
+        inputs.protocol,
+    )
+
+
+def _score_test(
+    checkpoint: Checkpoint, slides: Sequence[Slide]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the PCC of each gene over the spots of all slides, and over those of each slide."""
+    config, scaling = checkpoint.config, checkpoint.normalisation
+    device = pick_device(config.train.device)
+    model = checkpoint.build(device)
+    predicted = []
+    for slide in slides:
+        data = slide_data(slide, config, scaling).to(device)
+        data = in_tiles(data, above=config.train.max_region_spots)
+        predicted.append(predict(model, data, slide, config, scaling, seed=config.train.seed).mean)
+    truth = [slide.truth for slide in slides]
+    of_slides = {
+        slide.name: pearson_per_gene(*pair)
+        for slide, *pair in zip(slides, predicted, truth, strict=True)
+    }
+    return pearson_per_gene(np.concatenate(predicted), np.concatenate(truth)), of_slides
+
+
+def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
+    data = config.data
+    slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target, matching)
+    check_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
+    return slide
+
+
+def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
+    fold = inputs.fold
+    return {
+        "dataset": inputs.dataset,
+        "fold": fold.index,
+        "protocol": inputs.protocol,
+        "train_slides": [sample.id for sample in fold.train],
+        "test_slides": [sample.id for sample in fold.test],
+        "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
+        "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
+        "inputs": inputs.hashes,
+        **surroundings(config),
+    }
+
+
+def surroundings(config: Config) -> dict[str, Any]:
+    """Return what beside the data decides a training run: seed, device, threads, versions."""
+    return {
+        "seed": config.train.seed,
+        "threads": torch.get_num_threads(),
+        "device": str(pick_device(config.train.device)),
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
+    }
+
+
+def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult | None:
+    """Return the result of a fold that is complete, None if there is something left to do."""
+    if not (folder / "result.json").exists():
+        return None
+    stored = read_json(folder / "result.json")
+    check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
+    if stored["epochs"] < config.train.epochs:
+        return None  # more epochs are asked for: go on from the state
+    load_checkpoint(folder / "checkpoint")
+    of_slides = {k: np.array(v, dtype=np.float64) for k, v in stored["test_pearson"].items()}
+    pearson = np.array(stored["pearson"], dtype=np.float64)
+    best = [EpochRecord(**record) for record in stored["best"]]
+    validation = stored["validation_pearson"]
+    return FoldResult(
+        inputs.dataset,
+        inputs.fold.index,
+        folder,
+        best,
+        np.nan if validation is None else validation,
+        inputs.genes,
+        pearson,
+        of_slides,
+        True,
+        inputs.protocol,
+    )
+
+
+def _csv(histories: Sequence[Sequence[EpochRecord]]) -> str:
+    names = [field.name for field in dataclasses.fields(EpochRecord)]
+    rows = [
+        ",".join([str(member), *(f"{getattr(record, name):.6g}" for name in names)])
+        for member, history in enumerate(histories)
+        for record in history
+    ]
+    return "\n".join([",".join(["member", *names]), *rows]) + "\n"

@@ -1,0 +1,1 @@
+"""Plain numpy: scores, calibration, ridge regression."""

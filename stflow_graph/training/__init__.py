@@ -1,0 +1,1 @@
+"""The training loop of a network, of a fold's members, of their flows and ridges."""

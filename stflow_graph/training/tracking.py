@@ -1,0 +1,54 @@
+"""TensorBoard logs where TensorBoard is installed."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stflow_graph.training.loop import EpochRecord
+
+logger = logging.getLogger(__name__)
+
+
+class Trackers:
+    """Writes every epoch's record, a log a member; says so, and does nothing, without TensorBoard.
+
+    Args:
+        folder: of the logs; member m's are in ``member<m>``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[int, Any] = {}
+        self._found = find_spec("tensorboard") is not None
+        if not self._found:
+            logger.info("no TensorBoard logs: install the extra [tracking]")
+
+    def log(self, member: int, record: EpochRecord) -> None:
+        """Write one epoch of a member."""
+        if not self._found:
+            return
+        if member not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[member] = SummaryWriter(str(self._folder / f"member{member}"))
+        writer = self._writers[member]
+        writer.add_scalar("train/loss", record.loss, record.epoch)
+        writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
+        writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for writer in self._writers.values():
+            writer.close()

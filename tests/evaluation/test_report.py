@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from stflow_graph.data.slide import load_slide
+from stflow_graph.evaluation import report
+from stflow_graph.evaluation.report import render_report
+from stflow_graph.io.expression import read_expression, write_expression
+from stflow_graph.io.predictions import write_prediction
+from stflow_graph.stages.evaluate import evaluate
+
+HOSTILE = ['<script>alert("1")</script>', "'&<>\"", "</title>", "a" * 300, "$x$", "é\u202e"]
+_VOID = {"meta", "img", "br", "line", "circle", "rect"}
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and checks that tags are closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def run(cohort, tmp_path, genes, denoiser="graph", noise=0.5, slides="AB", baselines=True):
+    files = []
+    for slide in slides:
+        loaded = load_slide(cohort.embedding(slide), cohort.expression(slide), genes)
+        rng = np.random.default_rng(ord(slide))
+        provenance = {
+            "slide": slide,
+            "dataset": "cohort",
+            "target": "log1p",
+            "encoder": "toy",
+            "denoiser": denoiser,
+            "fold": 0,
+            "train_slides": ["C", "D"],
+            "source_dataroot": str(cohort.root),
+            "embed_dataroot": str(cohort.embeddings),
+        }
+        mean = loaded.y + noise * rng.normal(size=loaded.y.shape) if noise else 0 * loaded.y
+        files.append(tmp_path / "p" / f"{slide}.h5ad")
+        write_prediction(
+            files[-1], mean, loaded.barcodes, genes, loaded.coords, provenance=provenance
+        )
+    return evaluate(files, cohort.root, tmp_path / "out", baselines=baselines, n_bootstrap=20)
+
+
+@pytest.fixture
+def found(cohort, tmp_path):
+    return run(cohort, tmp_path, [f"G{i}" for i in range(6)])
+
+
+def test_the_page_is_sound_accessible_and_needs_no_network(found):
+    html = render_report(found)
+    assert html == (found.out / "report.html").read_text()
+    page = Page(html)
+    assert page.all("html")[0]["lang"] == "en"
+    assert "graph: predicted expression on 2 slides" in page.text
+    assert page.all("title")
+    images = page.all("img")
+    assert len(images) == 2 * 3 * 3  # slides, genes; measured, graph, ridge
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    assert all(image["alt"] for image in images)
+    for svg in page.all("svg"):
+        assert svg.get("aria-label") or svg.get("aria-hidden") == "true"
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
+    assert all("href" not in attrs and "onerror" not in attrs for _, attrs in page.tags)
+    assert all(heading.get("scope") for heading in page.all("th"))
+
+
+def test_the_table_holds_the_scores_and_the_text_the_comparison(found):
+    page = Page(render_report(found))
+    for row in found.rows:
+        assert row.name in page.text
+        if np.isfinite(row.mean):
+            assert f"{row.mean:.3f}" in page.text
+    row = found.rows[0]
+    more = "above" if row.difference > 0 else "below"
+    assert f"{abs(row.difference):.3f} {more} the best baseline, ridge" in page.text
+    assert "sequencing depth" in page.text
+    assert "no measurement" in page.text
+
+
+def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypatch):
+    drawn, draw = [], report.map_png
+
+    def recording(frame, values, limits):
+        drawn.append((values, limits))
+        return draw(frame, values, limits)
+
+    monkeypatch.setattr(report, "map_png", recording)
+    page = Page(render_report(found))
+    slide = found.slides[0]
+    order = np.argsort(-slide.scores["graph"].per_gene["pearson"])
+    genes = [slide.genes[i] for i in (order[0], order[3], order[-1])]
+    for which, gene in zip(("Best", "Median", "Worst"), genes, strict=True):
+        assert f"{which}: {gene}" in page.text
+    np.testing.assert_array_equal(drawn[0][0], slide.truth[:, order[0]])
+    np.testing.assert_array_equal(drawn[1][0], slide.predictions["graph"][:, order[0]])
+    for start in range(0, len(drawn), 3):
+        assert len({limits for _, limits in drawn[start : start + 3]}) == 1
+
+
+def test_maps_are_limited_on_many_slides_and_scores_are_not(found, monkeypatch):
+    monkeypatch.setattr(report, "MOST_MAPS", 1)
+    page = Page(render_report(found))
+    assert len(page.all("img")) == 9
+    assert "Maps are shown for the first 1 slide" in page.text
+    for slide in found.slides:
+        assert f"{found.rows[0].slides[slide.name]:.3f}" in page.text
+    assert f"{found.rows[0].mean:.3f}" in page.text
+
+
+def test_names_from_files_are_text_and_nothing_else(cohort, tmp_path):
+    for slide in "ABCD":
+        truth = read_expression(cohort.expression(slide))
+        write_expression(
+            cohort.expression(slide),
+            sp.csr_matrix(truth.counts),
+            truth.barcodes,
+            HOSTILE,
+            truth.coords,
+            um_per_px=1,
+        )
+    found = run(cohort, tmp_path, HOSTILE, denoiser='"><img src=x onerror=alert(1)>')
+    found = dataclasses.replace(found, notes=["<b>note</b>"])
+    page = Page(render_report(found))
+    assert not page.all("script")
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert all("onerror" not in attrs for _, attrs in page.tags)
+    assert "<b>note</b>" in page.text
+
+
+def test_a_prediction_without_any_correlation_has_a_report(cohort, tmp_path):
+    found = run(cohort, tmp_path, ["G0", "G1"], noise=0, slides="A", baselines=False)
+    page = Page(render_report(found))
+    assert "No gene has a correlation." in page.text
+    assert "graph reaches a mean correlation of –" in page.text
+    assert not page.all("img")
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [
+        (0.1234, False, "0.123"),
+        (-0.1234, False, "−0.123"),
+        (-0.0001, False, "0.000"),
+        (0.05, True, "+0.050"),
+        (float("nan"), False, "–"),
+        (None, True, "–"),
+    ],
+)
+def test_numbers_read_well(value, sign, text):
+    assert report._number(value, sign=sign) == text

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from stflow_graph.errors import BadInput, StflowError
+from stflow_graph.images import open as images
+from stflow_graph.images.open import open_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (150, 190, 3), dtype=np.uint8)
+TILED = {"tile": (64, 48), "compression": "zlib"}
+WRITERS = {
+    "a.png": lambda path, x: Image.fromarray(x).save(path),
+    "strips.tif": lambda path, x: tifffile.imwrite(path, x, photometric="rgb", rowsperstrip=7),
+    "tiles.tif": lambda path, x: tifffile.imwrite(path, x, photometric="rgb", **TILED),
+    "big.tif": lambda path, x: tifffile.imwrite(path, x, photometric="rgb", bigtiff=True, **TILED),
+}
+
+
+def write(folder, name, pixels=PIXELS):
+    WRITERS[name](folder / name, pixels)
+    return folder / name
+
+
+def png(folder, pixels):
+    return write(folder, "a.png", np.ascontiguousarray(pixels, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_window_is_the_slice_and_white_outside(tmp_path, name):
+    rng = np.random.default_rng(1)
+    around = np.pad(PIXELS, ((300, 300), (300, 300), (0, 0)), constant_values=255)
+    with open_image(write(tmp_path, name)) as image:
+        assert image.size == (190, 150)
+        for _ in range(40):
+            x, y = rng.integers(-100, 250, 2)
+            width, height = rng.integers(1, 120, 2)
+            expected = around[300 + y : 300 + y + height, 300 + x : 300 + x + width]
+            window = image.read_window(int(x), int(y), int(width), int(height))
+            assert window.dtype == np.uint8
+            np.testing.assert_array_equal(window, expected)
+
+
+def test_level_0_of_a_pyramid_is_read(tmp_path):
+    path = tmp_path / "pyramid.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(PIXELS, photometric="rgb", subifds=1, **TILED)
+        tiff.write(PIXELS[::2, ::2], photometric="rgb", subfiletype=1, **TILED)
+    with open_image(path) as image:
+        np.testing.assert_array_equal(image.read_window(0, 0, 190, 150), PIXELS)
+
+
+def test_a_patch_without_scaling_is_a_crop(tmp_path):
+    with open_image(png(tmp_path, PIXELS)) as image:
+        np.testing.assert_array_equal(image.read_patch(60, 50, 40, 40), PIXELS[30:70, 40:80])
+
+
+@pytest.mark.parametrize(("edge", "size"), [(20.6, 64), (40.3, 40), (70.9, 16)])
+def test_a_linear_ramp_keeps_its_place_between_pixels(tmp_path, edge, size):
+    # bicubic resampling reproduces linear functions, so a shift by part of a pixel would show
+    rows, columns = np.mgrid[:120, :120]
+    ramp = np.stack([2 * columns, 2 * rows, 255 - 2 * columns], axis=2)
+    x, y = 61.37, 58.81
+    # the centre of pixel i is at i + 1/2
+    steps = (np.arange(size) + 0.5) * edge / size - edge / 2
+    expected_x, expected_y = 2 * (x + steps - 0.5), 2 * (y + steps - 0.5)
+    with open_image(png(tmp_path, ramp)) as image:
+        patch = image.read_patch(x, y, edge, size).astype(float)
+    # rounded once, as along the other axis nothing changes
+    np.testing.assert_allclose(patch[..., 0], np.tile(expected_x, (size, 1)), atol=0.6)
+    np.testing.assert_allclose(patch[..., 1], np.tile(expected_y, (size, 1)).T, atol=0.6)
+    np.testing.assert_allclose(patch[..., 2], 255 - np.tile(expected_x, (size, 1)), atol=0.6)
+
+
+@pytest.mark.parametrize("size", [64, 16])
+def test_a_patch_from_a_window_is_the_patch_from_the_whole_image(tmp_path, size):
+    whole = Image.fromarray(PIXELS)
+    rng = np.random.default_rng(2)
+    with open_image(write(tmp_path, "tiles.tif")) as image:
+        for _ in range(20):
+            edge = rng.uniform(10, 90)
+            x, y = (rng.uniform(edge / 2, length - edge / 2) for length in image.size)
+            box = (x - edge / 2, y - edge / 2, x + edge / 2, y + edge / 2)
+            expected = np.asarray(whole.resize((size, size), Image.Resampling.BICUBIC, box=box))
+            patch = image.read_patch(x, y, edge, size)
+            assert np.abs(patch.astype(int) - expected).max() <= 1
+
+
+def test_shrinking_does_not_alias(tmp_path):
+    checkers = np.indices((160, 160)).sum(axis=0) % 2 * 255
+    with open_image(png(tmp_path, np.stack([checkers] * 3, axis=2))) as image:
+        patch = image.read_patch(80.3, 79.9, 96, 32).astype(int)
+    assert np.abs(patch - 127.5).max() < 3
+
+
+def test_white_does_not_bleed_into_a_patch_at_the_border(tmp_path):
+    with open_image(png(tmp_path, np.zeros((50, 50, 3)))) as image:
+        assert (image.read_patch(10, 40, 20, 33) == 0).all()
+        over = image.read_patch(0, 25, 20, 20)
+    assert (over[:, :9] == 255).all()
+    assert (over[:, 12:] == 0).all()
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_transparency_is_laid_on_white(tmp_path, tiled):
+    alpha = np.repeat(np.array([0, 128, 255], np.uint8), 20)[None, :, None].repeat(60, axis=0)
+    rgba = np.concatenate([PIXELS[:60, :60], alpha], axis=2)
+    path = tmp_path / ("a.tif" if tiled else "a.png")
+    if tiled:
+        kinds = {"extrasamples": ["unassalpha"], "tile": (32, 32)}
+        tifffile.imwrite(path, rgba, photometric="rgb", **kinds)
+    else:
+        Image.fromarray(rgba).save(path)
+    share = alpha / 255.0
+    expected = PIXELS[:60, :60] * share + 255 * (1 - share)
+    with open_image(path) as image:
+        np.testing.assert_allclose(image.read_window(0, 0, 60, 60), expected, atol=1)
+
+
+def test_a_palette_is_expanded(tmp_path):
+    image = Image.fromarray(PIXELS[:20, :20]).quantize(4)
+    image.save(tmp_path / "p.png")
+    with open_image(tmp_path / "p.png") as found:
+        np.testing.assert_array_equal(
+            found.read_window(0, 0, 20, 20), np.asarray(image.convert("RGB"))
+        )
+
+
+def test_an_image_over_pillows_limit_is_read_and_the_limit_put_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with open_image(png(tmp_path, PIXELS[:20, :20])) as image:
+        assert image.size == (20, 20)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_our_limit_holds_for_decoded_images_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 1000)
+    for name in ("a.png", "strips.tif"):
+        with (
+            pytest.raises(BadInput, match=r"190 x 150 = 28,500.*at most 1,000.*tiled TIFF"),
+            open_image(write(tmp_path, name)),
+        ):
+            pass
+    with open_image(write(tmp_path, "tiles.tif")) as image:
+        assert image.size == (190, 150)
+
+
+def _rotated(path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(PIXELS).save(path, exif=exif)
+
+
+def _sixteen_bit_png(path):
+    def chunk(name, data):
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    data = zlib.compress((b"\0" + b"\1\2" * 12) * 4)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def _tiff(pixels, **options):
+    return lambda path: tifffile.imwrite(path, pixels, **options)
+
+
+def _truncated(name):
+    def make(path):
+        whole = write(path.parent, name).read_bytes()
+        path.write_bytes(whole[: len(whole) * 2 // 3])
+
+    return make
+
+
+WIDE = PIXELS.astype(np.uint16)
+RGB = {"photometric": "rgb"}
+TILE = {"tile": (64, 64)}
+ORIENTED = {"extratags": [(274, "H", 1, 6, True)]}
+BAD = {
+    "grey": (lambda p: Image.fromarray(PIXELS[..., 0]).save(p, "PNG"), "mode L.*8-bit RGB"),
+    "cmyk": (lambda p: Image.new("CMYK", (9, 9)).save(p, "JPEG"), "mode CMYK"),
+    "16-bit png": (_sixteen_bit_png, "16 bits a channel"),
+    "16-bit strips": (_tiff(WIDE, **RGB), "16 bits a channel"),
+    "16-bit grey": (_tiff(WIDE[..., 0]), "16 bits a channel"),
+    "16-bit tiles": (_tiff(WIDE, **RGB, **TILE), "uint16.*8-bit RGB"),
+    "grey tiles": (_tiff(PIXELS[..., 0], **TILE), "MINISBLACK"),
+    "planar tiles": (
+        _tiff(np.moveaxis(PIXELS, 2, 0), **RGB, **TILE, planarconfig="separate"),
+        "axes SYX",
+    ),
+    "rotated": (lambda p: _rotated(p.with_suffix(".jpg")) or p.with_suffix(".jpg").rename(p), "6"),
+    "rotated tiles": (_tiff(PIXELS, **RGB, **TILE, **ORIENTED), "orientation tag: found 6"),
+    "text": (lambda p: p.write_text("x, y\n1, 2\n"), "cannot identify.*JPEG, PNG, TIFF"),
+    "empty": (lambda p: p.write_bytes(b""), "cannot identify"),
+    "folder": (lambda p: p.mkdir(), "a folder"),
+    "missing": (lambda p: None, "No such file"),
+    "large tiles": (
+        _tiff(PIXELS, **RGB, tile=(16384, 8192), compression="zlib"),
+        "8192 x 16384 px.*at most",
+    ),
+    "truncated png": (_truncated("a.png"), "content: found"),
+    "truncated tiles": (_truncated("tiles.tif"), "content: found"),
+    "tiff head": (lambda p: p.write_bytes(b"II*\0"), "content: found"),
+    "gif": (lambda p: Image.new("RGB", (9, 9)).save(p, "GIF"), "cannot identify"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_read_right_is_refused(tmp_path, kind):
+    make, message = BAD[kind]
+    make(tmp_path / "image")
+    with pytest.raises(BadInput, match=message), open_image(tmp_path / "image"):
+        pass
+
+
+def test_tiles_past_the_end_of_the_file_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, PIXELS, photometric="rgb", tile=(64, 64))
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(BadInput, match="truncated: .* of at least"), open_image(path):
+        pass
+
+
+def test_a_compression_that_needs_another_package_names_it(tmp_path):
+    path = write(tmp_path, "tiles.tif")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["Compression"].overwrite(5)  # LZW
+    code = (
+        "import sys; sys.modules['imagecodecs'] = None\n"
+        "from stflow_graph.errors import MissingDependency\n"
+        "from stflow_graph.images.open import open_image\n"
+        "try:\n"
+        f"    with open_image({str(path)!r}): pass\n"
+        "except MissingDependency as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install imagecodecs" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "strips.tif", "tiles.tif"])
+def test_a_damaged_image_is_read_or_refused(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.jpg":
+        Image.fromarray(PIXELS[:60, :60]).save(path)
+    else:
+        WRITERS[name](path, PIXELS[:60, :60])
+    whole = path.read_bytes()
+    rng = np.random.default_rng(3)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, min(len(whole), 700), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            with open_image(path) as image:
+                assert image.read_patch(30, 30, 20, 8).shape == (8, 8, 3)
+        except StflowError:
+            refused += 1
+    assert refused > 10

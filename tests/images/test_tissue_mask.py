@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stflow_graph.images.tissue_mask import otsu, tissue_mask, tissue_share
+
+RNG = np.random.default_rng(0)
+GLASS, PALE, PINK, PURPLE, BLACK = (
+    np.array(colour)
+    for colour in [(244, 241, 238), (238, 205, 226), (225, 160, 200), (95, 50, 130), (12, 10, 11)]
+)
+
+
+def paint(colour, shape=(120, 160), spread=3):
+    return np.clip(colour + RNG.normal(0, spread, (*shape, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("stain", [PALE, PINK, PURPLE])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_stain_on_glass_is_found_whatever_its_share(stain, share):
+    image, wide = paint(GLASS), max(4, int(share * 160))
+    image[:, :wide] = paint(stain, (120, wide))
+    truth = np.zeros((120, 160), bool)
+    truth[:, :wide] = True
+    assert (tissue_mask(image) == truth).mean() > 0.98
+
+
+@pytest.mark.parametrize("colour", [GLASS, BLACK, np.array([128] * 3), np.array([255] * 3)])
+def test_what_has_no_colour_is_no_tissue(colour):
+    assert tissue_mask(paint(colour)).mean() < 0.01
+
+
+def test_a_frame_and_a_pen_in_black_are_left_out():
+    image = paint(GLASS)
+    image[:20] = image[:, 100:106] = BLACK
+    image[60:100, 20:80] = paint(PINK, (40, 60))
+    mask = tissue_mask(image)
+    assert mask[62:98, 22:78].all()
+    mask[59:101, 19:81] = False
+    assert not mask.any()
+
+
+def test_a_slide_full_of_tissue_has_no_hole():
+    image = paint(PALE, spread=5)
+    image[:, 80:] = paint(PURPLE, (120, 80), spread=5)
+    assert tissue_mask(image).mean() > 0.97
+
+
+def test_dust_is_left_out():
+    image = paint(GLASS, spread=1)
+    image[3::7, 3::9] = (255, 0, 0)
+    assert not tissue_mask(image).any()
+
+
+def test_otsu_parts_the_classes_with_the_most_variance_between_them():
+    for _ in range(20):
+        histogram = RNG.integers(0, 50, 40)
+        values = np.repeat(np.arange(40), histogram)
+        between = [
+            values[values <= t].size
+            * values[values > t].size
+            * (values[values <= t].mean() - values[values > t].mean()) ** 2
+            for t in range(values.min(), values.max())
+        ]
+        assert otsu(histogram) == values.min() + int(np.argmax(between))
+    assert otsu(np.eye(256, dtype=int)[40]) == 0
+
+
+def test_the_share_of_squares_is_that_of_their_pixels():
+    mask = RNG.random((50, 70)) < 0.4
+    centres = RNG.integers(4, 46, (30, 2)).astype(float)
+    expected = [mask[int(y) - 4 : int(y) + 4, int(x) - 4 : int(x) + 4].mean() for x, y in centres]
+    np.testing.assert_allclose(tissue_share(mask, centres, 8), expected)
+    assert tissue_share(np.ones((5, 5), bool), np.array([[0.0, 5.0]]), 4) == 1

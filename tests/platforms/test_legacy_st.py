@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from real import KIT, needs_real_slides
+
+from stflow_graph.errors import BadInput
+from stflow_graph.platforms.kit import read_manifest
+from stflow_graph.platforms.legacy_st import legacy_st_sources
+from stflow_graph.platforms.source import SourceOptions
+
+NONE = SourceOptions()
+HEADER = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+
+
+def write(folder, name="B4"):
+    folder.mkdir(exist_ok=True)
+    places = [(x, y) for y in range(3) for x in range(4)]
+    rows = [f"{x}\t{y}\t{x}\t{y}\t{30 + 50 * x}\t{40 + 50 * y}\t1\n" for x, y in places]
+    (folder / f"{name}_selection.tsv").write_text(HEADER + "".join(rows))
+    counts = [f"{x}x{y}\t{x}\t{y}\n" for x, y in places]
+    (folder / f"{name}.tsv").write_text("\tA\tB\n" + "".join(counts))
+
+
+def test_a_bare_pair_is_a_slide_whose_array_tells_its_scale(tmp_path):
+    write(tmp_path)
+    (source,) = legacy_st_sources(tmp_path, SourceOptions(image=tmp_path / "he.jpg"))
+    assert (source.name, set(source.inputs)) == ("B4", {"counts", "spots", "image"})
+    data = source.read()
+    assert data.um_per_px == pytest.approx(4.0)  # 200 µm are 50 px
+    assert data.spots.barcodes == data.expression.barcodes
+    np.testing.assert_array_equal(data.spots.coords[0], [30, 40])
+
+
+def test_slides_are_told_apart_and_images_beside_them_are_found(tmp_path):
+    for name in ("B4", "C2"):
+        write(tmp_path, name)
+        (tmp_path / f"{name}.jpg").write_bytes(b"")
+    sources = legacy_st_sources(tmp_path, NONE)
+    assert [(s.name, s.inputs["image"].name) for s in sources] == [
+        ("B4", "B4.jpg"),
+        ("C2", "C2.jpg"),
+    ]
+    assert [s.name for s in legacy_st_sources(tmp_path, SourceOptions(name="C2"))] == ["C2"]
+
+
+def test_a_selection_without_counts_is_refused(tmp_path):
+    write(tmp_path)
+    (tmp_path / "B4.tsv").unlink()
+    with pytest.raises(BadInput, match=r"counts of B4: found no file, expected B4\.tsv\.gz or B4"):
+        legacy_st_sources(tmp_path, NONE)
+
+
+@needs_real_slides
+def test_the_scale_of_real_slides_is_the_measured_one(tmp_path):
+    for slide in read_manifest(KIT / "dataset.csv"):
+        shutil.copy(slide.inputs["spots"], tmp_path / f"{slide.name}_selection.tsv")
+        shutil.copy(slide.inputs["counts"], tmp_path / f"{slide.name}.tsv.gz")
+        (source,) = legacy_st_sources(tmp_path, SourceOptions(name=slide.name))
+        assert source.read().um_per_px == pytest.approx(slide.um_per_px, rel=0.01)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import anndata
+import numpy as np
+import pytest
+from real import BENCH, needs_real_slides
+from toy import GENES
+
+from stflow_graph.data.genes import read_gene_list, write_gene_list
+from stflow_graph.data.slide import load_slide
+from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.stages.choose_genes import GeneRule, choose_genes
+from stflow_graph.stats.metrics import morans_i, neighbour_mean
+
+FEW = GeneRule(n_genes=3)
+
+
+def lists(cohort):
+    return {file.name: file.read_bytes() for file in cohort.root.glob("*_3genes_fold*.json")}
+
+
+def change(cohort, slide, factor):
+    adata = anndata.read_h5ad(cohort.expression(slide))
+    adata.X = adata.X.multiply(factor).tocsr().astype(np.float32)
+    adata.write_h5ad(cohort.expression(slide))
+
+
+@pytest.mark.parametrize("method", ["hvg", "mean", "moran"])
+def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method):
+    rule = GeneRule(method, n_genes=3)
+    done = choose_genes(cohort.root, rule)
+    assert [chosen.file.name for chosen in done] == [rule.file_name(i) for i in range(4)]
+    before = lists(cohort)
+    for chosen in done:
+        assert set(read_gene_list(chosen.file)) == set(chosen.genes.genes)
+        assert len(chosen.genes.genes) == 3
+        assert not chosen.complete_before
+    # slide A is tested by fold 0, so its counts may decide the other folds' lists alone
+    change(cohort, "A", np.array([1, 1, 1, 0, 0, 0]))
+    choose_genes(cohort.root, rule, overwrite=True)
+    after = lists(cohort)
+    assert after[rule.file_name(0)] == before[rule.file_name(0)]
+    assert all(
+        set(json.loads(after[rule.file_name(i)])["genes"]) <= set(GENES[:3]) for i in (1, 2, 3)
+    )
+
+
+def test_morans_i_is_that_of_the_metrics(cohort):
+    (chosen,) = choose_genes(cohort.root, GeneRule("moran", n_genes=6), folds=[0])
+    found = dict(zip(chosen.genes.genes, chosen.genes.score, strict=True))
+    slides = [load_slide(cohort.embedding(s), cohort.expression(s)) for s in "BCD"]
+    expected = np.mean([morans_i(s.truth, neighbour_mean(s.coords)) for s in slides], axis=0)
+    np.testing.assert_allclose([found[g] for g in GENES], expected, rtol=1e-6)
+
+
+def test_again_writes_nothing_and_another_list_is_kept(cohort):
+    choose_genes(cohort.root, FEW)
+    assert all(chosen.complete_before for chosen in choose_genes(cohort.root, FEW))
+    own = cohort.root / FEW.file_name(0)
+    write_gene_list(own, ["mine", *GENES[:2]])
+    with pytest.raises(BadInput, match="genes: found a list without .* of the 3 genes chosen now"):
+        choose_genes(cohort.root, FEW)
+    assert "mine" in own.read_text()
+    choose_genes(cohort.root, FEW, overwrite=True)
+    assert "mine" not in own.read_text()
+
+
+def test_a_panel_a_folder_and_folds_can_be_given(cohort, tmp_path):
+    write_gene_list(tmp_path / "panel.json", [*GENES[2:5], "OTHER"])
+    rule = GeneRule(n_genes=3, panel=tmp_path / "panel.json")
+    before = sorted(cohort.root.iterdir())
+    (chosen,) = choose_genes(cohort.root, rule, folds=[2], out=tmp_path / "lists")
+    assert read_gene_list(tmp_path / "lists/var_3genes_fold2.json") == GENES[2:5]
+    assert chosen.n_qualified == 3
+    assert sorted(cohort.root.iterdir()) == before
+    with pytest.raises(BadConfig, match=r"\[9\] not in cohort"):
+        choose_genes(cohort.root, rule, folds=[9])
+
+
+def test_a_gene_that_a_test_slide_does_not_measure_is_not_chosen(cohort):
+    adata = anndata.read_h5ad(cohort.expression("A"))
+    adata[:, GENES[1:]].write_h5ad(cohort.expression("A"))
+    (chosen,) = choose_genes(cohort.root, GeneRule(n_genes=6), folds=[0])
+    assert sorted(chosen.genes.genes) == GENES[1:]
+
+
+def test_no_gene_and_shared_patients_are_refused(cohort):
+    with pytest.raises(BadInput, match="0 of 6 genes that the slides of fold 0 share.*least-share"):
+        choose_genes(cohort.root, GeneRule(n_genes=3, least_share=1.01))
+    (cohort.root / "patients.csv").write_text("id,patient\nA,P\nB,P\n")
+    with pytest.raises(BadInput, match="also in train_0.csv"):
+        choose_genes(cohort.root, FEW)
+    assert choose_genes(cohort.root, FEW, allow_patient_overlap=True)
+
+
+@needs_real_slides
+def test_the_stored_lists_of_real_slides_are_found(tmp_path):
+    for method, name, overlaps in (("hvg", "var", (50, 50, 46)), ("mean", "mean", (50, 50, 50))):
+        for chosen in choose_genes(BENCH, GeneRule(method), out=tmp_path):
+            stored = read_gene_list(BENCH / f"{name}_50genes_fold{chosen.fold}.json")
+            overlap = len(set(stored) & set(chosen.genes.genes))
+            assert overlap == overlaps[chosen.fold], (method, chosen.fold)
+            if overlap == 50:
+                assert read_gene_list(chosen.file) == stored

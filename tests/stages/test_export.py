@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import csv
+import sys
+import warnings
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stflow_graph.errors import BadConfig, BadInput, MissingDependency
+from stflow_graph.images.pictures import read_picture
+from stflow_graph.io.predictions import write_prediction
+from stflow_graph.stages import export as export_module
+from stflow_graph.stages.export import export
+
+GENES = ["ACTB", "=cmd|'/c calc'!A1", "G2"]
+N = 1000
+
+
+@pytest.fixture
+def written(tmp_path):
+    rng = np.random.default_rng(0)
+    samples = rng.gamma(2, size=(2, N, 3)).astype(np.float32)
+    coords = rng.uniform(0, 300, (N, 2))
+    Image.fromarray(rng.integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(tmp_path / "he.png")
+    barcodes = ["-1+1", *(f"spot {i}" for i in range(1, N))]
+    write_prediction(
+        tmp_path / "A.h5ad",
+        samples.mean(0),
+        barcodes,
+        GENES,
+        coords,
+        provenance={"slide": "A", "target": "log1p"},
+        samples=samples,
+        picture=read_picture(tmp_path / "he.png", 100),
+    )
+    return tmp_path / "A.h5ad", samples, coords, barcodes
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(export_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(export_module, "chunk_rows", lambda n_genes: 64)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".CSV"])
+@pytest.mark.parametrize(("layer", "genes"), [("mean", []), ("sample_1", ["G2", "ACTB"])])
+def test_csv_holds_every_value_and_no_formula(
+    written, tmp_path, small_blocks, ending, layer, genes
+):
+    file, samples, coords, _ = written
+    done = export(file, tmp_path / f"out{ending}", genes=genes, layer=layer)
+    assert (done.n_spots, done.n_genes) == (N, len(genes) or 3)
+    table = pd.read_csv(done.path)
+    wanted = samples.mean(0) if layer == "mean" else samples[1][:, [2, 0]]
+    np.testing.assert_allclose(table.iloc[:, 3:], wanted, rtol=1e-6)
+    np.testing.assert_allclose(table[["x", "y"]], coords, rtol=1e-6)
+    assert table["barcode"][0] == "'-1+1"
+    assert list(table.columns[3:]) == (genes or ["ACTB", "'=cmd|'/c calc'!A1", "G2"])
+    again = export(file, tmp_path / f"again{ending}", genes=genes, layer=layer)
+    assert again.path.read_bytes() == done.path.read_bytes()
+    if ending == ".csv":
+        with done.path.open(newline="") as text:
+            cells = [cell for row in csv.reader(text) for cell in row]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+
+
+def test_parquet_holds_every_value(written, tmp_path, small_blocks):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pip install .[parquet]")
+    file, samples, _, barcodes = written
+    export(file, tmp_path / "out.parquet", layer="std")
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(table.columns) == ["barcode", "x", "y", *GENES]
+    assert list(table["barcode"]) == barcodes
+    np.testing.assert_allclose(table[GENES], samples.std(0), rtol=1e-5)
+    assert table[GENES].dtypes.eq(np.float32).all()
+    assert parquet.ParquetFile(tmp_path / "out.parquet").num_row_groups == -(-N // 64)
+
+
+def test_spatialdata_reads_table_spots_and_image(written, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its packages warn when they are imported, and it itself
+        spatialdata = pytest.importorskip("spatialdata", reason="needs pip install .[spatialdata]")
+        export(written[0], tmp_path / "out.zarr", genes=["G2"])
+        found = spatialdata.read_zarr(tmp_path / "out.zarr")
+        extent = spatialdata.get_extent(found["he"], coordinate_system="global")
+        joined = spatialdata.join_spatialelement_table(
+            sdata=found, spatial_element_names="spots", table_name="predictions"
+        )
+    _, samples, coords, barcodes = written
+    table = found["predictions"]
+    np.testing.assert_allclose(table.X, samples.mean(0)[:, [2]], rtol=1e-6)
+    assert list(table.obs_names) == barcodes
+    circles = found["spots"].geometry
+    np.testing.assert_allclose(np.stack([circles.x, circles.y], 1), coords)
+    assert joined[1].n_obs == N
+    assert tuple(map(round, extent["x"])) == (0, 300)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.zarr"])
+def test_what_is_there_stays(written, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(BadInput, match="add --overwrite"):
+        export(written[0], tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_overwrite_replaces(written, tmp_path):
+    (tmp_path / "out.csv").write_text("mine")
+    export(written[0], tmp_path / "out.csv", overwrite=True)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == N + 1
+
+
+def test_what_is_not_there_is_named(written, tmp_path):
+    file = written[0]
+    for options, message in [
+        ({"genes": ["G2", "TP53"]}, r"1 of 2 genes absent, such as \['TP53'\]"),
+        ({"genes": ["G2", "G2"]}, "1 duplicates"),
+        ({"layer": "median"}, "one of mean, sample_0, sample_1, std"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            export(file, tmp_path / "out.csv", **options)
+    with pytest.raises(BadConfig, match=r"ends in .csv, .csv.gz, .parquet, .zarr"):
+        export(file, tmp_path / "out.xlsx")
+    (tmp_path / "x.h5ad").write_bytes(file.read_bytes())
+    with h5py.File(tmp_path / "x.h5ad", "r+") as other:
+        del other["uns/stflow_graph"]
+    with pytest.raises(BadInput, match="stflow-graph sample"):
+        export(tmp_path / "x.h5ad", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(("ending", "package"), [("parquet", "pyarrow"), ("zarr", "spatialdata")])
+def test_a_package_that_is_missing_is_named(written, tmp_path, monkeypatch, ending, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependency, match=rf"needs the package {package}. Fix: pip install"):
+        export(written[0], tmp_path / f"out.{ending}")
+    assert not (tmp_path / f"out.{ending}").exists()

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
+from PIL import Image
+from torch import nn
+from toy import CHANNELS, GENES, write_slide
+
+from stflow_graph.config import load_config
+from stflow_graph.encoders import Encoder, PatchTransform
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.io.embeddings import read_attrs
+from stflow_graph.io.expression import read_h5ad, write_expression
+from stflow_graph.io.predictions import read_prediction
+from stflow_graph.stages import sample as sample_module
+from stflow_graph.stages.embed import embed_file
+from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.train import train
+
+
+@pytest.fixture(params=["graph", "transformer"])
+def run(request, cohort, tmp_path):
+    settings = {**cohort.settings, "denoiser.name": request.param, "train.folds": [0, 1]}
+    train(load_config(None, {**settings, "train.epochs": 1}), tmp_path / "run")
+    # sampling must not need the truth, nor anything else of the cohort
+    shutil.rmtree(cohort.root)
+    return tmp_path / "run"
+
+
+def test_rows_barcodes_and_genes_are_those_of_the_input(run, cohort, tmp_path):
+    (done,) = sample(run, [cohort.embedding("B")], tmp_path / "out")
+    found = read_prediction(done.path)
+    with h5py.File(cohort.embedding("B")) as file:
+        assert found.barcodes == [b.decode() for b in file["barcodes"][:, 0]]
+        np.testing.assert_array_equal(found.coords, file["coords"])
+    assert found.genes == GENES
+    assert (found.slide, found.provenance["fold"], done.held_out) == ("B", 1, True)
+    assert found.provenance["train_slides"] == ["A", "C", "D"]
+
+
+def test_same_seed_same_bytes_and_other_seeds_differ(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        sample(run, files, tmp_path / name, SampleSettings(seed=seed, n_samples=2))
+    a, b, c = ((tmp_path / name / "A.h5ad").read_bytes() for name in "abc")
+    assert a == b
+    found = [read_prediction(tmp_path / name / "A.h5ad").samples for name in "ac"]
+    assert not np.array_equal(*found)
+    assert b != c
+
+
+def test_the_mean_is_what_is_expected_and_samples_spread_about_it(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    sample(run, files, tmp_path / "many", SampleSettings(n_samples=400))
+    sample(run, files, tmp_path / "one")
+    many, one = (read_prediction(tmp_path / name / "A.h5ad") for name in ("many", "one"))
+    assert many.samples.shape == (400, 36, len(GENES))
+    assert one.samples is None
+    if many.provenance["denoiser"] == "transformer":  # it knows no more than its samples
+        np.testing.assert_allclose(many.mean, many.samples.mean(0), atol=1e-4)
+        np.testing.assert_allclose(many.samples[0], one.mean, atol=1e-6)
+        return
+    np.testing.assert_array_equal(many.mean, one.mean)  # the graph is run once, without noise
+    assert (many.samples >= 0).all()
+    shift = (many.samples.mean(0) - many.mean) / many.samples.std(0)
+    assert np.abs(shift).mean() < 1  # the flow spreads about the mean, but is cut at 0
+    assert (many.samples.std(0) > 0.05).all()
+
+
+def test_the_order_of_spots_plays_no_part(run, cohort, tmp_path):
+    order = np.random.default_rng(0).permutation(36)
+    shuffled = tmp_path / "shuffled" / "A.h5"
+    shuffled.parent.mkdir()
+    shutil.copy(cohort.embedding("A"), shuffled)
+    with h5py.File(shuffled, "r+") as file:
+        for key in ("embeddings", "coords", "barcodes"):
+            file[key][...] = file[key][()][order]
+    sample(run, [cohort.embedding("A")], tmp_path / "a")
+    sample(run, [shuffled], tmp_path / "b")
+    a, b = (read_prediction(tmp_path / name / "A.h5ad") for name in "ab")
+    assert b.barcodes == [a.barcodes[i] for i in order]
+    np.testing.assert_allclose(a.mean[order], b.mean, atol=2e-4)
+
+
+def test_slides_do_not_depend_on_their_company(run, cohort, tmp_path):
+    sample(run, [cohort.embedding(s) for s in "ABC"], tmp_path / "all")
+    sample(run, [cohort.embedding("C")], tmp_path / "alone")
+    assert (tmp_path / "all/C.h5ad").read_bytes() == (tmp_path / "alone/C.h5ad").read_bytes()
+
+
+def test_what_is_there_is_left_and_told(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    told = []
+    for overwrite in (False, False, True):
+        sample(run, files, tmp_path / "out", overwrite=overwrite, report=told.append)
+    assert [t.complete_before for t in told] == [False, True, False]
+    (done,) = sample(run, files, tmp_path / "out", SampleSettings(seed=5))
+    assert not done.complete_before
+
+
+def test_folders_folds_and_checkpoints_can_be_given(run, cohort, tmp_path):
+    folder = cohort.embedding("A").parent
+    assert len(sample(run, [folder], tmp_path / "out")) == 4
+    (done,) = sample(run, [cohort.embedding("A")], tmp_path / "b", SampleSettings(fold=1))
+    assert (done.fold, done.held_out) == (1, False)
+    sample(run / "fold0", [cohort.embedding("A")], tmp_path / "c")
+    sample(run / "fold0/checkpoint", [cohort.embedding("A")], tmp_path / "c")
+    with pytest.raises(BadConfig, match="fold 7 is not there; it has 0, 1"):
+        sample(run, [folder], tmp_path / "d", SampleSettings(fold=7))
+
+
+def test_embeddings_that_do_not_fit_are_refused(run, cohort, tmp_path):
+    write_slide(tmp_path / "W.h5", None, 36, 0, channels=7)
+    with pytest.raises(BadConfig, match=r"W.h5.*'toy' with 7 channels.*'toy' with 10"):
+        sample(run, [tmp_path / "W.h5"], tmp_path / "out")
+    with h5py.File(cohort.embedding("A"), "r+") as file:
+        file.attrs["encoder"] = "uni"
+    with pytest.raises(BadConfig, match=r"'uni' with 10 channels.*--encoder toy"):
+        sample(run, [cohort.embedding("A")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("magnification", [40, None])
+def test_a_grid_of_trident_gives_expression_at_the_centres(run, tmp_path, magnification):
+    corners = grid()
+    attrs = coords_attrs(level0_magnification=magnification)
+    path = write_trident(
+        tmp_path / "features_new" / "T.h5", corners, features(len(corners), CHANNELS), "new", attrs
+    )
+    (done,) = sample(run, [path.parent], tmp_path / "out")
+    found = read_prediction(done.path)
+    np.testing.assert_array_equal(found.coords, corners + 256)
+    assert found.barcodes[0] == "512x0"
+    assert found.mean.shape == (len(corners), len(GENES))
+    assert np.ptp(found.mean, axis=0).min() > 0
+    expected = (0.25, True) if magnification else (None, False)
+    stored = found.provenance
+    assert (stored["um_per_px"], stored["um_per_px_estimated"]) == expected
+    assert sample(run, [path], tmp_path / "out")[0].complete_before
+
+
+def test_patches_of_hest_give_expression_at_the_spots_centres(run, tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (36, 8, 8, 3), dtype=np.uint8)
+    centres = rng.integers(300, 4000, (36, 2))
+    barcodes = [f"{i}x0" for i in range(36)]
+    save_h5(  # HEST's corners lie half a patch up and left of obsm["spatial"]
+        tmp_path / "hest" / "patches" / "H.h5",
+        {
+            "img": images,
+            "coords": centres - 112,
+            "barcode": np.array(barcodes, dtype="S").reshape(-1, 1),
+        },
+        {"img": {"patch_size_src": 224, "patch_size_target": 8, "pixel_size": 0.5}},
+    )
+    counts = sp.csr_matrix(np.ones((36, len(GENES))))
+    adata = tmp_path / "hest" / "adata" / "H.h5ad"
+    write_expression(adata, counts, barcodes, GENES, centres, um_per_px=0.5)
+    encoder = Encoder(
+        "toy",
+        nn.Identity(),
+        CHANNELS,
+        PatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3),
+        "0" * 64,
+        lambda x: x[:, 0, 0, :1] * torch.ones(CHANNELS),
+    )
+    embedded = tmp_path / "embeddings" / "H.h5"
+    embed_file(tmp_path / "hest" / "patches" / "H.h5", embedded, encoder)
+    assert read_attrs(embedded)["convention"] == "centre"
+    adata.unlink()  # sampling has no access to the truth
+    (done,) = sample(run, [embedded], tmp_path / "out")
+    np.testing.assert_array_equal(read_prediction(done.path).coords, centres)
+
+
+def test_clam_gives_the_same_from_either_of_its_files(run, tmp_path):
+    corners = grid()
+    tensor = write_clam(tmp_path / "clam", "S", corners, features(len(corners), CHANNELS))
+    sample(run, [tensor.parent], tmp_path / "a")
+    sample(run, [tmp_path / "clam" / "h5_files"], tmp_path / "b")
+    a, b = (read_prediction(tmp_path / name / "S.h5ad") for name in "ab")
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.coords, corners + 256)
+
+
+def test_features_of_another_known_encoder_are_refused(run, tmp_path):
+    corners = grid()
+    path = write_trident(tmp_path / "T.h5", corners, features(len(corners), CHANNELS), "hoptimus0")
+    with pytest.raises(BadConfig, match=r"'h_optimus_0' with 10 channels, expected .*'toy'"):
+        sample(run, [path], tmp_path / "out")
+
+
+def test_a_slide_with_too_few_spots_is_refused(run, tmp_path):
+    write_slide(tmp_path / "S.h5", None, 4, 0)
+    with pytest.raises(BadInput, match=r"S.h5: spots: found 4 spots.*4 neighbours"):
+        sample(run, [tmp_path / "S.h5"], tmp_path / "out")
+
+
+def test_one_bad_slide_of_several_does_not_stop_the_others(run, cohort, tmp_path):
+    (tmp_path / "bad.h5").write_text("no")
+    files = [tmp_path / "bad.h5", cohort.embedding("A")]
+    with pytest.raises(SomeFailed, match=r"1 of 2 slides failed: bad: .*signature"):
+        sample(run, files, tmp_path / "out")
+    assert (tmp_path / "out/A.h5ad").exists()
+
+
+def test_bad_sources_are_refused(run, cohort, tmp_path):
+    files = [cohort.embedding("A")]
+    with pytest.raises(BadInput, match="stflow-graph train"):
+        sample(tmp_path / "none", files, tmp_path / "out")
+    with pytest.raises(BadInput, match="no .h5"):
+        sample(run, [run], tmp_path / "out")
+    with pytest.raises(BadInput, match=r"\['A'\] twice"):
+        sample(run, files * 2, tmp_path / "out")
+    model = run / "fold0/checkpoint/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-4] + b"0000")
+    with pytest.raises(BadInput, match=r"model.safetensors: sha256"):
+        sample(run, files, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"attention": "stflow", "global_attention": "none"},
+        {"attention": "dot", "global_attention": "linear"},
+        {"attention": "stflow", "similarity_edges": True},
+        {"conv": "torch_geometric.nn:GENConv"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_graph_denoiser_trains_and_samples(cohort, tmp_path, kind):
+    changes = {f"denoiser.{name}": value for name, value in kind.items()}
+    train(load_config(None, {**cohort.settings, **changes, "train.epochs": 1}), tmp_path / "run")
+    (done,) = sample(tmp_path / "run", [cohort.embedding("B")], tmp_path / "out")
+    assert np.isfinite(read_prediction(done.path).mean).all()
+
+
+@pytest.mark.parametrize("option", [{}, {"denoiser.similarity_edges": True}])
+def test_tiles_change_no_prediction_of_a_graph_in_every_step(cohort, tmp_path, monkeypatch, option):
+    steps = {"denoiser.graph_once": False, "denoiser.ridge_rank": 0, "train.epochs": 1}
+    settings = {**cohort.settings, "train.folds": [0], **steps, **option}
+    train(load_config(None, settings), tmp_path / "run")
+    sizes, real = [], sample_module.in_tiles
+
+    def in_tiles(data, tile_size):
+        sizes.append(tile_size)
+        return real(data, tile_size)
+
+    monkeypatch.setattr(sample_module, "in_tiles", in_tiles)
+    found = []
+    for size in (None, 5):
+        drawing = SampleSettings(n_samples=2, tile_size=size)
+        sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / str(size), drawing)
+        found.append(read_prediction(tmp_path / str(size) / "A.h5ad").samples)
+    assert sizes == [None, 5]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (700, 800, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "A.png")
+    files = [cohort.embedding("A")]
+    with h5py.File(files[0], "r+") as file:
+        file["coords"][...] = file["coords"][()] + 20
+    sample(run, files, tmp_path / "out")
+    for image in (tmp_path / "images", tmp_path / "images" / "A.png"):
+        told = sample(run, files, tmp_path / "out", SampleSettings(image=image))
+        assert told[0].complete_before == (image.suffix == ".png")  # the same image either way
+        library = read_h5ad(told[0].path).uns["spatial"]["A"]
+        np.testing.assert_array_equal(library["images"]["hires"], pixels)
+        assert library["scalefactors"]["tissue_hires_scalef"] == 1
+        assert 45 < library["scalefactors"]["spot_diameter_fullres"] < 60
+    with monkeypatch.context() as patch:  # a slide that is there is not read and reduced again
+        patch.setattr("stflow_graph.stages.sample.read_picture", None)
+        assert sample(run, files, tmp_path / "out", SampleSettings(image=image))[0].complete_before
+    with pytest.raises(BadInput, match=r"B.jpg"):
+        sample(run, [cohort.embedding("B")], tmp_path / "out", SampleSettings(image=image.parent))
+    Image.fromarray(pixels[:100]).save(tmp_path / "images" / "A.png")
+    before = told[0].path.read_bytes()
+    with pytest.raises(BadInput, match="800 x 100 px.*spots outside"):
+        sample(run, files, tmp_path / "out", SampleSettings(image=image))
+    assert told[0].path.read_bytes() == before

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from foreign import halved, tissue_like, write_svs
+from PIL import Image
+
+from stflow_graph.errors import BadInput
+from stflow_graph.images.open import open_image
+from stflow_graph.io.patches import open_patches
+from stflow_graph.stages.tissue_grid import prepare_grid
+
+SIZES = {"patch_px": 16, "patch_um": 20.0}  # 40 px of the slide
+
+
+def slide(width: int = 900, height: int = 700) -> np.ndarray:
+    """Glass, and tissue in a rectangle of x 200 to 600, y 100 to 500."""
+    pixels = np.full((height, width, 3), 243, np.uint8)
+    texture = tissue_like(400, 400) // 8
+    pixels[100:500, 200:600] = np.array([190, 110, 170], np.uint8) + texture
+    return pixels
+
+
+@pytest.fixture
+def svs(tmp_path):
+    return write_svs(tmp_path / "S1.svs", slide(), "0.5")
+
+
+def test_patches_lie_on_the_tissue_and_only_there(svs, tmp_path):
+    done = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
+    assert (done.n_rows, done.n_columns, done.um_per_px) == (17, 22, 0.5)
+    assert done.tissue == pytest.approx(400 * 400 / (900 * 700), abs=0.02)
+    with open_patches(done.patches) as patches, open_image(svs) as image:
+        centres = patches.coords
+        assert (patches.convention, patches.size_level0) == ("centre", 40)
+        inside = (centres >= [200, 100]).all(axis=1) & (centres <= [600, 500]).all(axis=1)
+        assert inside.all()
+        # 10 x 10 whole patches, and no row or column of those that half lie on glass is missing
+        assert len(patches) == done.n_patches == 11 * 10
+        for i in (0, 57):
+            row, column = map(int, patches.barcodes[i].split("x"))
+            np.testing.assert_array_equal(centres[i], [40 * column + 20, 40 * row + 20])
+            expected = image.read_patch(*centres[i], 40, 16)
+            np.testing.assert_array_equal(patches.images[i], expected)
+
+
+def test_a_pitch_and_a_share_of_tissue_can_be_asked_for(svs, tmp_path):
+    counts = {}
+    for pitch in (10.0, 20.0, 40.0):
+        for share in (0.0, 0.1, 1.0):
+            options = {"pitch_um": pitch, "min_tissue": share, "overwrite": True}
+            done = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES, **options)
+            counts[pitch, share] = done.n_patches
+            if share == 0:
+                assert done.n_patches == done.n_rows * done.n_columns
+    for pitch in (10.0, 20.0, 40.0):
+        assert counts[pitch, 0.0] > counts[pitch, 0.1] >= counts[pitch, 1.0] > 0
+    assert counts[10.0, 0.1] > 3 * counts[20.0, 0.1] > 9 * counts[40.0, 0.1]
+
+
+def test_what_is_there_is_kept_and_another_image_refused(svs, tmp_path):
+    first = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
+    content = first.patches.read_bytes()
+    again = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
+    assert again.complete_before
+    assert (again.n_patches, again.tissue) == (first.n_patches, first.tissue)
+    write_svs(svs, slide()[::-1], "0.5")
+    with pytest.raises(BadInput, match=r"S1.h5: output: .*image_sha256.*--overwrite"):
+        prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
+    assert first.patches.read_bytes() == content
+    with pytest.raises(BadInput, match="another image_sha256, pitch_um"):
+        prepare_grid(svs, tmp_path / "root", name="S1", **SIZES, pitch_um=40)
+
+
+def test_the_scale_as_given_wins_and_the_difference_is_said(svs, tmp_path, caplog):
+    done = prepare_grid(svs, tmp_path / "root", name="S1", um_per_px=1.0, **SIZES)
+    assert done.um_per_px == 1.0
+    assert "um_per_px 1 as given is used, though the files say 0.5" in caplog.text
+
+
+def test_a_slide_at_twice_the_resolution_gives_the_same_grid(tmp_path):
+    """µm decide, not pixels."""
+    fine = slide(1800, 1400)
+    names = {"fine": (fine, 0.25), "coarse": (halved(fine), 0.5)}
+    found = {}
+    for name, (pixels, um_per_px) in names.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        done = prepare_grid(
+            tmp_path / f"{name}.png", tmp_path / "root", name=name, um_per_px=um_per_px, **SIZES
+        )
+        with open_patches(done.patches) as patches:
+            found[name] = (patches.barcodes, patches.images[()].astype(int))
+    assert found["fine"][0] == found["coarse"][0]
+    assert np.abs(found["fine"][1] - found["coarse"][1]).mean() < 2
+
+
+def _png(pixels):
+    def make(path):
+        Image.fromarray(pixels).save(path, "PNG")
+
+    return make
+
+
+GLASS = np.full((200, 200, 3), 244, np.uint8)
+BAD = {
+    "glass": (_png(GLASS), {"um_per_px": 0.5}, r"tissue: found 0 of 25 .*lower --min-tissue"),
+    "small": (_png(GLASS[:39]), {"um_per_px": 0.5}, r"200 x 39 px.*one patch of 40 px"),
+    "no scale": (_png(GLASS), {}, "um_per_px: found None.*micrometres per pixel"),
+    "wrong scale": (_png(GLASS), {"um_per_px": 50}, "0.4 px wide"),
+    "text": (lambda p: p.write_text("a slide"), {"um_per_px": 0.5}, "cannot identify"),
+    "missing": (lambda p: None, {"um_per_px": 0.5}, "No such file"),
+    "16 bits": (_png(GLASS[..., 0].astype(np.uint16)), {"um_per_px": 0.5}, "16 bits"),
+    "name": (_png(GLASS), {"um_per_px": 0.5, "name": "../up"}, "id: found '../up'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_slides_are_refused_and_nothing_is_left(tmp_path, kind):
+    make, options, message = BAD[kind]
+    make(tmp_path / "image")
+    with pytest.raises(BadInput, match=message) as caught:
+        prepare_grid(tmp_path / "image", tmp_path / "root", **{"name": "S", **SIZES, **options})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("root/**/*"))

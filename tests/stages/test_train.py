@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from toy import write_slide
+
+from stflow_graph.config import load_config
+from stflow_graph.data.slide import load_slide
+from stflow_graph.errors import BadConfig, BadInput, Diverged
+from stflow_graph.io.atomic import sha256
+from stflow_graph.io.predictions import read_prediction
+from stflow_graph.models.checkpoint import load_checkpoint
+from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.train import train
+from stflow_graph.training import loop as fit_module
+
+WEIGHTS = "fold0/checkpoint/model.safetensors"
+
+
+def run(cohort, out, report=None, overwrite=False, **values):
+    settings = {**cohort.settings, **{k.replace("__", "."): v for k, v in values.items()}}
+    return train(load_config(None, settings), out, overwrite=overwrite, report=report)
+
+
+@pytest.mark.parametrize("denoiser", ["graph", "transformer"])
+def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
+    out = tmp_path / "run"
+    results = run(cohort, out, denoiser__name=denoiser, train__folds=[0, 2])
+    assert [(r.fold, list(r.test_pearson)) for r in results] == [(0, ["A"]), (2, ["C"])]
+    for fold in (0, 2):
+        folder = out / f"fold{fold}"
+        with (folder / "history.csv").open() as file:
+            assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3]
+        checkpoint = load_checkpoint(folder / "checkpoint")
+        assert checkpoint.config.denoiser.name == denoiser
+        assert load_config(folder / "config.toml") == checkpoint.config
+        provenance = json.loads((folder / "provenance.json").read_text())
+        assert set(provenance["held_out_slides"]) < set(provenance["train_slides"])
+        assert not set(provenance["train_slides"]) & set(provenance["test_slides"])
+        assert provenance["protocol"] == results[0].protocol
+        assert checkpoint.provenance["protocol"] == results[0].protocol
+        assert list((folder / "tensorboard").iterdir())
+        assert (folder / "checkpoint" / "README.md").exists()
+    table = json.loads((out / "results_kfold.json").read_text())
+    assert table["protocol"] == results[1].protocol
+    assert results[0].protocol.startswith(
+        "log1p | var_50genes.json | slide-grouped 4-fold, patients unknown | "
+    )
+    stored = json.loads((out / "fold2/result.json").read_text())
+    assert stored["protocol"] == results[0].protocol
+    assert [row["name"] for row in table["pearson_corrs"]] == [f"G{i}" for i in range(6)]
+    assert len(table["mean_per_split"]) == 2
+    assert table["pearson_mean"] == pytest.approx(np.mean([r.pearson.mean() for r in results]))
+
+
+def test_it_learns(cohort, tmp_path):
+    (result,) = run(
+        cohort,
+        tmp_path / "run",
+        train__epochs=30,
+        train__lr=5e-3,
+        train__regions_per_slide=5,
+        denoiser__input_dropout=0.0,  # ten channels, none to spare
+    )
+    assert result.pearson.mean() > 0.5
+
+
+def test_a_finished_run_is_left_as_it_is(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    before = sha256(tmp_path / "run" / WEIGHTS)
+    (again,) = run(cohort, tmp_path / "run", report=lambda _: pytest.fail("trained again"))
+    assert again.complete_before
+    assert sha256(tmp_path / "run" / WEIGHTS) == before
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(epoch: int):
+    def report(progress):
+        if progress.epoch.epoch == epoch:
+            raise Stopped
+
+    return report
+
+
+@pytest.mark.parametrize("denoiser", ["graph", "transformer"])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
+    cohort, tmp_path, monkeypatch, denoiser
+):
+    monkeypatch.setattr("stflow_graph.training.loop._SAVE_EVERY", 0)
+    run(cohort, tmp_path / "whole", denoiser__name=denoiser, train__epochs=4)
+    for epoch in (1, 2):
+        with pytest.raises(Stopped):
+            run(
+                cohort,
+                tmp_path / "stopped",
+                stop_at(epoch),
+                denoiser__name=denoiser,
+                train__epochs=4,
+            )
+    epochs = []
+    run(
+        cohort,
+        tmp_path / "stopped",
+        lambda p: epochs.append(p.epoch.epoch),
+        denoiser__name=denoiser,
+        train__epochs=4,
+    )
+    assert epochs == [3, 4]
+    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_more_epochs_extend_a_run_as_if_they_had_been_asked_for_at_first(cohort, tmp_path):
+    run(cohort, tmp_path / "long", train__epochs=5)
+    run(cohort, tmp_path / "extended", train__epochs=2)
+    run(cohort, tmp_path / "extended", train__epochs=5)
+    assert sha256(tmp_path / "extended" / WEIGHTS) == sha256(tmp_path / "long" / WEIGHTS)
+
+
+def test_seeds_decide(cohort, tmp_path):
+    hashes = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(cohort, tmp_path / name, train__seed=seed)
+        hashes.append(sha256(tmp_path / name / WEIGHTS))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_global_random_state_is_left_alone(cohort, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(cohort, tmp_path / "run", train__epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_test_slides_have_no_say_in_the_weights(cohort, tmp_path):
+    run(cohort, tmp_path / "a")
+    write_slide(cohort.embedding("A"), cohort.expression("A"), 30, seed=99)
+    run(cohort, tmp_path / "b")
+    assert sha256(tmp_path / "a" / WEIGHTS) == sha256(tmp_path / "b" / WEIGHTS)
+    read = [json.loads((tmp_path / r / "fold0/result.json").read_text()) for r in "ab"]
+    assert read[0]["test_pearson"] != read[1]["test_pearson"]
+
+
+def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    with pytest.raises(BadConfig, match=r"train.lr = 0.002 \(now 0.001\).*--overwrite"):
+        run(cohort, tmp_path / "run", train__lr=1e-3)
+    write_slide(cohort.embedding("B"), cohort.expression("B"), 36, seed=99)
+    with pytest.raises(BadConfig, match="embeddings/B, expression/B changed"):
+        run(cohort, tmp_path / "run")
+    (result,) = run(cohort, tmp_path / "run", overwrite=True, train__lr=1e-3)
+    assert not result.complete_before
+
+
+def test_a_run_from_before_an_option_was_there_goes_on(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    file = tmp_path / "run/run.json"
+    stored = json.loads(file.read_text())
+    assert stored["config"]["denoiser"].pop("three_body") is False
+    file.write_text(json.dumps(stored))
+    (result,) = run(cohort, tmp_path / "run")
+    assert result.complete_before
+    with pytest.raises(BadConfig, match=r"three_body = False \(now True\)"):
+        run(cohort, tmp_path / "run", denoiser__three_body=True)
+
+
+def test_what_was_stored_before_an_option_is_read_as_it_was_then(cohort, tmp_path):
+    # before edge_encoder, edges were encoded by frames; the default has changed since
+    run(cohort, tmp_path / "run", denoiser__edge_encoder="frames")
+    file = tmp_path / "run/run.json"
+    checkpoint = tmp_path / "run/fold0/checkpoint"
+    built = load_checkpoint(checkpoint).build().state_dict()
+    for path in (file, checkpoint / "config.json"):
+        stored = json.loads(path.read_text())
+        assert stored["config"]["denoiser"].pop("edge_encoder") == "frames"
+        path.write_text(json.dumps(stored))
+    assert load_checkpoint(checkpoint).build().state_dict().keys() == built.keys()
+    (result,) = run(cohort, tmp_path / "run", denoiser__edge_encoder="frames")
+    assert result.complete_before
+    with pytest.raises(BadConfig, match=r"edge_encoder = 'frames' \(now 'invariants'\)"):
+        run(cohort, tmp_path / "run")
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__epochs=1)
+    good = sha256(tmp_path / "run" / WEIGHTS)
+    with pytest.raises(Diverged, match=r"epoch 1, step \d+: loss .*train.lr"):
+        run(cohort, tmp_path / "other", train__lr=1e30)
+    assert not (tmp_path / "other/fold0/checkpoint").exists()
+    assert sha256(tmp_path / "run" / WEIGHTS) == good
+
+
+def test_several_data_sets_get_a_folder_each(cohort, tmp_path):
+    root = tmp_path / "root"
+    for name in ("D1", "D2"):
+        shutil.copytree(cohort.root, root / name)
+        shutil.copytree(cohort.embeddings / "cohort", tmp_path / "emb" / name)
+    values = {"data.source_dataroot": str(root), "data.embed_dataroot": str(tmp_path / "emb")}
+    config = load_config(None, {**cohort.settings, **values, "train.epochs": 1})
+    train(config, tmp_path / "run")
+    for name in ("D1", "D2"):
+        assert (tmp_path / "run" / name / "fold0/checkpoint").is_dir()
+        assert (tmp_path / "run" / name / "results_kfold.json").exists()
+
+
+def test_bad_data_are_refused_before_anything_is_trained(cohort, tmp_path):
+    with pytest.raises(BadInput, match=r"A.h5|36 spots.*40 neighbours"):
+        run(cohort, tmp_path / "k", graph__n_neighbors=40)
+    with pytest.raises(BadConfig, match=r"\[7\] not in cohort, which has folds 0, 1, 2, 3"):
+        run(cohort, tmp_path / "f", train__folds=[7])
+    write_slide(cohort.embedding("B"), None, 36, seed=1, channels=7)
+    with pytest.raises(BadInput, match=r"widths \[7, 10\]"):
+        run(cohort, tmp_path / "w")
+    with pytest.raises(BadInput, match="stflow-graph embed"):
+        run(cohort, tmp_path / "e", data__encoder="other")
+
+
+def test_a_damaged_state_is_refused_with_the_way_out(cohort, tmp_path):
+    with pytest.raises(Stopped):
+        run(cohort, tmp_path / "run", stop_at(1))
+    state = tmp_path / "run/fold0/state-0.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(BadInput, match=r"state-0.safetensors.*remove it"):
+        run(cohort, tmp_path / "run")
+
+
+def test_folds_with_gene_lists_of_their_own_share_one_table(cohort, tmp_path):
+    (cohort.root / "var_50genes.json").unlink()
+    for fold, genes in ((0, ["G0", "G1"]), (1, ["G1", "G2"])):
+        (cohort.root / f"var_50genes_fold{fold}.json").write_text(json.dumps({"genes": genes}))
+    run(cohort, tmp_path / "run", train__folds=[0, 1])
+    rows = json.loads((tmp_path / "run/results_kfold.json").read_text())["pearson_corrs"]
+    assert [row["name"] for row in rows] == ["G0", "G1", "G2"]
+    assert [None in row["pearson_corrs"] for row in rows] == [True, False, True]
+    assert load_checkpoint(tmp_path / "run/fold1/checkpoint").genes == ["G1", "G2"]
+
+
+def test_a_fold_of_several_test_slides_is_scored_over_all_their_spots(cohort, tmp_path):
+    splits = cohort.root / "splits"
+    rows = (splits / "test_1.csv").read_text().splitlines()[1:]
+    with (splits / "test_0.csv").open("a") as file:
+        file.write(rows[0] + "\n")
+    train_side = (splits / "train_0.csv").read_text().splitlines()
+    (splits / "train_0.csv").write_text("\n".join(r for r in train_side if r not in rows) + "\n")
+    (result,) = run(cohort, tmp_path / "run")
+    assert list(result.test_pearson) == ["A", "B"]
+    sample(tmp_path / "run", [cohort.embedding(s) for s in "AB"], tmp_path / "p")
+    predicted = np.concatenate([read_prediction(tmp_path / f"p/{s}.h5ad").mean for s in "AB"])
+    truth = np.concatenate(
+        [load_slide(cohort.embedding(s), cohort.expression(s)).truth for s in "AB"]
+    )
+    expected = [np.corrcoef(p, t)[0, 1] for p, t in zip(predicted.T, truth.T, strict=True)]
+    np.testing.assert_allclose(result.pearson, expected, atol=1e-5)
+    table = json.loads((tmp_path / "run/results_kfold.json").read_text())
+    assert table["mean_per_split"] == [pytest.approx(np.mean(expected), abs=1e-5)]
+
+
+def test_members_hold_other_slides_out_and_their_mean_is_used(cohort, tmp_path):
+    (result,) = run(cohort, tmp_path / "run", train__members=4, train__folds=[0])
+    checkpoint = load_checkpoint(tmp_path / "run/fold0/checkpoint")
+    assert checkpoint.n_members == len(result.best) == 3  # one a training slide
+    assert checkpoint.provenance["held_out_slides"] == ["B", "C", "D"]
+    with (tmp_path / "run/fold0/history.csv").open() as file:
+        rows = [(int(row["member"]), int(row["epoch"])) for row in csv.DictReader(file)]
+    assert rows == [(member, epoch) for member in range(3) for epoch in (1, 2, 3)]
+    assert len(list((tmp_path / "run/fold0").glob("state-*.safetensors"))) == 3
+    weights = [
+        checkpoint.weights[f"members.{member}.embed_x.weight"].numpy() for member in range(3)
+    ]
+    assert not np.array_equal(weights[0], weights[1])
+
+
+def test_a_run_stopped_soon_after_its_state_was_kept_does_those_epochs_again(cohort, tmp_path):
+    run(cohort, tmp_path / "whole", train__epochs=4)
+    with pytest.raises(Stopped):
+        run(cohort, tmp_path / "stopped", stop_at(3), train__epochs=4)
+    epochs = []
+    run(cohort, tmp_path / "stopped", lambda p: epochs.append(p.epoch.epoch), train__epochs=4)
+    assert epochs == [2, 3, 4]  # the first epoch is kept, the next ten seconds later
+    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+
+
+def test_a_run_stopped_in_a_later_member_goes_on_there(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("stflow_graph.training.loop._SAVE_EVERY", 0)
+    run(cohort, tmp_path / "whole", train__members=3)
+
+    def stop(progress):
+        if (progress.member, progress.epoch.epoch) == (1, 2):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(cohort, tmp_path / "stopped", stop, train__members=3)
+    told = []
+    run(
+        cohort,
+        tmp_path / "stopped",
+        lambda p: told.append((p.member, p.epoch.epoch)),
+        train__members=3,
+    )
+    assert told == [(1, 3), (2, 1), (2, 2), (2, 3)]
+    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+
+
+@pytest.mark.parametrize("slides", [1, 2])
+def test_few_slides_are_cut_into_parts_for_the_members(cohort, tmp_path, slides):
+    rows = (cohort.root / "splits/train_0.csv").read_text().splitlines()[: 1 + slides]
+    (cohort.root / "splits/train_0.csv").write_text("\n".join(rows) + "\n")
+    (result,) = run(cohort, tmp_path / "run", train__members=2)
+    assert len(result.best) == 2
+
+
+def test_plain_regression_is_the_mean_of_the_flow_and_has_no_samples(cohort, tmp_path):
+    for name, objective in (("flow", "flow"), ("plain", "regression")):
+        run(cohort, tmp_path / name, train__objective=objective, train__members=2)
+        sample(tmp_path / name, [cohort.embedding("A")], tmp_path / name / "p")
+    flow, plain = (read_prediction(tmp_path / name / "p/A.h5ad") for name in ("flow", "plain"))
+    # the flow is fitted after the graph, and begins at its estimate
+    np.testing.assert_allclose(flow.mean, plain.mean, atol=1e-6)
+    with pytest.raises(BadConfig, match="trained as a regression has no samples"):
+        sample(
+            tmp_path / "plain",
+            [cohort.embedding("A")],
+            tmp_path / "q",
+            SampleSettings(n_samples=2),
+        )
+    run(cohort, tmp_path / "t", denoiser__name="transformer", train__objective="regression")
+
+
+def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__members=3, train__epochs=10)
+    folder = tmp_path / "run/fold0/checkpoint"
+    calibration = load_checkpoint(folder).calibration
+    assert np.isfinite(calibration.spread).all()
+    assert np.isfinite(calibration.pearson).all()
+    assert np.isfinite(calibration.pearson_sd).all()
+    weights = load_checkpoint(folder).weights
+    for i in range(3):  # a slide's states are read as within those of training
+        low, high = (weights[f"members.{i}.spot_flow.{end}"] for end in ("lowest", "highest"))
+        assert (low < high).all()
+        assert (high - low).max() < 1e3
+    assert "## Which genes to trust" in (folder / "README.md").read_text()
+    with (folder / "calibration.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["gene"] for row in rows] == [f"G{i}" for i in range(6)]
+    assert [float(row["pearson"]) for row in rows] == calibration.pearson.tolist()
+    sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "p")
+    var = anndata.read_h5ad(tmp_path / "p/A.h5ad").var
+    np.testing.assert_array_equal(var["expected_pearson"], calibration.pearson)
+    read = read_prediction(tmp_path / "p/A.h5ad").expected_pearson
+    np.testing.assert_array_equal(read, calibration.pearson)
+    # a table that was edited is refused like every other file
+    (folder / "calibration.csv").write_text("gene,spread,pearson,pearson_sd\n")
+    with pytest.raises(BadInput, match=r"calibration.csv: sha256"):
+        load_checkpoint(folder)
+
+
+def test_the_dropout_that_training_chose_is_written_down(cohort, tmp_path):
+    run(cohort, tmp_path / "run")
+    chosen = load_checkpoint(tmp_path / "run/fold0/checkpoint").config.denoiser.input_dropout
+    assert 0 < chosen < 1
+    asked = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert asked["denoiser"]["input_dropout"] == "auto"
+
+
+@pytest.mark.parametrize("tile_size", [0, 7])
+def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch, tile_size):
+    sizes = []
+
+    def estimate(model, batch, *others, _real=fit_module._estimate):
+        assert ("tiles" in batch) == bool(tile_size)
+        sizes.append((int(batch.inner.sum()), batch.num_nodes))
+        return _real(model, batch, *others)
+
+    monkeypatch.setattr(fit_module, "_estimate", estimate)
+    whole = {"train__folds": [0], "train__epochs": 1, "denoiser__n_layers": 1}
+    whole |= {"train__members": 1, "train__regions_per_slide": 1, "train__tile_size": tile_size}
+    run(cohort, tmp_path / "run", train__max_spots_per_batch=20, **whole)
+    n_spots = [len(load_slide(cohort.embedding(s), cohort.expression(s))) for s in "BCD"]
+    assert all(own <= 20 < n_nodes for own, n_nodes in sizes)
+    assert sum(own for own, _ in sizes) in {sum(n_spots) - n for n in n_spots}  # one is held out
+
+
+def test_two_regions_a_step_share_its_spots():
+    settings = {"data.source_dataroot": "a", "data.embed_dataroot": "b", "train.batch_size": 2}
+    config = load_config(None, {**settings, "train.max_spots_per_batch": 100})
+    assert config.train.max_region_spots == 50
+    # the option's name in checkpoints of older versions
+    assert load_config(None, {**settings, "train.max_region_spots": 100}) == config
+
+
+def test_patients_on_both_sides_are_refused_unless_allowed(cohort, tmp_path):
+    (cohort.root / "patients.csv").write_text("id,patient\nA,P1\nB,P1\nC,P2\nD,P2\n")
+    with pytest.raises(BadInput, match=r"\['P1'\] also in train_0.csv"):
+        run(cohort, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert run(cohort, tmp_path / "run", data__allow_patient_overlap=True)
+
+
+def test_slides_may_name_their_genes_otherwise(cohort, tmp_path, caplog):
+    (plain,) = run(cohort, tmp_path / "plain")
+    for slide in "ABCD":
+        adata = anndata.read_h5ad(cohort.expression(slide))
+        adata.var_names = [f"ENSG0000014151{i}.{ord(slide)}" for i in range(6)]
+        adata.write_h5ad(cohort.expression(slide))
+    with pytest.raises(BadInput, match="asked for symbols, the file has Ensembl IDs"):
+        run(cohort, tmp_path / "run")
+    table = tmp_path / "names.csv"
+    rows = [f"G{i},ENSG0000014151{i}" for i in range(6)]
+    table.write_text("\n".join(["gene,alias", *rows]) + "\n")
+    (matched,) = run(cohort, tmp_path / "run", data__gene_aliases=str(table))
+    np.testing.assert_array_equal(matched.pearson, plain.pearson)
+    assert caplog.text.count("6 of 6 genes matched by alias") == 4  # once a slide
+    provenance = json.loads((matched.folder / "provenance.json").read_text())
+    assert provenance["inputs"]["gene_aliases"] == sha256(table)
