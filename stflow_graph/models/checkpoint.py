@@ -31,7 +31,7 @@ from stflow_graph.models.model_card import model_card
 from stflow_graph.nn.pretrained import FORMAT as NETWORK
 from stflow_graph.stats.calibration import Calibration
 
-FORMAT = "stflow_graph.models.checkpoint/2"
+FORMAT = "stflow_graph.checkpoint/2"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
 _COLUMNS = ("spread", "pearson", "pearson_sd")

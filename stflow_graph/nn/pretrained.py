@@ -16,7 +16,7 @@ from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions,
 from stflow_graph.io.state_dict import misfits, read_state_dict
 
 FORMAT = "stflow_graph.network/1"
-_CHECKPOINT = "stflow_graph.models.checkpoint/"
+_CHECKPOINT = "stflow_graph.checkpoint/"
 _OURS = ("format", "network", "sha256")
 
 logger = logging.getLogger(__name__)

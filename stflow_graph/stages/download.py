@@ -200,7 +200,7 @@ class _Manifest:
         }
         if any(self._files.get(name) != entry for name, entry in new.items()):
             self._files |= new
-            content = {"format": "stflow_graph.stages.download/1", "files": self._files}
+            content = {"format": "stflow_graph.download/1", "files": self._files}
             write_json(self._path, content)
 
 
