@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.flow.sampler import euler
-from stflow_graph.graph import NeighbourhoodContext, PublishedGraph, SpatialGraph, SpatialTiles
+from stflow_graph.graph import NeighbourhoodContext, STFlowGraph, SpatialGraph, SpatialTiles
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.spot_flow import bound, conditional
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
@@ -87,10 +87,10 @@ def _transformer(**size: int) -> nn.Module:
 _HOPS = (1, 4, 16)
 CONTENDERS = {
     PUBLISHED: Contender(_transformer, None),
-    REFERENCE: Contender(_transformer, PublishedGraph(K)),
+    REFERENCE: Contender(_transformer, STFlowGraph(K)),
     "graph, stflow mode": Contender(
         _graph_denoiser(attention="stflow", global_attention=None, edge_channels=128),
-        PublishedGraph(K),
+        STFlowGraph(K),
         tiles=True,
     ),
     "graph, in every step": Contender(_graph_denoiser(), SpatialGraph(K), tiles=True),

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
-from stflow_graph.graph import PublishedGraph
+from stflow_graph.graph import STFlowGraph
 from stflow_graph.io.state_dict import read_state_dict
 from stflow_graph.models.stflow_weights import graph_name, infer_sizes, load_stflow
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
@@ -44,7 +44,7 @@ def slide(n: int, channels: int) -> Data:
     place = torch.arange(n)
     pos = torch.stack([place % side, place // side], 1).double()
     pos = 100 * (pos + 0.2 * torch.randn(n, 2, generator=generator).double())
-    return PublishedGraph(8)(Data(x=torch.randn(n, channels, generator=generator), pos=pos))
+    return STFlowGraph(8)(Data(x=torch.randn(n, channels, generator=generator), pos=pos))
 
 
 def differences(weights: dict[str, Tensor], data: Batch, dtype: torch.dtype) -> tuple[float, float]:

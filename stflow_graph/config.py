@@ -9,10 +9,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stflow_graph.errors import BadConfig
 from stflow_graph.io.atomic import check_file, write_text
@@ -47,43 +47,36 @@ class DataConfig(_Record):
 
 
 class GraphConfig(_Record):
-    """The spatial graph: k, the relative width of the neighbours' cut-off, who searches."""
+    """The spatial graph: k, the relative width of the neighbours' cut-off, the k-NN backend."""
 
     n_neighbors: int = Field(8, ge=1)
     slack: float = Field(0.1, gt=0)
-    backend: Literal["auto", "scipy", "torch-cluster", "pyg-lib", "torch"] = "auto"
+    backend: Literal["auto", "scipy", "torch-cluster", "torch"] = "auto"
 
 
 class GraphDenoiserConfig(_Record):
-    """Arguments of ``nn.GraphDenoiser``.
+    """Arguments of ``nn.GraphEncoder``, or of ``nn.GraphDenoiser`` where ``flow.kind = "graph"``.
 
-    ``conv`` is ``"module:Name"`` of a layer in the place of ours: one's own, or a layer of PyG
-    (``"torch_geometric.nn:GATv2Conv"``), which is made with ``conv_options``. ``input_dropout =
-    "auto"`` is set in training from the penalty that a ridge regression on the same features
-    would choose, see ``training.fold.choose_input_dropout``.
+    ``conv`` is a name in ``nn.conv.CONVS``; ``"module:Name"`` of a layer that follows the contract
+    in ``nn.conv``; or ``"pyg:Name"``, a layer of ``torch_geometric.nn`` through
+    ``nn.conv.AdaptedConv``. Each is made with ``conv_options``. ``global_attention`` is
+    ``"latent"``, ``"none"``, ``"module:Name"`` or ``"pyg:Name"`` of
+    ``torch_geometric.nn.attention``. ``input_dropout = "auto"`` is derived in training from the best penalty of a ridge regression
+    on the same features, see ``training.ridge.choose_input_dropout``. ``ridge_rank`` is of the
+    encoder's ridge head.
     """
 
     name: Literal["graph"] = "graph"
     hidden_channels: int = Field(64, ge=1)
-    edge_channels: int = Field(32, ge=1)
-    n_heads: int = Field(4, ge=1)
     n_layers: int = Field(2, ge=1)
-    attention: Literal["additive", "dot", "stflow"] = "additive"
-    edge_encoder: Literal["invariants", "frames"] = "invariants"
-    global_attention: Literal["latent", "linear", "none"] = "latent"
-    n_latents: int = Field(16, ge=1)
+    n_heads: int = Field(4, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
-    attn_dropout: float = Field(0.0, ge=0, lt=1)
     input_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     context_hops: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
-    graph_once: bool = True
     ridge_rank: int = Field(8, ge=0)
-    signed_attention: bool = False
-    three_body: bool = False
-    condition_on_y: bool = False
-    similarity_edges: bool = False
-    conv: str = ""
+    conv: str = "additive"
     conv_options: dict[str, bool | int | float | str] = {}
+    global_attention: str = "latent"
 
 
 class TransformerDenoiserConfig(_Record):
@@ -104,8 +97,14 @@ DenoiserConfig = Annotated[
 
 
 class FlowConfig(_Record):
-    """Prior, sampler and its number of network calls."""
+    """The flow, its prior, sampler and number of network calls.
 
+    ``kind``: ``"spot"``, messages once a slide and then a flow of single spots
+    (``nn.TwoStageDenoiser``); ``"graph"``, messages in every step (``nn.GraphDenoiser``, and the
+    published transformer); ``"none"``, a regression: the expected expression alone.
+    """
+
+    kind: Literal["spot", "graph", "none"] = "spot"
     prior: Literal["zinb", "gaussian", "zero"] = "gaussian"
     sampler: Literal["euler", "heun", "stflow", "estflow"] = "euler"
     n_sample_steps: int = Field(10, ge=1)
@@ -114,30 +113,23 @@ class FlowConfig(_Record):
 class TrainConfig(_Record):
     """The training loop.
 
-    ``members`` denoisers are trained, each choosing its epoch on another part of the training
+    ``members`` denoisers are trained, each with its epoch chosen on another part of the training
     slides, and their mean is used. ``regions_per_slide`` regions are drawn per slide and epoch
-    (more of a slide that is too large for one), each with a share of the slide's spots between
+    (more of a slide that is too large for one), each with a fraction of the slide's spots between
     ``smallest_region`` and 1; ``batch_size`` regions make a step, of at most
     ``max_spots_per_batch`` spots, halos apart. With ``smallest_region = 1`` a slide that is too
-    large is covered by regions. With a ``tile_size`` a step of one region works on it tile by
-    tile: the same gradient with less memory, but more time. ``patience`` epochs without a better
-    validation score end the training. ``objective = "regression"`` trains the expected expression
-    alone, without flow.
-    Where the graph is run once a slide, ``flow_steps`` steps of ``flow_spots`` spots follow, in
-    which the flow of single spots is learned.
+    large is covered by regions. Training ends after ``patience`` epochs without a better
+    validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps of
+    ``flow_spots`` spots.
     """
 
     seed: int = Field(0, ge=0)
     members: int = Field(4, ge=1)
-    objective: Literal["flow", "regression"] = "flow"
     epochs: int = Field(80, ge=1)
     batch_size: int = Field(1, ge=1)
     regions_per_slide: int = Field(1, ge=1)
     smallest_region: float = Field(1.0, ge=0, le=1)
-    max_spots_per_batch: int = Field(
-        8192, ge=2, validation_alias=AliasChoices("max_spots_per_batch", "max_region_spots")
-    )  # the second is its name in older checkpoints
-    tile_size: int = Field(0, ge=0)
+    max_spots_per_batch: int = Field(8192, ge=2)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -152,7 +144,7 @@ class TrainConfig(_Record):
 
     @property
     def max_region_spots(self) -> int:
-        """Most spots of a region, its halo apart."""
+        """Maximum number of spots of a region, its halo apart."""
         return max(2, self.max_spots_per_batch // self.batch_size)
 
 
@@ -165,17 +157,23 @@ class Config(_Record):
     flow: FlowConfig = FlowConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="after")
+    def _transformer_passes_messages(self) -> Self:
+        if self.denoiser.name == "transformer" and self.flow.kind != "graph":
+            raise ValueError(f'flow.kind = {self.flow.kind!r}: the transformer has "graph" only')
+        return self
+
     def save(self, path: str | Path) -> None:
         """Write the configuration as TOML."""
         write_text(path, tomli_w.dumps(self.model_dump(mode="json")))
 
 
-# what each denoiser is trained with unless a file or the command line says otherwise
+# the settings of each denoiser, which a file and the command line override
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "graph": {},
     "transformer": {  # as published (Huang et al., ICML 2025)
         "data": {"standardize": "none", "center_targets": False},
-        "flow": {"prior": "zinb", "sampler": "stflow", "n_sample_steps": 4},
+        "flow": {"kind": "graph", "prior": "zinb", "sampler": "stflow", "n_sample_steps": 4},
         "train": {
             "members": 1,
             "epochs": 60,
@@ -192,7 +190,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-# short names of what is set most often, as the command line and ``api.train`` take them
+# short names of the most frequent settings, for the command line and ``api.train``
 OPTIONS = {
     "source_dataroot": "data.source_dataroot",
     "embed_dataroot": "data.embed_dataroot",
@@ -277,28 +275,14 @@ def parse_config(values: Mapping[str, Any], origin: str | Path) -> Config:
         raise BadConfig(f"{origin}: " + "; ".join(problems)) from None
 
 
-def parse_stored_config(values: Any, origin: str | Path) -> Config:
-    """Validate what an earlier version may have stored: options that came since are as they were.
-
-    Raises:
-        BadConfig: as :func:`parse_config`.
-    """
-    denoiser = values.get("denoiser") if isinstance(values, dict) else None
-    if isinstance(denoiser, dict) and denoiser.get("name") == "graph":
-        values = {**values, "denoiser": {**_BEFORE_OPTIONS, **denoiser}}
-    return parse_config(values, origin)
-
-
-# of graph denoisers, where the default is not what was done before the option existed
-_BEFORE_OPTIONS = {"edge_encoder": "frames"}
-
-
 def _problem(details: Any) -> str:
     # the discriminated union puts the chosen denoiser's name into the location
     place = [str(part) for part in details["loc"]]
-    record: type[BaseModel] = _SECTIONS.get(place[0], Config)
+    record: type[BaseModel] = _SECTIONS.get(place[0] if place else "", Config)
     if len(place) == 3 and place[0] == "denoiser":
         record = _DENOISERS[place.pop(1)]
+    if not place:
+        return str(details["ctx"]["error"])
     name = ".".join(place)
     if details["type"] == "extra_forbidden":
         return f"unknown name {name}; known: {', '.join(record.model_fields)}"

@@ -1,7 +1,7 @@
-"""Flow matching: path, priors, samplers, loss and noise around a callable ``model(y_t, t, data)``.
+"""Flow matching: path, priors, samplers, loss and noise around a callable ``model(y_t, t)``.
 
-The model predicts y₁ (x₁-prediction). ``y_t`` is ``[N, G]`` for all spots of a batch of slides,
-``t`` is ``[n_slides]`` and ``data`` a PyG ``Data`` or ``Batch``; nothing here knows a network.
+The model predicts y₁ (x₁-prediction) from ``y_t [N, G]`` and the flow time t; nothing here depends
+on a network or a graph.
 """
 
 from stflow_graph.flow.loss import flow_loss

@@ -5,7 +5,8 @@ For a model that predicts y₁ the flow is :math:`dy/dt = (\hat y_1(y, t) - y) /
 Euler step follows exactly; a step that ends at t = 1 therefore ends on :math:`\hat y_1`, and the
 singularity of the right-hand side is never met.
 
-All take ``(model, y_0, data, n_steps)`` and return y₁; ``n_steps`` is the number of network calls.
+All take ``(model, y_0, n_steps)`` and return y₁. ``model(y_t, t)`` with ``t [1]`` is a denoiser
+bound to its slide or slides; ``n_steps`` is the number of network calls.
 """
 
 from __future__ import annotations
@@ -14,26 +15,25 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
 
 __all__ = ["estflow", "euler", "heun", "stflow"]
 
-Denoiser = Callable[[Tensor, Tensor, Data], Tensor]
-Sampler = Callable[[Denoiser, Tensor, Data, int], Tensor]
+# (y_t [N, G], t [1]) -> estimate of y₁ [N, G]
+Model = Callable[[Tensor, Tensor], Tensor]
+Sampler = Callable[[Model, Tensor, int], Tensor]
 
 _STFLOW_START = 0.01
 
 
-def euler(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
+def euler(model: Model, y_0: Tensor, n_steps: int) -> Tensor:
     r"""Integrate by Euler steps at the times :math:`t_s = s / S`, S = n_steps; order 1.
 
     :math:`y \leftarrow y + \frac{Δt}{1 - t_s} (\hat y_1 - y) = y + \frac{1}{S - s}(\hat y_1 - y)`;
     the last step lands on :math:`\hat y_1`.
 
     Args:
-        model: called as ``model(y_t [N, G], t [n_slides], data) -> y_1 [N, G]``.
+        model: called as ``model(y_t [N, G], t [1]) -> y_1 [N, G]``.
         y_0: ``[N, G]`` sample of the prior.
-        data: one slide or a ``Batch`` of slides, handed to the model.
         n_steps: S, network calls.
 
     Returns:
@@ -42,10 +42,10 @@ def euler(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
     Raises:
         ValueError: ``n_steps`` < 1.
     """
-    return _euler(model, y_0, data, n_steps, start=0.0)
+    return _euler(model, y_0, n_steps, start=0.0)
 
 
-def stflow(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
+def stflow(model: Model, y_0: Tensor, n_steps: int) -> Tensor:
     r"""Sample as the published code does: Euler steps that begin at t = 0.01.
 
     The published times are ``linspace(0.01, 1, S)``; S points make S - 1 network calls, so
@@ -53,11 +53,11 @@ def stflow(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
     :math:`\hat y_1`. y₀ is taken as the state at 0.01, an error that more steps do not remove.
     Arguments as in :func:`euler`.
     """
-    return _euler(model, y_0, data, n_steps, start=_STFLOW_START)
+    return _euler(model, y_0, n_steps, start=_STFLOW_START)
 
 
-def _euler(model: Denoiser, y_0: Tensor, data: Data, n_steps: int, start: float) -> Tensor:
-    predict = _predictor(model, y_0, data, n_steps)
+def _euler(model: Model, y_0: Tensor, n_steps: int, start: float) -> Tensor:
+    predict = _predictor(model, y_0, n_steps)
     y = y_0
     for s in range(n_steps):
         y_1 = predict(y, start + (1 - start) * s / n_steps)
@@ -66,14 +66,14 @@ def _euler(model: Denoiser, y_0: Tensor, data: Data, n_steps: int, start: float)
     return y
 
 
-def estflow(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
+def estflow(model: Model, y_0: Tensor, n_steps: int) -> Tensor:
     r"""Sample as the ESTFlow fork does, whose steps lack the factor 1 / (1 - t).
 
     :math:`t_s = s / S,\ y \leftarrow y + \frac1S (\hat y_1 - y)`; the answer is the
     :math:`\hat y_1` of step S - 2, so S = n_steps + 1. It does not converge to the flow: at most
     a share 1 - 1/e of the way is gone before the last prediction. Arguments as in :func:`euler`.
     """
-    predict = _predictor(model, y_0, data, n_steps)
+    predict = _predictor(model, y_0, n_steps)
     y, y_1 = y_0, y_0
     for s in range(n_steps):
         y_1 = predict(y, s / (n_steps + 1))
@@ -81,7 +81,7 @@ def estflow(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
     return y_1
 
 
-def heun(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
+def heun(model: Model, y_0: Tensor, n_steps: int) -> Tensor:
     r"""Integrate by Heun's method (the explicit trapezoidal rule); order 2.
 
     The interval [0, 1] is cut into K = ⌊n_steps / 2⌋ + 1 equal parts. A Heun step spends two
@@ -90,7 +90,7 @@ def heun(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
     even the first part is one too (the flow still contracts its error). A single Euler step errs
     by O(1/K²), so the order is 2. Arguments as in :func:`euler`.
     """
-    predict = _predictor(model, y_0, data, n_steps)
+    predict = _predictor(model, y_0, n_steps)
     parts = n_steps // 2 + 1
     y = y_0
     for s in range(parts):
@@ -105,20 +105,9 @@ def heun(model: Denoiser, y_0: Tensor, data: Data, n_steps: int) -> Tensor:
     return y
 
 
-def _predictor(
-    model: Denoiser, y_0: Tensor, data: Data, n_steps: int
-) -> Callable[[Tensor, float], Tensor]:
-    """Return the model as a function of the state and one time for all slides."""
+def _predictor(model: Model, y_0: Tensor, n_steps: int) -> Callable[[Tensor, float], Tensor]:
+    """Return the model as a function of the state and the time."""
     if n_steps < 1:
         raise ValueError(f"n_steps must be >= 1, got {n_steps}")
-    ones = torch.ones(n_slides(data), dtype=y_0.dtype, device=y_0.device)
-    return lambda y, t: model(y, t * ones, data)
-
-
-def n_slides(data: Data) -> int:
-    """Return the number of slides of a ``Data`` or ``Batch``."""
-    if isinstance(data, Batch):
-        return data.num_graphs
-    if data.batch is None or data.batch.numel() == 0:
-        return 1
-    return int(data.batch.max()) + 1
+    one = torch.ones(1, dtype=y_0.dtype, device=y_0.device)
+    return lambda y, t: model(y, t * one)

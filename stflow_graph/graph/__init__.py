@@ -5,24 +5,24 @@ from stflow_graph.graph.frames import EDGE_FEATURES, edge_geometry
 from stflow_graph.graph.neighbors import Neighbors, nearest_neighbors, spot_pitch
 from stflow_graph.graph.similarity import SimilarityEdges
 from stflow_graph.graph.spatial import SpatialGraph
-from stflow_graph.graph.stflow import PublishedGraph
-from stflow_graph.graph.tiles import SpatialTiles, Tile, TileEdges, Tiles
+from stflow_graph.graph.stflow import STFlowGraph
+from stflow_graph.graph.tiles import Edges, TiledGraph, WholeGraph, view_of
 
 __all__ = [
     "EDGE_FEATURES",
     "Averaging",
+    "Edges",
     "NeighbourhoodContext",
     "Neighbors",
-    "PublishedGraph",
+    "STFlowGraph",
     "SimilarityEdges",
     "SpatialGraph",
-    "SpatialTiles",
-    "Tile",
-    "TileEdges",
-    "Tiles",
+    "TiledGraph",
+    "WholeGraph",
     "diffuse",
     "diffuse_sum",
     "edge_geometry",
     "nearest_neighbors",
     "spot_pitch",
+    "view_of",
 ]

@@ -1,8 +1,8 @@
-"""Who searches nearest neighbours: each proposes candidates, ``graph.neighbors`` decides.
+"""k-NN backends. Each returns candidates; ``graph.neighbors`` selects among them.
 
-A search is made once for the spots of a slide and then asked for the ``width`` nearest of some
-rows, in any order and with the spot itself among them (unless more than ``width`` spots share its
-place). Since distances are computed anew from the candidates, all backends give equal edges.
+A search is built once for the spots of a slide and returns the ``width`` nearest of some rows, in
+any order and with the spot itself among them (unless more than ``width`` spots share its place).
+Since distances are computed anew from the candidates, all backends give equal edges.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from stflow_graph.errors import MissingDependency
 
-Backend = Literal["auto", "scipy", "torch-cluster", "pyg-lib", "torch"]
-BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "torch-cluster", "pyg-lib", "torch")
+Backend = Literal["auto", "scipy", "torch-cluster", "torch"]
+BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "torch-cluster", "torch")
 Search = Callable[[Tensor, int], Tensor]
 _CHUNK = 2**24
 _WORTH_THREADS = 2**12
-_MOST_ON_GPU = 100  # torch-cluster's kernel keeps its candidates in registers
+_MAX_ON_GPU = 100  # torch-cluster's kernel keeps its candidates in registers
 
 
 def make_search(pos: Tensor, backend: str = "auto") -> Search:
@@ -30,8 +30,8 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
 
     Args:
         pos: ``[n, 2]`` float64 positions.
-        backend: one of ``BACKENDS``; ``"auto"`` takes scipy on the CPU, on a GPU pyg-lib or
-            torch-cluster where they are installed, else torch.
+        backend: one of ``BACKENDS``; ``"auto"`` takes scipy on the CPU, on a GPU
+            torch-cluster where it is installed, else torch.
 
     Returns:
         A function of ``(rows [m], width)`` that gives the ``[m, width]`` nearest.
@@ -43,11 +43,11 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = _best_on_gpu() if pos.is_cuda else "scipy"
+        on_gpu = "torch-cluster" if is_available("torch-cluster") else "torch"
+        backend = on_gpu if pos.is_cuda else "scipy"
     makers: dict[str, Callable[[Tensor], Search]] = {
         "scipy": _scipy,
         "torch-cluster": _torch_cluster,
-        "pyg-lib": _pyg_lib,
         "torch": _torch,
     }
     return makers[backend](pos)
@@ -55,23 +55,13 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
 
 def is_available(backend: str) -> bool:
     """Return whether a backend's library is installed."""
-    if backend == "torch-cluster":
-        return _importable("torch_cluster")
-    if backend == "pyg-lib":
-        return _importable("pyg_lib") and hasattr(torch.ops.pyg, "knn")
-    return backend in BACKENDS
-
-
-def _importable(module: str) -> bool:
+    if backend != "torch-cluster":
+        return backend in BACKENDS
     try:
-        importlib.import_module(module)
+        importlib.import_module("torch_cluster")
     except (ImportError, OSError):  # OSError: built for another torch
         return False
     return True
-
-
-def _best_on_gpu() -> str:
-    return next((name for name in ("pyg-lib", "torch-cluster") if is_available(name)), "torch")
 
 
 def _scipy(pos: Tensor) -> Search:
@@ -88,12 +78,12 @@ def _scipy(pos: Tensor) -> Search:
 
 def _torch(pos: Tensor) -> Search:
     def search(rows: Tensor, width: int) -> Tensor:
-        found = []
+        nearest = []
         for part in rows.split(max(1, _CHUNK // max(1, len(pos)))):
             # differences rather than cdist: its matrix product loses half of the digits
             distance = (pos[part, None] - pos[None]).square_().sum(-1)
-            found.append(distance.topk(width, dim=1, largest=False).indices)
-        return torch.cat(found) if found else rows.new_empty(0, width)
+            nearest.append(distance.topk(width, dim=1, largest=False).indices)
+        return torch.cat(nearest) if nearest else rows.new_empty(0, width)
 
     return search
 
@@ -107,21 +97,8 @@ def _torch_cluster(pos: Tensor) -> Search:
     knn = importlib.import_module("torch_cluster").knn
 
     def search(rows: Tensor, width: int) -> Tensor:
-        if pos.is_cuda and width > _MOST_ON_GPU:
+        if pos.is_cuda and width > _MAX_ON_GPU:
             return _torch(pos)(rows, width)
         return knn(pos, pos[rows], width)[1].view(len(rows), width)
-
-    return search
-
-
-def _pyg_lib(pos: Tensor) -> Search:
-    if not is_available("pyg-lib"):
-        raise MissingDependency(
-            'pyg-lib >= 0.6 is not installed: take graph.backend = "scipy", "torch" or '
-            '"torch-cluster"'
-        )
-
-    def search(rows: Tensor, width: int) -> Tensor:
-        return torch.ops.pyg.knn(pos, pos[rows], None, None, width, False, 1)[1].view(-1, width)
 
     return search

@@ -3,8 +3,8 @@
 STFlow (Huang et al., ICML 2025) writes each edge in the principal axes of its neighbourhood's
 covariance and averages over the four choices of their signs. In the middle of a hexagonal or
 square array the covariance is a multiple of the identity and its axes are arbitrary. Here the
-axes carry a weight that vanishes smoothly as the neighbourhood becomes isotropic, and what stands
-in their place depends on distances and on the covariance itself alone.
+axes carry a weight that vanishes smoothly as the neighbourhood becomes isotropic; the remaining
+features depend on distances and on the covariance itself alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch_geometric.utils import scatter
 EDGE_FEATURES = 6
 _FULL_WEIGHT = 0.3
 _TINY = 1e-12
-# in squared pitches: a heap of spots that is so small has no direction
-_HEAP = 1e-6
+# in squared pitches: coincident spots have no orientation
+_COINCIDENT = 1e-6
 
 
 def edge_geometry(
@@ -29,8 +29,8 @@ def edge_geometry(
     and U_i the axes of C_i, the columns are: the two coordinates (r - c_i) U_i (their signs are
     arbitrary: average over them), ||r||, ||r - c_i||, (r - c_i)ᵀ (C_i / tr C_i - I / 2) (r - c_i),
     and the axes' weight s(a_i / full_weight), where a_i = (λ₂ - λ₁) / (λ₁ + λ₂) and s is the
-    smooth step. Axes of weight 0 may point anywhere; all else is continuous in the positions
-    (λ₁ + λ₂ is taken 2e-6 squared pitches larger: twins at one place have no direction).
+    smooth step. Axes of weight 0 may point anywhere; everything else is continuous in the positions
+    (2e-6 squared pitches are added to λ₁ + λ₂: coincident spots have no orientation).
 
     Args:
         pos: ``[N, 2]`` positions in spot pitches.
@@ -54,7 +54,7 @@ def edge_geometry(
     xx, yy, xy = (scatter(weight * products, target, dim_size=n) / total).unbind(1)
     half_trace, half_difference = (xx + yy) / 2, (xx - yy) / 2
     spread = torch.hypot(half_difference, xy)
-    anisotropy = spread / (half_trace + _HEAP)
+    anisotropy = spread / (half_trace + _COINCIDENT)
     step = (anisotropy / full_weight).clamp(0, 1)
     axis_weight = step * step * (3 - 2 * step)
     angle = torch.atan2(xy, half_difference) / 2

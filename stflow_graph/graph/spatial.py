@@ -11,21 +11,21 @@ from stflow_graph.graph.neighbors import nearest_neighbors, spot_pitch
 
 # in pitches; cells or bins that the segmentation put on top of each other
 _SAME_PLACE = 1e-3
-# spots whose edges' geometry is made at a time: in float64 it takes a dozen tensors
+# spots whose edges' geometry is computed at a time: in float64 it takes a dozen tensors
 _SPOTS = 2**16
 
 
 class SpatialGraph(BaseTransform):
     """Adds the spatial graph of one slide: ``edge_index``, ``edge_weight`` and ``edge_attr``.
 
-    Everything that depends on the positions alone is made here, once per slide, and every layer
-    and sampling step shares it. Distances are in spot pitches, so pixels, µm and array units give
+    Everything that depends on the positions alone is computed here, once per slide, and shared by
+    all layers and sampling steps. Distances are in spot pitches, so pixels, µm and array units give
     the same graph. ``pos`` itself is left as it is.
 
     Args:
         n_neighbors: k of the k nearest neighbours.
         slack: relative width of the cut-off, see ``nearest_neighbors``.
-        backend: who searches the neighbours.
+        backend: k-NN backend, see ``graph.backends``.
     """
 
     def __init__(self, n_neighbors: int = 8, slack: float = 0.1, backend: str = "auto") -> None:
@@ -36,19 +36,19 @@ class SpatialGraph(BaseTransform):
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``edge_index [2, E]``, ``edge_weight [E]``, ``edge_attr [E, 6]``."""
         pos = data.pos.double() / spot_pitch(data.pos)
-        found = nearest_neighbors(
+        near = nearest_neighbors(
             pos,
             self.n_neighbors,
             slack=self.slack,
             same_place=_SAME_PLACE,
             backend=self.backend,
         )
-        data.edge_index = found.edge_index
-        data.edge_weight = found.weight.to(torch.float32)
+        data.edge_index = near.edge_index
+        data.edge_weight = near.weight.to(torch.float32)
         ends = torch.tensor(range(_SPOTS, len(pos), _SPOTS), dtype=torch.long, device=pos.device)
-        cuts = torch.searchsorted(found.edge_index[1].contiguous(), ends).tolist()
-        sizes = [b - a for a, b in zip([0, *cuts], [*cuts, found.weight.size(0)], strict=True)]
-        parts = zip(found.edge_index.split(sizes, dim=1), found.weight.split(sizes), strict=True)
+        cuts = torch.searchsorted(near.edge_index[1].contiguous(), ends).tolist()
+        sizes = [b - a for a, b in zip([0, *cuts], [*cuts, near.weight.size(0)], strict=True)]
+        parts = zip(near.edge_index.split(sizes, dim=1), near.weight.split(sizes), strict=True)
         data.edge_attr = torch.cat([edge_geometry(pos, *each).to(torch.float32) for each in parts])
         return data
 

@@ -1,7 +1,7 @@
 """The published graph and its geometry: exactly k neighbours, in tables ``[N, k]``, raw frames.
 
 This is what STFlow (Huang et al., ICML 2025) computes in every layer. ``TransformerDenoiser`` and
-the ``stflow`` attention of ``GraphDenoiser`` share it, so that the two can be equal to the digit.
+``STFlowConv`` share it, so that the two are equal up to rounding.
 On exact lattices its frames are arbitrary; ``SpatialGraph`` is the graph without that defect.
 """
 
@@ -16,7 +16,7 @@ from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.graph.neighbors import nearest_neighbors
 
-PUBLISHED_EDGE_FEATURES = 3
+STFLOW_EDGE_FEATURES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Neighbourhoods:
 
 
 def all_pairs_neighbourhoods(pos: Tensor, k: int, batch: Tensor) -> Neighbourhoods:
-    """Find the k nearest spots of the same slide from the distances of all pairs.
+    """Return the k nearest spots of the same slide from the distances of all pairs.
 
     As published: O(N²) time and memory, ties are broken by index. A slide of n <= k spots has
     n - 1 neighbours for each.
@@ -110,7 +110,7 @@ def principal_coordinates(pos: Tensor, near: Neighbourhoods) -> Tensor:
     return torch.cat([coordinates, r.norm(dim=-1, keepdim=True)], dim=-1)
 
 
-def published_edge_geometry(pos: Tensor, edge_index: Tensor) -> Tensor:
+def stflow_edge_geometry(pos: Tensor, edge_index: Tensor) -> Tensor:
     """Return :func:`principal_coordinates` of every edge.
 
     Args:
@@ -125,7 +125,7 @@ def published_edge_geometry(pos: Tensor, edge_index: Tensor) -> Tensor:
     return table[edge_index[1], slot]
 
 
-class PublishedGraph(BaseTransform):
+class STFlowGraph(BaseTransform):
     """Adds the graph of one slide as STFlow makes it: ``edge_index`` and ``edge_attr [E, 3]``.
 
     Exactly k neighbours, ties broken by index, frames in pixels without weights. Where a
@@ -134,7 +134,7 @@ class PublishedGraph(BaseTransform):
 
     Args:
         n_neighbors: k.
-        backend: who searches the neighbours.
+        backend: k-NN backend, see ``graph.backends``.
     """
 
     def __init__(self, n_neighbors: int = 8, backend: str = "auto") -> None:
@@ -143,9 +143,9 @@ class PublishedGraph(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``edge_index [2, E]`` and ``edge_attr [E, 3]``."""
-        found = nearest_neighbors(data.pos, self.n_neighbors, slack=0.0, backend=self.backend)
-        data.edge_index = found.edge_index
-        data.edge_attr = published_edge_geometry(data.pos, found.edge_index).to(torch.float32)
+        near = nearest_neighbors(data.pos, self.n_neighbors, slack=0.0, backend=self.backend)
+        data.edge_index = near.edge_index
+        data.edge_attr = stflow_edge_geometry(data.pos, near.edge_index).to(torch.float32)
         return data
 
     def __repr__(self) -> str:

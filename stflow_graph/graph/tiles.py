@@ -1,233 +1,292 @@
-"""Spatial tiles: a slide cut into parts that are worked on one after the other.
+"""Running layers over a slide's graph: all edges at once, or tile by tile.
 
-A tile holds some spots of a slide and, for each type of edges, the subgraph of all edges that end
-on them. A layer that sees a spot's neighbours can thus be run on one tile at a time, and layer
-after layer over all tiles gives what the whole slide would: no receptive field has to fit into a
-halo, tiles of any size give the same, and what a layer needs in between is bounded by the tile.
+A layer that sees a spot's neighbours needs only the edges that end on the spots it updates. Run
+tile after tile, layer after layer, it gives what the whole slide would: no receptive field has to
+fit into a halo, tiles of any size give the same result, and what a layer needs in between is
+bounded by the tile. The graph itself stays intact; the two classes here are views of it, and a
+network's formula is written once for both.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
-from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.graph.diffusion import Averaging
-from stflow_graph.graph.neighbor_sum import sorted_edges
+from stflow_graph.graph.neighbor_sum import is_sorted, sorted_edges
 
 # spots whose edges, of 64 to 512 numbers each, take a few megabytes: a CPU's cache holds most of
 # them, and an allocator gives the same memory again instead of fresh pages of the system
 CACHE_SIZED = 512
-# prefixes of the types of edges that a slide may have: in space, and of ``SimilarityEdges``
-RELATIONS = ("", "similar_")
+
+# rows of a slide: all of them as ``slice(None)``, or ``[n]`` indices
+Rows = Tensor | slice
 
 
-class TileEdges(NamedTuple):
-    """The edges of one type that end on a tile's spots.
+class Edges(NamedTuple):
+    """Edges as a layer takes them.
 
     Attributes:
-        nodes: ``[m]`` rows of the slide: the tile's spots, then their neighbours outside (halo).
-        edge_index: ``[2, e]`` places in ``nodes``: neighbours (row 0) and spots (row 1), by which
-            they are sorted.
-        edge_attr: ``[e, D]`` geometry, or what a layer has made of it, or None.
-        edge_weight: ``[e]``, or None.
+        edge_index: ``[2, E]`` neighbours (row 0) and spots (row 1), as places among the layer's
+            rows.
+        edge_attr: ``[E, D]`` geometry, or what a layer encoded from it, or None.
+        edge_weight: ``[E]``, or None.
     """
 
-    nodes: Tensor
-    edge_index: EdgeIndex
+    edge_index: Tensor
     edge_attr: Any
     edge_weight: Tensor | None
 
 
+# (rows of the slide [m], edges among them) -> values of these rows, of which the first are used
+Layer = Callable[[Rows, Edges], Tensor]
+
+
+class WholeGraph:
+    """A batch of slides, whose edges a layer sees all at once.
+
+    Args:
+        edges: all edges.
+        batch: ``[N]`` slide of each spot.
+        n_slides: number of slides.
+    """
+
+    def __init__(self, edges: Edges, batch: Tensor, n_slides: int) -> None:
+        self.edges, self.batch, self.n_slides = edges, batch, n_slides
+
+    @classmethod
+    def of(cls, data: Data, n_slides: int | None = None) -> WholeGraph:
+        """Return the view of a ``Data`` or ``Batch`` with its graph.
+
+        Args:
+            data: the slides.
+            n_slides: how many they are; None counts them in ``data.batch``.
+        """
+        batch = slide_of_spots(data)
+        edges = data.edge_index
+        if not torch.compiler.is_compiling():  # values are not known while a graph is traced
+            plain = type(edges) is Tensor and edges.layout == torch.strided
+            if plain and is_sorted(edges[1]):  # layers sum sorted edges the faster way
+                edges = sorted_edges(edges, batch.size(0))
+        if n_slides is None:
+            n_slides = 1 if data.batch is None else n_slides_of(batch)
+        return cls(Edges(edges, data.edge_attr, data.edge_weight), batch, n_slides)
+
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        return self.batch.size(0)
+
+    def run(self, layer: Layer) -> Tensor:
+        """Return a layer's values of all spots."""
+        return layer(slice(None), self.edges)
+
+    def attend(self, layer: Any, h: Tensor) -> Tensor:
+        """Return the values ``[N, C]`` of a layer that sees whole slides."""
+        return layer(h, self.batch, self.n_slides)
+
+    def by_rows(self, function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """Return a function of single spots of ``h [N, C]``."""
+        return function(h)
+
+    def add(self, h: Tensor, update: Tensor) -> Tensor:
+        """Return ``h + update``."""
+        return h + update
+
+    def estimate(self, read_out: Callable[[Tensor], Tensor], h: Tensor) -> Callable[[Rows], Tensor]:
+        """Return what is read out of the states ``h``, by rows; here it is computed once."""
+        y = read_out(h)
+        return lambda rows: y[rows]
+
+    @functools.cached_property
+    def average(self) -> Averaging:
+        """The mean over the neighbours of each spot."""
+        return Averaging(self.edges.edge_index, self.edges.edge_weight, self.n_spots)
+
+    def with_edges(self, encode: Callable[[Any], Any]) -> WholeGraph:
+        """Return the view with ``edge_attr`` replaced by what ``encode`` makes of it."""
+        edges = self.edges._replace(edge_attr=encode(self.edges.edge_attr))
+        return type(self)(edges, self.batch, self.n_slides)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """A tile.
+    """Some spots of a slide and all edges that end on them.
 
     Attributes:
-        spots: ``[n]`` rows of the slide that the tile is about.
-        relations: its edges, one entry for each type.
+        spots: ``[n]`` rows of the slide, ascending.
+        nodes: ``[m]`` rows of the slide: the tile's spots, then their neighbours outside (halo).
+        edges: the edges, whose ``edge_index`` counts places in ``nodes``; sorted by spot.
     """
 
     spots: Tensor
-    relations: tuple[TileEdges, ...]
+    nodes: Tensor
+    edges: Edges
 
     def __len__(self) -> int:
         return len(self.spots)
 
 
-class Tiles:
-    """The tiles of one slide; every spot is in exactly one.
-
-    No ``Sequence``, which ``Data.to`` would take apart: it calls :meth:`to`.
+class TiledGraph:
+    """One slide, over which layers run tile by tile; not for gradients.
 
     Args:
-        tiles: the tiles.
+        tiles: every spot is in exactly one.
         n_spots: N.
-
-    Raises:
-        ValueError: a spot is in no tile or in several.
     """
 
+    n_slides = 1
+
     def __init__(self, tiles: Sequence[Tile], n_spots: int) -> None:
-        seen = torch.zeros(n_spots, dtype=torch.long)
-        for tile in tiles:
-            seen[tile.spots.cpu()] += 1
-        if not (seen == 1).all():
-            raise ValueError(f"{int((seen != 1).sum())} of {n_spots} spots are not in one tile")
         self.tiles, self.n_spots = tuple(tiles), n_spots
 
-    def __getitem__(self, i: int) -> Tile:
-        return self.tiles[i]
+    @classmethod
+    def of(cls, data: Data, tile_size: int = CACHE_SIZED) -> TiledGraph:
+        """Cut a slide that has its graph.
 
-    def __iter__(self) -> Iterator[Tile]:
-        return iter(self.tiles)
+        Args:
+            data: ``pos [N, 2]`` and the graph of one slide.
+            tile_size: maximum number of spots of a tile.
 
-    def __len__(self) -> int:
-        return len(self.tiles)
+        Raises:
+            ValueError: ``tile_size`` < 1, or a batch of several slides.
+        """
+        if tile_size < 1:
+            raise ValueError(f"tile_size must be >= 1, got {tile_size}")
+        if n_slides_of(slide_of_spots(data)) > 1:
+            raise ValueError("tiles are of one slide, got a batch of several")
+        groups = split_in_space(data.pos.cpu().numpy(), tile_size)
+        spots = [torch.from_numpy(group).to(data.pos.device) for group in groups]
+        return cls(_cut(data, spots), data.pos.size(0))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Tiles:
-        """Return the tiles with all their tensors on a device."""
+    @property
+    def batch(self) -> Tensor:
+        """``[N]`` zeros: all spots are of one slide."""
+        return self.tiles[0].spots.new_zeros(self.n_spots)
 
-        def moved(value: Any) -> Any:
-            return None if value is None else value.to(device, non_blocking=non_blocking)
+    def run(self, layer: Layer) -> Tensor:
+        """Return a layer's values of all spots, ``[N, C]``."""
+        out: Tensor | None = None
+        for tile in self.tiles:
+            part = layer(tile.nodes, tile.edges)[: len(tile)]
+            if out is None:
+                out = part.new_empty(self.n_spots, part.size(1))
+            out[tile.spots] = part
+        assert out is not None
+        return out
 
-        return self.with_tiles(
-            Tile(
-                moved(tile.spots),
-                tuple(TileEdges(*map(moved, edges)) for edges in tile.relations),
-            )
-            for tile in self.tiles
-        )
+    def attend(self, layer: Any, h: Tensor) -> Tensor:
+        """Return the values ``[N, C]`` of a layer that sees the whole slide.
 
-    def with_tiles(self, tiles: Iterable[Tile]) -> Tiles:
-        """Return other tiles of the same spots, which are not checked again."""
-        there = Tiles.__new__(Tiles)
-        there.tiles, there.n_spots = tuple(tiles), self.n_spots
-        return there
+        A layer that can ``read`` a part of a slide, ``merge`` two readings and ``spread`` the
+        result over a part does so for some rows at a time.
+        """
+        if not hasattr(layer, "read"):
+            return layer(h, self.batch, 1)
+        summary = functools.reduce(layer.merge, map(layer.read, h.split(CACHE_SIZED)))
+        return self.by_rows(lambda part: layer.spread(part, summary), h)
+
+    def add(self, h: Tensor, update: Tensor) -> Tensor:
+        """Return ``h + update``, in the memory of the update, which :meth:`run` allocated."""
+        return update.add_(h)
+
+    def by_rows(self, function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """Return a function of single spots of ``h [N, C]``, made for some rows at a time."""
+        out: Tensor | None = None
+        for start in range(0, self.n_spots, CACHE_SIZED):
+            part = function(h[start : start + CACHE_SIZED])
+            if out is None:
+                out = part.new_empty(self.n_spots, part.size(1))
+            out[start : start + CACHE_SIZED] = part
+        assert out is not None
+        return out
+
+    def estimate(self, read_out: Callable[[Tensor], Tensor], h: Tensor) -> Callable[[Rows], Tensor]:
+        """Return what is read out of the states ``h``, by rows, so that [N, G] is never made."""
+        return lambda rows: read_out(h[rows])
 
     @functools.cached_property
-    def order(self) -> tuple[Tensor, list[int]]:
-        """``[N]``: the rows of the slide, tile after tile, and how many each tile has."""
-        return torch.cat([tile.spots for tile in self.tiles]), [len(tile) for tile in self.tiles]
-
-    @functools.cached_property
-    def nodes(self) -> list[tuple[Tensor, list[int]]]:
-        """For each type of edges: ``nodes`` of tile after tile, and how many each tile has."""
-        by_relation = zip(*(tile.relations for tile in self.tiles), strict=True)
-        return [
-            (torch.cat([each.nodes for each in edges]), [len(each.nodes) for each in edges])
-            for edges in by_relation
-        ]
-
-    def average(self, z: Tensor) -> Tensor:
-        """Return the mean over the spatial neighbours of each spot, of ``z``'s shape ``[N, C]``."""
-        return self._averaging(z)
-
-    @functools.cached_property
-    def _averaging(self) -> Averaging:
-        spatial = [(tile.spots, tile.relations[0]) for tile in self.tiles]
+    def average(self) -> Averaging:
+        """The mean over the neighbours of each spot."""
         index = [
-            torch.stack([near.nodes[sender], spots[receiver]])
-            for spots, near in spatial
-            for sender, receiver in [near.edge_index.as_tensor()]
+            torch.stack([tile.nodes[sender], tile.spots[receiver]])
+            for tile in self.tiles
+            for sender, receiver in [tile.edges.edge_index.as_tensor()]
         ]
-        weight = [near.edge_weight for _, near in spatial if near.edge_weight is not None]
+        weight = [t.edges.edge_weight for t in self.tiles if t.edges.edge_weight is not None]
         return Averaging(
             torch.cat(index, dim=1), torch.cat(weight) if weight else None, self.n_spots
         )
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} tiles of {self.n_spots} spots)"
-
-
-class SpatialTiles(BaseTransform):
-    """Cuts a slide that has its graph into tiles: ``data.tiles`` takes the place of its edges.
-
-    Args:
-        tile_size: most spots of a tile.
-        relations: prefixes of the types of edges, the spatial one first.
-
-    Raises:
-        ValueError: ``tile_size`` < 1.
-    """
-
-    def __init__(self, tile_size: int = CACHE_SIZED, relations: Sequence[str] = ("",)) -> None:
-        if tile_size < 1:
-            raise ValueError(f"tile_size must be >= 1, got {tile_size}")
-        self.tile_size, self.relations = tile_size, tuple(relations)
-
-    def forward(self, data: Data) -> Data:
-        """Return ``data`` with ``tiles`` in the place of its edges; ``pos [N, 2]`` must be there.
-
-        Raises:
-            ValueError: a batch of several slides.
-        """
-        if data.batch is not None and len(data.batch) and int(data.batch.max()) > 0:
-            raise ValueError("tiles are of one slide, got a batch of several")
-        groups = split_in_space(data.pos.cpu().numpy(), self.tile_size)
-        spots = [torch.from_numpy(group).to(data.pos.device) for group in groups]
-        by_relation = [self._cut(data, prefix, spots) for prefix in self.relations]
-        tiles = [Tile(each, tuple(edges)) for each, *edges in zip(spots, *by_relation, strict=True)]
-        data.tiles = Tiles(tiles, data.pos.size(0))
-        for prefix in self.relations:
-            for key in ("edge_index", "edge_attr", "edge_weight"):
-                if prefix + key in data:
-                    del data[prefix + key]
-        return data
-
-    @staticmethod
-    def _cut(data: Data, prefix: str, spots: Sequence[Tensor]) -> list[TileEdges]:
-        sender, receiver = data[prefix + "edge_index"]
-        tile_of = receiver.new_empty(data.pos.size(0))
-        place = torch.empty_like(tile_of)
-        for i, rows in enumerate(spots):
-            tile_of[rows] = i
-            place[rows] = torch.arange(len(rows), device=rows.device)
-        order = receiver.argsort(stable=True)  # rows of a tile ascend, so its edges are sorted
-        order = order[tile_of[receiver[order]].argsort(stable=True)]
-        sizes = torch.bincount(tile_of[receiver], minlength=len(spots)).tolist()
-        parts = []
-        values = [
-            data[prefix + key] if prefix + key in data else None
-            for key in ("edge_attr", "edge_weight")
+    def with_edges(self, encode: Callable[[Any], Any]) -> TiledGraph:
+        """Return the view with ``edge_attr`` replaced by what ``encode`` makes of it."""
+        tiles = [
+            dataclasses.replace(
+                tile, edges=tile.edges._replace(edge_attr=encode(tile.edges.edge_attr))
+            )
+            for tile in self.tiles
         ]
-        for rows, edges in zip(spots, order.split(sizes), strict=True):
-            nodes, local = _relabel(sender[edges], rows, place)
-            index = sorted_edges(torch.stack([local, place[receiver[edges]]]), len(nodes))
-            attr, weight = (None if value is None else value[edges] for value in values)
-            parts.append(TileEdges(nodes, index, attr, weight))
-        return parts
+        return TiledGraph(tiles, self.n_spots)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(tile_size={self.tile_size})"
+        return f"{type(self).__name__}({len(self.tiles)} tiles of {self.n_spots} spots)"
 
 
-def relations_of(data: Data) -> list[str]:
-    """Return the prefixes of the types of edges that a slide has."""
-    return [prefix for prefix in RELATIONS if f"{prefix}edge_index" in data]
+GraphView = WholeGraph | TiledGraph
 
 
-def in_tiles(data: Data, tile_size: int | None = None, *, above: int = 0) -> Data:
-    """Return a slide with all its edges in tiles, on which a ``GraphDenoiser`` works one by one.
+def view_of(data: Data, tile_size: int | None = None, *, above: int = 0) -> GraphView:
+    """Return the view of a slide that suits its size.
 
     Args:
-        data: a slide; one that has no edges is returned as it is.
-        tile_size: spots of a tile; None: what suits a CPU's cache.
-        above: a slide of no more spots is returned as it is too.
+        data: a slide with its graph.
+        tile_size: maximum number of spots of a tile; None: what suits a CPU's cache.
+        above: a slide of no more spots is seen as a whole.
     """
-    relations = relations_of(data)
-    if not relations or data.num_nodes <= above:
-        return data
-    tiled: Data = SpatialTiles(tile_size or CACHE_SIZED, relations)(data)
-    return tiled
+    if data.num_nodes <= above:
+        return WholeGraph.of(data)
+    return TiledGraph.of(data, tile_size or CACHE_SIZED)
+
+
+def slide_of_spots(data: Data) -> Tensor:
+    """Return the slide of each spot of a ``Data`` or ``Batch``, ``[N]``."""
+    if data.batch is not None:
+        return data.batch
+    rows = data.x if data.x is not None else data.pos
+    return torch.zeros(rows.size(0), dtype=torch.long, device=rows.device)
+
+
+def n_slides_of(batch: Tensor) -> int:
+    """Return the number of slides in ``batch [N]``; a batch without spots is one."""
+    return int(batch.max()) + 1 if batch.numel() else 1
+
+
+def _cut(data: Data, spots: Sequence[Tensor]) -> list[Tile]:
+    sender, receiver = data.edge_index
+    tile_of = receiver.new_empty(data.pos.size(0))
+    place = torch.empty_like(tile_of)
+    for i, rows in enumerate(spots):
+        tile_of[rows] = i
+        place[rows] = torch.arange(len(rows), device=rows.device)
+    order = receiver.argsort(stable=True)  # rows of a tile ascend, so its edges are sorted
+    order = order[tile_of[receiver[order]].argsort(stable=True)]
+    sizes = torch.bincount(tile_of[receiver], minlength=len(spots)).tolist()
+    tiles = []
+    for rows, edges in zip(spots, order.split(sizes), strict=True):
+        nodes, local = _relabel(sender[edges], rows, place)
+        index = sorted_edges(torch.stack([local, place[receiver[edges]]]), len(nodes))
+        attr, weight = (
+            None if value is None else value[edges] for value in (data.edge_attr, data.edge_weight)
+        )
+        tiles.append(Tile(rows, nodes, Edges(index, attr, weight)))
+    return tiles
 
 
 def _relabel(sender: Tensor, rows: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,12 +303,12 @@ def _relabel(sender: Tensor, rows: Tensor, place: Tensor) -> tuple[Tensor, Tenso
     return torch.cat([rows, halo]), local
 
 
-def split_in_space(pos: np.ndarray, most: int) -> list[np.ndarray]:
+def split_in_space(pos: np.ndarray, max_spots: int) -> list[np.ndarray]:
     """Cut a slide at medians, along its longer side first, until no part has more spots.
 
     Args:
         pos: ``[N, 2]`` positions.
-        most: spots of a part.
+        max_spots: maximum number of spots of a part.
 
     Returns:
         The rows of each part, ascending; none of a slide without spots.
@@ -257,13 +316,13 @@ def split_in_space(pos: np.ndarray, most: int) -> list[np.ndarray]:
     parts, pending = [], [np.arange(len(pos))] if len(pos) else []
     while pending:
         rows = pending.pop()
-        if len(rows) <= most:
+        if len(rows) <= max_spots:
             parts.append(np.sort(rows))
             continue
         here = pos[rows]
         side = int(np.argmax(np.ptp(here, axis=0)))
         # whole parts of the wanted size, so that the last cut does not leave halves
-        half = most * max(1, round(len(rows) / most / 2))
+        half = max_spots * max(1, round(len(rows) / max_spots / 2))
         order = np.argpartition(here[:, side], half)
         pending += [rows[order[half:]], rows[order[:half]]]
     return parts

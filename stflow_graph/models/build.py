@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch_geometric.data import Data
-from torch_geometric.transforms import BaseTransform, Compose
+from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.config import Config, FlowConfig, GraphDenoiserConfig
 from stflow_graph.errors import BadConfig
@@ -17,22 +17,36 @@ from stflow_graph.flow import prior as priors
 from stflow_graph.flow import sampler as samplers
 from stflow_graph.flow.prior import Prior
 from stflow_graph.flow.sampler import Sampler
-from stflow_graph.graph import (
-    NeighbourhoodContext,
-    PublishedGraph,
-    SimilarityEdges,
-    SpatialGraph,
-)
-from stflow_graph.nn.conv import AdaptedConv
+from stflow_graph.graph import NeighbourhoodContext, SpatialGraph, STFlowGraph
+from stflow_graph.nn.conv import CONVS, AdaptedConv
 from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.ensemble import DenoiserEnsemble
+from stflow_graph.nn.global_attention import PyGAttention
 from stflow_graph.nn.pretrained import Pretrained
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
+from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.resolve import resolve
 
+_PYG = "pyg:"
 
-def build_denoiser(config: Config, in_channels: int, n_genes: int) -> nn.Module:
-    """Return the denoiser that ``config.denoiser`` describes, with new weights.
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this name; ``"auto"`` takes a GPU where there is one.
+
+    Raises:
+        BadConfig: an unknown device, or one that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadConfig(f"device {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def build_denoiser(config: Config, in_channels: int, n_genes: int) -> Pretrained:
+    """Return the denoiser that the configuration describes, with new weights.
 
     Raises:
         BadConfig: its arguments do not fit together.
@@ -41,15 +55,15 @@ def build_denoiser(config: Config, in_channels: int, n_genes: int) -> nn.Module:
     if arguments.get("input_dropout") == "auto":
         raise BadConfig("denoiser.input_dropout: 'auto' is set by training; give a number here")
     try:
-        return network(**arguments)
-    except ValueError as error:
+        return network.make(**arguments)
+    except (TypeError, ValueError) as error:
         raise BadConfig(f"denoiser: {error}") from None
 
 
 def denoiser_arguments(
     config: Config, in_channels: int, n_genes: int
 ) -> tuple[type[Pretrained], dict[str, Any]]:
-    """Return the class of the denoiser that ``config.denoiser`` describes, and its arguments."""
+    """Return the class of the denoiser that the configuration describes, and its arguments."""
     arguments = {
         "in_channels": in_channels,
         "n_genes": n_genes,
@@ -57,31 +71,50 @@ def denoiser_arguments(
     }
     if not isinstance(config.denoiser, GraphDenoiserConfig):
         return TransformerDenoiser, {**arguments, "n_neighbors": config.graph.n_neighbors}
-    if config.denoiser.global_attention == "none":
-        arguments["global_attention"] = None
-    arguments["conv"] = _conv_factory(config.denoiser)
-    del arguments["conv_options"]
-    return GraphDenoiser, arguments
+    arguments["conv"] = _conv(config.denoiser)
+    arguments["global_attention"] = _global_attention(config.denoiser)
+    if config.flow.kind == "graph":
+        del arguments["ridge_rank"]
+        return GraphDenoiser, arguments
+    return TwoStageDenoiser, {"flow": config.flow.kind == "spot", **arguments}
 
 
-def build_ensemble(config: Config, in_channels: int, n_genes: int, n_members: int) -> nn.Module:
-    """Return as many denoisers as one, or the only one."""
-    members = [build_denoiser(config, in_channels, n_genes) for _ in range(n_members)]
-    return members[0] if n_members == 1 else DenoiserEnsemble(members)
+def _conv(config: GraphDenoiserConfig) -> str | Callable[[int, int], nn.Module]:
+    """Return the local layer's name if it is ours, else what makes it."""
+    name = config.conv
+    if name in CONVS:
+        return name
+    if name.startswith(_PYG):
+        layer = resolve(f"torch_geometric.nn:{name.removeprefix(_PYG)}")
+        return partial(AdaptedConv, layer, options=config.conv_options)
+    if ":" not in name:
+        known = ", ".join(CONVS)
+        raise BadConfig(f"denoiser.conv = {name!r}: expected {known}, 'pyg:Name' or 'module:Name'")
+    _refuse_bare_pyg("denoiser.conv", name)
+    return partial(resolve(name), **config.conv_options)
 
 
-def _conv_factory(config: GraphDenoiserConfig) -> Callable[[int, int], nn.Module] | None:
-    """Return what makes the layer that ``conv`` names: as it is, or a PyG layer adapted."""
-    if not config.conv:
-        return None
-    layer = resolve(config.conv)
-    # our call hands over y; PyG's own layers do not know it
-    forward = getattr(layer, "forward", None)
-    if forward is None or "y" in inspect.signature(forward).parameters:
-        return partial(layer, **config.conv_options)
-    return partial(
-        AdaptedConv, layer, edge_channels=config.edge_channels, options=config.conv_options
-    )
+def _global_attention(config: GraphDenoiserConfig) -> str | Callable[[int], nn.Module] | None:
+    name = config.global_attention
+    if name in ("latent", "none"):
+        return None if name == "none" else name
+    if name.startswith(_PYG):
+        layer = resolve(f"torch_geometric.nn.attention:{name.removeprefix(_PYG)}")
+        return partial(PyGAttention, layer, heads=config.n_heads)
+    if ":" not in name:
+        raise BadConfig(
+            f"denoiser.global_attention = {name!r}: expected latent, none, 'pyg:Name' or "
+            "'module:Name'"
+        )
+    _refuse_bare_pyg("denoiser.global_attention", name)
+    factory: Callable[[int], nn.Module] = resolve(name)
+    return factory
+
+
+def _refuse_bare_pyg(option: str, name: str) -> None:
+    module, _, layer = name.partition(":")
+    if module.split(".")[0] == "torch_geometric":
+        raise BadConfig(f"{option} = {name!r}: PyG's layers need an adapter. Fix: 'pyg:{layer}'")
 
 
 class Unchanged(BaseTransform):
@@ -94,15 +127,12 @@ class Unchanged(BaseTransform):
 
 def build_graph(config: Config) -> BaseTransform:
     """Return the ``Data -> Data`` transform that gives a slide what the denoiser reads."""
+    graph = config.graph
     if not isinstance(config.denoiser, GraphDenoiserConfig):
         return Unchanged()
-    denoiser, graph = config.denoiser, config.graph
-    spatial: BaseTransform = SpatialGraph(graph.n_neighbors, graph.slack, graph.backend)
-    if denoiser.attention == "stflow" and not denoiser.conv:
-        spatial = PublishedGraph(graph.n_neighbors, graph.backend)
-    if not denoiser.similarity_edges:
-        return spatial
-    return Compose([spatial, SimilarityEdges(graph.n_neighbors)])
+    if config.denoiser.conv == "stflow":
+        return STFlowGraph(graph.n_neighbors, graph.backend)
+    return SpatialGraph(graph.n_neighbors, graph.slack, graph.backend)
 
 
 def build_context(config: Config) -> BaseTransform:

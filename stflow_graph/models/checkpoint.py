@@ -1,8 +1,8 @@
 """A trained denoiser on disk: a folder of safetensors and JSON, never pickle.
 
 ``config.json`` (configuration, provenance, SHA-256 of the other files), ``model.safetensors``,
-``normalisation.safetensors``, ``genes.json``, ``calibration.csv`` (what held-out training slides
-say of each gene; not of converted weights) and ``README.md``.
+``normalisation.safetensors``, ``genes.json``, ``calibration.csv`` (per-gene results on held-out
+training slides; not of converted weights) and ``README.md``.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from stflow_graph.config import Config, parse_stored_config
+from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, plain
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
-from stflow_graph.models.build import build_ensemble, denoiser_arguments
+from stflow_graph.models.build import build_denoiser, denoiser_arguments
 from stflow_graph.models.model_card import model_card
 from stflow_graph.nn.pretrained import FORMAT as NETWORK
+from stflow_graph.nn.pretrained import Pretrained, weights_of_member
 from stflow_graph.stats.calibration import Calibration
 
-FORMAT = "stflow_graph.checkpoint/2"
+FORMAT = "stflow_graph.checkpoint/3"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
 _COLUMNS = ("spread", "pearson", "pearson_sd")
@@ -48,8 +49,8 @@ class Checkpoint:
         normalisation: how input and output are scaled.
         weights: the state dict.
         provenance: plain values: fold, train_slides, held_out_slides, best_epochs, versions, ...
-        n_members: denoisers whose mean is taken.
-        calibration: how samples are spread, and which genes to trust; None if not known.
+        n_members: ensemble size.
+        calibration: spread of the samples and expected accuracy per gene; None if unknown.
     """
 
     config: Config
@@ -61,19 +62,37 @@ class Checkpoint:
     n_members: int = 1
     calibration: Calibration | None = None
 
-    def build(self, device: str | torch.device = "cpu") -> nn.Module:
-        """Return the denoiser with its weights, in eval mode.
+    def build(self, device: str | torch.device = "cpu") -> list[Pretrained]:
+        """Return the members with their weights, in eval mode.
 
         Raises:
             BadConfig: the weights do not fit the configuration.
         """
-        with torch.random.fork_rng():  # the weights drawn here are thrown away
-            model = build_ensemble(self.config, self.in_channels, len(self.genes), self.n_members)
-        try:
-            model.load_state_dict(self.weights)
-        except RuntimeError as error:
-            raise BadConfig(f"checkpoint: {' '.join(str(error).split())[:300]}") from None
-        return model.eval().to(device)
+        members = []
+        for i in range(self.n_members):
+            with torch.random.fork_rng():  # the weights drawn here are discarded
+                member = build_denoiser(self.config, self.in_channels, len(self.genes))
+            try:
+                member.load_state_dict(weights_of_member(self.weights, self.n_members, i))
+            except RuntimeError as error:
+                raise BadConfig(f"checkpoint: {' '.join(str(error).split())[:300]}") from None
+            members.append(member.eval().to(device))
+        return members
+
+
+def find_checkpoints(source: str | Path) -> list[Path]:
+    """Return the checkpoint folders of a run, a fold or a checkpoint folder itself.
+
+    Raises:
+        BadInput: there is none.
+    """
+    source = Path(source)
+    for pattern in ("", "checkpoint/", "fold*/checkpoint/", "*/fold*/checkpoint/"):
+        folders = sorted(file.parent for file in source.glob(pattern + "config.json"))
+        if folders:
+            return folders
+    fix = "give what `stflow-graph train --out` wrote"
+    raise BadInput(source, "checkpoint", plain("none"), "a run or checkpoint folder", fix)
 
 
 def save_checkpoint(
@@ -123,16 +142,20 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise BadInput(folder, "config.json", plain("no file"), "a checkpoint folder", fix)
     content = read_json(folder / "config.json")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        fix = " Fix: GraphDenoiser.from_pretrained loads a bare network" if found == NETWORK else ""
+        stored = content.get("format") if isinstance(content, dict) else type(content).__name__
+        fix = ""
+        if stored == NETWORK:
+            fix = " Fix: from_pretrained of its network class loads a bare network"
+        elif str(stored).startswith("stflow_graph.checkpoint/"):
+            fix = " Fix: it is of another development version; train anew"
         raise BadConfig(
-            f"{folder / 'config.json'}: format: found {found!r}, expected {FORMAT!r}.{fix}"
+            f"{folder / 'config.json'}: format: found {stored!r}, expected {FORMAT!r}.{fix}"
         )
     calibrated = _CALIBRATION in content["sha256"]
     for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
         if sha256(folder / name) != content["sha256"].get(name):
             raise BadInput(folder / name, "sha256", plain("another hash"), "the one in config.json")
-    config = parse_stored_config(content["config"], folder / "config.json")
+    config = parse_config(content["config"], folder / "config.json")
     try:
         weights = load_file(folder / "model.safetensors")
         arrays = load_arrays(folder / "normalisation.safetensors")
@@ -169,7 +192,7 @@ def _read_table(file: Path) -> Calibration:
 
 
 def _network(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what ``GraphDenoiser.from_pretrained`` needs, nothing of a layer of one's own."""
+    """Return what ``from_pretrained`` of the network class needs; nothing of a custom layer."""
     genes, in_channels = checkpoint.genes, checkpoint.in_channels
     network, arguments = denoiser_arguments(checkpoint.config, in_channels, len(genes))
     if any(callable(value) for value in arguments.values()):

@@ -57,7 +57,7 @@ def load_stflow(
 
     Both kinds are the same function of the same graph; ``"graph"`` is the faster one. It is
     called as ``model(y_t, t, data)`` with ``data`` a PyG ``Data`` or ``Batch`` that holds ``x``,
-    ``pos`` in pixels and ``edge_index`` (as ``graph.PublishedGraph`` adds it).
+    ``pos`` in pixels and ``edge_index`` (as ``graph.STFlowGraph`` adds it).
 
     Args:
         source: a file (safetensors, or ``torch.save`` of a state dict) or a state dict.

@@ -1,4 +1,4 @@
-"""Activations that spare memory where no gradient is needed."""
+"""Activations that save memory where no gradient is needed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def silu_of_own(x: Tensor) -> Tensor:
-    """Return SiLU of a tensor that nobody else reads: written over it if no gradient needs it."""
+def silu_maybe_inplace(x: Tensor) -> Tensor:
+    """Return SiLU of a temporary tensor, computed in place unless a gradient needs it."""
     return F.silu(x, inplace=not x.requires_grad)

@@ -1,40 +1,44 @@
-"""A block of the graph denoiser, on a whole slide or tile by tile."""
+"""A block of a graph network: local attention, global attention, MLP, read-out of expression."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from stflow_graph.graph.tiles import Tiles
+from stflow_graph.graph.tiles import Edges, GraphView, Rows
+from stflow_graph.nn.conv import CONVS, STFlowConv
 from stflow_graph.nn.dropout import CheapDropout
-from stflow_graph.nn.edge_encoder import EncodedEdges
+from stflow_graph.nn.global_attention import LatentAttention
 from stflow_graph.nn.stflow.gene_head import GeneHead
 from stflow_graph.nn.stflow.swiglu import SwiGLU
 
-# (rows of the slide [n], their states [n, C]) -> their estimate of expression [n, G]
-Estimate = Callable[[Tensor, Tensor], Tensor]
+# rows [n] of a slide -> their estimate of expression [n, G]
+Estimate = Callable[[Rows], Tensor]
+# (channels, n_genes) -> a layer, see ``nn.conv``
+ConvFactory = Callable[[int, int], nn.Module]
+# channels -> global attention, see ``nn.global_attention``
+GlobalFactory = Callable[[int], nn.Module]
 
 
-class Edges(NamedTuple):
-    """One type of edges: ``[2, E]``, their geometry ``[E, 6]`` or encoding, and weights ``[E]``."""
+class GraphBlock(nn.Module):
+    r"""One block: new states from a spot's neighbours, the whole slide and itself.
 
-    edge_index: Tensor
-    edge_attr: Tensor | EncodedEdges
-    edge_weight: Tensor | None
+    .. math::
+        h \leftarrow h + \mathrm{conv}(h, y), \qquad
+        h \leftarrow h + γ \circ \mathrm{global}(h), \qquad
+        h \leftarrow h + \mathrm{MLP}(h)
 
-
-class DenoiserBlock(nn.Module):
-    """One block: local attention by edge type, global attention, MLP, read-out of expression.
+    and ``read_out(h)``, the new estimate y. The gate γ starts at 0: a network learns to look
+    further only where that helps.
 
     Args:
         channels: C.
-        convs: a layer a type of edges.
-        global_attention: mixed in by a learned gate, or None.
+        conv: the local layer, see ``nn.conv``.
+        global_attention: the global layer, or None.
         mlp: maps ``[N, C]`` to ``[N, C]``.
         read_out: maps ``[N, C]`` to ``[N, G]``.
     """
@@ -42,15 +46,14 @@ class DenoiserBlock(nn.Module):
     def __init__(
         self,
         channels: int,
-        convs: Iterable[nn.Module],
+        conv: nn.Module,
         global_attention: nn.Module | None,
         mlp: nn.Module,
         read_out: nn.Module,
     ) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(convs)
+        self.conv = conv
         self.global_attention = global_attention
-        # the gate starts at 0: a model learns to look further only where that helps
         self.gate = nn.Parameter(torch.zeros(channels)) if global_attention is not None else None
         self.mlp = mlp
         self.read_out = read_out
@@ -60,87 +63,124 @@ class DenoiserBlock(nn.Module):
         if self.gate is not None:
             nn.init.zeros_(self.gate)
 
-    def forward(
-        self, h: Tensor, y: Tensor, relations: Iterable[Edges], batch: Tensor, n_slides: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the new states ``[N, C]`` and the new estimate of expression ``[N, G]``."""
-        h = h + sum(conv(h, y, *edges) for conv, edges in zip(self.convs, relations, strict=True))
+    def forward(self, h: Tensor, y: Estimate, graph: GraphView) -> Tensor:
+        """Return the new states ``[N, C]``.
+
+        Args:
+            h: ``[N, C]``.
+            y: the current estimate of expression.
+            graph: the slides' graph, as a whole or in tiles.
+        """
+
+        def local(rows: Rows, edges: Edges) -> Tensor:
+            update: Tensor = self.conv(h[rows], y(rows), *edges)
+            return update
+
+        h = graph.add(h, graph.run(local))
         if self.global_attention is not None:
-            h = h + self.gate * self.global_attention(h, batch, n_slides)
-        h = h + self.mlp(h)
-        return h, self.read_out(h)
+            h = graph.add(h, self.gate * graph.attend(self.global_attention, h))
+        return graph.add(h, graph.by_rows(self.mlp, h))
 
-    def by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles, out: Tensor) -> None:
-        """Make the new states of one slide, the same as :meth:`forward` does.
 
-        Args:
-            h: ``[N, C]``.
-            y: of the slide's spots.
-            tiles: the slide's.
-            out: ``[N, C]`` where the new states are written; not ``h``, which tiles read to the
-                end.
-        """
-        whole: Any = self.global_attention  # one of nn.global_attention.GLOBAL_ATTENTIONS
-        summary: Any = None
-        for tile in tiles:
-            part = h[tile.spots]
-            for conv, edges in zip(self.convs, tile.relations, strict=True):
-                nodes, *near = edges
-                x = h[nodes]
-                part = part + conv(x, y(nodes, x), *near)[: len(tile)]
-            out[tile.spots] = part
-            if whole is not None:
-                read = whole.read(part)
-                summary = read if summary is None else whole.merge(summary, read)
-        for tile in tiles:
-            part = out[tile.spots]
-            if whole is not None:
-                part = part + self.gate * whole.spread(part, summary)
-            out[tile.spots] = part + self.mlp(part)
+class BlockStack(nn.ModuleList):
+    """L blocks, each of which sees the estimate that the one before reads out.
 
-    def learn_by_tiles(self, h: Tensor, y: Estimate, tiles: Tiles) -> Tensor:
-        """Return the new states ``[N, C]`` of one slide, the same as :meth:`forward` does.
+    Args:
+        blocks: the blocks.
+    """
 
-        For the gradient nothing is kept but states of all spots: what a tile's edges take is
-        made anew when its turn comes (Chen et al. 2016, "Training deep nets with sublinear memory
-        cost").
+    def __init__(self, blocks: Iterable[GraphBlock]) -> None:
+        super().__init__(blocks)
+
+    def forward(
+        self, h: Tensor, y: Estimate, graphs: Sequence[GraphView]
+    ) -> tuple[list[Tensor], list[Estimate]]:
+        """Return the states after each block, and the estimates that are read out of them.
 
         Args:
-            h: ``[N, C]``.
-            y: of the slide's spots; called again when the gradient is made.
-            tiles: the slide's.
+            h: ``[N, C]`` states before the first block.
+            y: the estimate of expression that the first block sees.
+            graphs: the slides' graph as each block takes it.
         """
-        whole: Any = self.global_attention
-        order, sizes = tiles.order
-        own = h.index_select(0, order).split(sizes)
-        # one gradient of all rows for each type of edges, and not one for each tile
-        near = [h.index_select(0, nodes).split(sizes) for nodes, sizes in tiles.nodes]
+        states, estimates = [], []
+        for block, graph in zip(self, graphs, strict=True):
+            h = block(h, y, graph)
+            y = graph.estimate(block.read_out, h)
+            states.append(h)
+            estimates.append(y)
+        return states, estimates
 
-        def local(i: int, part: Tensor, *around: Tensor) -> Tensor:
-            tile = tiles[i]
-            for conv, edges, x in zip(self.convs, tile.relations, around, strict=True):
-                nodes, *rest = edges
-                part = part + conv(x, y(nodes, x), *rest)[: len(tile)]
-            return part
-
-        def rest(part: Tensor, summary: Any) -> Tensor:
-            if whole is not None:
-                part = part + self.gate * whole.spread(part, summary)
-            return part + self.mlp(part)
-
-        parts = [
-            checkpoint(local, i, part, *(each[i] for each in near), use_reentrant=False)
-            for i, part in enumerate(own)
-        ]
-        summary = None
-        if whole is not None:
-            read = [checkpoint(whole.read, part, use_reentrant=False) for part in parts]
-            summary = functools.reduce(whole.merge, read)
-        parts = [checkpoint(rest, part, summary, use_reentrant=False) for part in parts]
-        return torch.cat(parts).index_select(0, order.argsort())
+    def read_out(self, states: Iterable[Tensor]) -> Tensor:
+        """Return the mean of the blocks' read-outs ``[n, G]`` of their states, each ``[n, C]``."""
+        pairs = zip(self, states, strict=True)
+        return mean_estimate([block.read_out(h) for block, h in pairs])
 
 
-def block_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
+def mean_estimate(estimates: list[Tensor]) -> Tensor:
+    """Return the mean of estimates ``[n, G]``, the output of the published model."""
+    total = torch.zeros_like(estimates[0])
+    for estimate in estimates:
+        total = total + estimate
+    return total / len(estimates)
+
+
+def zero_estimate(n_genes: int, h: Tensor) -> Estimate:
+    """Return the estimate before the first block where nothing is known: zeros."""
+    return lambda rows: h.new_zeros(h[rows].size(0), n_genes)
+
+
+def make_blocks(
+    channels: int,
+    n_genes: int,
+    n_layers: int,
+    *,
+    n_heads: int,
+    dropout: float,
+    conv: str | ConvFactory,
+    conv_options: Mapping[str, Any],
+    global_attention: str | GlobalFactory | None,
+) -> BlockStack:
+    """Return new blocks; around ``STFlowConv`` they are the published ones.
+
+    Args:
+        channels: C.
+        n_genes: G.
+        n_layers: L.
+        n_heads: H of layers that are given by name.
+        dropout: in MLP and read-out.
+        conv: a name in ``nn.conv.CONVS``, or what makes the local layers.
+        conv_options: further arguments of a layer that is given by name.
+        global_attention: ``"latent"``, what makes the global layers, or None.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(conv, str):
+        conv = _named_conv(conv, n_heads, dropout, conv_options)
+    if isinstance(global_attention, str):
+        if global_attention != "latent":
+            raise ValueError(f"unknown global attention {global_attention!r}; 'latent' or None")
+        global_attention = partial(LatentAttention, heads=n_heads)
+
+    def block() -> GraphBlock:
+        layer = conv(channels, n_genes)
+        parts = _stflow_parts if isinstance(layer, STFlowConv) else _parts
+        mlp, read_out = parts(channels, n_genes, dropout)
+        whole = None if global_attention is None else global_attention(channels)
+        return GraphBlock(channels, layer, whole, mlp, read_out)
+
+    return BlockStack(block() for _ in range(n_layers))
+
+
+def _named_conv(name: str, heads: int, dropout: float, options: Mapping[str, Any]) -> ConvFactory:
+    if name not in CONVS:
+        raise ValueError(f"unknown conv {name!r}; one of {', '.join(CONVS)}, or a factory")
+    if name == "stflow":
+        options = {"mlp_dropout": dropout, **options}
+    return partial(CONVS[name], heads=heads, **options)
+
+
+def _parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
     """Return a block's MLP and read-out, both pre-normalised."""
     mlp = nn.Sequential(
         nn.LayerNorm(channels),
@@ -159,9 +199,7 @@ def block_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module,
     return mlp, read_out
 
 
-def published_block_parts(
-    channels: int, n_genes: int, dropout: float
-) -> tuple[nn.Module, nn.Module]:
+def _stflow_parts(channels: int, n_genes: int, dropout: float) -> tuple[nn.Module, nn.Module]:
     """Return the published block's MLP and read-out."""
     mlp = SwiGLU(channels, 4 * channels, channels, dropout)
     return mlp, GeneHead(channels, n_genes, dropout)

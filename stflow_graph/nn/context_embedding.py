@@ -1,4 +1,4 @@
-"""The first layer of a denoiser: a spot's embedding and those around it."""
+"""The first layer of a denoiser: a spot's embedding and those of its surroundings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stflow_graph.graph.diffusion import Average, Averaging, check_hops, diffuse, diffuse_sum
+from stflow_graph.graph.diffusion import Average, check_hops, diffuse, diffuse_sum
 from stflow_graph.nn.dropout import cheap_dropout
 
 
@@ -19,11 +19,10 @@ class ContextEmbedding(nn.Linear):
         h_i = W [x_i \,\|\, \sqrt{1 + n_1} (A^{n_1} x)_i \,\|\, \sqrt{1 + n_2} (A^{n_2} x)_i
               \,\|\, \dots] + b
 
-    with A the averaging over neighbours of ``graph.diffuse``. Where nothing is dropped the map is
-    applied first and its results are averaged, C channels in the place of F: the same function by
-    algebra at a fraction of the cost. In training the wide features are needed, for dropout
-    drops single channels of single distances; they are read from ``context`` where
-    ``graph.NeighbourhoodContext`` made them.
+    with A the averaging over neighbours of ``graph.diffuse``. Without dropout the map is applied
+    first and its results are averaged, C channels instead of F: the same function by algebra at a
+    fraction of the cost. In training the wide features are needed, since dropout drops single
+    channels of single distances; ``graph.NeighbourhoodContext`` computes them once as ``context``.
 
     Args:
         in_channels: F.
@@ -41,24 +40,18 @@ class ContextEmbedding(nn.Linear):
         self.in_channels = in_channels
 
     def forward(  # type: ignore[override]
-        self,
-        x: Tensor,
-        edge_index: Tensor,
-        edge_weight: Tensor | None = None,
-        context: Tensor | None = None,
+        self, x: Tensor, average: Average, context: Tensor | None = None
     ) -> Tensor:
         """Return ``[N, C]``.
 
         Args:
             x: ``[N, F]`` embeddings.
-            edge_index: ``[2, E]`` neighbours and spots.
-            edge_weight: ``[E]``; None means 1.
+            average: the mean over the spots' neighbours; not called without hops.
             context: ``[N, len(hops) · F]`` from ``graph.NeighbourhoodContext``, or None.
         """
         if not self.hops:
             return super().forward(cheap_dropout(x, self.dropout, self.training))
         if context is None:
-            average = Averaging(edge_index, edge_weight, x.size(0))
             if not (self.training and self.dropout):
                 return self.gather(self.project(x), average)
             context = diffuse(x, self.hops, average)
@@ -71,12 +64,12 @@ class ContextEmbedding(nn.Linear):
         return (1 + len(self.hops)) * self.out_features
 
     def project(self, x: Tensor) -> Tensor:
-        """Return what each spot sends over each distance, ``[N, (1 + len(hops)) · C]``."""
+        """Return each spot's contribution at each distance, ``[N, (1 + len(hops)) · C]``."""
         by_hop = self.weight.view(self.out_features, -1, self.in_channels).transpose(0, 1)
         return F.linear(x, by_hop.reshape(-1, self.in_channels))
 
     def gather(self, projected: Tensor, average: Average) -> Tensor:
-        """Return the layer's output ``[N, C]`` of what :meth:`project` made of the spots.
+        """Return the layer's output ``[N, C]`` from the results of :meth:`project`.
 
         Args:
             projected: ``[N, (1 + len(hops)) · C]``.

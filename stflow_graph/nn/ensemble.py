@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from stflow_graph.nn.spot_flow import Condition, Conditional, Flow, bound, conditional
+from stflow_graph.flow.sampler import Model
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.nn.encoder import Encoding
+from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 
 class DenoiserEnsemble(nn.Module):
@@ -30,44 +33,28 @@ class DenoiserEnsemble(nn.Module):
         if not self.members:
             raise ValueError("an ensemble needs a member")
 
-    @property
-    def conditions(self) -> bool:
-        """Whether the members run their graph once a slide, see ``GraphDenoiser``."""
-        return all(conditional(member) for member in self.members)
-
-    def _halves(self) -> list[Conditional]:
-        return [half for member in self.members if (half := conditional(member)) is not None]
-
-    def condition(self, data: Data) -> Condition:
-        """Return the members' mean and their conditions."""
-        return self.join([member.condition(data) for member in self._halves()])
-
-    def join(self, found: list[Condition]) -> Condition:
-        """Return the members' mean and their conditions, given these."""
-        return Condition(torch.stack([each.mean for each in found]).mean(0), found)
-
-    def flows(self, condition: Condition) -> list[Flow]:
-        """Return each member's flow about the mean of all, which samples take in turn.
-
-        A sample is thus as unlike the mean as one member's is, which is what the spread was
-        calibrated on; a mean of the members' flows would make it smoother.
-        """
-        pairs = zip(self._halves(), condition.states, strict=True)
-        return [
-            flow
-            for member, own in pairs
-            for flow in member.flows(Condition(condition.mean, own.states))
-        ]
-
-    def bind(self, data: Data) -> Flow:
-        """Return :meth:`forward` on one slide, see ``GraphDenoiser.bind``."""
-        members = [bound(member, data) for member in self.members]
-
-        def estimate(y_t: Tensor, t: Tensor, data: Data) -> Tensor:
-            return torch.stack([member(y_t, t, data) for member in members]).mean(0)
-
-        return estimate
-
     def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
         """Return the estimate of y₁, ``[N, G]``; arguments as of the members."""
         return torch.stack([member(y_t, t, data) for member in self.members]).mean(0)
+
+    def bind(self, data: Data, graph: GraphView | None = None) -> Model:
+        """Return :meth:`forward` on one slide or batch, see ``GraphDenoiser.bind``."""
+        models = [member.bind(data, graph) for member in self.members]
+        return lambda y_t, t: torch.stack([model(y_t, t) for model in models]).mean(0)
+
+
+def flows_about_the_mean(
+    members: Sequence[TwoStageDenoiser], mean: Tensor, states: Sequence[Tensor]
+) -> list[Model]:
+    """Return each member's flow about the mean of all, which samples take in turn.
+
+    A sample is thus as unlike the mean as one member's is, which is what the spread was calibrated
+    on; a mean of the members' flows would make it smoother.
+
+    Args:
+        members: denoisers with a flow.
+        mean: ``[N, G]`` the members' mean.
+        states: of each member ``[N, C]``.
+    """
+    pairs = zip(members, states, strict=True)
+    return [member.flow_from(Encoding(mean, own)) for member, own in pairs]

@@ -1,7 +1,8 @@
 """Attention over a whole slide at a cost linear in its spots.
 
-Each kind is also there in two passes over parts of a slide: ``read`` sums up a part, ``merge``
-joins two sums, and ``spread`` gives the spots of a part what all of the slide says.
+A layer is called as ``layer(h [N, C], batch [N], n_slides)`` and returns ``[N, C]``. One that also
+works in two passes over parts of a slide runs by tiles: ``read`` summarises a part, ``merge``
+joins two summaries, and ``spread`` returns the values of a part's spots.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn.attention import PolynormerAttention
 from torch_geometric.utils import softmax
 
 
 class LatentSummary(NamedTuple):
-    """What latent tokens have read of some spots.
+    """What latent tokens have read from some spots.
 
     Attributes:
         peak: ``[H, M, 1]`` the highest score.
@@ -27,13 +27,6 @@ class LatentSummary(NamedTuple):
     peak: Tensor
     weight: Tensor
     states: Tensor
-
-
-class LinearSummary(NamedTuple):
-    """Sums over some spots: ``[C / H, C / H, H]`` of keys times values, ``[C / H, H]`` of keys."""
-
-    keys_values: Tensor
-    keys: Tensor
 
 
 _QUERY, _KEY, _VALUE = range(3)  # places in ``qkv``
@@ -94,29 +87,29 @@ class LatentAttention(nn.Module):
             # a slide's tokens side by side with those of others, 0 where they are not the spot's:
             # matrix products instead of [N, H, M, C / H]
             own = F.one_hot(batch, n_slides).to(x.dtype)[..., None]  # [N, slides, 1]
-            read, spread = ((each[:, None] * own).flatten(1) for each in (read, spread))
+            read, spread = ((scores[:, None] * own).flatten(1) for scores in (read, spread))
         tokens = self._tokens((read.T @ x).unflatten(0, (n_slides, self.heads, -1)))
         return spread @ self._to_spots(tokens).flatten(0, 2) + self.out.bias
 
     def read(self, x: Tensor) -> LatentSummary:
-        """Return what the tokens read of the spots ``x [n, C]`` of a slide, n >= 1."""
+        """Return what the tokens read from the spots ``x [n, C]`` of a slide, n >= 1."""
         x = self.norm(x)
         scores = self._scores(x, _KEY, self.queries)
         peak = scores.amax(0)
         share = (scores - peak).exp()
         sums = (peak, share.sum(0), share.T @ x)
-        return LatentSummary(*(each.view(self.heads, self.n_latents, -1) for each in sums))
+        return LatentSummary(*(total.view(self.heads, self.n_latents, -1) for total in sums))
 
     @staticmethod
     def merge(one: LatentSummary, other: LatentSummary) -> LatentSummary:
-        """Return what was read of both parts."""
+        """Return the summary of both parts."""
         peak = torch.maximum(one.peak, other.peak)
         a, b = (one.peak - peak).exp(), (other.peak - peak).exp()
         weight = a * one.weight + b * other.weight
         return LatentSummary(peak, weight, a * one.states + b * other.states)
 
     def spread(self, x: Tensor, summary: LatentSummary) -> Tensor:
-        """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide read before."""
+        """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide."""
         share = self._scores(self.norm(x), _QUERY, self.keys)
         share = share.unflatten(1, (self.heads, -1)).softmax(-1).flatten(1)
         tokens = self._tokens(summary.states / summary.weight)
@@ -152,86 +145,38 @@ class LatentAttention(nn.Module):
         )
 
 
-class LinearAttention(nn.Module):
-    r"""Global attention with a sigmoid kernel.
+class PyGAttention(nn.Module):
+    """Lets a global attention of PyG, such as ``PolynormerAttention``, act within each slide.
 
-    :math:`g_i = σ(q_i)^\top \sum_j σ(k_j) v_j^\top / σ(q_i)^\top \sum_j σ(k_j)`, by
-    PyG's ``PolynormerAttention`` (Deng et al., ICLR 2024), slide by slide: in its padded batches
-    the padding enters the denominators. Of PyG's linear attentions it is the one that neither
-    draws random features nor writes into its inputs. Cost O(N C²/H). ``torch.compile`` takes it
-    without graph breaks for one slide, as in sampling; the sizes of several are not known to it.
+    The layer sees one slide at a time, as in its padded batches the padding may take part.
 
     Args:
+        layer: a class of ``torch_geometric.nn.attention``, made as ``layer(C, heads, C / heads)``.
         channels: C.
         heads: H, divides ``channels``.
     """
 
-    def __init__(self, channels: int, heads: int = 4) -> None:
+    def __init__(self, layer: type[nn.Module], channels: int, heads: int = 4) -> None:
         super().__init__()
         if channels % heads:
             raise ValueError(f"heads must divide channels, got {heads} and {channels}")
-        self.channels, self.heads = channels, heads
+        self.channels = channels
         self.norm = nn.LayerNorm(channels)
-        self.attention = PolynormerAttention(channels, heads, head_channels=channels // heads)
+        self.attention = layer(channels, heads, head_channels=channels // heads)
         self.out = nn.Linear(channels, channels)
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
-        for module in (self.norm, self.attention, self.attention.lin_out, self.out):
+        for module in (self.norm, self.attention, self.out):
             module.reset_parameters()
 
     def forward(self, x: Tensor, batch: Tensor, n_slides: int) -> Tensor:
-        """Return the global term of every spot, ``[N, C]``.
-
-        Args:
-            x: ``[N, C]`` states.
-            batch: ``[N]`` slide of each spot, ascending.
-            n_slides: number of slides.
-
-        Raises:
-            ValueError: shapes that do not fit; the message prints them.
-        """
+        """Return the global term of every spot, ``[N, C]``; arguments as of LatentAttention."""
         _check(x, batch, self.channels)
         x = self.norm(x)
-        if x.size(0) == 0:
-            return self.out(x)
-        if n_slides == 1:
-            return self.out(self.attention(x[None])[0])
         sizes = [size for size in torch.bincount(batch).tolist() if size]
-        return self.out(torch.cat([self.attention(part[None])[0] for part in x.split(sizes)]))
-
-    def read(self, x: Tensor) -> LinearSummary:
-        """Return the sums over the spots ``x [n, C]`` of a slide."""
-        x = self.norm(x)
-        k, v = self._heads(self.attention.k(x).sigmoid()), self._heads(self.attention.v(x))
-        return LinearSummary(torch.einsum("ndh,nmh->dmh", k, v), k.sum(0))
-
-    @staticmethod
-    def merge(one: LinearSummary, other: LinearSummary) -> LinearSummary:
-        """Return the sums over both parts."""
-        return LinearSummary(one.keys_values + other.keys_values, one.keys + other.keys)
-
-    def spread(self, x: Tensor, summary: LinearSummary) -> Tensor:
-        """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide read before."""
-        inner, x = self.attention, self.norm(x)
-        q = self._heads(inner.k(x).sigmoid())  # queries and keys are shared
-        above = torch.einsum("ndh,dmh->nmh", q, summary.keys_values)
-        below = torch.einsum("ndh,dh->nh", q, summary.keys)[:, None]
-        mixed = inner.lns((above / (below + 1e-6)).flatten(1)) * (inner.h_lins(x) + inner.beta)
-        return self.out(F.relu(inner.lin_out(mixed)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Return ``[n, C / H, H]``, PyG's order."""
-        return x.view(x.size(0), -1, self.heads)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.channels}, heads={self.heads})"
-
-
-GLOBAL_ATTENTIONS: dict[str, type[LatentAttention] | type[LinearAttention]] = {
-    "latent": LatentAttention,
-    "linear": LinearAttention,
-}
+        parts = [self.attention(part[None])[0] for part in x.split(sizes)] if sizes else [x]
+        return self.out(torch.cat(parts))
 
 
 def _check(x: Tensor, batch: Tensor, channels: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def plain_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments from its ``locals()``, before it has others."""
+    """Return a constructor's arguments from its ``locals()``, before it defines others."""
     return {name: value for name, value in values.items() if name not in ("self", "__class__")}
 
 
 class Pretrained(nn.Module):
-    """A network that knows the arguments it was made with.
+    """A network that keeps the arguments it was made with.
 
     ``config.json`` holds them flat, so that the hub's ``PyTorchModelHubMixin`` reads it too.
 
@@ -38,16 +38,23 @@ class Pretrained(nn.Module):
 
     arguments: dict[str, Any]
 
+    @classmethod
+    def make(cls, **arguments: Any) -> Self:
+        """Return a network with new weights from its :attr:`arguments`."""
+        return cls(**arguments)
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and a ``README.md``; an old folder goes.
+        """Write ``config.json``, ``model.safetensors`` and ``README.md`` as a folder.
 
         Raises:
-            BadConfig: the network has a layer of one's own, which no JSON describes.
+            BadConfig: the network has a custom layer, which JSON cannot describe.
         """
         kind = type(self).__name__
-        made = [name for name, value in self.arguments.items() if callable(value)]
-        if made:
-            raise BadConfig(f"{kind}.save_pretrained: {made[0]} is a function, which JSON lacks")
+        functions = [name for name, value in self.arguments.items() if callable(value)]
+        if functions:
+            raise BadConfig(
+                f"{kind}.save_pretrained: {functions[0]} is a function, which JSON lacks"
+            )
         with atomic_folder(folder) as temporary:
             weights = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
             save_file(weights, temporary / WEIGHTS)
@@ -91,14 +98,15 @@ class Pretrained(nn.Module):
             raise BadConfig(f"{file}: found a {kind}, expected a {cls.__name__}")
         arguments = {name: value for name, value in content.items() if name not in _OURS}
         try:
-            network = cls(**arguments)
+            network = cls.make(**arguments)
         except (TypeError, ValueError) as error:
             raise BadConfig(f"{file}: not the arguments of {kind}: {error}") from None
-        known = content.get("sha256", {}).get(WEIGHTS)
-        if known is not None and sha256(folder / WEIGHTS) != known:
-            found = plain("another hash")
-            raise BadInput(folder / WEIGHTS, "sha256", found, f"the one in {CONFIG}")
-        weights = _of_one(read_state_dict(folder / WEIGHTS), n_members, member)
+        expected = content.get("sha256", {}).get(WEIGHTS)
+        if expected is not None and sha256(folder / WEIGHTS) != expected:
+            raise BadInput(
+                folder / WEIGHTS, "sha256", plain("another hash"), f"the one in {CONFIG}"
+            )
+        weights = weights_of_member(read_state_dict(folder / WEIGHTS), n_members, member)
         try:
             network.load_state_dict(weights)
         except RuntimeError:
@@ -116,7 +124,7 @@ class Pretrained(nn.Module):
 def _of_member(
     kind: str, content: dict[str, Any], file: Path, member: int, origin: str | Path
 ) -> tuple[dict[str, Any], int]:
-    """Return what a checkpoint says of its network, and how many it has."""
+    """Return a checkpoint's description of its network, and the number of members."""
     n_members = int(content.get("n_members", 1))
     loader = f"SlideModel.from_pretrained({str(origin)!r})"
     if not isinstance(content.get("arguments"), dict):
@@ -131,9 +139,21 @@ def _of_member(
     return {**flat, "sha256": content.get("sha256", {})}, n_members
 
 
-def _of_one(weights: dict[str, Tensor], n_members: int, member: int) -> dict[str, Tensor]:
+def join_weights(members: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Return the state dicts of one or several networks as one, on the CPU."""
+    return {
+        (f"members.{i}.{key}" if len(members) > 1 else key): value.cpu()
+        for i, member in enumerate(members)
+        for key, value in member.state_dict().items()
+    }
+
+
+def weights_of_member(
+    weights: Mapping[str, Tensor], n_members: int, member: int
+) -> dict[str, Tensor]:
+    """Return the state dict of one network from what :func:`join_weights` returned."""
     if n_members == 1:
-        return weights
+        return dict(weights)
     prefix = f"members.{member}."
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 

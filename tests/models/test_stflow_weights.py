@@ -11,7 +11,7 @@ from toy import CHANNELS, write_slide
 from typer.testing import CliRunner
 
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.graph import PublishedGraph, SpatialGraph
+from stflow_graph.graph import STFlowGraph, SpatialGraph
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.models.checkpoint import load_checkpoint
 from stflow_graph.models.stflow_weights import (
@@ -67,7 +67,7 @@ SLIDES = {
 }
 
 
-@pytest.mark.parametrize("graph", [PublishedGraph(8), SpatialGraph(8)], ids=["published", "ours"])
+@pytest.mark.parametrize("graph", [STFlowGraph(8), SpatialGraph(8)], ids=["published", "ours"])
 @pytest.mark.parametrize("slides", SLIDES)
 def test_the_two_denoisers_are_one_function(slides, graph):
     made = [graph(each.clone()) for each in SLIDES[slides]]
@@ -82,7 +82,7 @@ def test_the_two_denoisers_are_one_function(slides, graph):
 @pytest.mark.parametrize("slides", ["50", "500", "batch"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-11), (torch.float, 1e-5)])
 def test_their_gradients_are_equal(slides, dtype, tolerance):
-    data = Batch.from_data_list([PublishedGraph(8)(each.clone()) for each in SLIDES[slides]])
+    data = Batch.from_data_list([STFlowGraph(8)(each.clone()) for each in SLIDES[slides]])
     del data.edge_attr
     models, outputs = both(public_state(), data, dtype)
     probe = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(3)).to(dtype)
@@ -99,7 +99,7 @@ def test_their_gradients_are_equal(slides, dtype, tolerance):
 
 
 def test_stored_frames_give_what_frames_made_anew_give():
-    data = PublishedGraph(8)(slide(60, 7))
+    data = STFlowGraph(8)(slide(60, 7))
     (_, model), (_, stored) = both(public_state(), data, torch.float32)
     anew = data.clone()
     del anew.edge_attr
@@ -172,7 +172,7 @@ def test_convert_gives_a_checkpoint_that_samples_the_same(tmp_path, kind):
     checkpoint = load_checkpoint(out)
     assert checkpoint.genes == [f"g{i}" for i in range(G)]
     assert checkpoint.config.graph.n_neighbors == 5
-    data = PublishedGraph(5)(slide(40, 8))
+    data = STFlowGraph(5)(slide(40, 8))
     y, t = torch.randn(40, G), torch.tensor([0.4])
     expected = load_stflow(source, kind)(y, t, data)
     assert torch.equal(checkpoint.build()(y, t, data), expected)

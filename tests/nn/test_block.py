@@ -13,7 +13,7 @@ from torch_geometric.transforms import Compose
 
 from stflow_graph.graph import (
     NeighbourhoodContext,
-    PublishedGraph,
+    STFlowGraph,
     SimilarityEdges,
     SpatialGraph,
     SpatialTiles,
@@ -90,7 +90,7 @@ KINDS = {
 
 def with_graph(kind: str, pos: torch.Tensor) -> tuple[Data, tuple[str, ...]]:
     published = KINDS[kind].get("attention") == "stflow"
-    graph = PublishedGraph(6) if published else SpatialGraph(6)
+    graph = STFlowGraph(6) if published else SpatialGraph(6)
     relations = ("",)
     if KINDS[kind].get("similarity_edges"):
         graph, relations = Compose([graph, SimilarityEdges(4)]), ("", "similar_")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
-from stflow_graph.graph import PublishedGraph, SimilarityEdges, SpatialGraph
+from stflow_graph.graph import STFlowGraph, SimilarityEdges, SpatialGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 
@@ -137,7 +137,7 @@ def test_a_layer_of_ones_own_takes_the_place_of_ours():
 
 
 def published(n: int = 20) -> Data:
-    return PublishedGraph(6)(slide(n))
+    return STFlowGraph(6)(slide(n))
 
 
 def two_slides() -> Data:

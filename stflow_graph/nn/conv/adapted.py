@@ -1,4 +1,4 @@
-"""PyG's own layers in the place of ours."""
+"""Layers of PyG in the place of ours."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stflow_graph.nn.edge_encoder import FrameEncoder
+from stflow_graph.nn.edge_encoder import InvariantEncoder
 
 
 class AdaptedConv(nn.Module):
     """Lets a PyG layer pass messages in a denoiser's block.
 
-    The layer sees ``LayerNorm(x) + W_y y`` and, where it knows edge attributes, the invariant
-    encoding of the edges, faded out with their weight (:class:`FrameEncoder`); where it knows
-    only edge weights, the weights. Layers with heads are made to concatenate to C channels.
+    The layer gets ``LayerNorm(h) + W_y y`` and, if it is made with ``edge_dim``, the encoded edges
+    times their weights; else, if its forward takes ``edge_weight``, the weights. Layers with heads
+    concatenate to C channels.
 
     Args:
         layer: a class of ``torch_geometric.nn``, made as ``layer(C, C, **options)``.
@@ -37,13 +37,13 @@ class AdaptedConv(nn.Module):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        takes = inspect.signature(layer.forward).parameters
-        made_with = inspect.signature(layer.__init__).parameters
+        forward = inspect.signature(layer.forward).parameters
+        constructor = inspect.signature(layer.__init__).parameters
         options = dict(options or {})
         out_channels = channels
         if options.get("concat", True):
             out_channels //= options.get("heads", 1)
-        if "edge_dim" in made_with:
+        if "edge_dim" in constructor:
             options.setdefault("edge_dim", edge_channels)
         try:
             self.layer = layer(channels, out_channels, **options)
@@ -53,8 +53,8 @@ class AdaptedConv(nn.Module):
             ) from None
         self.norm = nn.LayerNorm(channels)
         self.lin_y = nn.Linear(n_genes, channels, bias=False)
-        self.edge_encoder = FrameEncoder(edge_channels) if "edge_dim" in made_with else None
-        self.weighs = self.edge_encoder is None and "edge_weight" in takes
+        self.edge_encoder = InvariantEncoder(edge_channels) if "edge_dim" in constructor else None
+        self.takes_weights = self.edge_encoder is None and "edge_weight" in forward
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
@@ -64,19 +64,19 @@ class AdaptedConv(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        h: Tensor,
         y: Tensor,
         edge_index: Tensor,
         edge_attr: Tensor,
         edge_weight: Tensor | None = None,
     ) -> Tensor:
-        """Return the update of the spots' states; arguments as of ``FrameAveragedConv``."""
-        x = self.norm(x) + self.lin_y(y)
+        """Return the update of the spots' states; arguments as of ``EdgeAttentionConv``."""
+        x = self.norm(h) + self.lin_y(y)
         if self.edge_encoder is not None:
             f = self.edge_encoder(edge_attr)
             if edge_weight is not None:
                 f = f * edge_weight[:, None]
             return self.layer(x, edge_index, edge_attr=f)
-        if self.weighs:
+        if self.takes_weights:
             return self.layer(x, edge_index, edge_weight=edge_weight)
         return self.layer(x, edge_index)

@@ -1,8 +1,8 @@
 """The published STFlow denoiser, the baseline of every comparison.
 
 It is written with the published operations at their published cost: every edge and head
-concatenates its inputs, frames are made anew in every block, and without a graph the neighbours
-are searched among all pairs in every call. ``nn.denoiser`` is the model to use.
+concatenates its inputs, frames are computed in every block, and without a graph the neighbours
+are searched among all pairs in every call. ``nn.two_stage`` is the model to use.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
+from stflow_graph.flow.sampler import Model
 from stflow_graph.graph.stflow import (
     Neighbourhoods,
     all_pairs_neighbourhoods,
     edge_neighbourhoods,
     principal_coordinates,
 )
+from stflow_graph.graph.tiles import GraphView, n_slides_of
 from stflow_graph.nn.checks import check_edges, check_positions, check_spots
 from stflow_graph.nn.pretrained import Pretrained, plain_arguments
 from stflow_graph.nn.stflow.gene_head import GeneHead
@@ -116,6 +118,11 @@ class TransformerDenoiser(Pretrained):
             near = edge_neighbourhoods(data.edge_index, x.size(0))
         h = self.image_transform(x) + self.fourier_proj(t)[batch]
         return self.backbone(h, y_t, data.pos, near)
+
+    def bind(self, data: Data, graph: GraphView | None = None) -> Model:
+        """Return ``model(y_t, t [1])`` on one slide or batch; nothing is computed beforehand."""
+        n_slides = 1 if data.batch is None else n_slides_of(data.batch)
+        return lambda y_t, t: self(y_t, t.expand(n_slides), data)
 
 
 class SpatialTransformer(nn.Module):

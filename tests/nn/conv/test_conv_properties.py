@@ -10,8 +10,8 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATv2Conv, GENConv, GraphConv, SAGEConv, TransformerConv
 from torch_geometric.transforms import BaseTransform
 
-from stflow_graph.graph import PublishedGraph, SpatialGraph
-from stflow_graph.graph.stflow import published_edge_geometry
+from stflow_graph.graph import STFlowGraph, SpatialGraph
+from stflow_graph.graph.stflow import stflow_edge_geometry
 from stflow_graph.nn import conv as convs
 from stflow_graph.nn.conv import AdaptedConv, FrameAveragedConv
 
@@ -37,7 +37,7 @@ def lattice(n: int = 8) -> Data:
 def geometry(layer) -> BaseTransform:
     """Return the transform that makes what the layer reads."""
     published = getattr(layer, "attention", None) == "stflow"
-    return PublishedGraph(K) if published else SpatialGraph(K)
+    return STFlowGraph(K) if published else SpatialGraph(K)
 
 
 LAYERS = {
@@ -114,9 +114,9 @@ def test_published_frames_are_arbitrary_on_lattices():
     rotation = torch.tensor([[math.cos(0.8), -math.sin(0.8)], [math.sin(0.8), math.cos(0.8)]])
     moved.pos = moved.pos @ rotation.double().T
     # the same edges, so that only the frames differ
-    data = PublishedGraph(K)(data)
+    data = STFlowGraph(K)(data)
     moved.edge_index = data.edge_index
-    moved.edge_attr = published_edge_geometry(moved.pos, data.edge_index).float()
+    moved.edge_attr = stflow_edge_geometry(moved.pos, data.edge_index).float()
     assert not close(run(layer, moved), run(layer, data), 1e-3)
 
 

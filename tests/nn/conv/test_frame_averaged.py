@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Data
 
-from stflow_graph.graph import PublishedGraph, SpatialGraph
+from stflow_graph.graph import STFlowGraph, SpatialGraph
 from stflow_graph.graph.neighbor_sum import sorted_edges
 from stflow_graph.nn.conv.frame_averaged import ATTENTIONS, FrameAveragedConv
 from stflow_graph.nn.edge_encoder import EncodedEdges, FrameEncoder, InvariantEncoder
@@ -22,7 +22,7 @@ def slide(n: int, channels: int, genes: int, attention: str, k: int = 4) -> Data
         y=torch.randn(n, genes, generator=generator).double(),
         pos=torch.rand(n, 2, generator=generator).double(),
     )
-    data = (PublishedGraph(k) if attention == "stflow" else SpatialGraph(k))(data)
+    data = (STFlowGraph(k) if attention == "stflow" else SpatialGraph(k))(data)
     data.edge_attr = data.edge_attr.double()
     data.edge_weight = torch.ones(data.num_edges) if attention == "stflow" else data.edge_weight
     data.edge_weight = data.edge_weight.double()
