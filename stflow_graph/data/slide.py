@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Slide:
-    """One slide, spots in the order of its embedding file.
+    """One slide, spots in the order of its embedding file; compared by identity, so hashable.
 
     Attributes:
         name: the slide's name, unique in its data set.
