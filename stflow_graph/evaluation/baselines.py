@@ -23,7 +23,7 @@ from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide, load_sample, load_slide
 from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.data.validation import split_validation
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import open_patches
 from stflow_graph.stats.metrics import neighbour_mean
@@ -74,7 +74,7 @@ class TrainingSide:
         known = {sample.id: sample for sample in self.dataset.samples()}
         absent = [name for name in self.slides if name not in known]
         if absent or not self.slides:
-            found = plain(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
+            found = unquoted(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
             raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
         places = self.embed_dataroot, self.encoder, self.genes, self.target, self.matching
         return [load_sample(known[name], *places) for name in self.slides]
@@ -322,6 +322,6 @@ def _rows(known: Sequence[str], wanted: Sequence[str], file: str | Path, field: 
     place = {barcode: i for i, barcode in enumerate(known)}
     absent = [barcode for barcode in wanted if barcode not in place]
     if absent:
-        found = plain(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
+        found = unquoted(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
         raise BadInput(file, field, found, "every predicted spot")
     return np.array([place[barcode] for barcode in wanted], dtype=np.int64)
