@@ -15,7 +15,7 @@ from stflow_graph.config import OPTIONS, Config, load_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder, create_encoder
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.evaluation.scores import Evaluation
 from stflow_graph.inference.predict import check_spots, pick_device
 from stflow_graph.inference.slide_model import SlideModel
@@ -187,14 +187,14 @@ def _config(
     names = [slide.name for slide in slides]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
-        found = plain(f"{twice[:3]} twice" if twice else "none")
+        found = unquoted(f"{twice[:3]} twice" if twice else "none")
         raise BadInput("train", "slides", found, "at least one, each once")
     first = slides[0]
     for slide in slides:
-        made = plain(f"{slide.width} channels of encoder {slide.encoder!r}")
+        made = unquoted(f"{slide.width} channels of encoder {slide.encoder!r}")
         if not slide.width:
             fix = "api.embed(slides), or Slide.from_anndata(adata, embeddings=...)"
-            raise BadInput(slide.file or slide.name, "embeddings", plain("none"), "some", fix)
+            raise BadInput(slide.file or slide.name, "embeddings", unquoted("none"), "some", fix)
         if (slide.width, slide.encoder) != (first.width, first.encoder):
             expected = f"{first.width} of {first.encoder!r} as of {first.name}"
             raise BadInput(slide.file or slide.name, "embeddings", made, expected)

@@ -10,19 +10,19 @@ from typing import TypeVar
 _SHOWN = 200
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a value as one safe line: repr (so no terminal escapes), cut at 200 characters."""
-    text = value if isinstance(value, _Plain) else repr(value)
+    text = value if isinstance(value, _Unquoted) else repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-class _Plain(str):
+class _Unquoted(str):
     """Text written by this package, shown without quotes."""
 
 
-def plain(text: str) -> str:
+def unquoted(text: str) -> str:
     """Mark text that this package wrote itself, so that a message shows it without quotes."""
-    return _Plain(text)
+    return _Unquoted(text)
 
 
 class StflowError(Exception):
@@ -37,7 +37,7 @@ class BadInput(StflowError):
     Args:
         file: the file or folder at fault.
         field: the key, column or property in it.
-        found: what was there; anything but :func:`plain` text is shown by ``repr``.
+        found: what was there; anything but :func:`unquoted` text is shown by ``repr``.
         expected: what should have been there.
         fix: what the user can do, a sentence.
     """
@@ -47,12 +47,12 @@ class BadInput(StflowError):
     def __init__(
         self, file: str | Path, field: str, found: object, expected: str, fix: str | None = None
     ) -> None:
-        message = f"{_path(file)}: {field}: found {shown(found)}, expected {expected}"
+        message = f"{_path(file)}: {field}: found {short_repr(found)}, expected {expected}"
         super().__init__(message + (f". Fix: {fix}" if fix else ""))
 
 
 @contextlib.contextmanager
-def refusing(file: str | Path, field: str, expected: str) -> Iterator[None]:
+def as_bad_input(file: str | Path, field: str, expected: str) -> Iterator[None]:
     """Turn what decoders raise for a broken file, which is nearly anything, into BadInput.
 
     Args:
@@ -71,7 +71,7 @@ def refusing(file: str | Path, field: str, expected: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise  # a disk's error, not the file's
-        found = plain(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        found = unquoted(f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise BadInput(file, field, found, expected) from None
 
 

@@ -8,8 +8,8 @@ from stflow_graph.errors import (
     SomeFailed,
     StorageFailed,
     attempt_each,
-    plain,
-    shown,
+    short_repr,
+    unquoted,
 )
 
 
@@ -19,8 +19,8 @@ def test_a_message_is_one_safe_line():
     assert text.isprintable()
     assert len(text) < 300
     assert text.endswith("expected names. Fix: rename it")
-    assert shown(plain("3 rows")) == "3 rows"
-    assert shown("3 rows") == "'3 rows'"
+    assert short_repr(unquoted("3 rows")) == "3 rows"
+    assert short_repr("3 rows") == "'3 rows'"
 
 
 def fail(error: Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import read_json, write_json
 
 
@@ -19,10 +19,10 @@ def read_gene_list(path: str | Path) -> list[str]:
     if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
         raise BadInput(path, "genes", type(genes).__name__, "a list of gene names")
     if not genes:
-        raise BadInput(path, "genes", plain("0 genes"), "at least one gene")
+        raise BadInput(path, "genes", unquoted("0 genes"), "at least one gene")
     if len(set(genes)) < len(genes):
         twice = sorted({gene for gene in genes if genes.count(gene) > 1})
-        raise BadInput(path, "genes", plain(f"duplicates such as {twice[:3]}"), "each gene once")
+        raise BadInput(path, "genes", unquoted(f"duplicates such as {twice[:3]}"), "each gene once")
     return genes
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.io.hdf5 import open_h5
 
@@ -69,7 +69,7 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
     cells = zip(*(table[name] for name in columns), strict=True)
     for slide, group in zip(table[slides], map(_joined, cells), strict=True):
         if groups.setdefault(slide, group) != group:
-            found = plain(f"{groups[slide]!r} and {group!r}")
+            found = unquoted(f"{groups[slide]!r} and {group!r}")
             raise BadInput(path, f"{'/'.join(columns)} of {slide}", found, "one for each slide")
     return groups
 
@@ -102,7 +102,7 @@ def _stored(file: h5py.File, column: str, path: str | Path) -> str:
     values = pd.Series(np.asarray(_element(file[place], path), dtype=object).reshape(-1)).dropna()
     found = sorted({str(value).strip() for value in values} - {""})
     if len(found) > 1:
-        text = plain(f"{len(found)} values, such as {found[:3]}")
+        text = unquoted(f"{len(found)} values, such as {found[:3]}")
         raise BadInput(path, place, text, "one value for all spots of the slide")
     return found[0] if found else ""
 
@@ -132,4 +132,4 @@ def count_spots(path: str | Path) -> int:
             index = obs.get(str(obs.attrs.get("_index", "_index")))
             if isinstance(index, h5py.Dataset) and index.ndim == 1:
                 return len(index)
-        raise BadInput(path, "obs", plain("no table of spots"), "an .h5ad with obs")
+        raise BadInput(path, "obs", unquoted("no table of spots"), "an .h5ad with obs")

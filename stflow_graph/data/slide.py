@@ -14,7 +14,7 @@ import numpy as np
 from stflow_graph.data.normalise import to_target
 from stflow_graph.data.places import patch_centres, to_centres
 from stflow_graph.data.splits import Sample, find_embedding
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.expression import (
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Slide:
-    """One slide, spots in the order of its embedding file.
+    """One slide, spots in the order of its embedding file; compared by identity, so hashable.
 
     Attributes:
         name: the slide's name, unique in its data set.
@@ -134,7 +134,7 @@ class Slide:
         check_unique(barcodes, origin, "obs_names")
         coords = spatial(adata, origin)
         if coords is None or not barcodes:
-            found = list(adata.obsm) if barcodes else plain("0 spots")
+            found = list(adata.obsm) if barcodes else unquoted("0 spots")
             raise BadInput(origin, "obsm", found, "'spatial' of at least one spot")
         if isinstance(embeddings, str):
             if embeddings not in adata.obsm:
@@ -199,7 +199,7 @@ class Slide:
             BadInput: no counts, counts that are not raw, or genes that are absent.
         """
         if self.adata is None:
-            found = plain("no counts")
+            found = unquoted("no counts")
             raise BadInput(self.file or self.name, "adata", found, "raw counts of the spots")
         counts = expression_of(self.adata, self.file or self.name, genes, matching=matching)
         if counts.matched:
@@ -332,8 +332,8 @@ def _hest_folder(root: Path, name: str) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise BadInput(root, "slide", plain(f"no {parts[0]}"), f"files of slide {name}")
-    shown = plain(f"{name} in {[folder.name for folder in found[:3]]}")
+        raise BadInput(root, "slide", unquoted(f"no {parts[0]}"), f"files of slide {name}")
+    shown = unquoted(f"{name} in {[folder.name for folder in found[:3]]}")
     raise BadInput(root, "slide", shown, "one slide", "give the data set's folder as the root")
 
 
@@ -362,11 +362,11 @@ def _name_of(adata: AnnData) -> str:
 
 def _checked_embeddings(x: np.ndarray, n: int, origin: str) -> np.ndarray:
     if x.ndim != 2 or len(x) != n or x.shape[1] == 0 or x.dtype.kind not in "fiu":
-        raise BadInput(origin, "embeddings", plain(f"{x.shape} {x.dtype}"), f"({n}, F) numbers")
+        raise BadInput(origin, "embeddings", unquoted(f"{x.shape} {x.dtype}"), f"({n}, F) numbers")
     x = x.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
-        found = plain(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
+        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
         raise BadInput(origin, "embeddings", found, "finite numbers")
     return x
 
@@ -429,7 +429,7 @@ def check_one_width(slides: Sequence[Slide], embed_root: str | Path) -> None:
     """
     widths = {slide.x.shape[1] for slide in slides}
     if len(widths) > 1:
-        found = plain(f"widths {sorted(widths)}")
+        found = unquoted(f"widths {sorted(widths)}")
         raise BadInput(embed_root, "embeddings", found, "one width")
 
 
@@ -445,7 +445,7 @@ def match_barcodes(
     rows = np.array([i for i, b in enumerate(left) if b in place], dtype=np.int64)
     if 2 * len(rows) < min(len(left), len(right)):
         missing = [b for b in left if b not in place]
-        found = plain(
+        found = unquoted(
             f"{len(rows)} of {len(left)} barcodes in {Path(right_file).name}; "
             f"not there: {missing[:3]}, there: {list(right[:3])}"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stflow_graph.data.patients import PATIENT, find_table, read_groups
 from stflow_graph.encoders.catalogue import spellings
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import atomic_folder, check_name
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.io.hdf5 import check_unique
@@ -87,7 +87,9 @@ class Dataset:
             if (match := re.fullmatch(r"train_(\d+)\.csv", file.name))
         )
         if not numbers:
-            raise BadInput(folder, "splits", plain("no train_<i>.csv"), "train_0.csv, test_0.csv")
+            raise BadInput(
+                folder, "splits", unquoted("no train_<i>.csv"), "train_0.csv, test_0.csv"
+            )
         table = find_table(self.path)
         patients = {} if table is None else read_groups(table)
         return [self._fold(number, patients) for number in numbers]
@@ -118,7 +120,7 @@ class Dataset:
                 raise BadInput(
                     self.path / "splits" / f"test_{fold.index}.csv",
                     PATIENT,
-                    plain(f"{fold.shared_patients[:3]} also in train_{fold.index}.csv"),
+                    unquoted(f"{fold.shared_patients[:3]} also in train_{fold.index}.csv"),
                     "patients on one side only",
                     "make folds with `stflow-graph split`, or give --allow-patient-overlap",
                 )
@@ -134,7 +136,7 @@ class Dataset:
             raise BadInput(
                 self.path / "splits" / f"test_{number}.csv",
                 "sample_id",
-                plain(f"{sorted(both)[:3]} also in train_{number}.csv"),
+                unquoted(f"{sorted(both)[:3]} also in train_{number}.csv"),
                 "slides on one side only",
             )
         return Fold(number, sides["train"], sides["test"])
@@ -145,7 +147,7 @@ class Dataset:
             raise BadInput(file, "columns", list(table), ", ".join(_COLUMNS))
         ids, patches, expressions = (table[name] for name in _COLUMNS)
         if not ids or not all((*ids, *patches, *expressions)):
-            raise BadInput(file, "rows", plain("none or empty cells"), "one slide a row")
+            raise BadInput(file, "rows", unquoted("none or empty cells"), "one slide a row")
         check_unique(ids, file, "sample_id")
         own = table.get(PATIENT, [""] * len(ids))
         return [
@@ -211,7 +213,7 @@ def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise BadInput(root, "root", plain("no folder"), "a HEST-bench root or data set folder")
+        raise BadInput(root, "root", unquoted("no folder"), "a HEST-bench root or data set folder")
     if (root / "splits").is_dir():
         found = [Dataset(root.resolve().name, root)]
         if names and list(names) != [found[0].name]:
@@ -219,7 +221,9 @@ def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
         return found
     found = [Dataset(d.name, d) for d in sorted(root.iterdir()) if (d / "splits").is_dir()]
     if not found:
-        raise BadInput(root, "root", plain("no data set"), "folders with splits/, patches/, adata/")
+        raise BadInput(
+            root, "root", unquoted("no data set"), "folders with splits/, patches/, adata/"
+        )
     known = {d.name: d for d in found}
     absent = [name for name in names if name not in known]
     if absent:
@@ -258,5 +262,5 @@ def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) ->
     if found is None:
         first = embedding_path(root, dataset, encoder, sample)
         fix = f"run `stflow-graph embed` with --encoder {encoder}"
-        raise BadInput(first, "file", plain("no file"), f"embeddings of slide {sample}", fix)
+        raise BadInput(first, "file", unquoted("no file"), f"embeddings of slide {sample}", fix)
     return found

@@ -25,7 +25,7 @@ from torch import nn
 from stflow_graph.encoders.catalogue import ENCODERS, canonical_name
 from stflow_graph.encoders.encoder import Encoder
 from stflow_graph.encoders.weights import hash_weights
-from stflow_graph.errors import BadConfig, StflowError, plain, shown
+from stflow_graph.errors import BadConfig, StflowError, short_repr, unquoted
 from stflow_graph.resolve import resolve
 
 _FORM = "an Encoder, or (network, transform, width)"
@@ -50,7 +50,7 @@ def custom_encoder(name: str, weights: Path | None = None) -> Encoder:
     except StflowError:
         raise
     except Exception as error:
-        text = shown(plain(" ".join(f"{type(error).__name__}: {error}".split())))
+        text = short_repr(unquoted(" ".join(f"{type(error).__name__}: {error}".split())))
         raise BadConfig(f"encoder {name!r}: its factory failed: {text}") from error
     encoder = made if isinstance(made, Encoder) else _of_parts(name, made)
     if canonical_name(encoder.name) in ENCODERS:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stflow_graph.encoders.entry import EncoderEntry
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,9 @@ def find_weights(entry: EncoderEntry, root: str | Path | None = None) -> Found |
     """
     if root is not None:
         if not Path(root).is_dir():
-            raise BadInput(root, "weights root", plain("no folder"), "a folder of <encoder>/<file>")
+            raise BadInput(
+                root, "weights root", unquoted("no folder"), "a folder of <encoder>/<file>"
+            )
         for folder in (entry.name, *entry.aliases):
             for file in entry.files:
                 path = Path(root) / folder / file

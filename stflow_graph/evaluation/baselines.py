@@ -7,6 +7,7 @@ the embeddings, only the first sees expression. A further one is a line in :func
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide, load_sample, load_slide
 from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.data.validation import split_validation
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import open_patches
 from stflow_graph.stats.metrics import neighbour_mean
-from stflow_graph.stats.ridge import ALPHAS, RidgePath, held_out_scores
+from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
 
 Predictor = Callable[[Slide], np.ndarray]
 
@@ -73,7 +74,7 @@ class TrainingSide:
         known = {sample.id: sample for sample in self.dataset.samples()}
         absent = [name for name in self.slides if name not in known]
         if absent or not self.slides:
-            found = plain(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
+            found = unquoted(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
             raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
         places = self.embed_dataroot, self.encoder, self.genes, self.target, self.matching
         return [load_sample(known[name], *places) for name in self.slides]
@@ -233,24 +234,30 @@ def fit_tuned_ridge(
             linear model of what a graph denoiser's first layer sees.
         seed: of the split, where there are only one or two slides.
     """
-    made: dict[int, tuple[Slide, np.ndarray]] = {}  # every split asks for them again
+    features = functools.cache(lambda slide: _features(slide, hops))  # every split reads them
 
-    def features(slide: Slide) -> np.ndarray:
-        if id(slide) not in made:  # the slide is kept, so that its id stays its own
-            made[id(slide)] = slide, _features(slide, hops)
-        return made[id(slide)][1]
+    def path(slides: Sequence[Slide]) -> RidgePath:
+        return RidgePath.fit([features(s) for s in slides], [s.truth for s in slides])
 
-    finishes = [lambda slide, found, n=n: _smooth(found, slide.coords, n) for n in _SMOOTHINGS]
+    def held_out(slide: Slide) -> HeldOutPart:
+        finishes = [
+            functools.partial(_smooth, coords=slide.coords, n_neighbors=n) for n in _SMOOTHINGS
+        ]
+        return HeldOutPart(features(slide), slide.truth, finishes)
+
     scores = np.full((len(ALPHAS), len(_SMOOTHINGS)), np.nan)
     if len(train) >= 3 or min(map(len, train)) >= _FEWEST_SPOTS:
         splits = split_validation(train, seed, max(2, len(train)))
-        scores = held_out_scores(splits, features, finishes)
+        parts = [[held_out(slide) for slide in validate] for _, validate in splits]
+        scores = held_out_scores((path(learn) for learn, _ in splits), parts)
     # slides too small or too even to score: the middle of the grid
     best = np.nanargmax(scores) if np.isfinite(scores).any() else scores.size // 2
     i, j = np.unravel_index(best, scores.shape)
-    weights = RidgePath.fit(train, features).weights(ALPHAS[i])
+    weights = path(train).weights(ALPHAS[i])
     level = np.mean([_expression(slide).mean(axis=0) for slide in train], axis=0)
-    return lambda slide: level + finishes[j](slide, _features(slide, hops) @ weights)
+    return lambda slide: (
+        level + _smooth(_features(slide, hops) @ weights, slide.coords, _SMOOTHINGS[j])
+    )
 
 
 def _features(slide: Slide, hops: Sequence[int]) -> np.ndarray:
@@ -315,6 +322,6 @@ def _rows(known: Sequence[str], wanted: Sequence[str], file: str | Path, field: 
     place = {barcode: i for i, barcode in enumerate(known)}
     absent = [barcode for barcode in wanted if barcode not in place]
     if absent:
-        found = plain(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
+        found = unquoted(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
         raise BadInput(file, field, found, "every predicted spot")
     return np.array([place[barcode] for barcode in wanted], dtype=np.int64)

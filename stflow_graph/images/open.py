@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from stflow_graph.errors import BadInput, plain, refusing
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader, on_white
 from stflow_graph.images.scale import scale_of_tiff
 from stflow_graph.images.tiled_tiff import ORIENTATION, RGB_FIX, UPRIGHT_FIX, TiledTiff
@@ -51,7 +51,7 @@ def open_image(path: str | Path) -> Iterator[ImageReader]:
         reader: ImageReader | None = None
         um_per_px = None
         if is_tiff:
-            with refusing(path, "content", "a whole TIFF"):
+            with as_bad_input(path, "content", "a whole TIFF"):
                 tiff = stack.enter_context(tifffile.TiffFile(path))
                 if tiff.series[0].levels[0].keyframe.is_tiled:
                     reader = TiledTiff(path, tiff)
@@ -74,7 +74,7 @@ class _DecodedImage(ImageReader):
 @contextlib.contextmanager
 def _pillow(path: Path) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as stack:
-        with refusing(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
+        with as_bad_input(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
             with _without_pillows_limit():
                 image = stack.enter_context(Image.open(path, formats=_FORMATS))
             _check_pillow(path, image)
@@ -95,14 +95,14 @@ def _without_pillows_limit() -> Iterator[None]:
 def _check_pillow(path: Path, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_DECODED_PIXELS:
-        found = plain(f"{width} x {height} = {width * height:,} pixels")
+        found = unquoted(f"{width} x {height} = {width * height:,} pixels")
         fix = "save it as a tiled TIFF, which is read window by window"
         raise BadInput(path, "size", found, f"at most {MAX_DECODED_PIXELS:,}", fix)
     # Pillow opens 16-bit colour as mode RGB and keeps the high bytes; only the raw mode shows it
     deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     if deep or image.mode not in ("RGB", "RGBA", "P"):
         mode = f"16 bits a channel (mode {image.mode})" if deep else f"mode {image.mode}"
-        raise BadInput(path, "colours", plain(mode), "8-bit RGB or RGBA", RGB_FIX)
+        raise BadInput(path, "colours", unquoted(mode), "8-bit RGB or RGBA", RGB_FIX)
     orientation = image.getexif().get(ORIENTATION, 1)
     if orientation != 1:
         raise BadInput(path, "orientation tag", orientation, "1, upright", UPRIGHT_FIX)

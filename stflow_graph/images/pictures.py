@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 
 LONGEST_EDGE = 2000
@@ -48,7 +48,7 @@ class Picture:
         outside = ((coords < 0) | (coords > np.array(self.size))).any(axis=1)
         if outside.any():
             low, high = coords.min(axis=0).round(), coords.max(axis=0).round()
-            found = plain(
+            found = unquoted(
                 f"{self.size[0]} x {self.size[1]} px, {outside.sum()} of {len(coords)} spots "
                 f"outside (x {low[0]:.0f} to {high[0]:.0f}, y {low[1]:.0f} to {high[1]:.0f})"
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tifffile
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 
 # what microscopes give; a resolution of 72 or 300 dpi is a printer's
 _LEAST, _MOST = 0.05, 20.0
@@ -115,7 +115,7 @@ def _number(text: str | None) -> float | None:
 def _square(path: Path, sizes: _Sizes) -> float | None:
     plausible = [size for size in sizes if size is not None and _LEAST <= size <= _MOST]
     if len(plausible) == 2 and abs(plausible[0] / plausible[1] - 1) > _ISOTROPIC:
-        found = plain(f"{plausible[0]:g} x {plausible[1]:g} µm")
+        found = unquoted(f"{plausible[0]:g} x {plausible[1]:g} µm")
         fix = "resample the image to square pixels"
         raise BadInput(path, "pixel size", found, "as wide as high", fix)
     return plausible[0] if plausible and sizes[0] == plausible[0] else None

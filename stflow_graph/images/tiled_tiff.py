@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from stflow_graph.errors import BadInput, MissingDependency, plain, refusing
+from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader, on_white, usable_levels
 from stflow_graph.images.scale import scale_of_tiff
 
@@ -40,7 +40,7 @@ class TiledTiff(ImageReader):
         self._read(0, 0, 0, 1, 1)  # a compression that is not supported shows here, not mid-way
 
     def _read(self, level: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        with refusing(self.path, f"tiles around ({x0}, {y0})", "tiles that can be decoded"):
+        with as_bad_input(self.path, f"tiles around ({x0}, {y0})", "tiles that can be decoded"):
             try:
                 window = np.asarray(self._pixels[level][y0:y1, x0:x1])
             except ValueError as error:
@@ -56,13 +56,13 @@ class TiledTiff(ImageReader):
 def _check_level(path: Path, level: Any) -> None:
     page = level.keyframe
     if not _is_rgb(level):
-        found = plain(f"{page.photometric!r}, axes {level.axes} {level.shape}, {level.dtype}")
+        found = unquoted(f"{page.photometric!r}, axes {level.axes} {level.shape}, {level.dtype}")
         raise BadInput(path, "colours", found, "8-bit RGB or RGBA (axes YXS)", RGB_FIX)
     orientation = page.tags.valueof(ORIENTATION, default=1)
     if orientation != 1:
         raise BadInput(path, "orientation tag", int(orientation), "1, upright", UPRIGHT_FIX)
     if page.tilewidth * page.tilelength > _LARGEST_TILE**2:
-        found = plain(f"{page.tilewidth} x {page.tilelength} px")
+        found = unquoted(f"{page.tilewidth} x {page.tilelength} px")
         raise BadInput(path, "tile", found, f"at most {_LARGEST_TILE} x {_LARGEST_TILE} px")
 
 
@@ -84,5 +84,5 @@ def _check_whole(path: Path, page: Any) -> None:
     stored = path.stat().st_size
     end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
     if end > stored:
-        found = plain(f"truncated: {stored:,} of at least {end:,} bytes")
+        found = unquoted(f"truncated: {stored:,} of at least {end:,} bytes")
         raise BadInput(path, "content", found, "all tiles", "copy it again")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stflow_graph.errors import MissingDependency, refusing
+from stflow_graph.errors import MissingDependency, as_bad_input
 from stflow_graph.images.reader import ImageReader, on_white, usable_levels
 from stflow_graph.images.scale import scale_of_openslide
 
@@ -42,7 +42,7 @@ class WholeSlide(ImageReader):
         stored = self._levels[level]
         step = self._slide.level_downsamples[stored]  # OpenSlide's own, by which it finds pixels
         corner = (round(x0 * step), round(y0 * step))
-        with refusing(self.path, f"region at {corner}", "a region that can be decoded"):
+        with as_bad_input(self.path, f"region at {corner}", "a region that can be decoded"):
             return on_white(self._slide.read_region(corner, stored, (x1 - x0, y1 - y0)))
 
 
@@ -60,7 +60,7 @@ def needs_openslide(path: Path) -> bool:
             f"{path}: {path.suffix} slides are read by OpenSlide. "
             "Fix: pip install 'stflow-graph[wsi]', or convert the slide to a tiled TIFF"
         )
-    with refusing(path, "content", "an image"):
+    with as_bad_input(path, "content", "an image"):
         return openslide.OpenSlide.detect_format(path) not in _PLAIN_TIFF
 
 
@@ -74,7 +74,7 @@ def open_whole_slide(path: Path) -> Iterator[WholeSlide]:
     openslide = _openslide()
     assert openslide is not None
     with contextlib.ExitStack() as stack:
-        with refusing(path, "content", "a whole slide that OpenSlide can read"):
+        with as_bad_input(path, "content", "a whole slide that OpenSlide can read"):
             slide = stack.enter_context(openslide.OpenSlide(path))
         yield WholeSlide(path, slide)
 

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.flow.noise import spot_keys, spot_uniform
 from stflow_graph.flow.sampler import Denoiser, n_slides
 from stflow_graph.models.build import build_graph, build_prior, build_sampler
@@ -46,7 +46,7 @@ def check_spots(n_spots: int, n_neighbors: int, file: str | Path) -> None:
     if n_spots <= n_neighbors:
         expected = f"more than the {n_neighbors} neighbours of each spot"
         fix = "lower --n-neighbors (graph.n_neighbors) or leave the slide out"
-        raise BadInput(file, "spots", plain(f"{n_spots} spots"), expected, fix)
+        raise BadInput(file, "spots", unquoted(f"{n_spots} spots"), expected, fix)
 
 
 def slide_data(slide: Slide, config: Config, normalisation: Normalisation) -> Data:

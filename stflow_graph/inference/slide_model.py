@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stflow_graph.data.slide import Slide
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.inference.predict import pick_device
 from stflow_graph.io.predictions import prediction_anndata
 from stflow_graph.io.pretrained import HubOptions, PushOptions, fetch, push
@@ -61,7 +61,7 @@ class SlideModel:
         folder = fetch(path_or_repo, **options)
         found = find_checkpoints(folder)
         if len(found) > 1:
-            raise BadInput(folder, "model", plain(f"{len(found)} folds"), f"one, as {found[0]}")
+            raise BadInput(folder, "model", unquoted(f"{len(found)} folds"), f"one, as {found[0]}")
         return cls(load_checkpoint(found[0]))
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:

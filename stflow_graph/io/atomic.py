@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.errors import BadInput, StorageFailed, plain
+from stflow_graph.errors import BadInput, StorageFailed, unquoted
 
 _STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -180,7 +180,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
 def listed(folder: Path) -> str:
     """Return some names of what a folder holds, for messages."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return plain(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
+    return unquoted(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
 
 
 def check_file(path: str | Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, MissingDependency, plain
+from stflow_graph.errors import BadInput, MissingDependency, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.io.hdf5 import check_unique
 
@@ -118,7 +118,7 @@ def numbers(cells: Column, path: str | Path, field: str) -> np.ndarray:
     try:
         return np.array(cells, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise BadInput(path, field, plain(str(error)), "numbers") from None
+        raise BadInput(path, field, unquoted(str(error)), "numbers") from None
 
 
 def whole_numbers(cells: Column, path: str | Path, field: str) -> np.ndarray:
@@ -164,11 +164,11 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
                 if len(row) < len(header) and short_rows:
                     row += [""] * (len(header) - len(row))
                 if len(row) != len(header):
-                    cells = plain(f"{len(row)} cells in the row of {row[0][:40]!r}")
+                    cells = unquoted(f"{len(row)} cells in the row of {row[0][:40]!r}")
                     raise BadInput(path, "rows", cells, f"{len(header)}, as in the first row")
                 yield row
             if header is None:
-                raise BadInput(path, "content", plain("an empty file"), "a table")
+                raise BadInput(path, "content", unquoted("an empty file"), "a table")
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         kind = f"a table of cells separated by {separator!r}"
         raise BadInput(path, "content", f"{type(error).__name__}: {error}", kind) from None

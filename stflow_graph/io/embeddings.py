@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.grid_features import coords_files, encoder_of, read_grid_patches
 from stflow_graph.io.hdf5 import (
@@ -96,7 +96,7 @@ class EmbeddingFile:
             bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
             if len(bad):
                 first = (bad[:3] + start).tolist()
-                found = plain(f"{len(bad)} of {len(self)} rows not finite, first rows {first}")
+                found = unquoted(f"{len(bad)} of {len(self)} rows not finite, first rows {first}")
                 raise BadInput(self.path, self.field, found, "finite numbers")
             yield rows, x
 
@@ -169,7 +169,7 @@ def _open_tensor(path: Path) -> Iterator[EmbeddingFile]:
     places = coords_files(path)
     if not places:
         fix = f"put {path.stem}.h5 of the patching beside it, in ../h5_files or in ../patches"
-        raise BadInput(path, "coords", plain("none"), "an .h5 file with the places", fix)
+        raise BadInput(path, "coords", unquoted("none"), "an .h5 file with the places", fix)
     with open_h5(places[0]) as file:
         yield _of_grid(path, data, dataset(file, ["coords"]), {})
 
@@ -196,9 +196,9 @@ def _check_numbers(
     if data.dtype.kind not in "fiu":
         raise BadInput(path, field, str(data.dtype), "real numbers")
     if n == 0:
-        raise BadInput(path, f"{item}s", plain("0 spots"), "at least one spot")
+        raise BadInput(path, f"{item}s", unquoted("0 spots"), "at least one spot")
     if len(data) != n:
-        raise BadInput(path, field, plain(f"{len(data)} rows"), f"{n}, one per {item}")
+        raise BadInput(path, field, unquoted(f"{len(data)} rows"), f"{n}, one per {item}")
 
 
 def read_embeddings(path: str | Path) -> Embeddings:

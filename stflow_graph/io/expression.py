@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.gene_names import (
     DEFAULT_MATCHING,
@@ -105,7 +105,7 @@ def expression_of(
     barcodes, names = list(adata.obs_names), [str(name) for name in adata.var_names]
     check_unique(barcodes, path, "obs_names")
     if not barcodes:
-        raise BadInput(path, "obs_names", plain("0 spots"), "at least one spot")
+        raise BadInput(path, "obs_names", unquoted("0 spots"), "at least one spot")
     counts = _checked_counts(adata.X, path)
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
     wanted = list(dict.fromkeys(names)) if genes is None else list(genes)
@@ -140,7 +140,7 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
 
     with open_h5(path) as file:
         if "obs" not in file or "var" not in file or "X" not in file:
-            keys = plain("keys " + ", ".join(map(repr, file)))
+            keys = unquoted("keys " + ", ".join(map(repr, file)))
             raise BadInput(path, "content", keys, "an .h5ad with X, obs and var")
     try:
         with warnings.catch_warnings():
@@ -187,7 +187,9 @@ def check_raw(values: np.ndarray, path: str | Path, field: str, fix: str | None 
         (values != np.rint(values), "not whole"),
     ):
         if wrong.any():
-            found = plain(f"{int(wrong.sum())} values {what}, such as {values[wrong][:3].tolist()}")
+            found = unquoted(
+                f"{int(wrong.sum())} values {what}, such as {values[wrong][:3].tolist()}"
+            )
             raise BadInput(path, field, found, "raw counts", fix)
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, without_version
@@ -42,7 +42,7 @@ def read_gene_aliases(path: str | Path) -> dict[str, str]:
     is_gtf = path.name.lower().removesuffix(".gz").endswith((".gtf", ".gff", ".gff3"))
     pairs = list(_annotated(path) if is_gtf else _tabulated(path))
     if not pairs:
-        raise BadInput(path, "rows", plain("0 genes"), "genes and their other names")
+        raise BadInput(path, "rows", unquoted("0 genes"), "genes and their other names")
     means = {gene: gene for gene, _ in pairs}
     several = set()
     for gene, alias in pairs:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 
 Duplicates = Literal["refuse", "sum", "first"]
 DUPLICATES: tuple[Duplicates, ...] = ("refuse", "sum", "first")
@@ -104,7 +104,7 @@ def match_genes(
             says how many, names some, and what kind of names each side has.
     """
     if not names:
-        raise BadInput(path, "var_names", plain("0 genes"), "at least one gene")
+        raise BadInput(path, "var_names", unquoted("0 genes"), "at least one gene")
     search = _Search(wanted, [names, *other_names], matching.duplicates)
     others = search.lists[1:]
     search.go(_same, search.lists[:1], "by name", repeats=True)
@@ -117,7 +117,7 @@ def match_genes(
     search.go(lambda name: without_version(name).casefold(), search.lists, "in another case")
     if search.repeated:
         shown = search.repeated[:_SHOWN]
-        found = plain(f"{len(search.repeated)} duplicates among the genes asked for: {shown}")
+        found = unquoted(f"{len(search.repeated)} duplicates among the genes asked for: {shown}")
         fix = "give --duplicate-genes sum or first, or remove them from the file"
         raise BadInput(path, "var_names", found, "each gene once", fix)
     if len(search.found) < least_share * len(wanted) or not search.found:
@@ -219,4 +219,4 @@ def _too_few(
         fix = "choose genes that every slide has, with `stflow-graph genes`"
     if not has_aliases:
         fix += ", or give a table of names, such as HGNC's or a GTF, with --gene-aliases"
-    return BadInput(path, "var_names", plain(text), "every gene of the gene list", fix)
+    return BadInput(path, "var_names", unquoted(text), "every gene of the gene list", fix)

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.hdf5 import check_coords, check_unique, dataset, open_h5
 
 # names of TRIDENT and CLAM that differ from ours; what is in neither is compared by width alone
@@ -97,7 +97,7 @@ def read_grid_patches(path: str | Path, coords: h5py.Dataset, n: int) -> GridPat
             size,
         )
     elif step < _CLOSEST * size * (1 - _overlap(attrs)):
-        found = plain(f"patches {step:g} px apart, though {size:g} px wide")
+        found = unquoted(f"patches {step:g} px apart, though {size:g} px wide")
         raise BadInput(path, "coords", found, "level-0 pixels, as for patch_size_level0")
     known: dict[str, Any] = {"convention": "centre", "patch_size_level0": size}
     if attrs.get("level0_magnification", 0) > 0:
@@ -176,5 +176,7 @@ def _check_inside(path: str | Path, corners: np.ndarray, attrs: Mapping[str, flo
     size = np.array([attrs["level0_width"], attrs["level0_height"]])
     outside = int((corners >= size).any(axis=1).sum())
     if outside:
-        found = plain(f"{outside} of {len(corners)} corners beyond {size[0]:.0f} x {size[1]:.0f}")
+        found = unquoted(
+            f"{outside} of {len(corners)} corners beyond {size[0]:.0f} x {size[1]:.0f}"
+        )
         raise BadInput(path, "coords", found, "level-0 pixels inside the slide")

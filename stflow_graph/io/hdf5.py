@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_file
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -44,12 +44,12 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except BlockingIOError:
-        raise BadInput(path, "file", plain("a lock"), "a file that nobody is writing") from None
+        raise BadInput(path, "file", unquoted("a lock"), "a file that nobody is writing") from None
     except OSError as error:
         text = str(error)
         if "truncated" in text:
             fix = "copy it again or run the command that made it again"
-            raise BadInput(path, "content", plain(_truncation(text)), "all bytes", fix) from None
+            raise BadInput(path, "content", unquoted(_truncation(text)), "all bytes", fix) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
         try:
@@ -81,10 +81,10 @@ def _check_contents(path: Path, file: h5py.File) -> None:
             count += 1
             full = f"{prefix}/{name}"
             if count > 100_000 or full.count("/") > 64:
-                raise BadInput(path, "groups", plain("too many or too deep"), "at most 100,000")
+                raise BadInput(path, "groups", unquoted("too many or too deep"), "at most 100,000")
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
-                raise BadInput(path, full, plain(type(link).__name__), "data inside the file")
+                raise BadInput(path, full, unquoted(type(link).__name__), "data inside the file")
             item = group[name]
             if isinstance(item, h5py.Group):
                 if item.id.__hash__() not in seen:
@@ -92,17 +92,22 @@ def _check_contents(path: Path, file: h5py.File) -> None:
                     pending.append((full, item))
             elif isinstance(item, h5py.Dataset):
                 if item.is_virtual or item.external:
-                    raise BadInput(path, full, plain("data stored elsewhere"), "data in the file")
+                    raise BadInput(
+                        path, full, unquoted("data stored elsewhere"), "data in the file"
+                    )
                 declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
     if declared > _SMALL + _LARGEST_RATIO * stored_size:
         raise BadInput(
-            path, "size", plain(f"{declared:,} bytes declared, {stored_size:,} stored"), "real data"
+            path,
+            "size",
+            unquoted(f"{declared:,} bytes declared, {stored_size:,} stored"),
+            "real data",
         )
     if str(file.attrs.get("format", "")).startswith("stflow_graph") and not file.attrs.get(
         "complete", 0
     ):
         fix = "run the command that made it again"
-        raise BadInput(path, "complete", plain("no mark"), "a completed write", fix)
+        raise BadInput(path, "complete", unquoted("no mark"), "a completed write", fix)
 
 
 def dataset(group: h5py.Group, names: Sequence[str], field: str | None = None) -> h5py.Dataset:
@@ -114,7 +119,7 @@ def dataset(group: h5py.Group, names: Sequence[str], field: str | None = None) -
     for name in names:
         if isinstance(group.get(name), h5py.Dataset):
             return group[name]
-    keys = plain("keys " + ", ".join(sorted(map(repr, group))[:20]) if len(group) else "no keys")
+    keys = unquoted("keys " + ", ".join(sorted(map(repr, group))[:20]) if len(group) else "no keys")
     expected = " or ".join(repr(name) for name in names)
     prefix = "" if isinstance(group, h5py.File) else f"{group.name[1:]}/"
     raise BadInput(group.file.filename, field or prefix + names[0], keys, expected)
@@ -134,7 +139,7 @@ def read_strings(data: h5py.Dataset) -> list[str]:
     try:
         return [v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in values]
     except UnicodeDecodeError:
-        raise BadInput(data.file.filename, data.name, plain("bytes"), "UTF-8 text") from None
+        raise BadInput(data.file.filename, data.name, unquoted("bytes"), "UTF-8 text") from None
 
 
 def as_bytes(values: Sequence[str]) -> np.ndarray:
@@ -154,7 +159,7 @@ def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
         return
     seen: set[str] = set()
     twice = [v for v in values if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
-    raise BadInput(path, field, plain(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
+    raise BadInput(path, field, unquoted(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
 
 
 def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
@@ -166,12 +171,12 @@ def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise BadInput(path, field, coords.shape, f"({n}, 2)")
     if len(coords) != n:
-        raise BadInput(path, field, plain(f"{len(coords)} rows"), f"{n} rows, one per barcode")
+        raise BadInput(path, field, unquoted(f"{len(coords)} rows"), f"{n} rows, one per barcode")
     if coords.dtype.kind not in "iuf":
         raise BadInput(path, field, str(coords.dtype), "numbers")
     coords = coords.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
     if len(bad):
-        found = plain(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
+        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
         raise BadInput(path, field, found, "finite coordinates")
     return coords

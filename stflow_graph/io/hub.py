@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from stflow_graph.errors import BadConfig, BadInput, StflowError, StorageFailed, plain
+from stflow_graph.errors import BadConfig, BadInput, StflowError, StorageFailed, unquoted
 from stflow_graph.io.atomic import as_storage_error, check_file, replace_synced
 
 Kind = Literal["dataset", "model"]
@@ -267,5 +267,5 @@ def read_token(path: str | Path) -> str:
     except UnicodeDecodeError:
         token = ""
     if not token or len(token.split()) > 1:
-        raise BadInput(path, "content", plain("not a token"), "one line, such as hf_...")
+        raise BadInput(path, "content", unquoted("not a token"), "one line, such as hf_...")
     return token

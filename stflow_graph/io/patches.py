@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.hdf5 import (
     as_bytes,
@@ -68,10 +68,10 @@ def open_patches(path: str | Path) -> Iterator[PatchFile]:
         if images.dtype != np.uint8:
             raise BadInput(path, "img", str(images.dtype), "uint8")
         if len(barcodes) == 0:
-            raise BadInput(path, "barcode", plain("0 spots"), "at least one spot")
+            raise BadInput(path, "barcode", unquoted("0 spots"), "at least one spot")
         if len(images) != len(barcodes):
             raise BadInput(
-                path, "img", plain(f"{len(images)} images"), f"{len(barcodes)}, one per barcode"
+                path, "img", unquoted(f"{len(images)} images"), f"{len(barcodes)}, one per barcode"
             )
         check_unique(barcodes, path, "barcode")
         positions = dataset(file, ["coords"])

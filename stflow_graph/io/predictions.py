@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
 from stflow_graph.io.hdf5 import check_unique, open_h5
@@ -264,7 +264,7 @@ def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, A
     except (TypeError, ValueError, AttributeError):
         pass
     known = ", ".join(map(repr, keys))
-    found = plain(f"keys {known}" if known else "nothing")
+    found = unquoted(f"keys {known}" if known else "nothing")
     fix = "give a file that `stflow-graph sample` wrote"
     raise BadInput(path, "uns", found, f"{KEY!r} with its provenance", fix)
 
@@ -296,7 +296,7 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     check_unique(genes, path, "var_names")
     mean = np.asarray(adata.X, dtype=np.float32)
     if not np.isfinite(mean).all():
-        raise BadInput(path, "X", plain("values not finite"), "finite predictions")
+        raise BadInput(path, "X", unquoted("values not finite"), "finite predictions")
     coords = spatial(adata, path)
     if coords is None:
         raise BadInput(path, "obsm", list(adata.obsm), "'spatial'")

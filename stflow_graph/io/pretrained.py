@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -51,7 +51,7 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
         return path
     name = str(path_or_repo)
     if path.exists() or not _REPOSITORY.fullmatch(name):
-        found = plain("a file" if path.exists() else "no folder")
+        found = unquoted("a file" if path.exists() else "no folder")
         expected = "a model's folder, or a repository owner/name of the hub"
         raise BadInput(path, "model", found, expected)
     from huggingface_hub import snapshot_download
@@ -75,13 +75,13 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
                 return folder
         if local_only:
             fix = "leave out local_files_only to fetch it"
-            raise BadInput(name, "hub", plain("nothing in the cache"), "a fetched model", fix)
+            raise BadInput(name, "hub", unquoted("nothing in the cache"), "a fetched model", fix)
     with _one_line(name):
         folder = snapshot(local=False)
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
     if missing:
         fix = "give a repository that push_to_hub wrote"
-        raise BadInput(name, "hub", plain(f"no {missing[0]}"), "a model of this package", fix)
+        raise BadInput(name, "hub", unquoted(f"no {missing[0]}"), "a model of this package", fix)
     return folder
 
 
@@ -161,4 +161,4 @@ def _one_line(repo_id: str) -> Iterator[None]:
         found, fix = f"{type(error).__name__}: {' '.join(str(error).split())}", offline
     else:
         return
-    raise BadInput(repo_id, "hub", plain(found), "access to the repository", fix) from None
+    raise BadInput(repo_id, "hub", unquoted(found), "access to the repository", fix) from None

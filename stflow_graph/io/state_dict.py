@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stflow_graph.errors import BadInput, plain, refusing
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import check_file
 
 _EXPECTED = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
@@ -24,7 +24,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         BadInput: the file is missing, damaged, or holds anything but tensors.
     """
     path = check_file(path)
-    with refusing(path, "content", _EXPECTED):
+    with as_bad_input(path, "content", _EXPECTED):
         if path.suffix == ".safetensors":
             return load_file(path)
         state = _unpickled(path, _EXPECTED)
@@ -32,7 +32,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise BadInput(path, "content", plain(type(state).__name__), "a dict of tensors")
+        raise BadInput(path, "content", unquoted(type(state).__name__), "a dict of tensors")
     return state
 
 
@@ -43,10 +43,10 @@ def read_tensor(path: str | Path) -> Tensor:
         BadInput: the file is missing, damaged, or holds anything else.
     """
     path, expected = check_file(path), "one tensor (torch.save of a tensor)"
-    with refusing(path, "content", expected):
+    with as_bad_input(path, "content", expected):
         tensor = _unpickled(path, expected)
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise BadInput(path, "content", plain(type(tensor).__name__), expected)
+        raise BadInput(path, "content", unquoted(type(tensor).__name__), expected)
     tensor = tensor.detach()
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -55,7 +55,7 @@ def _unpickled(path: Path, expected: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own text advises to unpickle it all
-        found = plain("pickled objects other than tensors, or another kind of file")
+        found = unquoted("pickled objects other than tensors, or another kind of file")
         raise BadInput(path, "content", found, expected) from None
 
 

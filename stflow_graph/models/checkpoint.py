@@ -24,7 +24,7 @@ from torch import Tensor
 from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
 from stflow_graph.models.build import build_denoiser, denoiser_arguments
 from stflow_graph.models.model_card import model_card
@@ -92,7 +92,7 @@ def find_checkpoints(source: str | Path) -> list[Path]:
         if folders:
             return folders
     fix = "give what `stflow-graph train --out` wrote"
-    raise BadInput(source, "checkpoint", plain("none"), "a run or checkpoint folder", fix)
+    raise BadInput(source, "checkpoint", unquoted("none"), "a run or checkpoint folder", fix)
 
 
 def save_checkpoint(
@@ -139,7 +139,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
-        raise BadInput(folder, "config.json", plain("no file"), "a checkpoint folder", fix)
+        raise BadInput(folder, "config.json", unquoted("no file"), "a checkpoint folder", fix)
     content = read_json(folder / "config.json")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         stored = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -154,7 +154,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     calibrated = _CALIBRATION in content["sha256"]
     for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
         if sha256(folder / name) != content["sha256"].get(name):
-            raise BadInput(folder / name, "sha256", plain("another hash"), "the one in config.json")
+            raise BadInput(folder / name, "sha256", unquoted("another hash"), "the one in config.json")
     config = parse_config(content["config"], folder / "config.json")
     try:
         weights = load_file(folder / "model.safetensors")

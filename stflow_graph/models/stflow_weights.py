@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stflow_graph.config import RECIPES, Config, load_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.state_dict import misfits, read_state_dict
 from stflow_graph.models.checkpoint import Checkpoint, save_checkpoint
@@ -158,7 +158,7 @@ def convert_stflow(
     if gene_list is not None:
         genes = read_gene_list(gene_list)
         if len(genes) != sizes.n_genes:
-            found = plain(f"{len(genes)} genes")
+            found = unquoted(f"{len(genes)} genes")
             raise BadInput(gene_list, "genes", found, f"the model's {sizes.n_genes}")
     checkpoint = Checkpoint(
         config=_config(kind, sizes, encoder, str(gene_list or ""), n_neighbors),

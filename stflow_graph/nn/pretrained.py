@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
 from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
 from stflow_graph.io.state_dict import misfits, read_state_dict
@@ -104,7 +104,7 @@ class Pretrained(nn.Module):
         expected = content.get("sha256", {}).get(WEIGHTS)
         if expected is not None and sha256(folder / WEIGHTS) != expected:
             raise BadInput(
-                folder / WEIGHTS, "sha256", plain("another hash"), f"the one in {CONFIG}"
+                folder / WEIGHTS, "sha256", unquoted("another hash"), f"the one in {CONFIG}"
             )
         weights = weights_of_member(read_state_dict(folder / WEIGHTS), n_members, member)
         try:

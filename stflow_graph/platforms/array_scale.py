@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.platforms.tables import SpotTable
 
 
@@ -67,7 +67,7 @@ def check_scale(
     """
     ratio = measured / stated
     if not 1 / largest <= ratio <= largest:
-        found = plain(f"{measured:.4g} µm/px from the spots' distances")
+        found = unquoted(f"{measured:.4g} µm/px from the spots' distances")
         expected = f"{stated:.4g} µm/px as in {stated_by}"
         fix = "give places in pixels of the full-resolution image"
         raise BadInput(file, "coordinates", found, expected, fix)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import check_name, listed
 from stflow_graph.platforms.hest import hest_sources, is_hest
 from stflow_graph.platforms.kit import MANIFEST, is_kit, kit_sources
@@ -120,7 +120,7 @@ def find_slides(
         expected = found.evidence if options.name is None else named
         raise BadInput(folder, "id", options.name, expected)
     if options.image is not None and len(slides) > 1:
-        names = plain(", ".join(slide.name for slide in slides[:5]))
+        names = unquoted(", ".join(slide.name for slide in slides[:5]))
         raise BadInput(folder, "id", names, "one slide for one image", "choose it with --id")
     for slide in slides:
         check_name(slide.name, folder, "id")
@@ -134,13 +134,13 @@ def _format(folder: Path, name: str | None) -> Format:
             raise BadConfig(f"format {name!r}: expected {', '.join(named)}")
         return named[name]
     if not folder.is_dir():
-        raise BadInput(folder, "source", plain("no such folder"), "a folder")
+        raise BadInput(folder, "source", unquoted("no such folder"), "a folder")
     for known in FORMATS:
         if known.recognises(folder):
             return known
     if (folder / "adata").is_dir() and (folder / "patches").is_dir():
         fix = f"go on with stflow-graph embed --source-dataroot {folder}"
-        raise BadInput(folder, "source", plain("a data set that is prepared"), "raw slides", fix)
+        raise BadInput(folder, "source", unquoted("a data set that is prepared"), "raw slides", fix)
     looked_for = "; ".join(f"{known.name} ({known.evidence})" for known in FORMATS)
     raise BadInput(folder, "source", listed(folder), f"one of: {looked_for}")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import read_object
 from stflow_graph.io.expression import read_expression
 from stflow_graph.platforms.array_scale import positive
@@ -47,7 +47,7 @@ def _source(folder: Path, counts: Path, options: SourceOptions) -> SlideSource:
             inputs[role] = file
     if not inputs.keys() & {"image", "patches"}:
         expected = f"wsis/{name}.tif or patches/{name}.h5"
-        raise BadInput(folder, f"image of {name}", plain("no file"), expected)
+        raise BadInput(folder, f"image of {name}", unquoted("no file"), expected)
     return SlideSource(
         name, inputs, partial(_read, inputs), platform="HEST-1k", um_per_px=options.um_per_px
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.hdf5 import check_unique
@@ -45,12 +45,12 @@ def read_manifest(path: str | Path) -> list[SlideSource]:
         raise BadInput(path, "columns", header, "also " + ", ".join(missing))
     slides = [_kit_slide(path, dict(zip(header, row, strict=True))) for row in rows]
     if not slides:
-        raise BadInput(path, "rows", plain("0 slides"), "at least one")
+        raise BadInput(path, "rows", unquoted("0 slides"), "at least one")
     # outputs are files named after slides, and some file systems ignore case
     check_unique([slide.name.casefold() for slide in slides], path, "id")
     unknown = [slide.name for slide in slides if not slide.patient]
     if 0 < len(unknown) < len(slides):
-        found = plain(f"none for {unknown[:3]}")
+        found = unquoted(f"none for {unknown[:3]}")
         raise BadInput(path, "patient", found, "a patient for every slide or for none")
     return slides
 

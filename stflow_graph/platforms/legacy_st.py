@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.platforms.array_scale import um_per_px_of_array
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
 from stflow_graph.platforms.tables import read_counts, read_spots
@@ -47,7 +47,7 @@ def _source(folder: Path, name: str, spots: Path, options: SourceOptions) -> Sli
     )
     if not counts:
         expected = " or ".join(f"{name}{ending}" for ending in _COUNTS)
-        raise BadInput(folder, f"counts of {name}", plain("no file"), expected)
+        raise BadInput(folder, f"counts of {name}", unquoted("no file"), expected)
     inputs = {"counts": counts[0], "spots": spots}
     if options.image is not None or images:
         inputs["image"] = options.image or images[0]

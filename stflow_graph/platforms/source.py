@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import sha256
@@ -70,7 +70,7 @@ class SlideSource:
         if "image" not in self.inputs:
             fix = "give --image; a reduced copy such as tissue_hires_image.png will not do"
             raise BadInput(
-                self.spots_file, "image", plain("nothing"), "the full-size H&E image", fix
+                self.spots_file, "image", unquoted("nothing"), "the full-size H&E image", fix
             )
         return open_image(self.inputs["image"])
 
@@ -150,5 +150,5 @@ def places_of(expression: Expression, file: Path) -> SpotTable:
     """
     if expression.coords is None:
         fix = "give a spot table"
-        raise BadInput(file, "obsm['spatial']", plain("nothing"), "the spots' places", fix)
+        raise BadInput(file, "obsm['spatial']", unquoted("nothing"), "the spots' places", fix)
     return SpotTable(expression.barcodes, expression.coords)

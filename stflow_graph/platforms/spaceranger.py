@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import listed, read_object
 from stflow_graph.platforms.array_scale import check_scale, positive, um_per_px_of_array
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
@@ -63,7 +63,7 @@ def visium_hd_source(folder: Path, options: SourceOptions) -> SlideSource:
     wanted = options.bin_um or (next(iter(bins)) if len(bins) == 1 else _DEFAULT_BIN_UM)
     if wanted not in bins:
         sizes = ", ".join(f"{size} µm" for size in sorted(bins))
-        found = plain(f"bins of {sizes}") if bins else listed(folder)
+        found = unquoted(f"bins of {sizes}") if bins else listed(folder)
         raise BadInput(folder, "bins", found, f"bins of {wanted} µm", "choose one with --bin-um")
     chosen = bins[wanted]
     outs = chosen.parent.parent if chosen.parent.name == "binned_outputs" else chosen

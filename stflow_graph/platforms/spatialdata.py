@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, MissingDependency, plain, refusing
+from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import folder_sha256, read_json
 from stflow_graph.io.expression import expression_of
@@ -80,7 +80,7 @@ def _library(folder: Path) -> Iterator[Any]:
     _refuse_pickles(folder)
     # it and what it imports warn of their own future, in half a dozen modules
     with (
-        refusing(folder, "content", "a store that spatialdata can read"),
+        as_bad_input(folder, "content", "a store that spatialdata can read"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
@@ -130,7 +130,9 @@ def _centroids(shapes: Any, instances: np.ndarray, folder: Path) -> np.ndarray:
     rows = shapes.index.get_indexer(instances)
     absent = instances[rows < 0]
     if len(absent):
-        found = plain(f"{len(absent)} of {len(instances)} rows without one, {absent[:3].tolist()}")
+        found = unquoted(
+            f"{len(absent)} of {len(instances)} rows without one, {absent[:3].tolist()}"
+        )
         raise BadInput(folder, "shapes", found, "a shape for every row of the table")
     centres = shapes.geometry.centroid
     return np.column_stack([centres.x, centres.y])[rows]

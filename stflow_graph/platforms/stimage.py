@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.columns import numbers, read_columns
 from stflow_graph.platforms.array_scale import um_per_px_of_array, um_per_px_of_pitch
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
@@ -61,7 +61,7 @@ def _source(folder: Path, name: str, coords: Path, options: SourceOptions) -> Sl
             found = [options.image]
         if not found:
             expected = f"{file} or {part}/{file}"
-            raise BadInput(folder, f"{role} of {name}", plain("no file"), expected)
+            raise BadInput(folder, f"{role} of {name}", unquoted("no file"), expected)
         inputs[role] = found[0]
     return SlideSource(
         name,
@@ -92,6 +92,6 @@ def _um_per_px(path: Path, spots: SpotTable) -> float:
         measured = measured or um_per_px_of_pitch(spots.coords, pitch_um)
         if measured and radius > 0 and abs(2 * radius * measured / diameter_um - 1) < _CLOSE:
             return measured
-    found = plain(f"a radius of {radius:.4g} px, unlike {' or '.join(_PLATFORMS)} spots")
+    found = unquoted(f"a radius of {radius:.4g} px, unlike {' or '.join(_PLATFORMS)} spots")
     fix = "give --um-per-px, the micrometres per pixel of the image"
     raise BadInput(path, "r", found, "a radius that fits the spots' distances", fix)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.columns import (
     Column,
     numbers,
@@ -74,7 +74,7 @@ def read_spots(path: str | Path) -> SpotTable:
     path = Path(path)
     columns = read_columns(path, no_header=_POSITIONS)
     if not columns:
-        raise BadInput(path, "rows", plain("0 spots"), "at least one spot")
+        raise BadInput(path, "rows", unquoted("0 spots"), "at least one spot")
     barcode = next((columns[name] for name in _BARCODE if name in columns), None)
     pixels = next((pair for pair in _PIXELS if columns.keys() >= set(pair)), None)
     array = _ARRAY if columns.keys() >= set(_ARRAY) else None
@@ -144,7 +144,7 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
         columns.append(nonzero)
         values.append(row[nonzero].astype(np.float32))
     if not barcodes or not genes:
-        found = plain(f"{len(barcodes)} spots, {len(genes)} genes in this table")
+        found = unquoted(f"{len(barcodes)} spots, {len(genes)} genes in this table")
         raise BadInput(path, "rows", found, "spots in rows, genes in columns")
     check_unique(barcodes, path, "barcodes")
     starts = np.concatenate([[0], np.cumsum([len(row) for row in columns])])

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadConfig, BadInput, plain
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import check_file, listed
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered
@@ -73,7 +73,7 @@ def read_tenx(path: str | Path, gene_names: str = "symbols") -> Expression:
         with open_h5(path) as file:
             counts, barcodes, features = _read_h5(file)
     if not barcodes:
-        raise BadInput(path, "barcodes", plain("0 barcodes"), "at least one")
+        raise BadInput(path, "barcodes", unquoted("0 barcodes"), "at least one")
     check_unique(barcodes, path, "barcodes")
     return _expression(counts, barcodes, features, gene_names, path)
 
@@ -110,7 +110,7 @@ def _expression(
     if features.types:
         kept = np.flatnonzero(np.array(features.types) == GENE_EXPRESSION)
     if not len(kept):
-        types = plain(f"0 genes; types {sorted(set(features.types))}")
+        types = unquoted(f"0 genes; types {sorted(set(features.types))}")
         raise BadInput(path, "features", types, f"features of type {GENE_EXPRESSION!r}")
     if len(kept) < len(features.ids):
         counts = counts[:, kept]
@@ -126,7 +126,7 @@ def _read_h5(file: h5py.File) -> tuple[sp.csr_matrix, list[str], _Features]:
     if isinstance(group, h5py.Group):
         inner = group.get("features")
         if not isinstance(inner, h5py.Group):
-            keys = plain("keys " + ", ".join(map(repr, group)))
+            keys = unquoted("keys " + ", ".join(map(repr, group)))
             raise BadInput(file.filename, "matrix", keys, "also 'features'")
         ids, symbols = (read_strings(dataset(inner, [key])) for key in ("id", "name"))
         types = read_strings(dataset(inner, ["feature_type"]))
@@ -144,7 +144,7 @@ def _genome(file: h5py.File) -> h5py.Group:
     genomes = [name for name, item in file.items() if isinstance(item, h5py.Group)]
     of_genes = [name for name in genomes if "gene_names" in file[name]]
     if len(of_genes) != 1:
-        keys = plain("keys " + ", ".join(map(repr, file)) if len(file) else "no keys")
+        keys = unquoted("keys " + ", ".join(map(repr, file)) if len(file) else "no keys")
         raise BadInput(
             file.filename, "matrix", keys, "a group 'matrix', or one genome with 'gene_names'"
         )
@@ -155,10 +155,10 @@ def _check_lengths(group: h5py.Group, barcodes: list[str], features: _Features) 
     file, n = group.file.filename, len(features.ids)
     for field, values in (("names", features.symbols), ("feature types", features.types)):
         if values and len(values) != n:
-            raise BadInput(file, field, plain(f"{len(values)}"), f"{n}, one per feature id")
+            raise BadInput(file, field, unquoted(f"{len(values)}"), f"{n}, one per feature id")
     shape = tuple(np.asarray(dataset(group, ["shape"])[()]).tolist())
     if shape != (n, len(barcodes)):
-        found = plain(f"{shape} for {n} features and {len(barcodes)} barcodes")
+        found = unquoted(f"{shape} for {n} features and {len(barcodes)} barcodes")
         raise BadInput(file, f"{group.name}/shape", found, f"({n}, {len(barcodes)})")
 
 
@@ -168,18 +168,18 @@ def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
     stored = {key: dataset(group, [key]) for key in ("indptr", "indices", "data")}
     for key, data in stored.items():
         if data.ndim != 1 or data.dtype.kind not in ("iuf" if key == "data" else "iu"):
-            found = plain(f"{data.dtype} {data.shape}")
+            found = unquoted(f"{data.dtype} {data.shape}")
             raise BadInput(path, data.name, found, "a list of numbers")
     starts = stored["indptr"][()].astype(np.int64)
     n_entries = len(stored["data"])
     if len(starts) != shape[0] + 1:
-        found = plain(f"{len(starts)} pointers")
+        found = unquoted(f"{len(starts)} pointers")
         raise BadInput(path, "indptr", found, f"{shape[0] + 1}, one more than barcodes")
     if starts[0] != 0 or starts[-1] != n_entries or (np.diff(starts) < 0).any():
-        found = plain(f"{starts[0]} to {starts[-1]} for {n_entries} entries, or decreasing")
+        found = unquoted(f"{starts[0]} to {starts[-1]} for {n_entries} entries, or decreasing")
         raise BadInput(path, "indptr", found, f"never decreasing, 0 to {n_entries}")
     if len(stored["indices"]) != n_entries:
-        found = plain(f"{len(stored['indices'])} for {n_entries} values")
+        found = unquoted(f"{len(stored['indices'])} for {n_entries} values")
         raise BadInput(path, "indices", found, "one per value")
     indices = np.empty(n_entries, dtype=np.int32)
     values = np.empty(n_entries, dtype=np.float32)
@@ -187,7 +187,7 @@ def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
         part = slice(start, start + _BLOCK)
         index = stored["indices"][part]
         if len(index) and not (index.min() >= 0 and index.max() < shape[1]):
-            found = plain(f"{index.min()} to {index.max()}")
+            found = unquoted(f"{index.min()} to {index.max()}")
             raise BadInput(path, "indices", found, f"0 to {shape[1] - 1}")
         indices[part] = index
         block = stored["data"][part]
@@ -202,7 +202,7 @@ def _sorted(counts: sp.csr_matrix, path: str | Path) -> sp.csr_matrix:
     row_starts = counts.indptr[1:-1]
     same[row_starts[(row_starts > 0) & (row_starts <= len(same))] - 1] = False
     if same.any():
-        found = plain(f"a feature twice in one barcode, {int(same.sum())} times")
+        found = unquoted(f"a feature twice in one barcode, {int(same.sum())} times")
         raise BadInput(path, "indices", found, "each feature once")
     return counts
 
@@ -212,14 +212,14 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
     barcodes = [row[0] for row in read_rows(files["barcodes"])]
     columns = [list(c) for c in zip(*read_rows(files["features"]), strict=True)]
     if len(columns) < 2:
-        raise BadInput(files["features"], "columns", plain("1"), "ids and names")
+        raise BadInput(files["features"], "columns", unquoted("1"), "ids and names")
     features = _Features(columns[0], columns[1], columns[2] if len(columns) > 2 else [])
     path = check_file(files["counts"])
     with _refusing_matrix(path):
         matrix = scipy.io.mmread(path)
     expected = (len(features.ids), len(barcodes))
     if not sp.issparse(matrix) or matrix.shape != expected:
-        found = plain(f"{type(matrix).__name__} {matrix.shape}")
+        found = unquoted(f"{type(matrix).__name__} {matrix.shape}")
         raise BadInput(path, "shape", found, f"sparse {expected}, features x barcodes")
     check_raw(matrix.data, path, "data")
     return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features

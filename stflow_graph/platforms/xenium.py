@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import listed, read_object
 from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
 from stflow_graph.io.hdf5 import check_coords, check_unique
@@ -53,7 +53,7 @@ def xenium_source(folder: Path, options: SourceOptions) -> SlideSource:
             "give --alignment, the matrix that Xenium Explorer exports (the identity for an image "
             "in the pixels of the morphology image)"
         )
-        raise BadInput(folder, "alignment", plain("no file"), _ALIGNMENT, fix)
+        raise BadInput(folder, "alignment", unquoted("no file"), _ALIGNMENT, fix)
     inputs = {**tenx_files(counts), "spots": cells, "alignment": alignment}
     image = options.image or _only(folder, _IMAGE)
     if image is not None:
@@ -108,7 +108,7 @@ def _cells(path: Path) -> tuple[list[str], np.ndarray]:
     axes = ("x_centroid", "y_centroid")
     columns = read_columns(path, ("cell_id", *axes))
     if not columns:
-        raise BadInput(path, "rows", plain("0 cells"), "at least one cell")
+        raise BadInput(path, "rows", unquoted("0 cells"), "at least one cell")
     barcodes = texts(columns["cell_id"])
     check_unique(barcodes, path, "cell_id")
     places = np.stack([numbers(columns[axis], path, axis) for axis in axes], axis=1)
@@ -125,13 +125,13 @@ def read_alignment(path: str | Path) -> np.ndarray:
     rows = list(read_rows(path))
     cells = [numbers(row, path, f"row {i + 1}") for i, row in enumerate(rows)]
     if len(cells) != 3 or any(len(row) != 3 for row in cells):
-        found = plain(f"{len(cells)} x {len(cells[0])} numbers")
+        found = unquoted(f"{len(cells)} x {len(cells[0])} numbers")
         raise BadInput(path, "shape", found, "3 x 3 numbers")
     matrix = np.stack(cells)
     if not np.isfinite(matrix).all() or not np.allclose(matrix[2], (0, 0, 1)):
         raise BadInput(path, "last row", matrix[2].tolist(), "0, 0, 1, all finite")
     largest, smallest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if not smallest > (1 - _LARGEST_SHEAR) * largest:
-        found = plain(f"a map that scales by {smallest:.4g} to {largest:.4g}")
+        found = unquoted(f"a map that scales by {smallest:.4g} to {largest:.4g}")
         raise BadInput(path, "matrix", found, "one scale in all directions")
     return matrix

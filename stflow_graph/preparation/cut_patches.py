@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.patches import write_patches
@@ -31,7 +31,7 @@ def check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> 
         raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
     edge = patch_um / um_per_px
     if not _LEAST_EDGE <= edge <= _LARGEST_EDGE:
-        found = plain(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
+        found = unquoted(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
         raise BadInput(image, "um_per_px", found, f"{_LEAST_EDGE} to {_LARGEST_EDGE} px")
     return um_per_px
 
@@ -114,7 +114,7 @@ def made_before(
     keys = dict.fromkeys([*asked, *hashed])
     other = [key for key in keys if record.get(key) != asked.get(key)]
     if other:
-        found = plain("a file made with another " + ", ".join(other))
+        found = unquoted("a file made with another " + ", ".join(other))
         fix = "give --overwrite to replace it, or another --out"
         raise BadInput(file, "output", found, "no file, or one made from these inputs", fix)
     return record

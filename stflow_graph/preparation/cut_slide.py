@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stflow_graph.data.slide import match_barcodes
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
 from stflow_graph.io.expression import FORMAT as EXPRESSION
@@ -126,7 +126,7 @@ def _stored_patches(
     if size == asked["patch_px"] and abs(shown_um / asked["patch_um"] - 1) < _SAME_SCALE:
         return stored
     if "image" not in source.inputs:
-        found = plain(f"patches of {size} px that show {shown_um:.4g} µm, and no image to cut")
+        found = unquoted(f"patches of {size} px that show {shown_um:.4g} µm, and no image to cut")
         wanted = f"{asked['patch_px']} px of {asked['patch_um']:g} µm"
         fix = f"ask for --patch-px {size} --patch-um {shown_um:.4g}, or download the image"
         raise BadInput(source.inputs["patches"], "img", found, wanted, fix)
@@ -139,7 +139,7 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
     n = len(table.barcodes)
     chosen = np.arange(n) if table.selected is None else np.flatnonzero(table.selected)
     if not len(chosen):
-        raise BadInput(file, "selected", plain(f"0 of {n} spots"), "at least one")
+        raise BadInput(file, "selected", unquoted(f"0 of {n} spots"), "at least one")
     if stored is not None:
         names = [table.barcodes[i] for i in chosen]
         chosen = chosen[match_barcodes(names, stored.barcodes, file, stored.path)[0]]
@@ -188,7 +188,7 @@ def _check_same_places(
     """Refuse patches whose places, be they corners or centres, are not the spots'."""
     shift = np.median(coords - stored.coords[rows], axis=0)
     if min(np.abs(shift).max(), np.abs(shift - edge / 2).max()) > edge / 8:
-        found = plain(f"places {shift[0]:.0f}, {shift[1]:.0f} px from the spots' (median)")
+        found = unquoted(f"places {shift[0]:.0f}, {shift[1]:.0f} px from the spots' (median)")
         expected = f"0, or {edge / 2:.0f} px where a patch's corner is its place"
         raise BadInput(stored.path, "coords", found, expected)
 
@@ -198,7 +198,7 @@ def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -
     if not outside.any():
         return
     (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
-    found = plain(
+    found = unquoted(
         f"{outside.sum()} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
         f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
     )

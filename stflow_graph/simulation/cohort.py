@@ -15,7 +15,7 @@ from PIL import Image
 
 from stflow_graph.data.genes import write_gene_list
 from stflow_graph.data.splits import split_files, write_splits
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_folder, write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
 from stflow_graph.io.patches import write_patches
@@ -157,17 +157,17 @@ def _check_numbers(
 
 def _check_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
-        raise BadInput(out, "output", plain("a file"), "a folder")
+        raise BadInput(out, "output", unquoted("a file"), "a folder")
     if Path.cwd().is_relative_to(out):
-        raise BadInput(out, "output", plain("the working folder"), "a folder below it")
+        raise BadInput(out, "output", unquoted("the working folder"), "a folder below it")
     present = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
     if present and not overwrite:
-        found = plain(f"{len(present)} entries, such as {present[:3]}")
+        found = unquoted(f"{len(present)} entries, such as {present[:3]}")
         raise BadInput(out, "output", found, "an empty or new folder", "add --overwrite")
     # what we did not write is not ours to remove
     foreign = [name for name in present if name not in _ENTRIES]
     if foreign:
-        found = plain(f"{len(foreign)} other entries, such as {foreign[:3]}")
+        found = unquoted(f"{len(foreign)} other entries, such as {foreign[:3]}")
         raise BadInput(out, "output", found, "nothing but a simulated cohort to overwrite")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.splits import Fold, Sample, find_datasets
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.expression import Expression, read_expression
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.preparation.gene_choice import (
@@ -132,7 +132,7 @@ def _statistics(sample: Sample, rule: GeneRule, matching: GeneMatching) -> GeneS
     if rule.method != "moran":
         return statistics
     if expression.coords is None:
-        raise BadInput(sample.expr_path, "obsm", plain("no 'spatial'"), "places of the spots")
+        raise BadInput(sample.expr_path, "obsm", unquoted("no 'spatial'"), "places of the spots")
     enough = np.flatnonzero(statistics.share >= rule.least_share)
     return dataclasses.replace(statistics, moran=_morans_i(expression, expression.coords, enough))
 
@@ -158,7 +158,7 @@ def _rank(
     ranked = rank_genes(training, rule.method, least_share=rule.least_share, panel=wanted)
     if not ranked.genes:
         source = rule.panel or fold.train[0].expr_path.parent
-        found = plain(f"0 of {len(wanted)} genes that the slides of fold {fold.index} share")
+        found = unquoted(f"0 of {len(wanted)} genes that the slides of fold {fold.index} share")
         expected = f"genes counted in {rule.least_share:.0%} of the spots of every training slide"
         raise BadInput(source, "genes", found, expected, "give a lower --least-share")
     if len(ranked.genes) < rule.n_genes:
@@ -176,7 +176,7 @@ def _write(file: Path, genes: list[str], method: Method, overwrite: bool) -> boo
         if set(stored) == set(ordered):
             return True
         other = len(set(ordered) - set(stored))
-        found = plain(f"a list without {other} of the {len(ordered)} genes chosen now")
+        found = unquoted(f"a list without {other} of the {len(ordered)} genes chosen now")
         fix = "give --overwrite to replace it, or another --out"
         raise BadInput(file, "genes", found, "no list, or the same", fix)
     write_gene_list(file, ordered)

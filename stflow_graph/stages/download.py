@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from stflow_graph.encoders.catalogue import entry_of
-from stflow_graph.errors import BadConfig, BadInput, StorageFailed, plain
+from stflow_graph.errors import BadConfig, BadInput, StorageFailed, unquoted
 from stflow_graph.io.atomic import read_json, sha256, write_json
 from stflow_graph.io.hub import KINDS, Hub, Kind, RemoteFile, Repo
 
@@ -149,7 +149,7 @@ def download(
         for name in missing:
             if targets[name].exists() and not (overwrite or manifest.has(name, targets[name])):
                 fix = "move it away, choose another folder, or give --overwrite"
-                found = plain("another content")
+                found = unquoted("another content")
                 raise BadInput(targets[name], "file", found, f"that of {wanted.repo.id}", fix)
         _check_space(out, [(file, targets[name]) for name, file in missing.items()])
         total = sum(file.size for file in chosen.values())
@@ -210,7 +210,7 @@ def _only_one(out: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     if out.exists() and not out.is_dir():
-        raise BadInput(out, "output", plain("a file"), "a folder")
+        raise BadInput(out, "output", unquoted("a file"), "a folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".download.lock").acquire(timeout=0):
@@ -223,7 +223,7 @@ def _inside(out: Path, name: str) -> Path:
     """Return the path of a file, which no link may lead out of the folder."""
     path = out / name
     if not path.parent.resolve().is_relative_to(out.resolve()):
-        raise BadInput(path, "output", plain("a link out of the folder"), f"a path in {out}")
+        raise BadInput(path, "output", unquoted("a link out of the folder"), f"a path in {out}")
     return path
 
 

@@ -20,7 +20,7 @@ from stflow_graph.data.places import patch_centres
 from stflow_graph.data.slide import Slide, match_barcodes
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, plain
+from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
@@ -106,7 +106,7 @@ def embed_root(
             slide = check_name(file.stem, file)
             jobs.append((file, embedding_path(embed_dataroot, dataset.name, encoder.name, slide)))
     if not jobs:
-        raise BadInput(source_dataroot, "patches", plain("no .h5 file"), "patches/<slide>.h5")
+        raise BadInput(source_dataroot, "patches", unquoted("no .h5 file"), "patches/<slide>.h5")
     return embed_files(jobs, encoder, settings, overwrite=overwrite, progress=progress)
 
 
@@ -212,10 +212,10 @@ def embed_slide(
     report = None if progress is None else partial(progress, slide.name)
     if patches is None:
         fix = "Slide.from_hest reads a patch file, Slide.from_anndata takes patches="
-        raise BadInput(slide.file or slide.name, "patches", plain("none"), "patches", fix)
+        raise BadInput(slide.file or slide.name, "patches", unquoted("none"), "patches", fix)
     if isinstance(patches, np.ndarray):
         if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
-            found = plain(f"{patches.shape} {patches.dtype}")
+            found = unquoted(f"{patches.shape} {patches.dtype}")
             raise BadInput(slide.file, "patches", found, "(N, height, width, 3) uint8")
         size = settings.batch_size
         parts = (patches[start : start + size] for start in range(0, len(patches), size))
@@ -225,7 +225,7 @@ def embed_slide(
             left = slide.file or slide.name
             known, rows = match_barcodes(slide.barcodes, file.barcodes, left, patches)
             if len(known) < len(slide):
-                found = plain(f"none of {len(slide) - len(known)} of {len(slide)} spots")
+                found = unquoted(f"none of {len(slide) - len(known)} of {len(slide)} spots")
                 raise BadInput(patches, "patches", found, "one of each spot")
             batches = _batches(file, settings, pool)
             encoded = list(_encode(batches, len(file), encoder, settings, report))

@@ -16,7 +16,7 @@ from stflow_graph.data.normalise import TARGETS, to_target
 from stflow_graph.data.places import to_centres
 from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, find_datasets
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.evaluation.baselines import (
     DARKNESS,
     NAMES,
@@ -95,7 +95,7 @@ def evaluate(
     """
     out, report = Path(out), progress or logger.info
     if out.exists() and not out.is_dir():
-        raise BadInput(out, "output", plain("a file"), "a folder")
+        raise BadInput(out, "output", unquoted("a file"), "a folder")
     report("reading")
     files = _files(predictions)
     given = _group([_Given(file, read_prediction(file), sha256(file)) for file in files])
@@ -150,7 +150,7 @@ def evaluate_in_memory(
     if not isinstance(truth, Mapping):
         truth = {prediction.slide: truth for prediction in firsts.values()}
         if len(truth) > 1:
-            found = plain(f"one for slides {list(truth)[:3]}")
+            found = unquoted(f"one for slides {list(truth)[:3]}")
             raise BadInput("truth", "slide", found, "slide to counts")
     slides = []
     for label, prediction in firsts.items():
@@ -244,7 +244,7 @@ def _files(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         inside = sorted(path.glob("*.h5ad")) if path.is_dir() else [path]
         if not inside:
-            raise BadInput(path, "folder", plain("no .h5ad file"), "predictions")
+            raise BadInput(path, "folder", unquoted("no .h5ad file"), "predictions")
         files += inside
     return files
 
@@ -269,7 +269,7 @@ def _group(given: Sequence[_Given]) -> dict[str, dict[str, _Given]]:
     for each, name in zip(given, names, strict=True):
         models = slides.setdefault("/".join(each.key) if qualified else each.key[1], {})
         if name in models:
-            found = plain(f"{each.prediction.slide!r} also in {models[name].path}")
+            found = unquoted(f"{each.prediction.slide!r} also in {models[name].path}")
             raise BadInput(each.path, "slide", found, "one prediction of a slide by a model")
         models[name] = each
     return slides
@@ -323,7 +323,7 @@ def _open_slide(
     measured = file or f"truth of {prediction.slide}"
     rows, places = match_barcodes(prediction.barcodes, expression.barcodes, first.path, measured)
     if len(rows) < _FEWEST_SPOTS:
-        found = plain(f"{len(rows)} spots with a truth")
+        found = unquoted(f"{len(rows)} spots with a truth")
         raise BadInput(first.path, "barcodes", found, f"at least {_FEWEST_SPOTS} to correlate")
     counts, total = expression.counts[places], expression.total[places]
     target = first.text("target")
@@ -390,7 +390,7 @@ def _truth_file(truth: Path, dataset: str, slide: str) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise BadInput(truth, "truth", plain(f"no {slide}.h5ad"), f"expression of slide {slide}")
+    raise BadInput(truth, "truth", unquoted(f"no {slide}.h5ad"), f"expression of slide {slide}")
 
 
 def _places(
@@ -400,13 +400,13 @@ def _places(
     prediction = given.prediction
     differ = sorted(set(prediction.genes) ^ set(first.prediction.genes))
     if differ:
-        found = plain(f"{len(differ)} others, such as {differ[:3]}")
+        found = unquoted(f"{len(differ)} others, such as {differ[:3]}")
         raise BadInput(given.path, "var_names", found, f"the genes of {first.path}")
     if set(prediction.barcodes) != set(first.prediction.barcodes):
         here = set(prediction.barcodes)
         absent = [barcode for barcode in first.prediction.barcodes if barcode not in here]
         n, wanted = len(prediction.barcodes), len(first.prediction.barcodes)
-        found = plain(f"{n} spots, {len(absent)} absent, such as {absent[:3]}")
+        found = unquoted(f"{n} spots, {len(absent)} absent, such as {absent[:3]}")
         raise BadInput(given.path, "obs_names", found, f"the {wanted} spots of {first.path}")
     spot = {barcode: i for i, barcode in enumerate(prediction.barcodes)}
     gene = {name: i for i, name in enumerate(prediction.genes)}

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadConfig, BadInput, MissingDependency, plain
+from stflow_graph.errors import BadConfig, BadInput, MissingDependency, unquoted
 from stflow_graph.io.atomic import atomic_folder, atomic_path
 from stflow_graph.io.cells import safe_cell
 from stflow_graph.io.hdf5 import check_coords, check_unique, dataset, open_h5, read_strings
@@ -82,7 +82,7 @@ def export(
     to = Path(to)
     write = _writer(to)
     if to.exists() and not overwrite:
-        raise BadInput(to, "output", plain("a file there"), "a new path", "add --overwrite")
+        raise BadInput(to, "output", unquoted("a file there"), "a new path", "add --overwrite")
     provenance = read_provenance(prediction)
     with open_h5(prediction) as file:
         source = _open(file, str(provenance["slide"]), genes, layer)
@@ -104,7 +104,7 @@ def _open(file: h5py.File, slide: str, wanted: Sequence[str], layer: str) -> _So
     place = {gene: i for i, gene in enumerate(genes)}
     absent = [gene for gene in wanted if gene not in place]
     if absent:
-        found = plain(f"{len(absent)} of {len(wanted)} genes absent, such as {absent[:3]}")
+        found = unquoted(f"{len(absent)} of {len(wanted)} genes absent, such as {absent[:3]}")
         raise BadInput(file.filename, "var_names", found, "the genes of the prediction")
     key = "X" if layer == "mean" else f"layers/{layer}"
     values = file.get(key)

@@ -29,7 +29,7 @@ from stflow_graph.data.splits import (
 )
 from stflow_graph.encoders import Encoder, create_encoder
 from stflow_graph.encoders.catalogue import canonical_name
-from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
+from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
 from stflow_graph.evaluation.baselines import Predictor, fit_forest, fit_hest_ridge
 from stflow_graph.evaluation.hest_results import (
     results_datasets,
@@ -194,7 +194,7 @@ def _check_own_files(dataset: Dataset, root: str | Path, encoders: Sequence[str]
         for sample in dataset.samples():
             file = known_embedding(root, dataset.name, encoder, sample.id)
             if file is not None and owner.setdefault(file, encoder) != encoder:
-                found = plain(f"the same file for {owner[file]} and {encoder}")
+                found = unquoted(f"the same file for {owner[file]} and {encoder}")
                 fix = f"put the files in a folder named as their encoder, such as {encoder}/"
                 raise BadInput(file, "encoder", found, "embeddings of one encoder", fix)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from stflow_graph.config import Config
 from stflow_graph.data.slide import Slide, slide_of, um_per_px
-from stflow_graph.errors import BadConfig, BadInput, attempt_each, plain
+from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
 from stflow_graph.graph.tiles import in_tiles
 from stflow_graph.images.pictures import Picture, read_picture
 from stflow_graph.inference.predict import (
@@ -149,7 +149,7 @@ def find_checkpoints(source: str | Path) -> list[Path]:
         if found:
             return found
     fix = "give what `stflow-graph train --out` wrote"
-    raise BadInput(source, "checkpoint", plain("none"), "a run or checkpoint folder", fix)
+    raise BadInput(source, "checkpoint", unquoted("none"), "a run or checkpoint folder", fix)
 
 
 class _Loaded:
@@ -181,13 +181,13 @@ def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(path.glob("*.h5")) or sorted(path.glob("*.pt"))
         if not inside:
-            raise BadInput(path, "folder", plain("no .h5 or .pt file"), "embedding files")
+            raise BadInput(path, "folder", unquoted("no .h5 or .pt file"), "embedding files")
         files += inside
     names = [check_name(file.stem, file, "slide name") for file in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BadInput(
-            files[names.index(twice[0])], "slide name", plain(f"{twice[:3]} twice"), "each once"
+            files[names.index(twice[0])], "slide name", unquoted(f"{twice[:3]} twice"), "each once"
         )
     return files
 
@@ -310,7 +310,7 @@ def _calibrated(
     for rows, mean, samples in blocks:
         finite = np.isfinite(mean).all() and (samples is None or np.isfinite(samples).all())
         if not finite:
-            found = plain("values that make the prediction overflow")
+            found = unquoted("values that make the prediction overflow")
             raise BadInput(file, "embeddings", found, "embeddings")
         if samples is not None and calibration is not None:
             samples = calibration.apply(mean, samples)

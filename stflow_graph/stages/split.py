@@ -15,7 +15,7 @@ from stflow_graph.data.patients import (
     stored_group,
 )
 from stflow_graph.data.splits import Dataset, Fold, split_files, write_splits
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.preparation.group_folds import group_folds
@@ -75,7 +75,7 @@ def split(
     folder = Path(folder)
     files = {file.stem: file for file in sorted((folder / "adata").glob("*.h5ad"))}
     if not files:
-        raise BadInput(folder / "adata", "folder", plain("no .h5ad file"), "a data set's slides")
+        raise BadInput(folder / "adata", "folder", unquoted("no .h5ad file"), "a data set's slides")
     slides = [check_name(name, file) for name, file in files.items()]
     n_spots = {name: count_spots(file) for name, file in files.items()}
     source = Path(table) if table else find_table(folder, columns[0])
@@ -84,7 +84,7 @@ def split(
     n_groups = len({groups[name] for name in slides})
     k = n_groups if k is None else k
     if not 2 <= k <= n_groups:
-        text = plain(f"{n_groups} groups ({', '.join(sorted(set(groups.values()))[:5])})")
+        text = unquoted(f"{n_groups} groups ({', '.join(sorted(set(groups.values()))[:5])})")
         raise BadInput(found, "/".join(columns), text, f"at least {max(k, 2)}, one for each fold")
     strata = None if stratify is None else _of_slides(files, source, [stratify])
     tested = group_folds(
@@ -117,7 +117,7 @@ def _of_slides(
     unknown = [name for name, group in found.items() if not group]
     if unknown:
         place = source or next(iter(files.values())).parent
-        text = plain(f"none for {len(unknown)} of {len(files)} slides, such as {unknown[:3]}")
+        text = unquoted(f"none for {len(unknown)} of {len(files)} slides, such as {unknown[:3]}")
         fix = f"give a table of all slides with --table or as one of {', '.join(TABLES)}"
         raise BadInput(place, "/".join(columns), text, "a value for every slide", fix)
     return found
@@ -146,6 +146,6 @@ def _write(folder: Path, made: Mapping[str, str], overwrite: bool) -> bool:
         return True
     if there and not overwrite:
         fix = "give --overwrite to replace them"
-        raise BadInput(folder, "splits", plain(f"{len(there)} other files"), "no splits", fix)
+        raise BadInput(folder, "splits", unquoted(f"{len(there)} other files"), "no splits", fix)
     write_splits(folder, made)
     return False

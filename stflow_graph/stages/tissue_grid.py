@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, plain
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
@@ -128,14 +128,14 @@ def _write(
         edge, pitch = asked["patch_um"] / um_per_px, asked["pitch_um"] / um_per_px
         n_columns, n_rows = (int((length - edge) // pitch) + 1 for length in reader.size)
         if min(n_columns, n_rows) < 1:
-            found = plain(f"{reader.size[0]} x {reader.size[1]} px")
+            found = unquoted(f"{reader.size[0]} x {reader.size[1]} px")
             raise BadInput(image, "size", found, f"at least one patch of {edge:.0f} px")
         rows, columns = (part.ravel() for part in np.mgrid[:n_rows, :n_columns])
         centres = edge / 2 + pitch * np.stack([columns, rows], axis=1)
         tissue, share = _tissue(reader, centres, edge)
         kept = np.flatnonzero(share >= asked["min_tissue"])
         if not len(kept):
-            found = plain(f"0 of {len(centres)} patches with {asked['min_tissue']:.0%} of it")
+            found = unquoted(f"0 of {len(centres)} patches with {asked['min_tissue']:.0%} of it")
             raise BadInput(image, "tissue", found, "at least one", "lower --min-tissue")
         record = {
             **asked,

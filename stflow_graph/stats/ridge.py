@@ -1,23 +1,18 @@
-"""Ridge regression on slides: the penalty that held-out training slides ask for."""
+"""Ridge regression over a grid of penalties, scored on held-out data; plain numpy."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 
-if TYPE_CHECKING:
-    from stflow_graph.data.slide import Slide
-
 ALPHAS = 10.0 ** np.arange(2.5, 6.01, 0.5)
-_MOST_ROWS = 3000  # of the kernel; beyond, spots are drawn
+_MAX_ROWS = 3000  # of the kernel; with more, a sample of the rows is used
 
-Features = Callable[["Slide"], np.ndarray]
-Finish = Callable[["Slide", np.ndarray], np.ndarray]
+Finish = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +20,11 @@ class RidgePath:
     """Ridge regressions of expression, centred slide by slide, for every penalty at once.
 
     Attributes:
-        x: ``[n, F]`` features of the spots; with very many spots of some that were drawn.
+        x: ``[n, F]`` features of the spots, or of a random sample of very many.
         values: ``[n]`` eigenvalues of ``x @ x.T``.
         vectors: ``[n, n]`` its eigenvectors.
         rotated: ``[n, G]`` expression in their basis.
-        share: share of the spots that were drawn.
+        share: fraction of the spots in ``x``.
     """
 
     x: np.ndarray
@@ -39,13 +34,16 @@ class RidgePath:
     share: float
 
     @classmethod
-    def fit(cls, train: Sequence[Slide], features: Features) -> RidgePath:
-        """Decompose the training slides' features ``[N, F]``, which are taken as they are."""
-        x = np.concatenate([features(slide) for slide in train]).astype(np.float64)
-        y = np.concatenate([s.truth - s.truth.mean(axis=0, dtype=np.float64) for s in train])
-        share = min(1.0, _MOST_ROWS / len(x))
+    def fit(cls, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> RidgePath:
+        """Decompose the features ``[N_s, F]`` of slides with expression ``[N_s, G]``.
+
+        Features are used as they are; expression is centred within each slide.
+        """
+        x = np.concatenate(xs).astype(np.float64)
+        y = np.concatenate([y - y.mean(axis=0, dtype=np.float64) for y in ys])
+        share = min(1.0, _MAX_ROWS / len(x))
         if share < 1:
-            rows = np.random.default_rng(0).choice(len(x), _MOST_ROWS, replace=False)
+            rows = np.random.default_rng(0).choice(len(x), _MAX_ROWS, replace=False)
             x, y = x[rows], y[rows]
         values, vectors = np.linalg.eigh(x @ x.T)
         return cls(x, values.clip(min=0), vectors, vectors.T @ y, share)
@@ -56,36 +54,42 @@ class RidgePath:
         return self.x.T @ (self.vectors @ shrunk)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOutPart:
+    """Spots of one slide that a ridge is scored on.
+
+    Attributes:
+        x: ``[N, F]`` features.
+        y: ``[N, G]`` expression.
+        finishes: candidates for what is done with a prediction ``[N, G]`` before it is scored.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    finishes: Sequence[Finish] = (lambda predicted: predicted,)
+
+
 def held_out_scores(
-    splits: Sequence[tuple[Sequence[Slide], Sequence[Slide]]],
-    features: Features,
-    finishes: Sequence[Finish] = (lambda slide, predicted: predicted,),
-    paths: Sequence[RidgePath] = (),
+    paths: Iterable[RidgePath], held_out: Iterable[Sequence[HeldOutPart]]
 ) -> np.ndarray:
     """Return the mean PCC on held-out parts for each penalty and finish, ``[ALPHAS, finishes]``.
 
     Args:
-        splits: pairs of slides to learn from and slides held out.
-        features: a slide's features ``[N, F]``.
-        finishes: what is done with a prediction ``[N, G]`` before it is scored.
-        paths: of the splits' first parts; none: they are made.
+        paths: a regression for each split.
+        held_out: the parts of each split, all with as many finishes.
 
     Returns:
-        Means over the held-out slides where a score is defined, NaN where none is.
+        Means over the parts where a score is defined, NaN where none is.
     """
     table: list[list[list[float]]] = [[] for _ in ALPHAS]
-    for i, (learn, validate) in enumerate(splits):
-        path = paths[i] if paths else RidgePath.fit(learn, features)
-        inputs = [features(slide) for slide in validate]
-        for of_slides, alpha in zip(table, ALPHAS, strict=True):
+    for path, parts in zip(paths, held_out, strict=True):
+        for row, alpha in zip(table, ALPHAS, strict=True):
             weights = path.weights(alpha)
-            for slide, x in zip(validate, inputs, strict=True):
-                predicted = x @ weights
-                found = (finish(slide, predicted) for finish in finishes)
-                of_slides.append(
-                    [mean_of_defined(pearson_per_gene(each, slide.truth)) for each in found]
-                )
-    scores = np.array(table)  # [ALPHAS, slides, finishes]
-    known = np.isfinite(scores)
-    total = np.where(known, scores, 0).sum(axis=1)
-    return np.where(known.any(axis=1), total / known.sum(axis=1).clip(min=1), np.nan)
+            for part in parts:
+                predicted = part.x @ weights
+                finished = (finish(predicted) for finish in part.finishes)
+                row.append([mean_of_defined(pearson_per_gene(y, part.y)) for y in finished])
+    scores = np.array(table)  # [ALPHAS, parts, finishes]
+    defined = np.isfinite(scores)
+    total = np.where(defined, scores, 0).sum(axis=1)
+    return np.where(defined.any(axis=1), total / defined.sum(axis=1).clip(min=1), np.nan)

@@ -101,21 +101,21 @@ class _Inputs:
         self.config = config
         self.normalisation = _normalisation(slides, config)
         self._context = build_context(config)
-        self._made: dict[int, tuple[Slide, Data, Data]] = {}
+        self._made: dict[Slide, tuple[Data, Data]] = {}
 
     def data(self, slide: Slide) -> Data:
         """Return a slide with its graph, scaled."""
-        return self._make(slide)[1]
+        return self._make(slide)[0]
 
     def with_context(self, slide: Slide) -> Data:
         """Return a slide with its graph and the averages of its embeddings."""
-        return self._make(slide)[2]
+        return self._make(slide)[1]
 
-    def _make(self, slide: Slide) -> tuple[Slide, Data, Data]:
-        if id(slide) not in self._made:  # the slide is kept, so that its id stays its own
+    def _make(self, slide: Slide) -> tuple[Data, Data]:
+        if slide not in self._made:
             data = slide_data(slide, self.config, self.normalisation)
-            self._made[id(slide)] = slide, data, self._context(data)
-        return self._made[id(slide)]
+            self._made[slide] = data, self._context(data)
+        return self._made[slide]
 
     def features(self, slide: Slide) -> np.ndarray:
         """Return what a denoiser's first layer sees, ``[N, F]`` or with context wider."""
@@ -153,7 +153,10 @@ def fit_fold(
     choice = getattr(config.denoiser, "input_dropout", None) == "auto"
     paths: list[RidgePath] = []
     if choice or getattr(config.denoiser, "ridge_rank", 0):
-        paths = [RidgePath.fit(learn, inputs.features) for learn, _ in splits]
+        paths = [
+            RidgePath.fit([inputs.features(s) for s in learn], [s.truth for s in learn])
+            for learn, _ in splits
+        ]
     if choice:
         rate = choose_input_dropout(splits, inputs.features, paths)
         chosen = config.denoiser.model_copy(update={"input_dropout": rate})
@@ -245,7 +248,7 @@ def _fit_ridges(
         for member in members:
             assert isinstance(member.model, GraphDenoiser)
             for slide, data in member.held_out:
-                means[id(slide)] = member.model.condition(data).mean.double().cpu().numpy()
+                means[slide] = member.model.condition(data).mean.double().cpu().numpy()
     level = [
         np.concatenate([data.y.numpy() for _, data in member.learn]).mean(axis=0, dtype=np.float64)
         for member in members

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.nn.ridge_head import LinearPart
-from stflow_graph.stats.ridge import ALPHAS, Features, Finish, RidgePath, held_out_scores
+from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
 
 # of the ridge in the mean: with more slides the network needs it less
 _SHARES = (0.5, 0.25, 0.0)
 _MOST_DROPOUT = 0.98
 
+Features = Callable[[Slide], np.ndarray]
 Splits = Sequence[tuple[Sequence[Slide], Sequence[Slide]]]
 
 
-def choose_input_dropout(
-    splits: Splits, features: Features, paths: Sequence[RidgePath] = ()
-) -> float:
+def choose_input_dropout(splits: Splits, features: Features, paths: Sequence[RidgePath]) -> float:
     r"""Return the dropout of the first layer's input that the training slides ask for.
 
     Dropping a share p of the features of a linear model acts as the penalty
@@ -32,9 +32,10 @@ def choose_input_dropout(
     Args:
         splits: pairs of slides to learn from and slides held out.
         features: what the first layer sees of a slide, ``[N, F]``.
-        paths: ridge regressions on the splits' first parts, if they are there.
+        paths: ridge regressions on the splits' first parts.
     """
-    scores = held_out_scores(splits, features, paths=paths)[:, 0]
+    held_out = [[HeldOutPart(features(s), s.truth) for s in part] for _, part in splits]
+    scores = held_out_scores(paths, held_out)[:, 0]
     if not np.isfinite(scores).any():
         return 0.5
     alpha = ALPHAS[int(np.nanargmax(scores))]
@@ -48,7 +49,7 @@ def fit_linear_parts(
     parts: Sequence[LinearPart],
     splits: Splits,
     features: Features,
-    means: Mapping[int, np.ndarray],
+    means: Mapping[Slide, np.ndarray],
     paths: Sequence[RidgePath],
     level: Sequence[np.ndarray],
 ) -> tuple[float, float] | None:
@@ -61,8 +62,7 @@ def fit_linear_parts(
         parts: of the members.
         splits: for each member the slides it learns from and those it holds out.
         features: what the first layer sees of a slide, ``[N, F]``.
-        means: the mean ``[N, G]`` that the member which holds a slide out predicts of it, by the
-            slide's ``id``.
+        means: the mean ``[N, G]`` that the member which holds a slide out predicts of it.
         paths: for each member the ridge regressions on what it learns from.
         level: for each member ``[G]`` mean of what it learns, in the scale of training.
 
@@ -70,10 +70,11 @@ def fit_linear_parts(
         Penalty and share; None, with the linear parts left out, if no held-out slide can be scored.
     """
 
-    def mixed(share: float) -> Finish:
-        return lambda slide, ridge: (1 - share) * means[id(slide)] + share * ridge
+    def part_of(slide: Slide) -> HeldOutPart:
+        mixtures = [partial(_mixed, means[slide], share=share) for share in _SHARES]
+        return HeldOutPart(features(slide), slide.truth, mixtures)
 
-    scores = held_out_scores(splits, features, [mixed(share) for share in _SHARES], paths)
+    scores = held_out_scores(paths, [[part_of(s) for s in held_out] for _, held_out in splits])
     if not np.isfinite(scores).any():
         return None
     best, chosen = np.unravel_index(int(np.nanargmax(scores)), scores.shape)
@@ -88,3 +89,7 @@ def fit_linear_parts(
             share,
         )
     return alpha, share
+
+
+def _mixed(mean: np.ndarray, ridge: np.ndarray, *, share: float) -> np.ndarray:
+    return (1 - share) * mean + share * ridge

@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from stflow_graph.data.slide import Slide
 from stflow_graph.nn.ridge_head import LinearPart
 from stflow_graph.stats import ridge
-from stflow_graph.stats.ridge import ALPHAS, RidgePath, held_out_scores
+from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
 from stflow_graph.training.ridge import choose_input_dropout, fit_linear_parts
 
 
@@ -31,11 +31,25 @@ def splits(given):
     return [([s for s in given if s is not each], [each]) for each in given]
 
 
+def fit(given) -> RidgePath:
+    return RidgePath.fit([s.x for s in given], [s.y for s in given])
+
+
+def score(given) -> np.ndarray:
+    parts = [[HeldOutPart(each.x, each.y)] for each in given]
+    return held_out_scores([fit(learn) for learn, _ in splits(given)], parts)
+
+
+def dropout(given) -> float:
+    paths = [fit(learn) for learn, _ in splits(given)]
+    return choose_input_dropout(splits(given), features, paths)
+
+
 def test_it_is_scikit_learns_ridge_on_slides_centred_one_by_one():
     given = slides()
     x = np.concatenate([s.x for s in given]).astype(float)
     y = np.concatenate([s.y - s.y.mean(0) for s in given]).astype(float)
-    path = RidgePath.fit(given, features)
+    path = fit(given)
     for alpha in (1.0, 100.0):
         expected = Ridge(alpha=alpha, fit_intercept=False).fit(x, y).coef_.T
         np.testing.assert_allclose(path.weights(alpha), expected, rtol=1e-5, atol=1e-7)
@@ -43,50 +57,47 @@ def test_it_is_scikit_learns_ridge_on_slides_centred_one_by_one():
 
 def test_many_spots_are_drawn_from_with_the_penalty_in_proportion(monkeypatch):
     given = slides(spots=1000)
-    monkeypatch.setattr(ridge, "_MOST_ROWS", 8000)
-    whole = RidgePath.fit(given, features).weights(4000.0)
-    monkeypatch.setattr(ridge, "_MOST_ROWS", 1000)
-    drawn = RidgePath.fit(given, features).weights(4000.0)
+    monkeypatch.setattr(ridge, "_MAX_ROWS", 8000)
+    whole = fit(given).weights(4000.0)
+    monkeypatch.setattr(ridge, "_MAX_ROWS", 1000)
+    drawn = fit(given).weights(4000.0)
     np.testing.assert_allclose(drawn, whole, atol=0.1)
 
 
 def test_scores_are_of_held_out_slides():
     given = slides(noise=0.1)
-    scores = held_out_scores(splits(given), features)
+    scores = score(given)
     assert scores.shape == (len(ALPHAS), 1)
     assert scores.max() > 0.95
     for slide in given:  # nothing to learn
         slide.y[:] = np.random.default_rng(len(slide.name)).normal(size=slide.y.shape)
-    assert held_out_scores(splits(given), features).max() < 0.3
+    assert score(given).max() < 0.3
 
 
 def test_noisier_slides_ask_for_more_dropout():
-    rates = [
-        choose_input_dropout(splits(slides(noise=noise, channels=200)), features)
-        for noise in (0.1, 30.0)
-    ]
+    rates = [dropout(slides(noise=noise, channels=200)) for noise in (0.1, 30.0)]
     assert 0 < rates[0] < rates[1] <= 0.98
 
 
 def test_the_rate_does_not_depend_on_the_unit_of_the_penalty_and_nothing_to_score_is_no_error():
     given = slides(noise=3.0)
-    rate = choose_input_dropout(splits(given), features)
-    alpha = ALPHAS[int(held_out_scores(splits(given), features)[:, 0].argmax())]
+    rate = dropout(given)
+    alpha = ALPHAS[int(score(given)[:, 0].argmax())]
     squares = np.mean([np.square(s.x).mean() for s in given]) * 240
     assert rate == pytest.approx(min(0.98, alpha / (alpha + 2 * squares)), abs=1e-3)
     for slide in given:
         slide.y[:] = 1
-    assert choose_input_dropout(splits(given), features) == 0.5
+    assert dropout(given) == 0.5
 
 
 @pytest.mark.parametrize(("error", "share"), [(1.0, 0.5), (0.3, 0.25), (0.0, 0.0)])
 def test_the_ridge_has_the_share_that_held_out_slides_ask_for(error, share):
     given = slides(spots=200, noise=3.0)
     parted, rng = splits(given), np.random.default_rng(0)
-    paths = [RidgePath.fit(learn, features) for learn, _ in parted]
+    paths = [fit(learn) for learn, _ in parted]
     # the weights that the slides were made with; a ridge errs by about .5
     weights = np.random.default_rng(9).normal(size=(20, 3))
-    means = {id(s): s.x @ weights + error * rng.normal(size=s.y.shape) for s in given}
+    means = {s: s.x @ weights + error * rng.normal(size=s.y.shape) for s in given}
     parts = [LinearPart(20, 3, 3) for _ in given]
     alpha, found = fit_linear_parts(parts, parted, features, means, paths, [np.zeros(3)] * 4)
     assert found == share
@@ -99,8 +110,8 @@ def test_the_ridge_stays_out_where_no_held_out_slide_can_be_scored():
     for slide in given:
         slide.y[:] = 1.0
     parted = splits(given)
-    paths = [RidgePath.fit(learn, features) for learn, _ in parted]
-    means = {id(slide): slide.truth for slide in given}
+    paths = [fit(learn) for learn, _ in parted]
+    means = {slide: slide.truth for slide in given}
     part = LinearPart(20, 3, 3)
     assert fit_linear_parts([part] * 4, parted, features, means, paths, [np.zeros(3)] * 4) is None
     assert float(part.share) == 0
