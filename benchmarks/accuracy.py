@@ -40,11 +40,12 @@ from stflow_graph.data.slide import load_sample
 from stflow_graph.data.splits import Dataset, Fold, find_datasets, find_embedding
 from stflow_graph.encoders import create_encoder
 from stflow_graph.evaluation.baselines import DARKNESS, SIMPLE_GNN, darkness, fit_baselines
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.simulation.cohort import simulate_cohort
 from stflow_graph.stages.embed import embed_root
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 from stflow_graph.stats import metrics
 

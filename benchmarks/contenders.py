@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.flow.sampler import euler
-from stflow_graph.graph import NeighbourhoodContext, STFlowGraph, SpatialGraph, SpatialTiles
+from stflow_graph.graph import NeighbourhoodContext, SpatialGraph, SpatialTiles, STFlowGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.spot_flow import bound, conditional
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser

@@ -19,8 +19,9 @@ import numpy as np
 from rich.console import Console
 
 from stflow_graph.config import load_config
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.sample import sample
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 
 

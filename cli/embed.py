@@ -38,7 +38,7 @@ def embed(
             "give --source-dataroot with --embed-dataroot, or patch files with --out"
         )
     from stflow_graph.encoders import create_encoder
-    from stflow_graph.inference.predict import pick_device
+    from stflow_graph.models.build import pick_device
     from stflow_graph.stages.embed import EmbedSettings, embed_files, embed_root
 
     console = Console()

@@ -40,7 +40,7 @@ def sample(
     overwrite: Annotated[bool, typer.Option(help="Write also what is there.")] = False,
 ) -> None:
     """Predict the expression of slides from their embeddings."""
-    from stflow_graph.stages.sample import SampleSettings
+    from stflow_graph.inference.settings import SampleSettings
     from stflow_graph.stages.sample import sample as run
 
     console = Console()

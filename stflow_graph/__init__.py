@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from stflow_graph.data.slide import Slide
     from stflow_graph.inference.slide_model import SlideModel
     from stflow_graph.nn.denoiser import GraphDenoiser
+    from stflow_graph.nn.two_stage import TwoStageDenoiser
 
-__all__ = ["GraphDenoiser", "Slide", "SlideModel", "__version__"]
+__all__ = ["GraphDenoiser", "Slide", "SlideModel", "TwoStageDenoiser", "__version__"]
 
 _PLACES = {
     "GraphDenoiser": "nn.denoiser",
     "Slide": "data.slide",
     "SlideModel": "inference.slide_model",
+    "TwoStageDenoiser": "nn.two_stage",
 }
 
 

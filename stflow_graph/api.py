@@ -17,12 +17,13 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder, create_encoder
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.evaluation.scores import Evaluation
-from stflow_graph.inference.predict import check_spots, pick_device
+from stflow_graph.inference.inputs import check_enough_spots
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.gene_aliases import gene_matching
+from stflow_graph.models.build import pick_device
 from stflow_graph.stages.embed import EmbedSettings, embed_slide
 from stflow_graph.stages.evaluate import evaluate_in_memory
-from stflow_graph.stages.sample import SampleSettings
 from stflow_graph.stages.train import surroundings
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.loop import EpochRecord
@@ -109,7 +110,7 @@ def train(
     matching = gene_matching(data.gene_aliases, data.duplicate_genes)
     learned = [slide.with_target(names, data.target, matching) for slide in slides]
     for slide in learned:
-        check_spots(len(slide), resolved.graph.n_neighbors, slide.file or slide.name)
+        check_enough_spots(len(slide), resolved.graph.n_neighbors, slide.file or slide.name)
 
     def on_epoch(histories: list[list[EpochRecord]]) -> None:
         if report:

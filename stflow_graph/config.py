@@ -61,9 +61,9 @@ class GraphDenoiserConfig(_Record):
     in ``nn.conv``; or ``"pyg:Name"``, a layer of ``torch_geometric.nn`` through
     ``nn.conv.AdaptedConv``. Each is made with ``conv_options``. ``global_attention`` is
     ``"latent"``, ``"none"``, ``"module:Name"`` or ``"pyg:Name"`` of
-    ``torch_geometric.nn.attention``. ``input_dropout = "auto"`` is derived in training from the best penalty of a ridge regression
-    on the same features, see ``training.ridge.choose_input_dropout``. ``ridge_rank`` is of the
-    encoder's ridge head.
+    ``torch_geometric.nn.attention``. ``input_dropout = "auto"`` is derived in training from the
+    best penalty of a ridge regression on the same features, see
+    ``training.ridge.choose_input_dropout``. ``ridge_rank`` is of the encoder's ridge head.
     """
 
     name: Literal["graph"] = "graph"

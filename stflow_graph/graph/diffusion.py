@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import scatter
@@ -52,6 +53,8 @@ class Averaging:
     """
 
     def __init__(self, edge_index: Tensor, edge_weight: Tensor | None, n_spots: int) -> None:
+        if isinstance(edge_index, EdgeIndex):
+            edge_index = edge_index.as_tensor()
         sender, receiver = edge_index
         if edge_weight is None:
             edge_weight = torch.ones(sender.size(0), device=edge_index.device)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from stflow_graph.graph.diffusion import Averaging
@@ -218,7 +219,7 @@ class TiledGraph:
         index = [
             torch.stack([tile.nodes[sender], tile.spots[receiver]])
             for tile in self.tiles
-            for sender, receiver in [tile.edges.edge_index.as_tensor()]
+            for sender, receiver in [EdgeIndex.as_tensor(tile.edges.edge_index)]
         ]
         weight = [t.edges.edge_weight for t in self.tiles if t.edges.edge_weight is not None]
         return Averaging(

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-import torch
 from torch import nn
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.inference.predict import pick_device
+from stflow_graph.inference.predictor import Predictor
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.predictions import prediction_anndata
 from stflow_graph.io.pretrained import HubOptions, PushOptions, fetch, push
-from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stflow_graph.stages.sample import (
-    SampleSettings,
-    check_fit,
+from stflow_graph.models.checkpoint import (
+    Checkpoint,
     find_checkpoints,
-    prediction_blocks,
-    prediction_provenance,
+    load_checkpoint,
+    save_checkpoint,
 )
+from stflow_graph.nn.ensemble import DenoiserEnsemble
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 class SlideModel:
-    """A denoiser, or several as one, with what it needs beside: genes, scaling, calibration.
+    """A trained network or ensemble with its genes, scaling and calibration.
 
     Args:
-        checkpoint: what ``train`` found.
+        checkpoint: the trained model.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self._networks: dict[torch.device, nn.Module] = {}
+        self.predictor = functools.cache(functools.partial(Predictor, checkpoint))
 
     def __repr__(self) -> str:
         data = self.checkpoint.config.data
@@ -59,10 +58,11 @@ class SlideModel:
             BadConfig: another format, or a configuration that this version does not know.
         """
         folder = fetch(path_or_repo, **options)
-        found = find_checkpoints(folder)
-        if len(found) > 1:
-            raise BadInput(folder, "model", unquoted(f"{len(found)} folds"), f"one, as {found[0]}")
-        return cls(load_checkpoint(found[0]))
+        checkpoints = find_checkpoints(folder)
+        if len(checkpoints) > 1:
+            n_folds = unquoted(f"{len(checkpoints)} folds")
+            raise BadInput(folder, "model", n_folds, f"one, as {checkpoints[0]}")
+        return cls(load_checkpoint(checkpoints[0]))
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
         """Write a checkpoint folder, which ``stflow-graph sample`` takes too, with a model card.
@@ -76,26 +76,24 @@ class SlideModel:
     def push_to_hub(
         self, repo_id: str, *, licence: str | None = None, **options: Unpack[PushOptions]
     ) -> str:
-        """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
-        return push(partial(self.save_pretrained, licence=licence), repo_id, **options)
+        """Push what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
+        return push(functools.partial(self.save_pretrained, licence=licence), repo_id, **options)
 
     @property
     def genes(self) -> list[str]:
         """G names, the columns of a prediction."""
         return self.checkpoint.genes
 
-    def network(self, device: str | torch.device = "cpu") -> nn.Module:
+    def network(self, device: str = "cpu") -> nn.Module:
         """Return the denoiser in eval mode on a device: ``(y_t, t, data) -> y_1``."""
-        device = torch.device(device)
-        if device not in self._networks:
-            self._networks[device] = self.checkpoint.build(device)
-        return self._networks[device]
+        members = self.predictor(device).members
+        return members[0] if len(members) == 1 else DenoiserEnsemble(members)
 
     def predict(self, slide: Slide, settings: SampleSettings | None = None) -> AnnData:
         """Predict a slide's expression as ``stflow-graph sample`` does, in memory.
 
         Args:
-            slide: with embeddings; its counts are not looked at.
+            slide: with embeddings; its counts are not used.
             settings: number of samples, seed, sampler, device; None takes the mean alone.
 
         Returns:
@@ -108,11 +106,11 @@ class SlideModel:
             BadInput: too few spots.
         """
         settings = settings or SampleSettings()
-        check_fit(self.checkpoint, slide, settings)
-        device, calibration = pick_device(settings.device), self.checkpoint.calibration
-        provenance = prediction_provenance(self.checkpoint, slide.name, settings, device)
+        predictor, calibration = self.predictor(settings.device), self.checkpoint.calibration
+        predictor.check(slide, settings)
+        provenance = predictor.provenance(slide.name, settings)
         prediction = prediction_anndata(
-            prediction_blocks(self.checkpoint, self.network(device), slide, settings, device),
+            predictor.blocks(slide, settings),
             slide.barcodes,
             self.genes,
             slide.coords,

@@ -154,7 +154,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     calibrated = _CALIBRATION in content["sha256"]
     for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
         if sha256(folder / name) != content["sha256"].get(name):
-            raise BadInput(folder / name, "sha256", unquoted("another hash"), "the one in config.json")
+            raise BadInput(
+                folder / name, "sha256", unquoted("another hash"), "the one in config.json"
+            )
     config = parse_config(content["config"], folder / "config.json")
     try:
         weights = load_file(folder / "model.safetensors")

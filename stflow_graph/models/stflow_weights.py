@@ -24,15 +24,15 @@ from stflow_graph.version import __version__
 
 Kind = Literal["transformer", "graph"]
 KINDS: tuple[Kind, ...] = ("transformer", "graph")
-# beginnings of the public names and what stands for them in GraphDenoiser; {} is the block
+# prefixes of the public names and their counterparts in GraphDenoiser; {} is the block
 _RENAMED = {
     r"image_transform\.": "embed_x.",
     r"fourier_proj\.": "embed_t.",
-    r"backbone\.blks\.(\d+)\.attn\.layernorm_qkv\.0\.": "blocks.{}.convs.0.norm.",
-    r"backbone\.blks\.(\d+)\.attn\.layernorm_qkv\.1\.": "blocks.{}.convs.0.qkv.",
-    r"backbone\.blks\.(\d+)\.attn\.mlp_attn\.": "blocks.{}.convs.0.score.mlp.",
-    r"backbone\.blks\.(\d+)\.attn\.edge_trans\.": "blocks.{}.convs.0.edge_encoder.",
-    r"backbone\.blks\.(\d+)\.attn\.W_output\.": "blocks.{}.convs.0.out.",
+    r"backbone\.blks\.(\d+)\.attn\.layernorm_qkv\.0\.": "blocks.{}.conv.norm.",
+    r"backbone\.blks\.(\d+)\.attn\.layernorm_qkv\.1\.": "blocks.{}.conv.qkv.",
+    r"backbone\.blks\.(\d+)\.attn\.mlp_attn\.": "blocks.{}.conv.score.mlp.",
+    r"backbone\.blks\.(\d+)\.attn\.edge_trans\.": "blocks.{}.conv.edge_encoder.",
+    r"backbone\.blks\.(\d+)\.attn\.W_output\.": "blocks.{}.conv.out.",
     r"backbone\.blks\.(\d+)\.mlp\.": "blocks.{}.mlp.",
     r"backbone\.blks\.(\d+)\.gene_updater\.": "blocks.{}.read_out.",
 }
@@ -40,7 +40,7 @@ _RENAMED = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of a published denoiser, as its weights tell them: F, G, D, D_e, H and L."""
+    """Sizes of a published denoiser, inferred from its weights: F, G, D, D_e, H and L."""
 
     in_channels: int
     n_genes: int
@@ -57,12 +57,12 @@ def load_stflow(
 
     Both kinds are the same function of the same graph; ``"graph"`` is the faster one. It is
     called as ``model(y_t, t, data)`` with ``data`` a PyG ``Data`` or ``Batch`` that holds ``x``,
-    ``pos`` in pixels and ``edge_index`` (as ``graph.STFlowGraph`` adds it).
+    ``pos`` in pixels and the tensors of ``graph.STFlowGraph``.
 
     Args:
         source: a file (safetensors, or ``torch.save`` of a state dict) or a state dict.
         kind: ``"transformer"`` for ``TransformerDenoiser``, ``"graph"`` for ``GraphDenoiser``.
-        n_heads: to check; the weights tell it.
+        n_heads: number of heads, checked against the weights.
 
     Raises:
         BadInput: the file cannot be read.
@@ -89,7 +89,16 @@ def _load(
         published.load_state_dict(state)
         return published.eval(), sizes
     model = GraphDenoiser(
-        **dataclasses.asdict(sizes), attention="stflow", global_attention=None, attn_dropout=0.2
+        sizes.in_channels,
+        sizes.n_genes,
+        sizes.hidden_channels,
+        sizes.n_layers,
+        sizes.n_heads,
+        dropout=0.2,
+        context_hops=(),
+        conv="stflow",
+        conv_options={"edge_channels": sizes.edge_channels},
+        global_attention=None,
     )
     model.load_state_dict({graph_name(key): value for key, value in state.items()})
     return model.eval(), sizes
@@ -99,7 +108,7 @@ def infer_sizes(state: Mapping[str, Tensor], origin: str | Path = "state dict") 
     """Return the sizes of a published denoiser from its state dict.
 
     Raises:
-        BadConfig: a weight that tells them is missing or of another shape; names it.
+        BadConfig: a weight that determines them is missing or of another shape; names it.
     """
 
     def shape(key: str) -> tuple[int, int]:
@@ -146,7 +155,7 @@ def convert_stflow(
         gene_list: JSON list of the model's genes, in its order; None names them gene_0, gene_1, ...
         encoder: name of the encoder whose embeddings the model was trained on; empty if unknown:
             then only their width is compared.
-        n_neighbors: k the model was trained with (its weights do not tell).
+        n_neighbors: k the model was trained with (not determined by its weights).
         n_heads: as of :func:`load_stflow`.
 
     Raises:
@@ -218,17 +227,18 @@ def _config(kind: str, sizes: Sizes, encoder: str, gene_list: str, n_neighbors: 
         "data.gene_list": gene_list,
         "graph.n_neighbors": n_neighbors,
         "denoiser.name": kind,
-        "denoiser.attn_dropout": 0.2,
+        "denoiser.dropout": 0.2,
     }
-    for name in ("hidden_channels", "edge_channels", "n_heads", "n_layers"):
+    for name in ("hidden_channels", "n_heads", "n_layers"):
         values[f"denoiser.{name}"] = getattr(sizes, name)
     if kind == "graph":
         values |= {
-            "denoiser.attention": "stflow",
+            "denoiser.conv": "stflow",
+            "denoiser.conv_options": {"edge_channels": sizes.edge_channels},
             "denoiser.global_attention": "none",
             "denoiser.input_dropout": 0.0,
             "denoiser.context_hops": [],
-            "denoiser.graph_once": False,
-            "denoiser.ridge_rank": 0,
         }
+    else:
+        values["denoiser.edge_channels"] = sizes.edge_channels
     return load_config(None, values)

@@ -77,7 +77,7 @@ class GraphBlock(nn.Module):
             return update
 
         h = graph.add(h, graph.run(local))
-        if self.global_attention is not None:
+        if self.global_attention is not None and self.gate is not None:
             h = graph.add(h, self.gate * graph.attend(self.global_attention, h))
         return graph.add(h, graph.by_rows(self.mlp, h))
 
@@ -92,6 +92,15 @@ class BlockStack(nn.ModuleList):
     def __init__(self, blocks: Iterable[GraphBlock]) -> None:
         super().__init__(blocks)
 
+    @property
+    def _blocks(self) -> list[Any]:
+        return list(self)
+
+    @property
+    def convs(self) -> list[nn.Module]:
+        """The local layers."""
+        return [block.conv for block in self._blocks]
+
     def forward(
         self, h: Tensor, y: Estimate, graphs: Sequence[GraphView]
     ) -> tuple[list[Tensor], list[Estimate]]:
@@ -103,7 +112,7 @@ class BlockStack(nn.ModuleList):
             graphs: the slides' graph as each block takes it.
         """
         states, estimates = [], []
-        for block, graph in zip(self, graphs, strict=True):
+        for block, graph in zip(self._blocks, graphs, strict=True):
             h = block(h, y, graph)
             y = graph.estimate(block.read_out, h)
             states.append(h)
@@ -112,7 +121,7 @@ class BlockStack(nn.ModuleList):
 
     def read_out(self, states: Iterable[Tensor]) -> Tensor:
         """Return the mean of the blocks' read-outs ``[n, G]`` of their states, each ``[n, C]``."""
-        pairs = zip(self, states, strict=True)
+        pairs = zip(self._blocks, states, strict=True)
         return mean_estimate([block.read_out(h) for block, h in pairs])
 
 

@@ -134,7 +134,7 @@ class GraphDenoiser(Pretrained):
             check_graph(data)
             graph = WholeGraph.of(data)
         cache = EdgeEncodingCache(MAX_CACHE_BYTES)
-        graphs = [cache.encode(block.conv, graph) for block in self.blocks]
+        graphs = [cache.encode(conv, graph) for conv in self.blocks.convs]
         h, batch, n_slides = self._embed(data, graph), slide_of_spots(data), graph.n_slides
 
         def model(y_t: Tensor, t: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class DenoiserEnsemble(nn.Module):
 
     def bind(self, data: Data, graph: GraphView | None = None) -> Model:
         """Return :meth:`forward` on one slide or batch, see ``GraphDenoiser.bind``."""
-        models = [member.bind(data, graph) for member in self.members]
+        members: list[Any] = list(self.members)
+        models = [member.bind(data, graph) for member in members]
         return lambda y_t, t: torch.stack([model(y_t, t) for model in models]).mean(0)
 
 

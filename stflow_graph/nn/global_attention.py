@@ -7,7 +7,7 @@ joins two summaries, and ``spread`` returns the values of a part's spots.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,7 @@ class PyGAttention(nn.Module):
             raise ValueError(f"heads must divide channels, got {heads} and {channels}")
         self.channels = channels
         self.norm = nn.LayerNorm(channels)
-        self.attention = layer(channels, heads, head_channels=channels // heads)
+        self.attention: Any = layer(channels, heads, head_channels=channels // heads)
         self.out = nn.Linear(channels, channels)
 
     def reset_parameters(self) -> None:

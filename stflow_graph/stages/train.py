@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch_geometric
 
-from stflow_graph.config import Config, parse_stored_config
+from stflow_graph.config import Config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.protocol import protocol_name
@@ -20,11 +20,13 @@ from stflow_graph.data.slide import Slide, check_one_width, load_sample
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
 from stflow_graph.errors import BadConfig
 from stflow_graph.evaluation.hest_results import results_kfold
-from stflow_graph.graph.tiles import in_tiles
-from stflow_graph.inference.predict import check_spots, pick_device, predict, slide_data
+from stflow_graph.inference.inputs import check_enough_spots
+from stflow_graph.inference.predictor import Predictor
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.stats.metrics import none_if_nan, pearson_per_gene
 from stflow_graph.training.fold import fit_fold
@@ -129,20 +131,12 @@ def _check_same_run(out: Path, config: Config) -> None:
     file = out / "run.json"
     if not file.exists():
         return
-    differences = _differences(_completed(read_json(file).get("config", {})), _identity(config))
+    differences = _differences(read_json(file).get("config", {}), _identity(config))
     if differences:
         shown = "; ".join(differences[:5])
         raise BadConfig(
             f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
         )
-
-
-def _completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored configuration with the options that came after it."""
-    try:
-        return _identity(parse_stored_config(stored, "run.json"))
-    except BadConfig:
-        return stored
 
 
 def _claim(out: Path, config: Config, overwrite: bool) -> None:
@@ -251,18 +245,17 @@ def _score_test(
     checkpoint: Checkpoint, slides: Sequence[Slide]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the PCC of each gene over the spots of all slides, and over those of each slide."""
-    config, scaling = checkpoint.config, checkpoint.normalisation
-    device = pick_device(config.train.device)
-    model = checkpoint.build(device)
-    predicted = []
-    for slide in slides:
-        data = slide_data(slide, config, scaling).to(device)
-        data = in_tiles(data, above=config.train.max_region_spots)
-        predicted.append(predict(model, data, slide, config, scaling, seed=config.train.seed).mean)
+    train = checkpoint.config.train
+    predictor = Predictor(checkpoint, train.device)
+    settings = SampleSettings(seed=train.seed)
+    predicted = [
+        np.concatenate([block.mean for block in predictor.blocks(slide, settings)])
+        for slide in slides
+    ]
     truth = [slide.truth for slide in slides]
     of_slides = {
-        slide.name: pearson_per_gene(*pair)
-        for slide, *pair in zip(slides, predicted, truth, strict=True)
+        slide.name: pearson_per_gene(mean, slide.truth)
+        for slide, mean in zip(slides, predicted, strict=True)
     }
     return pearson_per_gene(np.concatenate(predicted), np.concatenate(truth)), of_slides
 
@@ -270,7 +263,7 @@ def _score_test(
 def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
     data = config.data
     slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target, matching)
-    check_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
+    check_enough_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
     return slide
 
 

@@ -1,9 +1,9 @@
-"""Training on one fold's slides: several members, their ridges and flows, their calibration."""
+"""Training on one fold's slides: the members, their ridges and flows, and the calibration."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
-from stflow_graph.graph.tiles import in_tiles
-from stflow_graph.inference.predict import pick_device, predict, slide_data
-from stflow_graph.models.build import build_context, build_denoiser
+from stflow_graph.inference.inputs import SlideInputs, slide_data, slide_inputs
+from stflow_graph.inference.predict import predict
+from stflow_graph.models.build import build_context, build_denoiser, pick_device
 from stflow_graph.models.checkpoint import Checkpoint
-from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.ridge_head import LinearPart
+from stflow_graph.nn.pretrained import join_weights
+from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
 from stflow_graph.stats.ridge import RidgePath
 from stflow_graph.training.loop import EpochRecord, fit
-from stflow_graph.training.ridge import choose_input_dropout, fit_linear_parts
+from stflow_graph.training.ridge import choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
 
 _CALIBRATION_SAMPLES = 19  # S + 1 = 20: the ends of the 50, 80 and 90% intervals are samples
@@ -38,14 +38,14 @@ class FittedFold:
     """A fold's trained members.
 
     Attributes:
-        config: the run's, with what was left to training set.
-        weights: the state dict of what ``build_ensemble`` makes for as many members.
+        config: the run's, completed by what training has set.
+        weights: the members' state dicts, see ``nn.pretrained.join_weights``.
         normalisation: how input and output are scaled.
-        calibration: what the held-out slides say.
+        calibration: per-gene results on the held-out slides.
         best: the epoch that each member chose.
         held_out: names of the slides that each member chose it on.
-        validation_pearson: mean PCC, over genes and held-out slides, of what is predicted of a
-            slide by the member that held it out.
+        validation_pearson: mean PCC, over genes and held-out slides, of each slide's prediction by
+            the member that held it out.
     """
 
     config: Config
@@ -59,14 +59,14 @@ class FittedFold:
     def checkpoint(
         self, genes: Sequence[str], in_channels: int, provenance: Mapping[str, Any]
     ) -> Checkpoint:
-        """Return what is kept of the fold.
+        """Return the fold's checkpoint.
 
         Args:
             genes: G names.
             in_channels: F, embedding channels.
-            provenance: what is known of the data; how training went is added.
+            provenance: of the data; results of training are added.
         """
-        learned = {
+        results = {
             "held_out_slides": sorted({name for names in self.held_out for name in names}),
             "best_epochs": [record.epoch for record in self.best],
             "validation_pearson": none_if_nan(self.validation_pearson),
@@ -77,7 +77,7 @@ class FittedFold:
             in_channels,
             self.normalisation,
             self.weights,
-            {**provenance, **learned},
+            {**provenance, **results},
             len(self.best),
             self.calibration,
         )
@@ -85,40 +85,40 @@ class FittedFold:
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A denoiser, the slides it learns from and those it holds out."""
+    """A network, the slides it learns from and those it holds out."""
 
-    model: nn.Module
+    network: nn.Module
     normalisation: Normalisation
-    learn: list[tuple[Slide, Data]]
-    held_out: list[tuple[Slide, Data]]
+    learn: list[Slide]
+    held_out: list[SlideInputs]
     stream: int
 
 
-class _Inputs:
-    """Slides, and parts of slides, as the denoiser reads them, each made once."""
+class _FoldData:
+    """Slides, and parts of slides, as networks read them, each prepared once."""
 
     def __init__(self, slides: Sequence[Slide], config: Config) -> None:
-        self.config = config
+        self.config, self.device = config, pick_device(config.train.device)
         self.normalisation = _normalisation(slides, config)
-        self._context = build_context(config)
-        self._made: dict[Slide, tuple[Data, Data]] = {}
+        self.data = functools.cache(self._data)
+        self.with_context = functools.cache(self._with_context)
 
-    def data(self, slide: Slide) -> Data:
+    def _data(self, slide: Slide) -> Data:
         """Return a slide with its graph, scaled."""
-        return self._make(slide)[0]
+        return slide_data(slide, self.config, self.normalisation)
 
-    def with_context(self, slide: Slide) -> Data:
+    def _with_context(self, slide: Slide) -> Data:
         """Return a slide with its graph and the averages of its embeddings."""
-        return self._make(slide)[1]
+        data: Data = build_context(self.config)(self.data(slide))
+        return data
 
-    def _make(self, slide: Slide) -> tuple[Data, Data]:
-        if slide not in self._made:
-            data = slide_data(slide, self.config, self.normalisation)
-            self._made[slide] = data, self._context(data)
-        return self._made[slide]
+    def inputs(self, slide: Slide) -> SlideInputs:
+        """Return a slide to predict, on the device; a large one in tiles."""
+        max_spots = self.config.train.max_region_spots
+        return slide_inputs(slide, self.data(slide), self.device, above=max_spots)
 
     def features(self, slide: Slide) -> np.ndarray:
-        """Return what a denoiser's first layer sees, ``[N, F]`` or with context wider."""
+        """Return the first layer's input, ``[N, F]`` or with context wider."""
         data = self.with_context(slide)
         x: np.ndarray = data.x.numpy()
         return np.concatenate([x, data.context.numpy()], axis=1) if "context" in data else x
@@ -132,39 +132,33 @@ def fit_fold(
     fold: int,
     report: Callable[[list[list[EpochRecord]]], None] | None = None,
 ) -> FittedFold:
-    """Train ``config.train.members`` denoisers on a fold's training slides.
+    """Train ``config.train.members`` networks on a fold's training slides.
 
     Every member holds another part of the slides out, on which it chooses its epoch; predictions
-    of those parts, by the members that did not see them, choose the penalty of the ridges and
+    for those parts, by the members that did not see them, choose the penalty of the ridges and
     calibrate the samples.
 
     Args:
         slides: the training slides, with expression.
         config: the run's configuration.
-        folder: where the state of each member is kept, so that training goes on from there.
+        folder: where the state of each member is kept, to resume from.
         fold: the fold's number, a part of the seed.
         report: called after every epoch with the history of each member so far.
 
     Raises:
         Diverged: a loss is not finite.
     """
-    inputs = _Inputs(slides, config)
+    data = _FoldData(slides, config)
     splits = split_validation(slides, _stream(config, fold), config.train.members)
-    choice = getattr(config.denoiser, "input_dropout", None) == "auto"
-    paths: list[RidgePath] = []
-    if choice or getattr(config.denoiser, "ridge_rank", 0):
-        paths = [
-            RidgePath.fit([inputs.features(s) for s in learn], [s.truth for s in learn])
-            for learn, _ in splits
-        ]
-    if choice:
-        rate = choose_input_dropout(splits, inputs.features, paths)
+    paths = _ridge_paths(splits, data)
+    if getattr(config.denoiser, "input_dropout", None) == "auto":
+        rate = choose_input_dropout(splits, data.features, paths)
         chosen = config.denoiser.model_copy(update={"input_dropout": rate})
         config = config.model_copy(update={"denoiser": chosen})
     members: list[_Member] = []
     histories: list[list[EpochRecord]] = []
     for i, (learn, validate) in enumerate(splits):
-        member = _new_member(inputs, config, learn, validate, _stream(config, fold, i))
+        member = _new_member(data, config, learn, validate, _stream(config, fold, i))
         members.append(member)
         histories.append([])
 
@@ -174,8 +168,8 @@ def fit_fold(
                 report(histories)
 
         fitted = fit(
-            member.model,
-            [inputs.with_context(slide) for slide in learn],
+            member.network,
+            [data.with_context(slide) for slide in learn],
             member.held_out,
             config,
             member.normalisation,
@@ -184,20 +178,15 @@ def fit_fold(
             report=on_epoch,
         )
         histories[i] = fitted.history
-        member.model.load_state_dict(fitted.weights)
-        member.model.eval()
-    _fit_ridges(members, splits, inputs, paths)
-    parts = [part for member in members for part in _finish(member, config)]
-    weights = {
-        (f"members.{i}.{key}" if len(members) > 1 else key): value.cpu()
-        for i, member in enumerate(members)
-        for key, value in member.model.state_dict().items()
-    }
+        member.network.load_state_dict(fitted.weights)
+        member.network.eval()
+    _fit_ridges(members, splits, data, paths)
+    parts = [part for member in members for part in _finish(member, data, config)]
     calibration = Calibration.fit(parts)
     return FittedFold(
         config,
-        weights,
-        inputs.normalisation,
+        join_weights([member.network for member in members]),
+        data.normalisation,
         calibration,
         [history[history[-1].best_epoch - 1] for history in histories],
         [sorted({slide.name for slide in validate}) for _, validate in splits],
@@ -205,29 +194,42 @@ def fit_fold(
     )
 
 
+def _ridge_paths(
+    splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldData
+) -> list[RidgePath]:
+    """Return ridge regressions on what each member learns from, if the configuration uses any."""
+    denoiser = data.config.denoiser
+    if denoiser.name != "graph" or not (
+        denoiser.input_dropout == "auto" or _has_ridge_head(data.config)
+    ):
+        return []
+    return [
+        RidgePath.fit([data.features(s) for s in learn], [s.truth for s in learn])
+        for learn, _ in splits
+    ]
+
+
+def _has_ridge_head(config: Config) -> bool:
+    return config.flow.kind != "graph" and getattr(config.denoiser, "ridge_rank", 0) > 0
+
+
 def _new_member(
-    inputs: _Inputs,
+    data: _FoldData,
     config: Config,
-    learn: Sequence[Slide],
+    learn: list[Slide],
     validate: Sequence[Slide],
     stream: int,
 ) -> _Member:
-    device = pick_device(config.train.device)
     # the level of the prediction must not come from the slides held out
     level = _normalisation(learn, config).y_mean
     with torch.random.fork_rng():
         torch.manual_seed(stream)
-        model = build_denoiser(config, learn[0].x.shape[1], len(level)).to(device)
-
-    def held_out(slide: Slide) -> Data:
-        data = copy.copy(inputs.data(slide)).to(device)  # .to moves the object's own tensors
-        return in_tiles(data, above=config.train.max_region_spots)
-
+        network = build_denoiser(config, learn[0].x.shape[1], len(level)).to(data.device)
     return _Member(
-        model,
-        dataclasses.replace(inputs.normalisation, y_mean=level),
-        [(slide, inputs.data(slide)) for slide in learn],
-        [(slide, held_out(slide)) for slide in validate],
+        network,
+        dataclasses.replace(data.normalisation, y_mean=level),
+        learn,
+        [data.inputs(slide) for slide in validate],
         stream,
     )
 
@@ -235,47 +237,49 @@ def _new_member(
 def _fit_ridges(
     members: Sequence[_Member],
     splits: Sequence[tuple[list[Slide], list[Slide]]],
-    inputs: _Inputs,
+    data: _FoldData,
     paths: Sequence[RidgePath],
 ) -> None:
-    """Give the members their linear parts, where they have one."""
-    found = [getattr(member.model, "linear_part", None) for member in members]
-    linear = [part for part in found if isinstance(part, LinearPart)]
-    if not linear:
+    """Fit the members' ridge heads, where they have one."""
+    networks = [m.network for m in members if isinstance(m.network, TwoStageDenoiser)]
+    heads = [network.encoder.ridge_head for network in networks]
+    fitted = [head for head in heads if head is not None]
+    if not fitted:
         return
-    means = {}
     with torch.inference_mode():
-        for member in members:
-            assert isinstance(member.model, GraphDenoiser)
-            for slide, data in member.held_out:
-                means[slide] = member.model.condition(data).mean.double().cpu().numpy()
+        means = {
+            inputs.slide: network.encoder(inputs.data, inputs.graph).mean.double().cpu().numpy()
+            for network, member in zip(networks, members, strict=True)
+            for inputs in member.held_out
+        }
     level = [
-        np.concatenate([data.y.numpy() for _, data in member.learn]).mean(axis=0, dtype=np.float64)
+        np.concatenate([data.data(s).y.numpy() for s in member.learn]).mean(
+            axis=0, dtype=np.float64
+        )
         for member in members
     ]
-    fit_linear_parts(linear, splits, inputs.features, means, paths, level)
+    fit_ridge_heads(fitted, splits, data.features, means, paths, level)
 
 
-def _finish(member: _Member, config: Config) -> list[HeldOut]:
-    """Train a member's flow, if it has one; return what it predicts of the slides it holds out."""
-    model, n_samples = member.model, 1
-    if isinstance(model, GraphDenoiser) and model.conditions and config.train.objective == "flow":
-        learn, held_out = ([d for _, d in part] for part in (member.learn, member.held_out))
-        fit_spot_flow(model, learn, held_out, config, stream=member.stream)
+def _finish(member: _Member, data: _FoldData, config: Config) -> list[HeldOut]:
+    """Train a member's flow, if it has one; return its predictions for the slides it holds out."""
+    network, n_samples = member.network, 1
+    if isinstance(network, TwoStageDenoiser) and network.flow is not None:
+        learn = [data.inputs(slide) for slide in member.learn]
+        fit_spot_flow(network, learn, member.held_out, config, stream=member.stream)
         n_samples = _CALIBRATION_SAMPLES
-    model.eval()
+    network.eval()
     parts = []
-    for slide, data in member.held_out:
-        found = predict(
-            model,
-            data,
-            slide,
-            config,
+    for inputs in member.held_out:
+        predicted = predict(
+            network,
+            inputs,
+            config.flow,
             member.normalisation,
             n_samples=n_samples,
             seed=config.train.seed,
         )
-        parts.append(HeldOut(found.mean, found.samples, slide.truth))
+        parts.append(HeldOut(predicted.mean, predicted.samples, inputs.slide.truth))
     return parts
 
 

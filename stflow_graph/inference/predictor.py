@@ -1,0 +1,142 @@
+"""A checkpoint on a device, applied to slides of any size: the one engine of prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from stflow_graph.data.slide import Slide, slide_of
+from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.inference.inputs import (
+    check_enough_spots,
+    slide_data,
+    slide_inputs,
+)
+from stflow_graph.inference.predict import check_samples, predict
+from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.inference.stream import stream
+from stflow_graph.io.embeddings import EmbeddingFile
+from stflow_graph.io.predictions import Block
+from stflow_graph.models.build import pick_device
+from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.nn.ensemble import DenoiserEnsemble
+from stflow_graph.nn.two_stage import TwoStageDenoiser
+from stflow_graph.version import __version__
+
+
+class Predictor:
+    """Predicts expression from embeddings, in memory or on disk, whole or by tiles.
+
+    Args:
+        checkpoint: the trained model.
+        device: where to compute: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+
+    Raises:
+        BadConfig: an unknown device, or weights that do not fit their configuration.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:
+        self.checkpoint, self.device = checkpoint, pick_device(device)
+        self.members = checkpoint.build(self.device)
+
+    def check(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> None:
+        """Refuse a slide or settings that do not fit the checkpoint.
+
+        Raises:
+            BadConfig: embeddings of another encoder or width, or samples of a regression.
+            BadInput: too few spots.
+        """
+        checkpoint, config = self.checkpoint, self.checkpoint.config
+        file, expected = _file_of(source), config.data.encoder
+        encoder = source.encoder or expected  # foreign files and converted checkpoints lack it
+        if source.width != checkpoint.in_channels or (expected and encoder != expected):
+            fix = f" Fix: embed the patches with --encoder {expected}" if expected else ""
+            raise BadConfig(
+                f"{file}: embeddings: found encoder {encoder!r} with {source.width} channels, "
+                f"expected the checkpoint's {expected!r} with {checkpoint.in_channels}.{fix}"
+            )
+        check_enough_spots(len(source), config.graph.n_neighbors, file)
+        check_samples(config.flow, settings.n_samples)
+
+    def blocks(
+        self, source: EmbeddingFile | Slide, settings: SampleSettings | None = None
+    ) -> Iterator[Block]:
+        """Yield a slide's prediction block by block, its samples calibrated.
+
+        Args:
+            source: the slide, which :meth:`check` has accepted.
+            settings: number of samples, seed, sampler; None: the mean alone.
+
+        Raises:
+            BadInput: embeddings that cannot be read, or that make the prediction overflow.
+        """
+        settings, calibration = settings or SampleSettings(), self.checkpoint.calibration
+        for rows, mean, samples in self._blocks(source, settings):
+            if not (np.isfinite(mean).all() and (samples is None or np.isfinite(samples).all())):
+                overflow = unquoted("values that make the prediction overflow")
+                raise BadInput(_file_of(source), "embeddings", overflow, "embeddings")
+            if samples is not None and calibration is not None:
+                samples = calibration.apply(mean, samples)
+            yield Block(rows, mean, samples)
+
+    def _blocks(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Iterator[Block]:
+        config, scaling = self.checkpoint.config, self.checkpoint.normalisation
+        flow = settings.flow(config.flow)
+        draws = {"n_samples": settings.n_samples, "seed": settings.seed}
+        if all(isinstance(member, TwoStageDenoiser) for member in self.members):
+            members = cast("list[TwoStageDenoiser]", self.members)
+            tile_size, name = settings.tile_size, _name_of(source)
+            yield from stream(
+                members, source, name, config, flow, scaling, tile_size=tile_size, **draws
+            )
+            return
+        slide = source if isinstance(source, Slide) else slide_of(source)
+        whole = self.device.type == "cuda" and not settings.tile_size
+        inputs = slide_inputs(
+            slide,
+            slide_data(slide, config, scaling),
+            self.device,
+            tile_size=settings.tile_size,
+            above=len(slide) if whole else 0,
+        )
+        predicted = predict(DenoiserEnsemble(self.members), inputs, flow, scaling, **draws)
+        yield Block(slice(0, len(slide)), predicted.mean, predicted.samples)
+
+    def provenance(self, slide: str, settings: SampleSettings) -> dict[str, Any]:
+        """Return the origin of a slide's prediction, without the hashes of files."""
+        trained, config = self.checkpoint.provenance, self.checkpoint.config
+        flow = settings.flow(config.flow)
+        return {
+            "slide": slide,
+            "dataset": trained.get("dataset"),
+            "target": config.data.target,
+            "encoder": config.data.encoder,
+            "denoiser": config.denoiser.name,
+            "flow": flow.kind,
+            "fold": trained.get("fold"),
+            "protocol": trained.get("protocol"),
+            "train_slides": trained.get("train_slides", []),
+            "source_dataroot": trained.get("source_dataroot"),
+            "embed_dataroot": trained.get("embed_dataroot"),
+            "gene_list": config.data.gene_list,
+            "seed": settings.seed,
+            "n_samples": settings.n_samples,
+            "n_sample_steps": flow.n_sample_steps,
+            "sampler": flow.sampler,
+            "prior": flow.prior,
+            "version": __version__,
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _name_of(source: EmbeddingFile | Slide) -> str:
+    return source.name if isinstance(source, Slide) else source.path.stem
+
+
+def _file_of(source: EmbeddingFile | Slide) -> str:
+    return source.file or source.name if isinstance(source, Slide) else str(source.path)
