@@ -40,7 +40,6 @@ class Cohort:
             "data.embed_dataroot": str(self.embeddings),
             "data.encoder": "toy",
             "denoiser.hidden_channels": 16,
-            "denoiser.edge_channels": 8,
             "denoiser.n_layers": 2,
             "graph.n_neighbors": 4,
             "train.epochs": 3,

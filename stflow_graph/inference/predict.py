@@ -34,7 +34,7 @@ class Predicted:
     samples: np.ndarray | None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     network: Any,
     inputs: SlideInputs,

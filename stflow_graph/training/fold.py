@@ -246,7 +246,7 @@ def _fit_ridges(
     fitted = [head for head in heads if head is not None]
     if not fitted:
         return
-    with torch.inference_mode():
+    with torch.no_grad():
         means = {
             inputs.slide: network.encoder(inputs.data, inputs.graph).mean.double().cpu().numpy()
             for network, member in zip(networks, members, strict=True)

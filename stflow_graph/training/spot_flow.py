@@ -107,11 +107,10 @@ class _Noise(NamedTuple):
         return cls(prior(uniform).to(device), t.to(device))
 
 
+@torch.no_grad()
 def _encoded(encoder: GraphEncoder, slides: Sequence[SlideInputs]) -> _Spots:
     encoder.eval()
-    with torch.inference_mode():
-        parts = [(*encoder(inputs.data, inputs.graph), inputs.data.y) for inputs in slides]
-    # joined outside, so that the flow can learn from them
+    parts = [(*encoder(inputs.data, inputs.graph), inputs.data.y) for inputs in slides]
     return _Spots(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

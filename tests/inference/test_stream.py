@@ -12,15 +12,18 @@ from stflow_graph.config import load_config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import load_slide
 from stflow_graph.errors import BadInput, OutOfMemory
+from stflow_graph.flow.noise import spot_keys
 from stflow_graph.inference import stream as module
-from stflow_graph.inference.predict import predict, slide_data
-from stflow_graph.inference.stream import can_stream, stream
+from stflow_graph.inference.inputs import slide_data
+from stflow_graph.inference.predict import as_expression, draw_samples
+from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.inference.stream import stream
 from stflow_graph.io.embeddings import open_embeddings
 from stflow_graph.models.build import build_denoiser
 from stflow_graph.models.checkpoint import load_checkpoint
-from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.ensemble import DenoiserEnsemble
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.nn.encoder import GraphEncoder
+from stflow_graph.nn.ensemble import flows_about_the_mean
+from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
 CPU = torch.device("cpu")
@@ -36,15 +39,16 @@ def run(cohort, tmp_path):
 def streamed(run, file, **options):
     """Return mean and samples of a slide, put together from the blocks."""
     checkpoint = load_checkpoint(run / "fold0/checkpoint")
+    config, scaling = checkpoint.config, checkpoint.normalisation
     with open_embeddings(file) as source:
         blocks = list(
             stream(
-                checkpoint.build(CPU),
+                checkpoint.build(),
                 source,
                 file.stem,
-                checkpoint.config,
-                checkpoint.normalisation,
-                CPU,
+                config,
+                config.flow,
+                scaling,
                 n_samples=3,
                 **options,
             )
@@ -55,17 +59,16 @@ def streamed(run, file, **options):
     return mean, np.concatenate([block.samples for block in blocks], axis=1), len(blocks)
 
 
-def whole(run, file):
-    checkpoint, slide = load_checkpoint(run / "fold0/checkpoint"), load_slide(file)
-    data = slide_data(slide, checkpoint.config, checkpoint.normalisation)
-    return predict(
-        checkpoint.build(CPU),
-        data,
-        slide,
-        checkpoint.config,
-        checkpoint.normalisation,
-        n_samples=3,
-    )
+@torch.inference_mode()
+def whole(members, slide, config, scaling, n_samples=3):
+    """Return mean and samples by the members' encoders on the whole slide at once."""
+    data = slide_data(slide, config, scaling)
+    encodings = [member.encoder(data) for member in members]
+    mean = torch.stack([encoding.mean for encoding in encodings]).mean(0)
+    models = flows_about_the_mean(members, mean, [encoding.states for encoding in encodings])
+    keys = spot_keys(slide.name, slide.barcodes)
+    samples = draw_samples(models, keys, config.flow, scaling, n_samples, 0)
+    return as_expression(mean, scaling), samples
 
 
 def in_small_pieces(monkeypatch):
@@ -81,27 +84,29 @@ def in_small_pieces(monkeypatch):
 def test_a_slide_in_blocks_and_tiles_is_predicted_as_a_whole(
     run, cohort, monkeypatch, tile_size, pieces
 ):
-    expected = whole(run, cohort.embedding("A"))
+    checkpoint = load_checkpoint(run / "fold0/checkpoint")
+    slide = load_slide(cohort.embedding("A"))
+    expected = whole(checkpoint.build(), slide, checkpoint.config, checkpoint.normalisation)
     if pieces:
         in_small_pieces(monkeypatch)
     mean, samples, n_blocks = streamed(run, cohort.embedding("A"), tile_size=tile_size)
     assert n_blocks == (8 if pieces else 1)  # 36 rows by 5
-    np.testing.assert_allclose(mean, expected.mean, atol=1e-5)
-    np.testing.assert_allclose(samples, expected.samples, atol=1e-5)
+    np.testing.assert_allclose(mean, expected[0], atol=1e-5)
+    np.testing.assert_allclose(samples, expected[1], atol=1e-5)
 
 
 def test_out_of_memory_halves_the_tiles_and_says_so_once_each_time(
     run, cohort, monkeypatch, caplog
 ):
-    expected, encode = streamed(run, cohort.embedding("A")), GraphDenoiser.encode
+    expected, encode = streamed(run, cohort.embedding("A")), GraphEncoder.encode
 
-    def small_device(self, gathered, tiles):
-        if max(map(len, tiles)) > 10:
+    def small_device(self, gathered, graph):
+        if max(map(len, graph.tiles)) > 10:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode(self, gathered, tiles)
+        return encode(self, gathered, graph)
 
-    monkeypatch.setattr(GraphDenoiser, "encode", small_device)
-    monkeypatch.setattr(module, "_SMALLEST_TILE", 4)
+    monkeypatch.setattr(GraphEncoder, "encode", small_device)
+    monkeypatch.setattr(module, "_MIN_TILE", 4)
     with caplog.at_level(logging.WARNING):
         found = streamed(run, cohort.embedding("A"), tile_size=32)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
@@ -109,16 +114,16 @@ def test_out_of_memory_halves_the_tiles_and_says_so_once_each_time(
         "A: out of memory with tiles of 32 spots: going on with 16",
         "A: out of memory with tiles of 16 spots: going on with 8",
     ]
-    monkeypatch.setattr(module, "_SMALLEST_TILE", 16)
+    monkeypatch.setattr(module, "_MIN_TILE", 16)
     with pytest.raises(OutOfMemory, match=r"A: out of memory with tiles of 16 spots. Fix"):
         streamed(run, cohort.embedding("A"), tile_size=32)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(run, cohort, monkeypatch):
-    def broken(self, gathered, tiles):
+    def broken(self, gathered, graph):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(GraphDenoiser, "encode", broken)
+    monkeypatch.setattr(GraphEncoder, "encode", broken)
     with pytest.raises(RuntimeError, match="something else"):
         streamed(run, cohort.embedding("A"))
 
@@ -134,16 +139,6 @@ def test_a_file_that_goes_bad_on_the_way_leaves_nothing(run, cohort, tmp_path, m
     with pytest.raises(BadInput, match="checksum"):
         sample(run, [file], tmp_path / "out", SampleSettings(n_samples=2))
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_what_cannot_be_streamed_is_told():
-    options = {"hidden_channels": 8, "edge_channels": 8, "n_layers": 1}
-    once = GraphDenoiser(6, 3, graph_once=True, **options)
-    assert can_stream(once)
-    assert can_stream(DenoiserEnsemble([once, once]))
-    assert not can_stream(GraphDenoiser(6, 3, **options))
-    assert not can_stream(GraphDenoiser(6, 3, graph_once=True, similarity_edges=True, **options))
-    assert not can_stream(torch.nn.Linear(6, 3))
 
 
 class Largest(TorchDispatchMode):
@@ -172,7 +167,9 @@ def test_no_tensor_holds_all_spots_and_all_genes(tmp_path, monkeypatch):
     normalisation = Normalisation("center", True, zeros, zeros + 1, level)
     with open_embeddings(file) as source, Largest() as largest:
         found = list(
-            stream(model, source, "A", config, normalisation, CPU, n_samples=2, tile_size=32)
+            stream(
+                [model], source, "A", config, config.flow, normalisation, n_samples=2, tile_size=32
+            )
         )
     assert sum(len(block.mean) for block in found) == n_spots
     # a tile of 32 spots with its halo, or 52 rows of the file
@@ -190,20 +187,20 @@ def test_members_are_kept_as_codes_or_as_expression_with_the_same_result(
     settings = {"denoiser.hidden_channels": 16, "denoiser.input_dropout": 0.5}
     config = load_config(None, {**ROOTS, **settings})
     torch.manual_seed(0)
-    model = DenoiserEnsemble([build_denoiser(config, 10, n_genes) for _ in range(2)]).eval()
-    for member in model.members:
-        torch.nn.init.normal_(member.spot_flow.mlp[2].weight)
+    members = [build_denoiser(config, 10, n_genes).eval() for _ in range(2)]
+    for member in members:
+        torch.nn.init.normal_(member.flow.mlp[2].weight)
     zeros = np.zeros(10, np.float32)
     level = np.zeros(n_genes, np.float32)
     normalisation = Normalisation("center", True, zeros, zeros + 1, level)
-    slide = load_slide(file)
-    data = slide_data(slide, config, normalisation)
-    expected = predict(model, data, slide, config, normalisation, n_samples=n_samples)
+    mean, samples = whole(members, load_slide(file), config, normalisation, n_samples)
     with open_embeddings(file) as source:
-        (found,) = stream(model, source, "A", config, normalisation, CPU, n_samples=n_samples)
-    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
+        (block,) = stream(
+            members, source, "A", config, config.flow, normalisation, n_samples=n_samples
+        )
+    np.testing.assert_allclose(block.mean, mean, atol=1e-5)
     if n_samples > 1:
-        np.testing.assert_allclose(found.samples, expected.samples, atol=1e-5)
+        np.testing.assert_allclose(block.samples, samples, atol=1e-5)
 
 
 def test_tiles_are_cut_from_the_same_graph_whatever_their_size():
@@ -213,9 +210,8 @@ def test_tiles_are_cut_from_the_same_graph_whatever_their_size():
     edges = [
         sorted(
             pair
-            for tile in module._cut(coords, config, CPU, size)
-            for near in tile.relations
-            for pair in map(tuple, near.nodes[near.edge_index].T.tolist())
+            for tile in module._tiled_graph(coords, config, CPU, size).tiles
+            for pair in map(tuple, tile.nodes[tile.edges.edge_index.as_tensor()].T.tolist())
         )
         for size in (7, 1000)
     ]

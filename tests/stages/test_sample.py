@@ -15,12 +15,13 @@ from toy import CHANNELS, GENES, write_slide
 from stflow_graph.config import load_config
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.inference import inputs as inputs_module
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.expression import read_h5ad, write_expression
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.stages import sample as sample_module
 from stflow_graph.stages.embed import embed_file
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
 
@@ -224,34 +225,30 @@ def test_bad_sources_are_refused(run, cohort, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "changes",
     [
-        {"attention": "stflow", "global_attention": "none"},
-        {"attention": "dot", "global_attention": "linear"},
-        {"attention": "stflow", "similarity_edges": True},
-        {"conv": "torch_geometric.nn:GENConv"},
+        {"denoiser.conv": "stflow", "denoiser.global_attention": "none"},
+        {"denoiser.conv": "frame_averaged", "flow.kind": "graph"},
+        {"denoiser.conv": "pyg:GENConv", "denoiser.global_attention": "pyg:PolynormerAttention"},
     ],
     ids=str,
 )
-def test_every_kind_of_graph_denoiser_trains_and_samples(cohort, tmp_path, kind):
-    changes = {f"denoiser.{name}": value for name, value in kind.items()}
+def test_every_kind_of_graph_denoiser_trains_and_samples(cohort, tmp_path, changes):
     train(load_config(None, {**cohort.settings, **changes, "train.epochs": 1}), tmp_path / "run")
     (done,) = sample(tmp_path / "run", [cohort.embedding("B")], tmp_path / "out")
     assert np.isfinite(read_prediction(done.path).mean).all()
 
 
-@pytest.mark.parametrize("option", [{}, {"denoiser.similarity_edges": True}])
-def test_tiles_change_no_prediction_of_a_graph_in_every_step(cohort, tmp_path, monkeypatch, option):
-    steps = {"denoiser.graph_once": False, "denoiser.ridge_rank": 0, "train.epochs": 1}
-    settings = {**cohort.settings, "train.folds": [0], **steps, **option}
+def test_tiles_change_no_prediction_of_a_graph_in_every_step(cohort, tmp_path, monkeypatch):
+    settings = {**cohort.settings, "flow.kind": "graph", "train.epochs": 1}
     train(load_config(None, settings), tmp_path / "run")
-    sizes, real = [], sample_module.in_tiles
+    sizes, real = [], inputs_module.view_of
 
-    def in_tiles(data, tile_size):
+    def view_of(data, tile_size, **options):
         sizes.append(tile_size)
-        return real(data, tile_size)
+        return real(data, tile_size, **options)
 
-    monkeypatch.setattr(sample_module, "in_tiles", in_tiles)
+    monkeypatch.setattr(inputs_module, "view_of", view_of)
     found = []
     for size in (None, 5):
         drawing = SampleSettings(n_samples=2, tile_size=size)
@@ -277,7 +274,7 @@ def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
         assert library["scalefactors"]["tissue_hires_scalef"] == 1
         assert 45 < library["scalefactors"]["spot_diameter_fullres"] < 60
     with monkeypatch.context() as patch:  # a slide that is there is not read and reduced again
-        patch.setattr("stflow_graph.stages.sample.read_picture", None)
+        patch.setattr("stflow_graph.inference.settings.read_picture", None)
         assert sample(run, files, tmp_path / "out", SampleSettings(image=image))[0].complete_before
     with pytest.raises(BadInput, match=r"B.jpg"):
         sample(run, [cohort.embedding("B")], tmp_path / "out", SampleSettings(image=image.parent))

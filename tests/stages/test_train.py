@@ -13,10 +13,11 @@ from toy import write_slide
 from stflow_graph.config import load_config
 from stflow_graph.data.slide import load_slide
 from stflow_graph.errors import BadConfig, BadInput, Diverged
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.models.checkpoint import load_checkpoint
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 from stflow_graph.training import loop as fit_module
 
@@ -161,33 +162,12 @@ def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(coh
     assert not result.complete_before
 
 
-def test_a_run_from_before_an_option_was_there_goes_on(cohort, tmp_path):
-    run(cohort, tmp_path / "run")
-    file = tmp_path / "run/run.json"
-    stored = json.loads(file.read_text())
-    assert stored["config"]["denoiser"].pop("three_body") is False
-    file.write_text(json.dumps(stored))
-    (result,) = run(cohort, tmp_path / "run")
-    assert result.complete_before
-    with pytest.raises(BadConfig, match=r"three_body = False \(now True\)"):
-        run(cohort, tmp_path / "run", denoiser__three_body=True)
-
-
-def test_what_was_stored_before_an_option_is_read_as_it_was_then(cohort, tmp_path):
-    # before edge_encoder, edges were encoded by frames; the default has changed since
-    run(cohort, tmp_path / "run", denoiser__edge_encoder="frames")
-    file = tmp_path / "run/run.json"
-    checkpoint = tmp_path / "run/fold0/checkpoint"
-    built = load_checkpoint(checkpoint).build().state_dict()
-    for path in (file, checkpoint / "config.json"):
-        stored = json.loads(path.read_text())
-        assert stored["config"]["denoiser"].pop("edge_encoder") == "frames"
-        path.write_text(json.dumps(stored))
-    assert load_checkpoint(checkpoint).build().state_dict().keys() == built.keys()
-    (result,) = run(cohort, tmp_path / "run", denoiser__edge_encoder="frames")
-    assert result.complete_before
-    with pytest.raises(BadConfig, match=r"edge_encoder = 'frames' \(now 'invariants'\)"):
-        run(cohort, tmp_path / "run")
+def test_a_checkpoint_of_another_version_is_refused_with_the_way_out(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__epochs=1)
+    file = tmp_path / "run/fold0/checkpoint/config.json"
+    file.write_text(file.read_text().replace("checkpoint/3", "checkpoint/2"))
+    with pytest.raises(BadConfig, match=r"found 'stflow_graph.checkpoint/2'.*train anew"):
+        load_checkpoint(file.parent)
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
@@ -274,7 +254,8 @@ def test_members_hold_other_slides_out_and_their_mean_is_used(cohort, tmp_path):
     assert rows == [(member, epoch) for member in range(3) for epoch in (1, 2, 3)]
     assert len(list((tmp_path / "run/fold0").glob("state-*.safetensors"))) == 3
     weights = [
-        checkpoint.weights[f"members.{member}.embed_x.weight"].numpy() for member in range(3)
+        checkpoint.weights[f"members.{member}.encoder.embed_x.weight"].numpy()
+        for member in range(3)
     ]
     assert not np.array_equal(weights[0], weights[1])
 
@@ -319,11 +300,11 @@ def test_few_slides_are_cut_into_parts_for_the_members(cohort, tmp_path, slides)
 
 
 def test_plain_regression_is_the_mean_of_the_flow_and_has_no_samples(cohort, tmp_path):
-    for name, objective in (("flow", "flow"), ("plain", "regression")):
-        run(cohort, tmp_path / name, train__objective=objective, train__members=2)
+    for name, kind in (("flow", "spot"), ("plain", "none")):
+        run(cohort, tmp_path / name, flow__kind=kind, train__members=2)
         sample(tmp_path / name, [cohort.embedding("A")], tmp_path / name / "p")
     flow, plain = (read_prediction(tmp_path / name / "p/A.h5ad") for name in ("flow", "plain"))
-    # the flow is fitted after the graph, and begins at its estimate
+    # the flow is fitted after the encoder, and starts from its estimate
     np.testing.assert_allclose(flow.mean, plain.mean, atol=1e-6)
     with pytest.raises(BadConfig, match="trained as a regression has no samples"):
         sample(
@@ -332,7 +313,8 @@ def test_plain_regression_is_the_mean_of_the_flow_and_has_no_samples(cohort, tmp
             tmp_path / "q",
             SampleSettings(n_samples=2),
         )
-    run(cohort, tmp_path / "t", denoiser__name="transformer", train__objective="regression")
+    with pytest.raises(BadConfig, match=r"flow.kind = 'none': the transformer has"):
+        run(cohort, tmp_path / "t", denoiser__name="transformer", flow__kind="none")
 
 
 def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path):
@@ -344,7 +326,7 @@ def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path
     assert np.isfinite(calibration.pearson_sd).all()
     weights = load_checkpoint(folder).weights
     for i in range(3):  # a slide's states are read as within those of training
-        low, high = (weights[f"members.{i}.spot_flow.{end}"] for end in ("lowest", "highest"))
+        low, high = (weights[f"members.{i}.flow.{end}"] for end in ("lowest", "highest"))
         assert (low < high).all()
         assert (high - low).max() < 1e3
     assert "## Which genes to trust" in (folder / "README.md").read_text()
@@ -371,18 +353,16 @@ def test_the_dropout_that_training_chose_is_written_down(cohort, tmp_path):
     assert asked["denoiser"]["input_dropout"] == "auto"
 
 
-@pytest.mark.parametrize("tile_size", [0, 7])
-def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch, tile_size):
+def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch):
     sizes = []
 
     def estimate(model, batch, *others, _real=fit_module._estimate):
-        assert ("tiles" in batch) == bool(tile_size)
         sizes.append((int(batch.inner.sum()), batch.num_nodes))
         return _real(model, batch, *others)
 
     monkeypatch.setattr(fit_module, "_estimate", estimate)
     whole = {"train__folds": [0], "train__epochs": 1, "denoiser__n_layers": 1}
-    whole |= {"train__members": 1, "train__regions_per_slide": 1, "train__tile_size": tile_size}
+    whole |= {"train__members": 1, "train__regions_per_slide": 1}
     run(cohort, tmp_path / "run", train__max_spots_per_batch=20, **whole)
     n_spots = [len(load_slide(cohort.embedding(s), cohort.expression(s))) for s in "BCD"]
     assert all(own <= 20 < n_nodes for own, n_nodes in sizes)
@@ -393,8 +373,6 @@ def test_two_regions_a_step_share_its_spots():
     settings = {"data.source_dataroot": "a", "data.embed_dataroot": "b", "train.batch_size": 2}
     config = load_config(None, {**settings, "train.max_spots_per_batch": 100})
     assert config.train.max_region_spots == 50
-    # the option's name in checkpoints of older versions
-    assert load_config(None, {**settings, "train.max_region_spots": 100}) == config
 
 
 def test_patients_on_both_sides_are_refused_unless_allowed(cohort, tmp_path):
