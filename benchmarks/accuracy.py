@@ -51,8 +51,8 @@ from stflow_graph.stats import metrics
 
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {},
-    "one-shot": {"train.objective": "regression"},
-    "flow in every step": {"denoiser.graph_once": False, "denoiser.ridge_rank": 0},
+    "one-shot": {"flow.kind": "none"},
+    "flow in every step": {"flow.kind": "graph"},
     "transformer": {"denoiser.name": "transformer"},
 }
 N_SAMPLES = 16
@@ -120,7 +120,7 @@ def run_model(model: str, target: str, seed: int, options: argparse.Namespace) -
     out = folder_of(model, target, seed, options)
     config = load_config(None, settings_of(model, target, seed, options))
     results = train(config, out)
-    n_samples = 1 if config.train.objective == "regression" else N_SAMPLES
+    n_samples = 1 if config.flow.kind == "none" else N_SAMPLES
     names = [slide for result in results for slide in result.test_pearson]
     files = embedding_files(names, options)
     sample(out, files, out / "predictions", SampleSettings(n_samples=n_samples, seed=seed))

@@ -10,7 +10,9 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -19,10 +21,11 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.flow.sampler import euler
-from stflow_graph.graph import NeighbourhoodContext, SpatialGraph, SpatialTiles, STFlowGraph
+from stflow_graph.graph import NeighbourhoodContext, SpatialGraph, STFlowGraph, view_of
+from stflow_graph.graph.tiles import GraphView
 from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.spot_flow import bound, conditional
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
+from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 IN_CHANNELS, N_GENES, K, STEPS = 1024, 50, 8, 5
 SIZE = {"hidden_channels": 128, "n_heads": 4, "n_layers": 4}
@@ -54,30 +57,33 @@ class Contender:
     Attributes:
         make: makes the model, of a size.
         graph: makes the graph; None: the model makes it in every call.
-        tiles: whether whole slides are worked on tile by tile where nothing is learned.
-        context: whether training reads averages of the embeddings that are made with the graph.
+        tiles: whether sampling runs over the graph tile by tile.
+        context: averages of the embeddings that are computed with the graph for training.
     """
 
-    make: Callable[..., nn.Module]
+    make: Callable[..., Any]
     graph: BaseTransform | None
     tiles: bool = False
     context: tuple[int, ...] = ()
 
-    def prepare(self, slide: Data, *, training: bool = False, whole: bool = False) -> Data:
-        """Return the slide with what belongs to the graph; ``whole``: not in tiles."""
+    def prepare(self, slide: Data, *, training: bool = False) -> Data:
+        """Return the slide with its graph and, for training, its context."""
         data = copy.copy(slide)
         if self.graph is not None:
             data = self.graph(data)
-        if self.tiles and not training and not whole:
-            return SpatialTiles()(data)
         return NeighbourhoodContext(self.context)(data) if self.context and training else data
 
+    def view(self, data: Data, *, whole: bool = False) -> GraphView | None:
+        """Return the view of the graph that sampling uses; None: the model's own choice."""
+        return view_of(data) if self.tiles and not whole else None
 
-def _graph_denoiser(**options: object) -> Callable[..., nn.Module]:
-    def make(**size: int) -> nn.Module:
-        return GraphDenoiser(IN_CHANNELS, N_GENES, **size, **options)  # type: ignore[arg-type]
 
-    return make
+def _graph_denoiser(**options: Any) -> Callable[..., nn.Module]:
+    return partial(GraphDenoiser, IN_CHANNELS, N_GENES, **options)
+
+
+def _two_stage(**options: Any) -> Callable[..., nn.Module]:
+    return partial(TwoStageDenoiser.make, in_channels=IN_CHANNELS, n_genes=N_GENES, **options)
 
 
 def _transformer(**size: int) -> nn.Module:
@@ -85,45 +91,45 @@ def _transformer(**size: int) -> nn.Module:
 
 
 _HOPS = (1, 4, 16)
+_STFLOW = {"conv": "stflow", "conv_options": {"edge_channels": 128}, "global_attention": None}
 CONTENDERS = {
     PUBLISHED: Contender(_transformer, None),
     REFERENCE: Contender(_transformer, STFlowGraph(K)),
     "graph, stflow mode": Contender(
-        _graph_denoiser(attention="stflow", global_attention=None, edge_channels=128),
-        STFlowGraph(K),
-        tiles=True,
+        _graph_denoiser(context_hops=(), dropout=0.2, **_STFLOW), STFlowGraph(K), tiles=True
     ),
-    "graph, in every step": Contender(_graph_denoiser(), SpatialGraph(K), tiles=True),
+    "graph, in every step": Contender(
+        _graph_denoiser(context_hops=(), dropout=0.2), SpatialGraph(K), tiles=True
+    ),
     "graph, default": Contender(
-        _graph_denoiser(
-            graph_once=True, context_hops=_HOPS, ridge_rank=8, input_dropout=0.5, dropout=0.3
-        ),
-        SpatialGraph(K),
-        tiles=True,
-        context=_HOPS,
+        _two_stage(input_dropout=0.5), SpatialGraph(K), tiles=True, context=_HOPS
     ),
 }
 
 
 @torch.inference_mode()
-def call(model: nn.Module, data: Data, y_t: Tensor) -> Tensor:
-    """Return the estimate of y₁ of one network call."""
-    return model(y_t, torch.full((1,), 0.3, device=y_t.device), data)
+def call(model: Any, data: Data, y_t: Tensor, view: GraphView | None = None) -> Tensor:
+    """Return the estimate of y₁ of one network call, all that it needs included."""
+    t = torch.full((1,), 0.3, device=y_t.device)
+    if view is None:
+        return model(y_t, t, data)
+    return model.bind(data, view)(y_t, t)
 
 
 @torch.inference_mode()
-def sample(model: nn.Module, data: Data, y_0: Tensor, n_steps: int = STEPS) -> Tensor:
-    """Return one sample of a slide whose graph is there."""
-    return euler(bound(model, data), y_0, data, n_steps)
+def sample(
+    model: Any, data: Data, y_0: Tensor, view: GraphView | None = None, n_steps: int = STEPS
+) -> Tensor:
+    """Return one sample of a slide that has its graph."""
+    return euler(model.bind(data, view), y_0, n_steps)
 
 
-def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) -> None:
+def training_step(model: Any, optimizer: torch.optim.Optimizer, data: Data) -> None:
     """Do one step: forward, backward, optimiser."""
-    halves, t = conditional(model), torch.full((1,), 0.3, device=data.x.device)
-    if halves is not None:
-        estimate = halves.condition(data).mean
+    if isinstance(model, TwoStageDenoiser):
+        estimate = model.encoder(data).mean
     else:
-        estimate = model(data.y, t, data)
+        estimate = model(data.y, torch.full((1,), 0.3, device=data.x.device), data)
     loss = (estimate - data.y).square().mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

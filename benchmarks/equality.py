@@ -2,7 +2,7 @@
 
 usage: python benchmarks/equality.py [--sizes 50 500 5000] [--checkpoint FILE] [--quick]
 
-``TransformerDenoiser`` computes as published, ``GraphDenoiser(attention="stflow")`` without its
+``TransformerDenoiser`` computes as published, ``GraphDenoiser(conv="stflow")`` without its
 wide per-edge tensors. Prints, for outputs and for the gradients of a random linear form of them,
 |graph - transformer| / |transformer|; gradients by the worst parameter, against the largest
 gradient of its part. Weights are random unless a public checkpoint is given.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from stflow_graph.graph import STFlowGraph
+from stflow_graph.graph.stflow import stflow_edge_geometry
 from stflow_graph.io.state_dict import read_state_dict
 from stflow_graph.models.stflow_weights import graph_name, infer_sizes, load_stflow
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
@@ -56,7 +57,7 @@ def differences(weights: dict[str, Tensor], data: Batch, dtype: torch.dtype) -> 
     t = torch.rand(data.num_graphs, generator=generator).to(dtype)
     data = data.clone()
     data.x = data.x.to(dtype)
-    del data.edge_attr  # frames are made from the positions by both
+    data.edge_attr = stflow_edge_geometry(data.pos, data.edge_index).to(dtype)
     outputs, gradients = [], []
     for kind in ("transformer", "graph"):
         model = load_stflow(weights, kind).to(dtype)

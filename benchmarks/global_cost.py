@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -21,10 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch_geometric.nn.attention import PolynormerAttention
 
-from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
+from stflow_graph.nn.global_attention import LatentAttention, PyGAttention
 
 CHANNELS = 128
+LAYERS = {"latent": LatentAttention, "polynormer": partial(PyGAttention, PolynormerAttention)}
 
 
 def seconds(layer: nn.Module, n: int, device: str) -> float:
@@ -43,7 +46,7 @@ def seconds(layer: nn.Module, n: int, device: str) -> float:
 @torch.inference_mode()
 def measure(sizes: list[int], repeats: int, device: str) -> dict[str, list[float]]:
     """Return the median time of every kind at every size."""
-    layers = {kind: make(CHANNELS).eval().to(device) for kind, make in GLOBAL_ATTENTIONS.items()}
+    layers = {kind: make(CHANNELS).eval().to(device) for kind, make in LAYERS.items()}
     times = {kind: np.empty((repeats, len(sizes))) for kind in layers}
     for layer in layers.values():
         seconds(layer, sizes[0], device)

@@ -43,12 +43,12 @@ from rich.table import Table
 
 from stflow_graph.config import load_config
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.graph import SpatialTiles
 from stflow_graph.io.embeddings import write_embeddings
-from stflow_graph.models.build import build_ensemble
+from stflow_graph.models.build import build_denoiser
 from stflow_graph.models.checkpoint import Checkpoint, save_checkpoint
+from stflow_graph.nn.pretrained import join_weights
 
-PARTS = ("sampling", "training step", "training step by tiles")
+PARTS = ("sampling", "training step")
 _KIB = 1024  # ru_maxrss is in KiB on Linux
 
 
@@ -66,15 +66,16 @@ def run_cell(name: str, n: int, part: str, options: argparse.Namespace) -> int:
     torch.manual_seed(0)
     model = contender.make(**(TINY if options.quick else SIZE)).to(device)
     small = synthetic_slide(50).to(device)
-    sample(model.eval(), contender.prepare(small), small.y, 1)  # libraries take memory once
+    sample(model.eval(), contender.prepare(small), small.y, None, 1)  # libraries take memory once
     slide = synthetic_slide(n).to(device)
     before = peak(device)
     if part == "sampling":
-        sample(model, contender.prepare(slide), torch.randn_like(slide.y))
+        data = contender.prepare(slide)
+        sample(model, data, torch.randn_like(slide.y), contender.view(data))
     else:
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
         data = contender.prepare(slide, training=True)
-        training_step(model, optimizer, SpatialTiles()(data) if part == PARTS[2] else data)
+        training_step(model, optimizer, data)
     return peak(device) - before
 
 
@@ -87,8 +88,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if name == PUBLISHED and n > options.most_published:
                 continue
             for part in PARTS:
-                if part == PARTS[2] and not CONTENDERS[name].tiles:
-                    continue
                 command = [sys.executable, __file__, "--out", options.out, "--cell", name, n, part]
                 command += ["--threads", options.threads, "--device", options.device]
                 command += ["--quick"] * options.quick
@@ -121,7 +120,7 @@ def write_checkpoint(folder: Path, options: argparse.Namespace) -> None:
     roots = {"data.source_dataroot": "none", "data.embed_dataroot": "none"}
     config = load_config(None, {**roots, "data.encoder": "random", "denoiser.input_dropout": 0.5})
     torch.manual_seed(0)
-    model = build_ensemble(config, IN_CHANNELS, n_genes, options.members)
+    members = [build_denoiser(config, IN_CHANNELS, n_genes) for _ in range(options.members)]
     zeros, level = np.zeros(IN_CHANNELS, np.float32), np.zeros(n_genes, np.float32)
     save_checkpoint(
         folder,
@@ -130,7 +129,7 @@ def write_checkpoint(folder: Path, options: argparse.Namespace) -> None:
             [f"G{i}" for i in range(n_genes)],
             IN_CHANNELS,
             Normalisation("center", True, zeros, zeros + 1, level),
-            model.state_dict(),
+            join_weights(members),
             {"dataset": "random"},
             options.members,
         ),

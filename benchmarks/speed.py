@@ -44,27 +44,27 @@ from contenders import (
 )
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch_geometric.data import Data
 
-from stflow_graph.nn.spot_flow import conditional
+from stflow_graph.flow.sampler import Model
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 WHAT = ("graph", "first call", "call", "step", "sampling", "training step")
 FLOOR = "floor of a call"
 _FLOOR_PRODUCTS = 190_000
 
 
-class Unbound(nn.Module):
-    """A compiled denoiser without ``bind``, which would sample by what was not compiled."""
+class Unbound:
+    """A compiled denoiser, bound to a slide without computing anything beforehand."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
         self.model = model
 
-    def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
-        """Return the estimate of y₁."""
-        estimate: Tensor = self.model(y_t, t, data)
-        return estimate
+    def bind(self, data: Data, view: GraphView | None = None) -> Model:
+        """Return the denoiser as samplers take it."""
+        return lambda y_t, t: self.model(y_t, t, data)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
@@ -95,9 +95,9 @@ class Runner:
         self.called, self.sampled = self.model, self.model
         if options.compiled:
             self.called = torch.compile(self.model)
-            if conditional(self.model):
-                self.model.condition = torch.compile(self.model.condition)
-                self.model.denoise = torch.compile(self.model.denoise)
+            if isinstance(self.model, TwoStageDenoiser):
+                self.model.encoder = torch.compile(self.model.encoder)
+                self.model.flow = torch.compile(self.model.flow)
             else:
                 self.sampled = Unbound(self.called)
         # tiles are made for a CPU's cache
@@ -105,21 +105,24 @@ class Runner:
         self.slide = synthetic_slide(n).to(self.device)
         self.y = torch.randn(n, N_GENES, device=self.device)
 
+    def prepare(self) -> tuple[Data, GraphView | None]:
+        """Return the slide with its graph, and how sampling sees it."""
+        data = self.contender.prepare(self.slide)
+        return data, self.contender.view(data, whole=self.whole)
+
     def first_call(self) -> float:
         """Return the seconds of a call before which there was none."""
         self.model.eval()
-        data = self.contender.prepare(self.slide, whole=self.whole)
-        return seconds(lambda: call(self.called, data, self.y), self.device)
+        data, view = self.prepare()
+        return seconds(lambda: call(self.called, data, self.y, view), self.device)
 
     def measure(self, training: bool) -> dict[str, float]:
         """Return the seconds of each part, once."""
         self.model.eval()
         found: dict[str, float] = {}
-        found["graph"], data = timed(
-            lambda: self.contender.prepare(self.slide, whole=self.whole), self.device
-        )
-        found["call"] = seconds(lambda: call(self.called, data, self.y), self.device)
-        calls = seconds(lambda: sample(self.sampled, data, self.y), self.device)
+        found["graph"], (data, view) = timed(self.prepare, self.device)
+        found["call"] = seconds(lambda: call(self.called, data, self.y, view), self.device)
+        calls = seconds(lambda: sample(self.sampled, data, self.y, view), self.device)
         found["step"] = calls / STEPS
         found["sampling"] = found["graph"] + calls
         if training:

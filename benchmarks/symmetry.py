@@ -64,10 +64,7 @@ def models() -> dict[str, tuple[nn.Module, BaseTransform]]:
         "STFlow k=8": (TransformerDenoiser(F, G, n_neighbors=8), Unchanged()),
         "STFlow k=6": (TransformerDenoiser(F, G, n_neighbors=6), Unchanged()),
         "ours, additive": (GraphDenoiser(F, G), SpatialGraph(8)),
-        "ours, dot": (
-            GraphDenoiser(F, G, attention="dot", global_attention="linear"),
-            SpatialGraph(8),
-        ),
+        "ours, frame averaged": (GraphDenoiser(F, G, conv="frame_averaged"), SpatialGraph(8)),
     }
     for model, _ in made.values():
         model.eval()

@@ -34,12 +34,14 @@ def convert(
         n_neighbors=n_neighbors,
         n_heads=n_heads,
     )
-    options = done.config.denoiser
+    options = done.config.denoiser.model_dump()
+    edge_channels = options.get("edge_channels") or options["conv_options"]["edge_channels"]
     console = Console()
     console.print(
-        f"{out}: {options.name} denoiser, {done.in_channels} channels in, {len(done.genes)} genes, "
-        f"D {options.hidden_channels}, D_e {options.edge_channels}, H {options.n_heads}, "
-        f"L {options.n_layers}",
+        f"{out}: {options['name']} denoiser, {done.in_channels} channels in, "
+        f"{len(done.genes)} genes, "
+        f"D {options['hidden_channels']}, D_e {edge_channels}, H {options['n_heads']}, "
+        f"L {options['n_layers']}",
         soft_wrap=True,
         highlight=False,
     )

@@ -13,13 +13,14 @@ from stflow_graph import api
 from stflow_graph.config import load_config
 from stflow_graph.encoders import create_encoder
 from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.expression import read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import KEY, read_prediction
 from stflow_graph.simulation.cohort import simulate_cohort
 from stflow_graph.stages.embed import EmbedSettings, embed_root
 from stflow_graph.stages.evaluate import evaluate
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
 

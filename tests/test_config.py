@@ -54,7 +54,8 @@ def test_what_is_saved_loads_as_the_same_configuration(
         ({"trainer.epochs": 3}, "section of data, graph"),
         ({"train.epochs": 0}, "train.epochs = 0"),
         ({"denoiser.name": "mlp"}, "graph.*transformer"),
-        ({"denoiser.name": "transformer", "denoiser.attention": "dot"}, "denoiser.attention"),
+        ({"denoiser.name": "transformer", "denoiser.conv": "additive"}, "denoiser.conv"),
+        ({"denoiser.name": "transformer", "flow.kind": "spot"}, r"flow.kind = 'spot'.*\"graph\""),
         ({"flow.prior": "poisson"}, "flow.prior = 'poisson'.*zinb"),
     ],
 )

@@ -13,8 +13,9 @@ from toy import GENES
 from stflow_graph import Slide, SlideModel
 from stflow_graph.config import load_config
 from stflow_graph.errors import BadInput
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.models.checkpoint import load_checkpoint
-from stflow_graph.stages.sample import SampleSettings, sample
+from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
 
