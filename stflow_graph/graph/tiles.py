@@ -61,6 +61,7 @@ class WholeGraph:
 
     def __init__(self, edges: Edges, batch: Tensor, n_slides: int) -> None:
         self.edges, self.batch, self.n_slides = edges, batch, n_slides
+        self._average: Averaging | None = None
 
     @classmethod
     def of(cls, data: Data, n_slides: int | None = None) -> WholeGraph:
@@ -106,10 +107,13 @@ class WholeGraph:
         y = read_out(h)
         return lambda rows: y[rows]
 
-    @functools.cached_property
+    @property
     def average(self) -> Averaging:
         """The mean over the neighbours of each spot."""
-        return Averaging(self.edges.edge_index, self.edges.edge_weight, self.n_spots)
+        if self._average is None:  # torch.compile cannot trace a cached_property's lock
+            edges = self.edges
+            self._average = Averaging(edges.edge_index, edges.edge_weight, self.n_spots)
+        return self._average
 
     def with_edges(self, encode: Callable[[Any], Any]) -> WholeGraph:
         """Return the view with ``edge_attr`` replaced by what ``encode`` makes of it."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from stflow_graph.flow.sampler import Model
-from stflow_graph.graph.tiles import GraphView, slide_of_spots
-from stflow_graph.nn.checks import check_spots
+from stflow_graph.graph.tiles import GraphView, WholeGraph, slide_of_spots
+from stflow_graph.nn.checks import check_graph, check_spots
 from stflow_graph.nn.encoder import Encoding, GraphEncoder
 from stflow_graph.nn.pretrained import Pretrained
 from stflow_graph.nn.spot_flow import SpotFlow
@@ -69,7 +69,8 @@ class TwoStageDenoiser(Pretrained):
         """
         encoder = self.encoder
         check_spots(y_t, t, data.x, data.batch, encoder.in_channels, encoder.n_genes)
-        encoding = encoder(data)
+        check_graph(data)
+        encoding = encoder(data, WholeGraph.of(data, t.size(0)))
         if self.flow is None:
             return encoding.mean
         return self.flow(y_t, t[slide_of_spots(data)], *encoding)

@@ -38,7 +38,7 @@ def test_correlation_term_is_the_mean_over_slides_and_genes(values):
     assert total.item() == pytest.approx(mse.item() + 0.3 * expected, rel=1e-4)
 
 
-def test_scale_offset_and_order_of_spots_play_no_part(values):
+def test_correlation_ignores_scale_offset_and_order_of_spots(values):
     y_hat, y, batch = values
     shift = torch.tensor([[5.0], [-70.0]])[batch]
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
@@ -47,7 +47,7 @@ def test_scale_offset_and_order_of_spots_play_no_part(values):
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(2.0, 0.0), (-0.5, 2.0)])
-def test_bounds_are_reached(values, factor, expected):
+def test_the_bounds_of_the_correlation_term_are_reached(values, factor, expected):
     _, y, batch = values
     assert pearson_loss(factor * y, y, batch).item() == pytest.approx(expected, abs=1e-4)
 

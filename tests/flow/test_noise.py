@@ -97,7 +97,7 @@ def test_genes_spots_samples_and_seeds_are_uncorrelated():
         assert abs(np.std(values) * np.sqrt(1000) - 1) < 0.15, name
 
 
-def test_a_row_depends_on_its_key_alone():
+def test_a_row_depends_on_its_key_only():
     u = spot_uniform(KEYS, 6, seed=5, sample=2)
     order = torch.randperm(len(KEYS), generator=torch.Generator().manual_seed(0))
     assert torch.equal(spot_uniform(KEYS[order], 6, seed=5, sample=2), u[order])
@@ -105,11 +105,11 @@ def test_a_row_depends_on_its_key_alone():
     assert spot_uniform(KEYS[:0], 6, seed=5).shape == (0, 6)
 
 
-def test_more_genes_leave_the_first_ones_alone():
+def test_further_genes_leave_the_first_ones_unchanged():
     assert torch.equal(spot_uniform(KEYS, 9, seed=5)[:, :4], spot_uniform(KEYS, 4, seed=5))
 
 
-def test_keys_name_slide_and_barcode():
+def test_keys_identify_slide_and_barcode():
     barcodes = ["AAAC-1", "AAAC-2", "é"]
     keys = spot_keys("A1", barcodes)
     assert keys.dtype == torch.int64
@@ -122,7 +122,6 @@ def test_keys_name_slide_and_barcode():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_is_the_same_on_a_gpu():
     assert torch.equal(spot_uniform(KEYS.cuda(), 50, 7, 3).cpu(), spot_uniform(KEYS, 50, 7, 3))
 

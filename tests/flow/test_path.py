@@ -14,7 +14,7 @@ def ends():
 
 
 @pytest.mark.parametrize(("t", "end"), [(0.0, 0), (1.0, 1)])
-def test_path_begins_at_the_prior_and_ends_at_the_data(ends, t, end):
+def test_the_path_runs_from_the_prior_to_the_data(ends, t, end):
     path = linear_path(ends[0], ends[1], torch.tensor([t]))
     assert torch.equal(path.y_t, ends[end])
     assert path.y_0 is ends[0]

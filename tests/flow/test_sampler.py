@@ -5,31 +5,29 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Batch, Data
 
 from stflow_graph.flow import sampler as samplers
 from stflow_graph.flow.sampler import estflow, euler, heun, stflow
 
-SLIDES = Batch.from_data_list([Data(x=torch.zeros(n, 1)) for n in (3, 2)])
-Y_0 = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).double()
+Y_0, Y_1 = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).double()
 MEAN, SD = 1.5, 0.4
 
 
 class Recorder:
-    """Wraps a function of (y, t) as a model and keeps what it was called with."""
+    """Wraps a function of (y, t) as a model and keeps its calls and answers."""
 
     def __init__(self, function):
-        self.function, self.times = function, []
+        self.function, self.times, self.answers = function, [], []
 
-    def __call__(self, y_t, t, data):
-        assert data is SLIDES
-        assert tuple(t.shape) == (2,)
+    def __call__(self, y_t, t):
+        assert tuple(t.shape) == (1,)
         assert t.dtype == y_t.dtype
-        self.times.append(t[0].item())
-        return self.function(y_t, t[data.batch][:, None])
+        self.times.append(t.item())
+        self.answers.append(self.function(y_t, t))
+        return self.answers[-1]
 
 
-def gaussian_posterior_mean(y, t):
+def posterior_mean(y, t):
     """E[y_1 | y_t] for y_0 ~ N(0, 1) and y_1 ~ N(MEAN, SD²), independent."""
     return MEAN + t * SD**2 / ((1 - t) ** 2 + t**2 * SD**2) * (y - t * MEAN)
 
@@ -40,13 +38,13 @@ def gaussian_flow(y, start):
     return MEAN + SD * (y - start * MEAN) / spread
 
 
-def decay_model(y, t):
+def decay(y, t):
     """The prediction of y_1 whose flow is dy/dt = -y."""
     return t * y
 
 
 def order(sampler, model, exact, steps) -> float:
-    errors = [(sampler(Recorder(model), Y_0, SLIDES, n) - exact).abs().max().item() for n in steps]
+    errors = [(sampler(Recorder(model), Y_0, n) - exact).abs().max().item() for n in steps]
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
@@ -60,16 +58,14 @@ def order(sampler, model, exact, steps) -> float:
     ],
 )
 def test_order_of_convergence(sampler, start, expected, steps):
-    exact = gaussian_flow(Y_0, start)
-    assert order(sampler, gaussian_posterior_mean, exact, steps) == pytest.approx(expected, abs=0.1)
-    exact = Y_0 * math.exp(-(1 - start))
-    assert order(sampler, decay_model, exact, steps) == pytest.approx(expected, abs=0.1)
+    flows = [(posterior_mean, gaussian_flow(Y_0, start)), (decay, Y_0 * math.exp(start - 1))]
+    for model, exact in flows:
+        assert order(sampler, model, exact, steps) == pytest.approx(expected, abs=0.1)
 
 
-def test_gaussian_prior_becomes_the_gaussian_target():
-    data = Data(x=torch.zeros(20_000, 1))
+def test_the_gaussian_prior_is_carried_to_the_gaussian_target():
     y_0 = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(1)).double()
-    y_1 = heun(lambda y, t, _: gaussian_posterior_mean(y, t), y_0, data, 41)
+    y_1 = heun(posterior_mean, y_0, 41)
     assert y_1.mean().item() == pytest.approx(MEAN, abs=0.01)
     assert y_1.std().item() == pytest.approx(SD, rel=0.02)
 
@@ -80,78 +76,48 @@ def sampler(request):
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4, 5, 20, 21])
-def test_n_steps_is_the_number_of_calls_at_increasing_times(sampler, n_steps):
-    model = Recorder(gaussian_posterior_mean)
-    sampler(model, Y_0, SLIDES, n_steps)
+def test_n_steps_calls_in_order_of_time_end_on_the_last_prediction(sampler, n_steps):
+    model = Recorder(posterior_mean)
+    y_1 = sampler(model, Y_0, n_steps)
     assert len(model.times) == n_steps
     assert 0 <= model.times[0] <= 0.01
     assert model.times[-1] < 1
     assert model.times == sorted(model.times)
+    assert torch.equal(y_1, model.answers[-1])
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4, 5, 20])
 def test_a_constant_prediction_is_the_answer(sampler, n_steps):
-    y_1 = torch.randn(5, 4, generator=torch.Generator().manual_seed(2)).double()
-    assert torch.equal(sampler(lambda y, t, data: y_1, Y_0, SLIDES, n_steps), y_1)
-
-
-@pytest.mark.parametrize("n_steps", [1, 2, 5, 8])
-def test_the_answer_is_the_last_prediction(sampler, n_steps):
-    answers = []
-
-    def model(y, t, data):
-        answers.append(gaussian_posterior_mean(y, t[data.batch][:, None]))
-        return answers[-1]
-
-    assert torch.equal(sampler(model, Y_0, SLIDES, n_steps), answers[-1])
+    assert torch.equal(sampler(lambda y, t: Y_1, Y_0, n_steps), Y_1)
 
 
 @pytest.mark.parametrize("points", [2, 5, 11])
 def test_stflow_is_the_published_recipe(points):
-    t = torch.linspace(0.01, 1, points).double()
-    y = Y_0
+    t, y = torch.linspace(0.01, 1, points).double(), Y_0
     for t_1, t_2 in zip(t[:-1], t[1:], strict=True):
-        prediction = gaussian_posterior_mean(y, t_1)
+        prediction = posterior_mean(y, t_1)
         y = y + (t_2 - t_1) * (prediction - y) / (1 - t_1)
-    found = stflow(Recorder(gaussian_posterior_mean), Y_0, SLIDES, points - 1)
-    assert torch.allclose(found, prediction, atol=1e-6)
+    actual = stflow(Recorder(posterior_mean), Y_0, points - 1)
+    assert torch.allclose(actual, prediction, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [2, 5, 11])
 def test_estflow_is_the_recipe_of_the_fork(steps):
     y = Y_0
     for s in range(steps - 1):
-        prediction = gaussian_posterior_mean(y, s / steps)
+        prediction = posterior_mean(y, s / steps)
         y = y + (prediction - y) / steps
-    found = estflow(Recorder(gaussian_posterior_mean), Y_0, SLIDES, steps - 1)
-    assert torch.allclose(found, prediction)
+    assert torch.allclose(estflow(Recorder(posterior_mean), Y_0, steps - 1), prediction)
 
 
 def test_heun_is_exact_where_the_velocity_is_linear_in_time():
     # y(t) = y_0 + a t + b t², seen by a model that knows where it is
     a, b = 0.7, -1.3
-
-    def model(y, t):
-        return y + (1 - t) * (a + 2 * b * t)
-
+    model = Recorder(lambda y, t: y + (1 - t) * (a + 2 * b * t))
     last = 1 / 4  # the last of 4 parts is an Euler step, which errs by b / 16
-    found = heun(Recorder(model), Y_0, SLIDES, 7)
-    assert torch.allclose(found, Y_0 + a + b - b * last**2)
-
-
-def test_slides_without_a_batch_vector_have_one_time(sampler):
-    cases = [
-        (Data(x=torch.zeros(5, 1)), 1),
-        (Data(x=torch.zeros(0, 1), batch=torch.zeros(0).long()), 1),
-        (Data(x=torch.zeros(5, 1), batch=SLIDES.batch), 2),
-    ]
-    for data, n_slides in cases:
-        times = []
-        y_0 = torch.zeros(data.num_nodes, 2)
-        sampler(lambda y, t, _, times=times: (times.append(t), y)[1], y_0, data, 2)
-        assert [tuple(t.shape) for t in times] == [(n_slides,)] * 2
+    assert torch.allclose(heun(model, Y_0, 7), Y_0 + a + b - b * last**2)
 
 
 def test_no_steps_are_refused(sampler):
     with pytest.raises(ValueError, match="n_steps must be >= 1, got 0"):
-        sampler(Recorder(decay_model), Y_0, SLIDES, 0)
+        sampler(Recorder(decay), Y_0, 0)

@@ -109,7 +109,9 @@ class EdgeAttentionConv(MessagePassing):
         f = edge_attr.f if isinstance(edge_attr, EncodedEdges) else self.edge_encoder(edge_attr)
         plain, starts = edge_index, None
         if isinstance(edge_index, EdgeIndex):
-            plain, ((starts, _), _) = edge_index.as_tensor(), edge_index.get_csc()
+            plain = edge_index.as_tensor()
+            if edge_index.is_sorted_by_col:
+                (starts, _), _ = edge_index.get_csc()
         alpha = self.edge_updater(
             plain,
             receiver=receiver,
