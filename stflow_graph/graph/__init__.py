@@ -6,7 +6,8 @@ from stflow_graph.graph.neighbors import Neighbors, nearest_neighbors, spot_pitc
 from stflow_graph.graph.similarity import SimilarityEdges
 from stflow_graph.graph.spatial import SpatialGraph
 from stflow_graph.graph.stflow import STFlowGraph
-from stflow_graph.graph.tiles import Edges, TiledGraph, WholeGraph, view_of
+from stflow_graph.graph.tiles import TiledGraph, view_of
+from stflow_graph.graph.whole import Edges, WholeGraph
 
 __all__ = [
     "EDGE_FEATURES",

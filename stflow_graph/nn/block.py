@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stflow_graph.graph.tiles import Edges, GraphView, Rows
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.graph.whole import Edges, Rows
 from stflow_graph.nn.conv import CONVS, STFlowConv
 from stflow_graph.nn.dropout import CheapDropout
 from stflow_graph.nn.global_attention import LatentAttention

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from stflow_graph.graph.tiles import slide_of_spots
+from stflow_graph.graph.whole import slide_of_spots
 
 
 def check_spots(

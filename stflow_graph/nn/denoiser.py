@@ -9,7 +9,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from stflow_graph.flow.sampler import Model
-from stflow_graph.graph.tiles import GraphView, WholeGraph, slide_of_spots
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.graph.whole import WholeGraph, slide_of_spots
 from stflow_graph.nn.block import (
     ConvFactory,
     GlobalFactory,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from stflow_graph.graph.tiles import GraphView, WholeGraph
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.graph.whole import WholeGraph
 from stflow_graph.nn.block import (
     ConvFactory,
     Estimate,

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from stflow_graph.flow.sampler import Model
-from stflow_graph.graph.tiles import GraphView, WholeGraph, slide_of_spots
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.graph.whole import WholeGraph, slide_of_spots
 from stflow_graph.nn.checks import check_graph, check_spots
 from stflow_graph.nn.encoder import Encoding, GraphEncoder
 from stflow_graph.nn.pretrained import Pretrained

@@ -37,7 +37,7 @@ from stflow_graph.version import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run is, reported after every epoch: of which member, and its last epoch."""
+    """Progress of a run, reported after every epoch: the member and its last epoch."""
 
     dataset: str
     fold: int
@@ -87,8 +87,8 @@ def train(
 
     Writes ``out/fold<i>/`` (with several data sets ``out/<data set>/fold<i>/``): ``checkpoint/``,
     ``history.csv``, ``config.toml``, ``provenance.json``, ``result.json``, TensorBoard logs; and
-    ``results_kfold.json`` in HEST's form. A run that was stopped goes on where it was; complete
-    folds are left as they are. The test slides are read after training has ended.
+    ``results_kfold.json`` in HEST's form. An interrupted run is resumed; complete folds
+    are skipped. The test slides are read after training has ended.
 
     Args:
         config: the resolved configuration.
@@ -127,7 +127,7 @@ def train(
 
 
 def _check_same_run(out: Path, config: Config) -> None:
-    """Refuse to go on with a run of another configuration; ``epochs`` and ``folds`` may differ."""
+    """Refuse to resume a run of another configuration; ``epochs`` and ``folds`` may differ."""
     file = out / "run.json"
     if not file.exists():
         return
@@ -215,7 +215,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     save_checkpoint(folder / "checkpoint", checkpoint)
     tests = [_load(sample, config, genes, inputs.matching) for sample in fold.test]
     pearson, of_slides = _score_test(checkpoint, tests)
-    result = {
+    content = {
         "format": "stflow_graph.fold/2",
         "protocol": inputs.protocol,
         "best": [dataclasses.asdict(record) for record in fitted.best],
@@ -226,19 +226,8 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
         "inputs": inputs.hashes,
         "epochs": config.train.epochs,
     }
-    write_json(folder / "result.json", result)
-    return FoldResult(
-        inputs.dataset,
-        fold.index,
-        folder,
-        fitted.best,
-        fitted.validation_pearson,
-        genes,
-        pearson,
-        of_slides,
-        False,
-        inputs.protocol,
-    )
+    write_json(folder / "result.json", content)
+    return _as_result(inputs, folder, content, complete_before=False)
 
 
 def _score_test(
@@ -283,7 +272,7 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
 
 
 def surroundings(config: Config) -> dict[str, Any]:
-    """Return what beside the data decides a training run: seed, device, threads, versions."""
+    """Return what determines a training run beside the data: seed, device, threads, versions."""
     return {
         "seed": config.train.seed,
         "threads": torch.get_num_threads(),
@@ -296,28 +285,35 @@ def surroundings(config: Config) -> dict[str, Any]:
 
 
 def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult | None:
-    """Return the result of a fold that is complete, None if there is something left to do."""
+    """Return the result of a complete fold, None if training is not finished."""
     if not (folder / "result.json").exists():
         return None
     stored = read_json(folder / "result.json")
     check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
     if stored["epochs"] < config.train.epochs:
-        return None  # more epochs are asked for: go on from the state
+        return None  # more epochs are wanted: resume from the state
     load_checkpoint(folder / "checkpoint")
-    of_slides = {k: np.array(v, dtype=np.float64) for k, v in stored["test_pearson"].items()}
-    pearson = np.array(stored["pearson"], dtype=np.float64)
-    best = [EpochRecord(**record) for record in stored["best"]]
-    validation = stored["validation_pearson"]
+    return _as_result(inputs, folder, stored, complete_before=True)
+
+
+def _as_result(
+    inputs: _Inputs, folder: Path, content: dict[str, Any], *, complete_before: bool
+) -> FoldResult:
+    """Return a fold's result from the content of ``result.json``, where null stands for NaN."""
+
+    def array(values: Sequence[float | None]) -> np.ndarray:
+        return np.array(values, dtype=np.float64)
+
     return FoldResult(
         inputs.dataset,
         inputs.fold.index,
         folder,
-        best,
-        np.nan if validation is None else validation,
+        [EpochRecord(**record) for record in content["best"]],
+        float(array([content["validation_pearson"]])[0]),
         inputs.genes,
-        pearson,
-        of_slides,
-        True,
+        array(content["pearson"]),
+        {slide: array(values) for slide, values in content["test_pearson"].items()},
+        complete_before,
         inputs.protocol,
     )
 

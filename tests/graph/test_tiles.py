@@ -14,7 +14,8 @@ from stflow_graph.graph import (
     WholeGraph,
     view_of,
 )
-from stflow_graph.graph.tiles import CACHE_SIZED, Edges, Rows, n_slides_of, split_in_space
+from stflow_graph.graph.tiles import CACHE_SIZED, split_in_space
+from stflow_graph.graph.whole import Edges, Rows, n_slides_of
 
 N = 60
 SIZES = [1, 7, 25, N - 1, N, 1000]

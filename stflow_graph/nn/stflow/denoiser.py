@@ -21,7 +21,8 @@ from stflow_graph.graph.stflow import (
     edge_neighbourhoods,
     principal_coordinates,
 )
-from stflow_graph.graph.tiles import GraphView, n_slides_of
+from stflow_graph.graph.tiles import GraphView
+from stflow_graph.graph.whole import n_slides_of
 from stflow_graph.nn.checks import check_edges, check_positions, check_spots
 from stflow_graph.nn.pretrained import Pretrained, plain_arguments
 from stflow_graph.nn.stflow.gene_head import GeneHead
