@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.coords import check_coords
 from stflow_graph.io.gene_names import (
     DEFAULT_MATCHING,
     NAME_COLUMNS,
@@ -21,7 +22,7 @@ from stflow_graph.io.gene_names import (
     MatchedGenes,
     match_genes,
 )
-from stflow_graph.io.hdf5 import check_coords, check_unique, open_h5
+from stflow_graph.io.hdf5 import check_unique, open_h5
 
 if TYPE_CHECKING:
     import anndata

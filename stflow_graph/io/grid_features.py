@@ -17,10 +17,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.hdf5 import check_coords, check_unique, dataset, open_h5
+from stflow_graph.io.coords import check_coords, median_pitch
+from stflow_graph.io.hdf5 import check_unique, dataset, open_h5
 
 # names of TRIDENT and CLAM that differ from ours; what is in neither is compared by width alone
 _OUR_NAMES = {
@@ -88,7 +88,7 @@ def read_grid_patches(path: str | Path, coords: h5py.Dataset, n: int) -> GridPat
                 attrs |= _numbers(dataset(file, ["coords"]).attrs)
     _check_inside(path, corners, attrs)
     size = _size_level0(attrs)
-    step = _step(corners)
+    step = median_pitch(corners)
     if size is None:
         size = step
         logger.warning(
@@ -161,13 +161,6 @@ def _size_level0(attrs: Mapping[str, float]) -> float | None:
 def _overlap(attrs: Mapping[str, float]) -> float:
     size = attrs.get("patch_size", 0)
     return min(max(attrs.get("overlap", 0) / size, 0), 1) if size > 0 else 0
-
-
-def _step(corners: np.ndarray) -> float:
-    """Return the median distance of a patch to the nearest other one, 0 for a single one."""
-    if len(corners) < 2:
-        return 0.0
-    return float(np.median(cKDTree(corners).query(corners, k=2)[0][:, 1]))
 
 
 def _check_inside(path: str | Path, corners: np.ndarray, attrs: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Opening HDF5 files from strangers: checks before any array is read."""
+"""Opening untrusted HDF5 files: checks before any array is read."""
 
 from __future__ import annotations
 
@@ -142,13 +142,6 @@ def read_strings(data: h5py.Dataset) -> list[str]:
         raise BadInput(data.file.filename, data.name, unquoted("bytes"), "UTF-8 text") from None
 
 
-def as_bytes(values: Sequence[str]) -> np.ndarray:
-    """Return barcodes as HEST stores them: ``[N, 1]`` fixed-width bytes."""
-    encoded = [value.encode("utf-8") for value in values]
-    width = max([1, *map(len, encoded)])
-    return np.array(encoded, dtype=f"S{width}").reshape(-1, 1)
-
-
 def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
     """Refuse duplicates.
 
@@ -160,23 +153,3 @@ def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
     seen: set[str] = set()
     twice = [v for v in values if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
     raise BadInput(path, field, unquoted(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
-
-
-def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
-    """Return coordinates as float64 ``[N, 2]``.
-
-    Raises:
-        BadInput: wrong shape, length or NaN; the message counts the rows at fault.
-    """
-    if coords.ndim != 2 or coords.shape[1] != 2:
-        raise BadInput(path, field, coords.shape, f"({n}, 2)")
-    if len(coords) != n:
-        raise BadInput(path, field, unquoted(f"{len(coords)} rows"), f"{n} rows, one per barcode")
-    if coords.dtype.kind not in "iuf":
-        raise BadInput(path, field, str(coords.dtype), "numbers")
-    coords = coords.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
-    if len(bad):
-        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
-        raise BadInput(path, field, found, "finite coordinates")
-    return coords

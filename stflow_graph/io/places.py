@@ -7,8 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from stflow_graph.io.coords import check_coords
 from stflow_graph.io.expression import read_h5ad, spatial
-from stflow_graph.io.hdf5 import check_coords, open_h5, read_strings
+from stflow_graph.io.hdf5 import open_h5, read_strings
 
 
 def read_places(path: str | Path) -> tuple[list[str], np.ndarray] | None:

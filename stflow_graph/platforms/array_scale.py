@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.coords import median_pitch
 from stflow_graph.platforms.tables import SpotTable
 
 
@@ -40,9 +40,7 @@ def um_per_px_of_pitch(coords: np.ndarray, pitch_um: float) -> float | None:
 
     None for a lone spot, or where most spots share their place with another.
     """
-    if len(coords) < 2:
-        return None
-    pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    pitch = median_pitch(coords)
     return pitch_um / pitch if pitch > 0 else None
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import folder_sha256, read_json
+from stflow_graph.io.coords import check_coords
 from stflow_graph.io.expression import expression_of
-from stflow_graph.io.hdf5 import check_coords
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
 from stflow_graph.platforms.tables import SpotTable
 

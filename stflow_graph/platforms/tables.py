@@ -18,8 +18,9 @@ from stflow_graph.io.columns import (
     texts,
     whole_numbers,
 )
+from stflow_graph.io.coords import check_coords
 from stflow_graph.io.expression import Expression, numbered, read_expression
-from stflow_graph.io.hdf5 import check_coords, check_unique
+from stflow_graph.io.hdf5 import check_unique
 
 _BARCODE = ("barcode", "barcodes", "spot", "spot_id", "")
 # pairs are (x, y), so (column, row): Visium names rows first

@@ -17,7 +17,8 @@ import numpy as np
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import listed, read_object
 from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
-from stflow_graph.io.hdf5 import check_coords, check_unique
+from stflow_graph.io.coords import check_coords
+from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.platforms.array_scale import positive
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
 from stflow_graph.platforms.tables import SpotTable

@@ -3,9 +3,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from artefacts import read_embeddings
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.embeddings import read_attrs, read_embeddings, write_embeddings
+from stflow_graph.io.embeddings import read_attrs, write_embeddings
 
 
 def write(path, n=5, width=3, **attrs):

@@ -7,10 +7,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from artefacts import read_embeddings
 from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.embeddings import open_embeddings, read_embeddings
+from stflow_graph.io.embeddings import open_embeddings
 
 CORNERS = grid()
 X = features(len(CORNERS))
