@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import h5py
 import numpy as np
@@ -16,15 +16,15 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
 from stflow_graph.io.hdf5 import check_unique, open_h5
+from stflow_graph.io.picture import Picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stflow_graph.images.pictures import Picture
-
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
 _CHUNK_BYTES = 2**20
+_Matrix: TypeAlias = h5py.Dataset | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,47 +74,6 @@ def chunk_rows(n_genes: int) -> int:
     return max(1, _CHUNK_BYTES // (4 * n_genes))
 
 
-def write_prediction(
-    path: str | Path,
-    mean: np.ndarray,
-    barcodes: Sequence[str],
-    genes: Sequence[str],
-    coords: np.ndarray,
-    *,
-    provenance: Mapping[str, Any],
-    samples: np.ndarray | None = None,
-    expected_pearson: np.ndarray | None = None,
-    picture: Picture | None = None,
-) -> None:
-    """Write a prediction that is in memory; arguments as of :func:`write_prediction_blocks`.
-
-    Args:
-        path: the final path.
-        mean: ``[N, G]`` mean prediction in log1p units.
-        barcodes: N names.
-        genes: G names.
-        coords: ``[N, 2]`` level-0 pixels (x, y).
-        provenance: JSON-like values.
-        samples: ``[S, N, G]`` or None.
-        expected_pearson: ``[G]`` or None.
-        picture: the slide's image, or None.
-
-    Raises:
-        ValueError: as :func:`write_prediction_blocks`.
-    """
-    write_prediction_blocks(
-        path,
-        [Block(slice(0, len(mean)), mean, samples)],
-        barcodes,
-        genes,
-        coords,
-        provenance=provenance,
-        n_samples=0 if samples is None else len(samples),
-        expected_pearson=expected_pearson,
-        picture=picture,
-    )
-
-
 def write_prediction_blocks(
     path: str | Path,
     blocks: Iterable[Block],
@@ -150,28 +109,14 @@ def write_prediction_blocks(
         StorageFailed: the disk is full; nothing is left at the path, or what was there before.
     """
     adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
-    layers = [f"layers/sample_{i}" for i in range(n_samples)]
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
         with h5py.File(temporary, "r+") as file:
             if "X" in file:
                 del file["X"]
             means = _matrix(file, "X", adata.shape)
-            draws = [_matrix(file, name, adata.shape) for name in layers]
-            deviations = _matrix(file, "layers/std", adata.shape) if draws else None
-            n_written = 0
-            for rows, mean, samples in blocks:
-                if not np.isfinite(mean).all():
-                    raise ValueError(f"{path}: a prediction is not finite")
-                means[rows] = mean
-                if deviations is not None:
-                    assert samples is not None
-                    for matrix, sample in zip(draws, samples, strict=True):
-                        matrix[rows] = sample
-                    deviations[rows] = samples.std(axis=0, dtype=np.float64)
-                n_written += len(mean)
-            if n_written != len(barcodes):
-                raise ValueError(f"{path}: {n_written} of {len(barcodes)} rows were given")
+            layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(n_samples)]
+            _fill(means, layers, blocks, path)
 
 
 def prediction_anndata(
@@ -187,18 +132,35 @@ def prediction_anndata(
 ) -> AnnData:
     """Return in memory what :func:`write_prediction_blocks` would write; arguments as there."""
     adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
-    names = [f"sample_{i}" for i in range(n_samples)] + (["std"] if n_samples else [])
-    values = {name: np.full(adata.shape, np.nan, np.float32) for name in ("X", *names)}
-    for rows, mean, samples in blocks:
-        values["X"][rows] = mean
-        if samples is not None:
-            for name, sample in zip(names, samples, strict=False):
-                values[name][rows] = sample
-            values["std"][rows] = samples.std(axis=0, dtype=np.float64)
-    adata.X = values.pop("X")
-    for name, matrix in values.items():
-        adata.layers[name] = matrix
+    means, *layers = (np.empty(adata.shape, np.float32) for _ in ("X", *_layers(n_samples)))
+    _fill(means, layers, blocks, f"prediction of {provenance['slide']}")
+    adata.X = means
+    for name, layer in zip(_layers(n_samples), layers, strict=True):
+        adata.layers[name] = layer
     return adata
+
+
+def _layers(n_samples: int) -> list[str]:
+    return [*(f"sample_{i}" for i in range(n_samples)), "std"] if n_samples else []
+
+
+def _fill(
+    means: _Matrix, layers: Sequence[_Matrix], blocks: Iterable[Block], file: str | Path
+) -> None:
+    """Write blocks into the matrices of the mean, of each sample and of their deviation."""
+    n_written = 0
+    for rows, mean, samples in blocks:
+        if not np.isfinite(mean).all():
+            raise ValueError(f"{file}: a prediction is not finite")
+        means[rows] = mean
+        if layers:
+            assert samples is not None
+            deviation = samples.std(axis=0, dtype=np.float64)
+            for layer, values in zip(layers, [*samples, deviation], strict=True):
+                layer[rows] = values
+        n_written += len(mean)
+    if n_written != len(means):
+        raise ValueError(f"{file}: {n_written} of {len(means)} rows were predicted")
 
 
 def _without_values(
