@@ -14,6 +14,9 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
+from stflow_graph.platforms.detect import find_slides
+from stflow_graph.platforms.source import SlideSource, SourceOptions
+
 SIZE = (260, 190)
 UM_PER_PX = 4.0
 # a symbol that stands twice, and a feature of another type
@@ -21,6 +24,12 @@ SYMBOLS = ["ACTB", "GAPDH", "CD3E", "GAPDH", "MS4A1", "IgG"]
 IDS = [f"ENSG{i:03d}" for i in range(6)]
 TYPES = ["Gene Expression"] * 5 + ["Antibody Capture"]
 N_GENES = 5
+
+
+def only_slide(folder: Path, format: str, **options) -> SlideSource:
+    """Return the slide of a folder that holds one."""
+    (slide,) = find_slides(folder, SourceOptions(**options), format)
+    return slide
 
 
 def write_image(path: Path, seed: int = 0) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.hdf5 import check_unique
-from stflow_graph.platforms.source import SlideSource, SourceOptions, tables_source
+from stflow_graph.platforms.source import SlideSource, SourceOptions, Sources, tables_source
 
 MANIFEST = "dataset.csv"
 
@@ -20,10 +22,14 @@ def is_kit(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def kit_sources(folder: Path, options: SourceOptions) -> list[SlideSource]:
-    """Return the sources of all slides, or of the one that ``options.name`` names."""
-    slides = read_manifest(folder / MANIFEST)
-    return [slide for slide in slides if options.name in (None, slide.name)]
+def kit_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slides of the manifest."""
+    if not is_kit(folder):
+        return {}
+    return {
+        slide.name: partial(dataclasses.replace, slide)
+        for slide in read_manifest(folder / MANIFEST)
+    }
 
 
 def read_manifest(path: str | Path) -> list[SlideSource]:

@@ -20,7 +20,7 @@ from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import folder_sha256, read_json
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.expression import expression_of
-from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
 from stflow_graph.platforms.tables import SpotTable
 
 if TYPE_CHECKING:
@@ -32,30 +32,28 @@ _METADATA = (".zarray", ".zmetadata", "zarr.json")
 _XY = ("x", "y")
 
 
-def is_spatialdata(folder: Path) -> bool:
-    """Say whether a folder is a Zarr group with tables and shapes."""
-    is_group = any((folder / mark).is_file() for mark in _GROUP_MARKS)
-    return is_group and (folder / "tables").is_dir() and (folder / "shapes").is_dir()
+def spatialdata_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slide of a SpatialData store: a Zarr group with tables and shapes.
 
-
-def spatialdata_source(folder: Path, options: SourceOptions) -> SlideSource:
-    """Return the source of a SpatialData store.
-
-    Its units are not micrometres in general, so ``options.um_per_px`` has to be given.
+    Its units are not micrometres in general, so ``options.um_per_px`` is required.
     ``options.bin_um`` chooses among tables of Visium HD, as spatialdata-io names them.
     """
-    settings: dict[str, str | float] = {}
-    if options.bin_um is not None:
-        settings["bin_um"] = options.bin_um
+    is_group = any((folder / mark).is_file() for mark in _GROUP_MARKS)
+    if not (is_group and (folder / "tables").is_dir() and (folder / "shapes").is_dir()):
+        return {}
+    name = options.name or folder.resolve().name.removesuffix(".zarr")
+    return {name: partial(_source, folder, name, options.bin_um)}
+
+
+def _source(folder: Path, name: str, bin_um: int | None) -> SlideSource:
     return SlideSource(
-        options.name or folder.resolve().name.removesuffix(".zarr"),
+        name,
         {"counts": folder},
-        partial(_read, folder, options.bin_um),
-        open_image=partial(_open_image, folder, options.bin_um),
+        partial(_read, folder, bin_um),
+        open_image=partial(_open_image, folder, bin_um),
         hash_input=folder_sha256,
         platform="SpatialData",
-        settings=settings,
-        um_per_px=options.um_per_px,
+        settings={} if bin_um is None else {"bin_um": bin_um},
     )
 
 

@@ -21,17 +21,18 @@ import scipy.io
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import check_file, listed
+from stflow_graph.io.atomic import check_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
+from stflow_graph.platforms.source import required_file
 
 GENE_EXPRESSION = "Gene Expression"
 GENE_NAMES = ("symbols", "ids")
 # entries of the matrix that are converted and checked at a time
 _BLOCK = 2**24
 _FOLDER_FILES = (
-    ("matrix", ("matrix.mtx.gz", "matrix.mtx")),
+    ("counts", ("matrix.mtx.gz", "matrix.mtx")),
     ("features", ("features.tsv.gz", "genes.tsv.gz", "features.tsv", "genes.tsv")),
     ("barcodes", ("barcodes.tsv.gz", "barcodes.tsv")),
 )
@@ -87,13 +88,7 @@ def tenx_files(path: str | Path) -> dict[str, Path]:
     path = Path(path)
     if not path.is_dir():
         return {"counts": path}
-    files = {}
-    for role, names in _FOLDER_FILES:
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
-            raise BadInput(path, role, listed(path), " or ".join(names))
-        files["counts" if role == "matrix" else role] = found[0]
-    return files
+    return {role: required_file(path, role, names) for role, names in _FOLDER_FILES}
 
 
 def software(path: str | Path) -> str:

@@ -5,18 +5,15 @@ import json
 import anndata
 import numpy as np
 import pytest
-from platform_files import write_hest
+from platform_files import only_slide, write_hest
 
 from stflow_graph.errors import BadInput
-from stflow_graph.platforms.hest import hest_sources
-from stflow_graph.platforms.source import SourceOptions
-
-NONE = SourceOptions()
+from stflow_graph.platforms.detect import find_slides
 
 
 def test_every_sample_is_found_with_its_files(tmp_path):
     made = {name: write_hest(tmp_path, name, seed) for seed, name in enumerate(("A1", "B2"))}
-    sources = hest_sources(tmp_path, NONE)
+    sources = find_slides(tmp_path)
     assert [source.name for source in sources] == ["A1", "B2"]
     for source in sources:
         assert set(source.inputs) == {"counts", "image", "metadata", "patches"}
@@ -25,8 +22,7 @@ def test_every_sample_is_found_with_its_files(tmp_path):
         assert data.spots.barcodes == list(adata.obs_names)
         np.testing.assert_array_equal(data.spots.coords, adata.obsm["spatial"])
         np.testing.assert_array_equal(data.expression.counts.toarray(), adata.X.toarray())
-    assert [s.name for s in hest_sources(tmp_path, SourceOptions(name="B2"))] == ["B2"]
-    assert hest_sources(tmp_path, SourceOptions(name="C3")) == []
+    assert only_slide(tmp_path, "hest", name="B2").name == "B2"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +36,7 @@ def test_every_sample_is_found_with_its_files(tmp_path):
 def test_the_estimated_scale_is_trusted_most(tmp_path, metadata, expected):
     write_hest(tmp_path)
     (tmp_path / "metadata/TENX1.json").write_text(json.dumps(metadata))
-    assert hest_sources(tmp_path, NONE)[0].read().um_per_px == expected
+    assert only_slide(tmp_path, "hest").read().um_per_px == expected
 
 
 def _metadata(text):
@@ -83,15 +79,15 @@ def test_bad_samples_are_refused(tmp_path, kind):
     corrupt, message = REFUSED[kind]
     corrupt(tmp_path)
     with pytest.raises(BadInput, match=message):
-        hest_sources(tmp_path, NONE)[0].read()
+        only_slide(tmp_path, "hest").read()
 
 
 def test_a_sample_without_image_and_patches_is_refused(tmp_path):
     write_hest(tmp_path)
     (tmp_path / "wsis/TENX1.tif").unlink()
-    assert "image" not in hest_sources(tmp_path, NONE)[0].inputs
+    assert "image" not in only_slide(tmp_path, "hest").inputs
     (tmp_path / "patches/TENX1.h5").unlink()
     with pytest.raises(
         BadInput, match=r"image of TENX1: found no file, expected wsis/TENX1\.tif or"
     ):
-        hest_sources(tmp_path, NONE)
+        only_slide(tmp_path, "hest")

@@ -5,13 +5,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from platform_files import SYMBOLS, UM_PER_PX, counts_of, write_stimage
+from platform_files import SYMBOLS, UM_PER_PX, counts_of, only_slide, write_stimage
 
 from stflow_graph.errors import BadInput
-from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.platforms.stimage import stimage_sources
+from stflow_graph.platforms.detect import find_slides
 
-NONE = SourceOptions()
 # one whose affine fit and one whose neighbours' distance tell the scale
 SCALES = {"ST": 5.0, "Visium": UM_PER_PX}
 
@@ -19,7 +17,7 @@ SCALES = {"ST": 5.0, "Visium": UM_PER_PX}
 @pytest.mark.parametrize("platform", SCALES)
 def test_a_slides_scale_follows_from_how_wide_and_far_apart_its_spots_are(tmp_path, platform):
     coords = write_stimage(tmp_path, "Human_A1", platform)
-    (source,) = stimage_sources(tmp_path, NONE)
+    source = only_slide(tmp_path, "stimage")
     assert source.name == "Human_A1"
     data = source.read()
     assert data.um_per_px == pytest.approx(SCALES[platform], rel=0.03)
@@ -37,14 +35,14 @@ def test_published_folders_and_flat_ones_are_the_same(tmp_path):
     for path in (tmp_path / "deep").rglob("*.*"):
         shutil.copy(path, flat)
     for folder in (flat, tmp_path / "deep"):
-        assert [source.name for source in stimage_sources(folder, NONE)] == ["A1", "B1"]
-    assert [s.name for s in stimage_sources(flat, SourceOptions(name="B1"))] == ["B1"]
+        assert [source.name for source in find_slides(folder)] == ["A1", "B1"]
+    assert only_slide(flat, "stimage", name="B1").name == "B1"
 
 
 def test_a_given_scale_needs_no_radius(tmp_path):
     write_stimage(tmp_path, "A1")
     _coords(lambda t: t.drop(columns="r"))(tmp_path)
-    (source,) = stimage_sources(tmp_path, SourceOptions(um_per_px=0.7))
+    source = only_slide(tmp_path, "stimage", um_per_px=0.7)
     assert source.um_per_px == 0.7
     assert source.read().um_per_px is None
 
@@ -67,10 +65,13 @@ def _counts(change):
 
 
 REFUSED = {
-    "no counts": (lambda f: (f / "gene_exp/A1_count.csv").unlink(), "counts of A1: found no file"),
+    "no counts": (
+        lambda f: (f / "gene_exp/A1_count.csv").unlink(),
+        "counts of A1: found .*, expected gene_exp/A1_count",
+    ),
     "no image": (
         lambda f: (f / "image/A1.png").unlink(),
-        r"image of A1: .*A1\.png or image/A1\.png",
+        r"image of A1: .*image/A1\.png or A1\.png",
     ),
     "no axis": (_coords(lambda t: t.drop(columns="xaxis")), r"columns: found \['', 'yaxis', 'r'\]"),
     "no radius": (_coords(lambda t: t.drop(columns="r")), "expected also r"),
@@ -94,4 +95,4 @@ def test_bad_slides_are_refused(tmp_path, kind):
     corrupt, message = REFUSED[kind]
     corrupt(tmp_path)
     with pytest.raises(BadInput, match=message):
-        [source.read() for source in stimage_sources(tmp_path, NONE)]
+        only_slide(tmp_path, "stimage").read()

@@ -165,7 +165,7 @@ def test_indices_in_another_order_are_the_same_matrix(tmp_path):
         (
             "matrix.mtx.gz",
             None,
-            "matrix: found 'barcodes.tsv.gz', 'features.tsv.gz', expec",
+            "counts: found 'barcodes.tsv.gz', 'features.tsv.gz', expec",
         ),
         ("matrix.mtx.gz", b"not a matrix", "expected a Matrix Market file"),
         (

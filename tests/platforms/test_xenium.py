@@ -5,13 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from platform_files import ALIGNMENT, PIXEL_UM, write_image, write_xenium
+from platform_files import ALIGNMENT, PIXEL_UM, only_slide, write_image, write_xenium
 
 from stflow_graph.errors import StflowError
-from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.platforms.xenium import read_alignment, xenium_source
-
-NONE = SourceOptions()
+from stflow_graph.platforms.xenium import read_alignment
 
 
 @pytest.fixture
@@ -25,7 +22,7 @@ def test_cells_lie_where_the_alignment_puts_them_in_the_image(tmp_path, parquet)
     if parquet:
         pytest.importorskip("pyarrow", reason="Parquet is an extra")
     places = write_xenium(tmp_path / "x", parquet=parquet)
-    source = xenium_source(tmp_path / "x", NONE)
+    source = only_slide(tmp_path / "x", "xenium")
     assert (source.name, source.platform, source.unit) == ("x", "Xenium, 2.0.0.6", "cells")
     data = source.read()
     np.testing.assert_allclose(data.spots.coords, places, atol=1e-6)
@@ -52,7 +49,7 @@ def test_10xs_own_example_of_an_alignment(tmp_path):
 def test_without_a_specification_the_pixel_is_the_instruments(bundle):
     folder, places = bundle
     (folder / "experiment.xenium").unlink()
-    source = xenium_source(folder, NONE)
+    source = only_slide(folder, "xenium")
     assert source.platform == "Xenium"
     np.testing.assert_allclose(source.read().spots.coords, places, atol=1e-6)
 
@@ -60,10 +57,10 @@ def test_without_a_specification_the_pixel_is_the_instruments(bundle):
 def test_the_image_and_the_alignment_may_be_named_or_lie_there(bundle, tmp_path):
     folder, places = bundle
     image = write_image(folder / "s_he_image.ome.tif")
-    assert xenium_source(folder, NONE).inputs["image"] == image
+    assert only_slide(folder, "xenium").inputs["image"] == image
     matrix = (folder / "x_he_imagealignment.csv").rename(tmp_path / "m.csv")
-    options = SourceOptions(alignment=matrix, image=tmp_path / "other.tif", name="S")
-    source = xenium_source(folder, options)
+    options = {"alignment": matrix, "image": tmp_path / "other.tif", "name": "S"}
+    source = only_slide(folder, "xenium", **options)
     assert (source.name, source.inputs["image"]) == ("S", tmp_path / "other.tif")
     np.testing.assert_allclose(source.read().spots.coords, places, atol=1e-6)
 
@@ -89,10 +86,10 @@ def _write(name, text):
 
 
 REFUSED = {
-    "no cells": (lambda f: (f / "cells.csv.gz").unlink(), "cells: found 'cell_feature_matrix.h5'"),
+    "no cells": (lambda f: (f / "cells.csv.gz").unlink(), "source: found 'cell_feature_matrix.h5'"),
     "no counts": (
         lambda f: (f / "cell_feature_matrix.h5").unlink(),
-        "counts: found 'cells.csv.gz'",
+        "source: found 'cells.csv.gz'",
     ),
     "no alignment": (
         lambda f: (f / "x_he_imagealignment.csv").unlink(),
@@ -130,4 +127,4 @@ def test_bad_bundles_are_refused(bundle, kind):
     corrupt, message = REFUSED[kind]
     corrupt(folder)
     with pytest.raises(StflowError, match=message):
-        xenium_source(folder, NONE).read()
+        only_slide(folder, "xenium").read()
