@@ -40,9 +40,9 @@ _LARGEST_DISAGREEMENT = 1.25
 
 
 def visium_slides(folder: Path, options: SourceOptions) -> Sources:
-    """Return the slide of a folder, or of its ``outs/``, with a matrix and positions of spots."""
+    """Return the slide of a folder that has, or whose ``outs/`` has, a folder ``spatial/``."""
     outs = _outs(folder)
-    if _counts(outs) is None or not (outs / "spatial").is_dir():
+    if not (outs / "spatial").is_dir():
         return {}
     name = _name(outs, options)
     return {name: partial(_source, outs, name, options, None)}

@@ -118,7 +118,7 @@ def _hires(table):
 REFUSED = {
     "no counts": (
         lambda outs: (outs / "filtered_feature_bc_matrix.h5").unlink(),
-        "source: found 'spatial', expected .*filtered_feature_bc_matrix.h5 ",
+        "counts: found 'spatial', expected filtered_feature_bc_matrix.h5 or",
     ),
     "no positions": (
         lambda outs: (outs / "spatial/tissue_positions.csv").unlink(),
