@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.errors import BadInput, StorageFailed, unquoted
+from stflow_graph.errors import BadInput, StorageFailed, as_bad_input, unquoted
 
 _STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -157,12 +157,9 @@ def read_json(path: str | Path) -> Any:
     Raises:
         BadInput: the file is missing or not JSON.
     """
-    path = Path(path)
-    check_file(path)
-    try:
+    path = check_file(path)
+    with as_bad_input(path, "content", "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(path, "content", str(error), "JSON") from None
 
 
 def read_object(path: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.gene_names import (
@@ -143,15 +143,12 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
         if "obs" not in file or "var" not in file or "X" not in file:
             keys = unquoted("keys " + ", ".join(map(repr, file)))
             raise BadInput(path, "content", keys, "an .h5ad with X, obs and var")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="anndata")
-            adata = anndata.read_h5ad(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # foreign files make anndata raise nearly anything
-        text = " ".join(str(error).split())
-        raise BadInput(path, "content", text, "an .h5ad that anndata can read") from None
+    with (
+        as_bad_input(path, "content", "an .h5ad that anndata can read"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", module="anndata")
+        adata = anndata.read_h5ad(path)
     for name, matrix in [("X", adata.X), *adata.layers.items()]:
         if sp.issparse(matrix):
             _check_sparse(matrix, path, name)

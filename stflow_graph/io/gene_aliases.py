@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import check_file
-from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.columns import open_text, read_text_columns
 from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, without_version
 
 # the gene's name, and columns of its other names; the first pair that a table has is taken
@@ -84,16 +81,10 @@ def _tabulated(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def _annotated(path: Path) -> Iterator[tuple[str, str]]:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    check_file(path)
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                fields = line.split("\t")
-                if len(fields) == 9 and fields[2] == "gene":
-                    known = dict(_ATTRIBUTE.findall(fields[8].rstrip()))
-                    if {"gene_id", "gene_name"} <= known.keys():
-                        yield known["gene_name"], without_version(known["gene_id"])
-    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise BadInput(path, "content", text, "a gene annotation (GTF)") from None
+    with open_text(path, "a gene annotation (GTF)") as file:
+        for line in file:
+            fields = line.split("\t")
+            if len(fields) == 9 and fields[2] == "gene":
+                gene = dict(_ATTRIBUTE.findall(fields[8].rstrip()))
+                if {"gene_id", "gene_name"} <= gene.keys():
+                    yield gene["gene_name"], without_version(gene["gene_id"])

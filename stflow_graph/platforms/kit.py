@@ -10,7 +10,7 @@ import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.columns import read_rows
+from stflow_graph.io.columns import check_columns, read_text_columns
 from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.platforms.source import SlideSource, SourceOptions, Sources, tables_source
 
@@ -43,13 +43,10 @@ def read_manifest(path: str | Path) -> list[SlideSource]:
             leaves the folder, µm/px not a positive number, patients of some slides only.
     """
     path = Path(path)
-    rows = read_rows(path, short_rows=True)
-    header = [name.strip() for name in next(rows)]
-    check_unique([name for name in header if name], path, "columns")
-    missing = [c for c in ("id", "image", "counts", "spots", "um_per_px") if c not in header]
-    if missing:
-        raise BadInput(path, "columns", header, "also " + ", ".join(missing))
-    slides = [_kit_slide(path, dict(zip(header, row, strict=True))) for row in rows]
+    table = read_text_columns(path)
+    check_columns(table, ("id", "image", "counts", "spots", "um_per_px"), path)
+    rows = zip(*table.values(), strict=True)
+    slides = [_kit_slide(path, dict(zip(table, row, strict=True))) for row in rows]
     if not slides:
         raise BadInput(path, "rows", unquoted("0 slides"), "at least one")
     # outputs are files named after slides, and some file systems ignore case
@@ -78,7 +75,7 @@ def _kit_slide(path: Path, row: dict[str, str]) -> SlideSource:
         _inside(path, name, "spots", spots) if spots else None,
         _inside(path, name, "counts", row["counts"]),
         um_per_px,
-        row.get("patient", "").strip(),
+        row.get("patient", ""),
     )
 
 

@@ -74,8 +74,6 @@ def read_spots(path: str | Path) -> SpotTable:
     """
     path = Path(path)
     columns = read_columns(path, no_header=_POSITIONS)
-    if not columns:
-        raise BadInput(path, "rows", unquoted("0 spots"), "at least one spot")
     barcode = next((columns[name] for name in _BARCODE if name in columns), None)
     pixels = next((pair for pair in _PIXELS if columns.keys() >= set(pair)), None)
     array = _ARRAY if columns.keys() >= set(_ARRAY) else None
@@ -94,6 +92,8 @@ def read_spots(path: str | Path) -> SpotTable:
         assert places is not None
         barcode = [f"{x}x{y}" for x, y in places]
     barcodes = texts(barcode)
+    if not barcodes:
+        raise BadInput(path, "rows", unquoted("0 spots"), "at least one spot")
     check_unique(barcodes, path, "barcodes")
     coords = np.stack([numbers(columns[name], path, name) for name in pixels], axis=1)
     coords = check_coords(coords, path, ", ".join(pixels), len(barcodes))

@@ -8,11 +8,7 @@ with ``features/{id, name, feature_type, genome}``; that of version 2 a group pe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gzip
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -20,7 +16,7 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered
@@ -210,7 +206,7 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
         raise BadInput(files["features"], "columns", unquoted("1"), "ids and names")
     features = _Features(columns[0], columns[1], columns[2] if len(columns) > 2 else [])
     path = check_file(files["counts"])
-    with _refusing_matrix(path):
+    with as_bad_input(path, "content", "a Matrix Market file"):
         matrix = scipy.io.mmread(path)
     expected = (len(features.ids), len(barcodes))
     if not sp.issparse(matrix) or matrix.shape != expected:
@@ -218,12 +214,3 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
         raise BadInput(path, "shape", found, f"sparse {expected}, features x barcodes")
     check_raw(matrix.data, path, "data")
     return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features
-
-
-@contextlib.contextmanager
-def _refusing_matrix(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OverflowError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        text = " ".join(str(error).split())
-        raise BadInput(path, "content", text, "a Matrix Market file") from None

@@ -98,9 +98,9 @@ def _cells(path: Path) -> tuple[list[str], np.ndarray]:
     """Return the cells' ids and their centres in µm."""
     axes = ("x_centroid", "y_centroid")
     columns = read_columns(path, ("cell_id", *axes))
-    if not columns:
-        raise BadInput(path, "rows", unquoted("0 cells"), "at least one cell")
     barcodes = texts(columns["cell_id"])
+    if not barcodes:
+        raise BadInput(path, "rows", unquoted("0 cells"), "at least one cell")
     check_unique(barcodes, path, "cell_id")
     places = np.stack([numbers(columns[axis], path, axis) for axis in axes], axis=1)
     return barcodes, check_coords(places, path, ", ".join(axes), len(barcodes))
