@@ -66,7 +66,7 @@ def read_expression(
     genes: Sequence[str] | None = None,
     *,
     matching: GeneMatching = DEFAULT_MATCHING,
-    least_share: float = 1.0,
+    min_fraction: float = 1.0,
 ) -> Expression:
     """Read and validate raw counts from an .h5ad.
 
@@ -74,13 +74,13 @@ def read_expression(
         path: the file.
         genes: the genes to return, in this order; None returns all.
         matching: how genes are found that the file names otherwise, see ``io.gene_names``.
-        least_share: of the genes asked for that must be there.
+        min_fraction: of the genes asked for that must be there.
 
     Raises:
         BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
             duplicated barcodes, genes absent or several times there (how many, and some of them).
     """
-    return expression_of(read_h5ad(path), path, genes, matching=matching, least_share=least_share)
+    return expression_of(read_h5ad(path), path, genes, matching=matching, min_fraction=min_fraction)
 
 
 def expression_of(
@@ -89,7 +89,7 @@ def expression_of(
     genes: Sequence[str] | None = None,
     *,
     matching: GeneMatching = DEFAULT_MATCHING,
-    least_share: float = 1.0,
+    min_fraction: float = 1.0,
 ) -> Expression:
     """Return the raw counts of an AnnData, validated as :func:`read_expression` does.
 
@@ -98,7 +98,7 @@ def expression_of(
         path: where it comes from, for messages.
         genes: the genes to return, in this order; None returns all.
         matching: how genes are found that the file names otherwise.
-        least_share: of the genes asked for that must be there.
+        min_fraction: of the genes asked for that must be there.
 
     Raises:
         BadInput: as :func:`read_expression`.
@@ -116,7 +116,7 @@ def expression_of(
         path,
         other_names=[] if genes is None else _other_names(adata),
         matching=matching,
-        least_share=least_share,
+        min_fraction=min_fraction,
     )
     return Expression(
         counts=_of_genes(counts, found),

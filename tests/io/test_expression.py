@@ -73,7 +73,7 @@ def test_absent_genes_are_counted_and_five_shown(tmp_path):
     path = write(tmp_path / "a.h5ad")
     with pytest.raises(BadInput, match=r"6 of 7 genes absent, such as \['A', 'B', 'C', 'D', 'E'\]"):
         read_expression(path, [*"ABCDEF", "ACTB"])
-    found = read_expression(path, ["MGP", "A"], least_share=0.5)
+    found = read_expression(path, ["MGP", "A"], min_fraction=0.5)
     assert (found.genes, found.absent) == (["MGP"], ["A"])
     np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2]])
 
