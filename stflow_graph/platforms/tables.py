@@ -19,7 +19,7 @@ from stflow_graph.io.columns import (
     whole_numbers,
 )
 from stflow_graph.io.coords import check_coords
-from stflow_graph.io.expression import Expression, numbered, read_expression
+from stflow_graph.io.expression import Expression, numbered, read_expression, totals
 from stflow_graph.io.hdf5 import check_unique
 
 _BARCODE = ("barcode", "barcodes", "spot", "spot_id", "")
@@ -152,8 +152,7 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
     counts = sp.csr_matrix(
         (np.concatenate(values), np.concatenate(columns), starts), (len(barcodes), len(genes))
     )
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
-    return Expression(counts, barcodes, genes, total, coords=None, um_per_px=None)
+    return Expression(counts, barcodes, genes, totals(counts))
 
 
 def _row_of_counts(cells: list[str], genes: Sequence[str], barcode: str, path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.io.columns import read_rows
-from stflow_graph.io.expression import Expression, check_raw, numbered
+from stflow_graph.io.expression import Expression, check_raw, numbered, totals
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
 from stflow_graph.platforms.source import required_file
 
@@ -107,9 +107,8 @@ def _expression(
         counts = counts[:, kept]
     ids, symbols = ([names[i] for i in kept] for names in (features.ids, features.symbols))
     genes = numbered(symbols if gene_names == "symbols" else ids)
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
     var = {"gene_ids": ids, "gene_symbols": symbols}
-    return Expression(counts, barcodes, genes, total, coords=None, um_per_px=None, var=var)
+    return Expression(counts, barcodes, genes, totals(counts), var=var)
 
 
 def _read_h5(file: h5py.File) -> tuple[sp.csr_matrix, list[str], _Features]:
@@ -161,39 +160,26 @@ def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
         if data.ndim != 1 or data.dtype.kind not in ("iuf" if key == "data" else "iu"):
             found = unquoted(f"{data.dtype} {data.shape}")
             raise BadInput(path, data.name, found, "a list of numbers")
-    starts = stored["indptr"][()].astype(np.int64)
-    n_entries = len(stored["data"])
-    if len(starts) != shape[0] + 1:
-        found = unquoted(f"{len(starts)} pointers")
-        raise BadInput(path, "indptr", found, f"{shape[0] + 1}, one more than barcodes")
-    if starts[0] != 0 or starts[-1] != n_entries or (np.diff(starts) < 0).any():
-        found = unquoted(f"{starts[0]} to {starts[-1]} for {n_entries} entries, or decreasing")
-        raise BadInput(path, "indptr", found, f"never decreasing, 0 to {n_entries}")
-    if len(stored["indices"]) != n_entries:
-        found = unquoted(f"{len(stored['indices'])} for {n_entries} values")
-        raise BadInput(path, "indices", found, "one per value")
+    n_entries, starts = len(stored["data"]), stored["indptr"][()].astype(np.int64)
+    for key, n in (("indices", len(stored["indices"])), ("indptr", starts[-1:].sum())):
+        if n != n_entries:
+            raise BadInput(path, key, unquoted(f"{n} for {n_entries} values"), "one per value")
     indices = np.empty(n_entries, dtype=np.int32)
     values = np.empty(n_entries, dtype=np.float32)
     for start in range(0, n_entries, _BLOCK):
         part = slice(start, start + _BLOCK)
-        index = stored["indices"][part]
-        if len(index) and not (index.min() >= 0 and index.max() < shape[1]):
+        index, block = stored["indices"][part], stored["data"][part]
+        if not (index.min() >= 0 and index.max() < shape[1]):
             found = unquoted(f"{index.min()} to {index.max()}")
             raise BadInput(path, "indices", found, f"0 to {shape[1] - 1}")
-        indices[part] = index
-        block = stored["data"][part]
         check_raw(block, path, "data")
-        values[part] = block
-    return _sorted(sp.csr_matrix((values, indices, starts), shape), path)
-
-
-def _sorted(counts: sp.csr_matrix, path: str | Path) -> sp.csr_matrix:
+        indices[part], values[part] = index, block
+    with as_bad_input(path, "indptr", f"{shape[0] + 1} pointers, never decreasing from 0"):
+        counts = sp.csr_matrix((values, indices, starts), shape)
+        counts.check_format(full_check=True)
     counts.sort_indices()
-    same = counts.indices[1:] == counts.indices[:-1]
-    row_starts = counts.indptr[1:-1]
-    same[row_starts[(row_starts > 0) & (row_starts <= len(same))] - 1] = False
-    if same.any():
-        found = unquoted(f"a feature twice in one barcode, {int(same.sum())} times")
+    if not counts.has_canonical_format:
+        found = unquoted("a feature twice in one barcode")
         raise BadInput(path, "indices", found, "each feature once")
     return counts
 
