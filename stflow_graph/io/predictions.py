@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Required, TypeAlias, TypedDict, Unpack
 
 import h5py
 import numpy as np
@@ -38,7 +38,7 @@ class Prediction:
         coords: ``[N, 2]`` float64 level-0 pixels (x, y).
         samples: ``[S, N, G]`` float32, or None when one sample was drawn.
         provenance: plain values and lists: slide, dataset, target, checkpoint hash, seed, ...
-        expected_pearson: ``[G]`` what the model scored on held-out training slides, or None.
+        expected_pearson: ``[G]`` scores of the model on held-out training slides, or None.
     """
 
     mean: np.ndarray
@@ -74,17 +74,31 @@ def chunk_rows(n_genes: int) -> int:
     return max(1, _CHUNK_BYTES // (4 * n_genes))
 
 
+class PredictionInfo(TypedDict, total=False):
+    """Information stored with the values of a prediction.
+
+    Attributes:
+        provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
+            ``uns["stflow_graph"]`` so that lists and None survive.
+        n_samples: S of every block; 0 without samples.
+        expected_pearson: ``[G]`` scores of the model on held-out training slides, stored as
+            ``var["expected_pearson"]``.
+        picture: the slide's image, stored in ``uns["spatial"][<slide>]``.
+    """
+
+    provenance: Required[Mapping[str, Any]]
+    n_samples: int
+    expected_pearson: np.ndarray | None
+    picture: Picture | None
+
+
 def write_prediction_blocks(
     path: str | Path,
     blocks: Iterable[Block],
     barcodes: Sequence[str],
     genes: Sequence[str],
     coords: np.ndarray,
-    *,
-    provenance: Mapping[str, Any],
-    n_samples: int = 0,
-    expected_pearson: np.ndarray | None = None,
-    picture: Picture | None = None,
+    **info: Unpack[PredictionInfo],
 ) -> None:
     """Write a prediction atomically, block by block as they come.
 
@@ -96,26 +110,21 @@ def write_prediction_blocks(
         barcodes: N names.
         genes: G names.
         coords: ``[N, 2]`` level-0 pixels (x, y).
-        provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
-            ``uns["stflow_graph"]`` so that lists and None survive.
-        n_samples: S of every block; 0 where there are none.
-        expected_pearson: ``[G]`` what the model scored on held-out training slides, stored as
-            ``var["expected_pearson"]``.
-        picture: the slide's image, stored in ``uns["spatial"][<slide>]``, or None.
+        **info: see :class:`PredictionInfo`.
 
     Raises:
         BadInput: spots outside the picture's image.
         ValueError: a value is not finite, rows are missing, or the provenance lacks a name.
         StorageFailed: the disk is full; nothing is left at the path, or what was there before.
     """
-    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
+    adata = _without_values(barcodes, genes, coords, info)
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
         with h5py.File(temporary, "r+") as file:
             if "X" in file:
                 del file["X"]
             means = _matrix(file, "X", adata.shape)
-            layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(n_samples)]
+            layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(info)]
             _fill(means, layers, blocks, path)
 
 
@@ -124,24 +133,21 @@ def prediction_anndata(
     barcodes: Sequence[str],
     genes: Sequence[str],
     coords: np.ndarray,
-    *,
-    provenance: Mapping[str, Any],
-    n_samples: int = 0,
-    expected_pearson: np.ndarray | None = None,
-    picture: Picture | None = None,
+    **info: Unpack[PredictionInfo],
 ) -> AnnData:
     """Return in memory what :func:`write_prediction_blocks` would write; arguments as there."""
-    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
-    means, *layers = (np.empty(adata.shape, np.float32) for _ in ("X", *_layers(n_samples)))
-    _fill(means, layers, blocks, f"prediction of {provenance['slide']}")
+    adata = _without_values(barcodes, genes, coords, info)
+    means, *layers = (np.empty(adata.shape, np.float32) for _ in ("X", *_layers(info)))
+    _fill(means, layers, blocks, f"prediction of {info['provenance']['slide']}")
     adata.X = means
-    for name, layer in zip(_layers(n_samples), layers, strict=True):
+    for name, layer in zip(_layers(info), layers, strict=True):
         adata.layers[name] = layer
     return adata
 
 
-def _layers(n_samples: int) -> list[str]:
-    return [*(f"sample_{i}" for i in range(n_samples)), "std"] if n_samples else []
+def _layers(info: PredictionInfo) -> list[str]:
+    n = info.get("n_samples", 0)
+    return [*(f"sample_{i}" for i in range(n)), "std"] if n else []
 
 
 def _fill(
@@ -164,15 +170,11 @@ def _fill(
 
 
 def _without_values(
-    barcodes: Sequence[str],
-    genes: Sequence[str],
-    coords: np.ndarray,
-    provenance: Mapping[str, Any],
-    expected_pearson: np.ndarray | None,
-    picture: Picture | None,
+    barcodes: Sequence[str], genes: Sequence[str], coords: np.ndarray, info: PredictionInfo
 ) -> AnnData:
     import anndata
 
+    provenance = info["provenance"]
     if not {"slide", "target"} <= provenance.keys():
         raise ValueError("provenance must name slide and target")
     adata = anndata.AnnData(
@@ -180,9 +182,9 @@ def _without_values(
         var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
     )
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
-    if expected_pearson is not None:
-        adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
-    if picture is not None:
+    if (expected := info.get("expected_pearson")) is not None:
+        adata.var["expected_pearson"] = np.asarray(expected, dtype=np.float64)
+    if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
     adata.uns[KEY] = {"format": FORMAT, "provenance": text}
@@ -207,14 +209,14 @@ def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """Read what :func:`write_prediction` was told of the prediction's origin, nothing else.
+    """Read the provenance of a prediction and nothing else.
 
     Raises:
         BadInput: not such a file.
     """
     with open_h5(path) as file:
-        found = file.get(f"uns/{KEY}/provenance")
-        text = found.asstr()[()] if isinstance(found, h5py.Dataset) and not found.shape else None
+        data = file.get(f"uns/{KEY}/provenance")
+        text = data.asstr()[()] if isinstance(data, h5py.Dataset) and not data.shape else None
     return _provenance(path, text, ())
 
 
@@ -225,14 +227,14 @@ def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, A
             return provenance
     except (TypeError, ValueError, AttributeError):
         pass
-    known = ", ".join(map(repr, keys))
-    found = unquoted(f"keys {known}" if known else "nothing")
+    names = ", ".join(map(repr, keys))
+    found = unquoted(f"keys {names}" if names else "nothing")
     fix = "give a file that `stflow-graph sample` wrote"
     raise BadInput(path, "uns", found, f"{KEY!r} with its provenance", fix)
 
 
 def read_prediction(path: str | Path) -> Prediction:
-    """Read a prediction that :func:`write_prediction` wrote.
+    """Read a prediction that :func:`write_prediction_blocks` wrote.
 
     Raises:
         BadInput: not such a file, or values that are not finite.
@@ -244,8 +246,8 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     """Return a prediction that is an AnnData, validated as :func:`read_prediction` does.
 
     Args:
-        adata: what ``sample`` gave.
-        path: where it comes from, for messages.
+        adata: an output of ``sample``.
+        path: the file it comes from, for messages.
 
     Raises:
         BadInput: as :func:`read_prediction`.
@@ -263,12 +265,9 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     if coords is None:
         raise BadInput(path, "obsm", list(adata.obsm), "'spatial'")
     n = sum(name.startswith("sample_") for name in adata.layers)
-    samples = (
-        np.stack([np.asarray(adata.layers[f"sample_{i}"], np.float32) for i in range(n)])
-        if n
-        else None
-    )
+    samples = [np.asarray(adata.layers[f"sample_{i}"], np.float32) for i in range(n)]
     expected = None
     if "expected_pearson" in adata.var:
         expected = np.asarray(adata.var["expected_pearson"], dtype=np.float64)
-    return Prediction(mean, barcodes, genes, coords, samples, provenance, expected)
+    stacked = np.stack(samples) if samples else None
+    return Prediction(mean, barcodes, genes, coords, stacked, provenance, expected)
