@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from stflow_graph import GraphDenoiser, SlideModel
-from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.errors import BadConfig, BadInput, StorageFailed
 from stflow_graph.io.pretrained import fetch, push
 
 SMALL = {"hidden_channels": 8, "edge_channels": 4, "n_heads": 2, "n_layers": 1}
@@ -109,11 +109,12 @@ def test_a_part_in_the_cache_is_completed(hub, tmp_path, missing):
 
 def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     for status, message in [
-        (401, r"me/model: hub: found no such repository, or a private one.*hf auth login"),
-        (403, r"HTTP status 403|no answer"),
+        (401, r"me/model: no access, or no such repository \(HTTP 401\).*hf auth login"),
+        (403, r"HTTP 403|no answer"),
+        (500, r"answered 500|no answer"),
     ]:
         hub.status = status
-        with pytest.raises(BadInput, match=message) as caught:
+        with pytest.raises((BadConfig, StorageFailed), match=message) as caught:
             fetch("me/model", cache_dir=tmp_path / "cache")
         assert "\n" not in str(caught.value)
     hub.status = 200
@@ -124,7 +125,7 @@ def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
 
 def test_without_a_network_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match="nothing in the cache.*a folder on this machine"):
+    with pytest.raises(StorageFailed, match="nothing in the cache.*a folder on this machine"):
         fetch("me/model", cache_dir=tmp_path)
     with pytest.raises(BadInput, match="leave out local_files_only"):
         fetch("me/model", cache_dir=tmp_path, local_files_only=True)
@@ -182,7 +183,7 @@ def test_pushing_to_what_is_no_repository_is_refused(api):
     with pytest.raises(BadInput, match="owner/name"):
         push(Path.mkdir, "model")
     api.fails = ConnectionError("no route\nto host")
-    with pytest.raises(BadInput, match="no route to host"):
+    with pytest.raises(StorageFailed, match="no route to host"):
         push(Path.mkdir, "me/model")
     api.fails = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
