@@ -14,7 +14,7 @@ def read_picture(path: str | Path, longest_edge: int = LONGEST_EDGE) -> Picture:
     """Read an image and reduce it by a whole number, from the fitting level of a pyramid.
 
     Args:
-        path: what ``images.open.open_image`` opens.
+        path: an image of any format of ``images.open``.
         longest_edge: maximum pixels of the result's longer side.
 
     Raises:

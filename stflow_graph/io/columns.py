@@ -143,7 +143,7 @@ def texts(cells: Column) -> list[str]:
 
 
 def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[str]]:
-    """Yield the rows of a text table, each as long as the first, which mostly names the columns.
+    """Yield the rows of a text table, each as long as the first, which is usually a header.
 
     Args:
         path: .csv, or anything else for tab-separated, maybe .gz.
@@ -181,7 +181,7 @@ def open_text(path: str | Path, expected: str, newline: str | None = None) -> It
         newline: as of the built-in ``open``.
 
     Raises:
-        BadInput: the file is missing; or the body reads what is no text, no .gz or no table.
+        BadInput: the file is missing, or the body finds that it is no text, .gz or table.
     """
     path = check_file(path)
     opened = gzip.open if path.suffix.lower() == ".gz" else open

@@ -29,12 +29,12 @@ class EmbeddingFile:
     """An open embedding file, its embeddings read in blocks of rows.
 
     Attributes:
-        path: where it is.
+        path: the file.
         data: ``[N, F]`` numbers, or ``[1, N, F]`` as older TRIDENT writes.
         coords: ``[N, 2]`` float64, level-0 pixels (x, y).
         barcodes: N names.
         attrs: the file's attributes.
-        encoder: our name of the encoder, None where the file does not tell it for certain.
+        encoder: our name of the encoder, None if the file does not identify it.
         field: the key of ``data``, for messages.
     """
 
@@ -55,7 +55,7 @@ class EmbeddingFile:
         return int(self.data.shape[-1])
 
     def blocks(self, n_rows: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Give the embeddings in the file's order, each block with its rows.
+        """Yield the embeddings in the file's order, each block with its rows.
 
         Args:
             n_rows: of a block; None takes about 16 MB, whole chunks of the file.
@@ -88,9 +88,9 @@ class EmbeddingFile:
 def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
     """Open and validate an embedding file: ours, HEST's, STFlow's, TRIDENT's or CLAM's.
 
-    A file with ``features`` and without barcodes is one of TRIDENT or CLAM: barcodes are made
-    from its places, and ``coords`` are the centres of its patches. A .pt file of theirs needs the
-    .h5 file with the places where those tools put it.
+    A file with ``features`` and without barcodes is one of TRIDENT or CLAM: its barcodes are
+    derived from its places, and ``coords`` are the centres of its patches. A .pt file of theirs
+    needs the .h5 file with the places, where those tools write it.
 
     Raises:
         BadInput: keys missing, lengths that differ, not numbers, zero spots, coordinates that are

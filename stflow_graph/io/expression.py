@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import anndata
 
 FORMAT = "stflow_graph.expression/1"
-# the layer in which the simulator keeps each spot's expected expression
+# the simulator's layer of expected expression
 TRUE_MEAN = "true_mean"
 
 
@@ -93,7 +93,7 @@ def expression_of(
 
     Raises:
         BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
-            duplicated barcodes, genes absent or several times there (how many, and some of them).
+            duplicated barcodes, genes absent or duplicated (with their number and examples).
     """
     barcodes, names = list(adata.obs_names), [str(name) for name in adata.var_names]
     check_unique(barcodes, path, "obs_names")
@@ -182,18 +182,18 @@ def check_raw(values: np.ndarray, path: str | Path, field: str, fix: str | None 
     """Check that values are raw counts: whole numbers >= 0.
 
     Raises:
-        BadInput: not numbers, not finite, negative or not whole; how many, and three of them.
+        BadInput: not numbers, not finite, negative or not whole (with their number and examples).
     """
     if values.dtype.kind not in "iufb":
         raise BadInput(path, field, str(values.dtype), "numbers")
-    for wrong, what in (
+    for wrong, kind in (
         (~np.isfinite(values), "not finite"),
         (values < 0, "negative"),
         (values != np.rint(values), "not whole"),
     ):
         if wrong.any():
             found = unquoted(
-                f"{int(wrong.sum())} values {what}, such as {values[wrong][:3].tolist()}"
+                f"{int(wrong.sum())} values {kind}, such as {values[wrong][:3].tolist()}"
             )
             raise BadInput(path, field, found, "raw counts", fix)
 
@@ -205,7 +205,7 @@ def numbered(names: Sequence[str]) -> list[str]:
     if len(set(names)) == len(names):
         return list(names)
     with warnings.catch_warnings():
-        # it warns where A-1 is a name of its own; the result is unique all the same
+        # it warns if A-1 is a name of its own; the result is still unique
         warnings.filterwarnings("ignore", module="anndata")
         return list(make_index_unique(pd.Index(names, dtype=object)))
 

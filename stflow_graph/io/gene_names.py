@@ -39,10 +39,10 @@ _N_EXAMPLES = 5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneMatching:
-    """How genes may be matched where their names differ.
+    """Rules for matching genes whose names differ.
 
     Attributes:
-        aliases: names to the name of the gene that they mean, see ``io.gene_aliases``.
+        aliases: names to the gene that they stand for, see ``io.gene_aliases``.
         duplicates: treatment of a requested gene that stands several times in a file.
     """
 
@@ -77,7 +77,7 @@ def without_version(name: str) -> str:
 
 
 def match_genes(
-    wanted: Sequence[str],
+    requested: Sequence[str],
     names: Sequence[str],
     path: str | Path,
     *,
@@ -89,10 +89,10 @@ def match_genes(
 
     The rules: the exact name; a name in another column of the file; Ensembl IDs without versions;
     an alias; letters of another case. A loose match counts only if the file has one such gene,
-    no other requested gene means it, and it was not matched before.
+    no other requested gene matches it, and it was not matched before.
 
     Args:
-        wanted: the requested genes, each once.
+        requested: the requested genes, each once.
         names: G names of the file's genes, which may stand several times.
         path: the file, for messages.
         other_names: further columns of G names, "" where unknown.
@@ -105,7 +105,7 @@ def match_genes(
     """
     if not names:
         raise BadInput(path, "var_names", unquoted("0 genes"), "at least one gene")
-    search = _Search(wanted, [names, *other_names], matching.duplicates)
+    search = _Search(requested, [names, *other_names], matching.duplicates)
     search.match(str, "by name", lists=search.lists[:1], repeats=True)
     search.match(str, "by {kind}", lists=search.lists[1:], repeats=True)
     search.match(without_version, "without the version", repeats=True)
@@ -118,22 +118,22 @@ def match_genes(
         fix = "give --duplicate-genes sum or first, or remove them from the file"
         raise BadInput(path, "var_names", found, "each gene once", fix)
     absent = list(search.left)
-    if len(search.columns) < min_fraction * len(wanted) or not search.columns:
-        raise _too_few(wanted, absent, names, path, bool(matching.aliases))
-    genes = [gene for gene in wanted if gene in search.columns]
+    if len(search.columns) < min_fraction * len(requested) or not search.columns:
+        raise _too_few(requested, absent, names, path, bool(matching.aliases))
+    genes = [gene for gene in requested if gene in search.columns]
     counts = ", ".join(f"{n} {rule}" for rule, n in search.rules.items() if rule != "by name")
-    how = counts.replace(" ", f" of {len(wanted)} genes matched ", 1)
+    how = counts.replace(" ", f" of {len(requested)} genes matched ", 1)
     return MatchedGenes(genes, [search.columns[gene] for gene in genes], absent, how)
 
 
 class _Search:
-    """The columns of the genes matched so far, the genes left, and what each rule matched."""
+    """The columns of the genes matched so far, the genes left, and the count of each rule."""
 
     def __init__(
-        self, wanted: Sequence[str], lists: Sequence[Sequence[str]], duplicates: Duplicates
+        self, requested: Sequence[str], lists: Sequence[Sequence[str]], duplicates: Duplicates
     ) -> None:
         self.lists = lists
-        self.left = dict.fromkeys(wanted)
+        self.left = dict.fromkeys(requested)
         self.columns: dict[str, np.ndarray] = {}
         self.repeated: list[str] = []
         self.rules: Counter[str] = Counter()
@@ -185,14 +185,14 @@ def _kind(names: Sequence[str]) -> str:
 
 
 def _too_few(
-    wanted: Sequence[str],
+    requested: Sequence[str],
     absent: Sequence[str],
     names: Sequence[str],
     path: str | Path,
     has_aliases: bool,
 ) -> BadInput:
-    kinds = _kind(wanted), _kind(names)
-    text = f"{len(absent)} of {len(wanted)} genes absent, such as {list(absent[:_N_EXAMPLES])}"
+    kinds = _kind(requested), _kind(names)
+    text = f"{len(absent)} of {len(requested)} genes absent, such as {list(absent[:_N_EXAMPLES])}"
     fix = "choose genes that every slide has, with `stflow-graph genes`"
     if kinds[0] != kinds[1]:
         text += f"; asked for {kinds[0]}s, the file has {kinds[1]}s such as {list(names[:2])}"

@@ -14,9 +14,9 @@ from stflow_graph.io.atomic import check_file
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
-_LARGEST_RATIO = 5000
+_MAX_RATIO = 5000
 _SMALL = 64 * 2**20
-# h5py raises what HDF5 finds in a damaged file as any of five types; its words tell them apart
+# h5py raises HDF5's errors on a damaged file as any of five types; their text identifies them
 _WORDS_OF_HDF5 = (
     "h5py",
     "Can't",
@@ -48,7 +48,7 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     except OSError as error:
         text = str(error)
         if "truncated" in text:
-            fix = "copy it again or run the command that made it again"
+            fix = "copy it again or rerun the command that wrote it"
             raise BadInput(path, "content", unquoted(_truncation(text)), "all bytes", fix) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
@@ -96,7 +96,7 @@ def _check_contents(path: Path, file: h5py.File) -> None:
                         path, full, unquoted("data stored elsewhere"), "data in the file"
                     )
                 declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
-    if declared > _SMALL + _LARGEST_RATIO * stored_size:
+    if declared > _SMALL + _MAX_RATIO * stored_size:
         raise BadInput(
             path,
             "size",
@@ -106,7 +106,7 @@ def _check_contents(path: Path, file: h5py.File) -> None:
     if str(file.attrs.get("format", "")).startswith("stflow_graph") and not file.attrs.get(
         "complete", 0
     ):
-        fix = "run the command that made it again"
+        fix = "rerun the command that wrote it"
         raise BadInput(path, "complete", unquoted("no mark"), "a completed write", fix)
 
 
@@ -143,10 +143,10 @@ def read_strings(data: h5py.Dataset) -> list[str]:
 
 
 def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
-    """Refuse duplicates.
+    """Check that values are unique.
 
     Raises:
-        BadInput: some value stands twice; the message shows three.
+        BadInput: they are not; the message has three of the duplicates.
     """
     if len(set(values)) == len(values):
         return

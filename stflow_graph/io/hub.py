@@ -149,8 +149,8 @@ class Hub:
         if not file.is_at(part):
             part.unlink()
             raise StorageFailed(
-                f"{target}: what came from {repo.id} is not what the hub lists (checksum or size); "
-                "it was discarded. Fix: run the command again"
+                f"{target}: the download from {repo.id} is not what the hub lists "
+                "(checksum or size) and was discarded. Fix: run the command again"
             )
         with as_storage_error(target):
             replace_synced(part, target)

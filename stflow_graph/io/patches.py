@@ -24,13 +24,13 @@ class PatchFile:
     """An open patch file; images are read by slices.
 
     Attributes:
-        path: where it is.
+        path: the file.
         images: dataset ``[N, P, P, 3]`` uint8.
         barcodes: N names.
         coords: ``[N, 2]`` float64, level-0 pixels (x, y).
-        convention: ``"centre"``, ``"top-left"`` or None where the file does not say.
+        convention: of ``coords``: ``"centre"``, ``"top-left"``, or None if not stated.
         um_per_px: micrometres per level-0 pixel, None if unknown.
-        size_level0: edge of the area that a patch shows, level-0 pixels, None if unknown.
+        size_level0: edge of a patch, level-0 pixels, None if unknown.
     """
 
     path: Path
@@ -72,7 +72,7 @@ def open_patches(path: str | Path) -> Iterator[PatchFile]:
 
 
 def read_images(path: str | Path, start: int, stop: int) -> np.ndarray:
-    """Read a run of images of a patch file, opened for them alone: for workers that read ahead.
+    """Read consecutive images of a patch file, which is opened for them: for prefetching workers.
 
     Returns:
         ``[B, P, P, 3]`` uint8.
@@ -115,7 +115,7 @@ def write_patches(
         barcodes: N names.
         coords: ``[N, 2]`` patch centres in level-0 pixels (x, y).
         size: edge of a stored patch, px.
-        size_level0: edge of the area a patch shows, level-0 px.
+        size_level0: edge of a patch, level-0 px.
         um_per_px: micrometres per level-0 pixel.
         attrs: further attributes of the file, for provenance.
 

@@ -1,4 +1,4 @@
-"""A slide's image made small, to draw spots on, as scanpy and squidpy expect it in ``uns``."""
+"""A slide's reduced image to draw spots on, as scanpy and squidpy expect it in ``uns``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Picture:
 
     Attributes:
         pixels: ``[h, w, 3]`` uint8.
-        factor: pixels of the image that one of these stands for, each way.
+        factor: pixels of the image per pixel, along both axes.
         size: width and height of the image, px.
         file: the image.
     """

@@ -70,7 +70,7 @@ class Block(NamedTuple):
 
 
 def chunk_rows(n_genes: int) -> int:
-    """Return how many rows a file stores together; blocks of a multiple are written fastest."""
+    """Return the rows of a chunk of the file; blocks of a multiple are written fastest."""
     return max(1, _CHUNK_BYTES // (4 * n_genes))
 
 
@@ -115,7 +115,7 @@ def write_prediction_blocks(
     Raises:
         BadInput: spots outside the picture's image.
         ValueError: a value is not finite, rows are missing, or the provenance lacks a name.
-        StorageFailed: the disk is full; nothing is left at the path, or what was there before.
+        StorageFailed: the disk is full; a file that was at the path stays.
     """
     adata = _without_values(barcodes, genes, coords, info)
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""Folders of trained models: on this machine, in the hub's cache, or on the hub."""
+"""Folders of trained models: local, in the hub's cache, or on the hub."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from stflow_graph.io.hub_errors import hub_errors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-# nothing else is fetched or sent, in particular nothing that would have to be unpickled
+# nothing else is fetched or sent, in particular no pickles
 _PATTERNS = ["*.safetensors", "*.json", "*.csv", "README.md"]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class HubOptions(TypedDict, total=False):
-    """How a repository is fetched.
+    """Options of fetching a repository.
 
     Attributes:
-        revision: branch, tag or commit of the repository; without it ``main``.
-        token: to the hub; without it the one that is logged in.
-        cache_dir: the hub's cache, if not at its usual place.
+        revision: branch, tag or commit of the repository; default ``main``.
+        token: of the hub; default that of the login.
+        cache_dir: the hub's cache; default its usual place.
         local_files_only: never use the network.
         force_download: use the network even for a cached repository, to get changes.
     """
@@ -68,7 +68,7 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
         return Path(snapshot_download(name, allow_patterns=_PATTERNS, **how))
 
     if local_only or not force:
-        # an interrupted download leaves a part, which older hub clients hand out
+        # an interrupted download leaves a part, which older hub clients return
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = snapshot(local=True)
             if all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):
@@ -86,11 +86,11 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
 
 
 class PushOptions(TypedDict, total=False):
-    """How a model is sent to the hub.
+    """Options of sending a model to the hub.
 
     Attributes:
-        token: to the hub; without it the one that is logged in.
-        private: whether a new repository is private; without it the hub decides.
+        token: of the hub; default that of the login.
+        private: whether a new repository is private; default that of the hub.
         commit_message: of the commit.
     """
 
@@ -100,7 +100,7 @@ class PushOptions(TypedDict, total=False):
 
 
 def push(save: Callable[[Path], None], repo_id: str, **options: Unpack[PushOptions]) -> str:
-    """Send a model to a repository of the hub, which is made if need be.
+    """Send a model to a repository of the hub, which is created if absent.
 
     Args:
         save: writes the model's folder.

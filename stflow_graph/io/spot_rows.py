@@ -22,7 +22,7 @@ def read_positions(file: h5py.File, field: str, n_rows: int) -> tuple[list[str],
     Args:
         file: with ``barcodes`` (or ``barcode``) and ``coords``.
         field: the key of the rows, for messages.
-        n_rows: how many there are.
+        n_rows: their number.
 
     Returns:
         N names and ``[N, 2]`` float64 level-0 pixels (x, y).
@@ -52,7 +52,7 @@ class RowWriter:
     """Writes the rows of a file batch by batch; used through :func:`write_rows`.
 
     Attributes:
-        file: the open file, for what belongs beside the rows.
+        file: the open file, for further data.
         attrs: its attributes, for values that are known only at the end.
         written: rows written so far.
     """

@@ -72,7 +72,7 @@ FORMATS = (
 def find_slides(
     source: str | Path, options: SourceOptions = NO_OPTIONS, format: str | None = None
 ) -> list[SlideSource]:
-    """Return the slides of a folder, of whatever platform it is.
+    """Return the slides of a folder of any platform.
 
     Args:
         source: the folder.
@@ -80,7 +80,7 @@ def find_slides(
         format: a name of ``FORMATS``, to read it as that; None recognises it by the files.
 
     Raises:
-        BadInput: no known kind (one line lists what is looked for), no slide of the name in the
+        BadInput: no known kind (one line lists the evidence of each), no slide of the name in the
             options, several slides of one image, or the format's reader refuses it.
         BadConfig: an unknown format, or an option that does not apply to it.
     """

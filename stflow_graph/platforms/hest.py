@@ -18,7 +18,7 @@ from stflow_graph.platforms.source import (
     places_of,
 )
 
-# HEST names a slide's scale by what it was found from; it trusts the spots' distances most
+# in HEST's order of trust: from the spots' distances, from the image's metadata
 _SCALES = ("pixel_size_um_estimated", "pixel_size_um_embedded")
 
 

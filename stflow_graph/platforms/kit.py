@@ -18,7 +18,7 @@ MANIFEST = "dataset.csv"
 
 
 def is_kit(folder: Path) -> bool:
-    """Say whether a folder has a manifest."""
+    """Return whether a folder has a manifest."""
     return (folder / MANIFEST).is_file()
 
 

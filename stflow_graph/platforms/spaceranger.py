@@ -32,11 +32,11 @@ _DEFAULT_BIN_UM = 8
 # µm from one place of the array to the next (column, row): spots are 100 µm apart in a hexagonal
 # grid, in which columns count half steps
 _VISIUM_STEPS = (50.0, 50.0 * 3**0.5)
-# what spot_diameter_fullres is the diameter of (10x's page of Space Ranger's images); the printed
-# spots are smaller, 55 µm
+# the diameter that spot_diameter_fullres refers to (10x's page of Space Ranger's images); the
+# printed spots are smaller, 55 µm
 _SPOT_UM = 65.0
 # a wrong resolution is off by a factor of several; the diameter alone by up to 65 / 55
-_LARGEST_DISAGREEMENT = 1.25
+_MAX_DISAGREEMENT = 1.25
 
 
 def visium_slides(folder: Path, options: SourceOptions) -> Sources:
@@ -128,17 +128,19 @@ def _read(
     if "scalefactors" in inputs:
         stated = _stated_scale(inputs["scalefactors"], bin_um)
     if measured is not None and stated is not None:
-        check_scale(measured, stated, _LARGEST_DISAGREEMENT, inputs["spots"], _SCALES)
+        check_scale(measured, stated, _MAX_DISAGREEMENT, inputs["spots"], _SCALES)
     expression = read_tenx(counts, gene_names)
     exact = stated if bin_um is not None else None
     return SlideData(spots, expression, exact or measured or stated)
 
 
 def _stated_scale(path: Path, bin_um: int | None) -> float | None:
-    """Return the µm/px that the scale factors tell, None if they have neither key."""
+    """Return the µm/px in the scale factors, None if they have neither key."""
     factors = read_object(path)
     if bin_um is not None and factors.get("bin_size_um", bin_um) != bin_um:
-        raise BadInput(path, "bin_size_um", factors["bin_size_um"], f"{bin_um}, as the folder says")
+        raise BadInput(
+            path, "bin_size_um", factors["bin_size_um"], f"{bin_um}, as in the folder's name"
+        )
     key = "spot_diameter_fullres" if bin_um is None else "microns_per_pixel"
     if factors.get(key) is None:
         return None

@@ -60,23 +60,23 @@ def _source(folder: Path, name: str, bin_um: int | None) -> SlideSource:
 def _refuse_pickles(folder: Path) -> None:
     """Refuse arrays that Zarr would unpickle, which runs code."""
     for file in sorted(folder.rglob("*")):
-        if file.name in _METADATA and _says_pickle(read_json(file)):
+        if file.name in _METADATA and _names_pickle(read_json(file)):
             raise BadInput(file, "codec", "pickle", "a codec that runs no code")
 
 
-def _says_pickle(value: object) -> bool:
+def _names_pickle(value: object) -> bool:
     if isinstance(value, dict):
-        return any(map(_says_pickle, value.values()))
+        return any(map(_names_pickle, value.values()))
     if isinstance(value, list):
-        return any(map(_says_pickle, value))
+        return any(map(_names_pickle, value))
     return isinstance(value, str) and "pickle" in value.lower()
 
 
 @contextlib.contextmanager
 def _library(folder: Path) -> Iterator[Any]:
-    """Give the library; whatever it raises for a broken store becomes BadInput."""
+    """Yield the library; its errors on a broken store become BadInput."""
     _refuse_pickles(folder)
-    # it and what it imports warn of their own future, in half a dozen modules
+    # the library and its imports warn of deprecations of their own, in half a dozen modules
     with (
         as_bad_input(folder, "content", "a store that spatialdata can read"),
         warnings.catch_warnings(),
@@ -100,18 +100,18 @@ def _read(folder: Path, bin_um: int | None) -> SlideData:
         _, to_pixels = _image(data, region, folder)
         coords = _centroids(data.shapes[region], instances, folder) @ to_pixels[:2, :2].T
         coords = check_coords(coords + to_pixels[:2, 2], folder, region, table.n_obs)
-        table.obsm.pop("spatial", None)  # the shapes say where a spot is
+        table.obsm.pop("spatial", None)  # the shapes give the places
         expression = expression_of(table, folder)
     return SlideData(SpotTable(expression.barcodes, coords), expression, None)
 
 
 def _table(data: spatialdata.SpatialData, folder: Path, bin_um: int | None) -> anndata.AnnData:
     names = list(data.tables)
-    wanted = names if bin_um is None else [n for n in names if n.endswith(f"{bin_um:03d}um")]
-    if len(wanted) != 1:
+    chosen = names if bin_um is None else [n for n in names if n.endswith(f"{bin_um:03d}um")]
+    if len(chosen) != 1:
         fix = "choose one of Visium HD with --bin-um" if len(names) > 1 else None
         raise BadInput(folder, "tables", names, "one table", fix)
-    return data.tables[wanted[0]]
+    return data.tables[chosen[0]]
 
 
 def _annotated(table: anndata.AnnData, folder: Path) -> tuple[str, np.ndarray]:

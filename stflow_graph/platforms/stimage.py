@@ -25,8 +25,8 @@ from stflow_graph.platforms.source import (
 from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
 
 _COORDS, _COUNTS = "_coord.csv", "_count.csv"
-# a spot's radius against the distance to the next tells the platform: µm apart, and the diameter
-# that r is half of. Visium's is Space Ranger's spot_diameter_fullres
+# the ratio of a spot's radius to the pitch identifies the platform: pitch and diameter (twice r),
+# µm. Visium's diameter is Space Ranger's spot_diameter_fullres
 _PLATFORMS = {"legacy ST": (200.0, 100.0), "Visium": (100.0, 65.0)}
 _CLOSE = 0.12
 _ARRAY_PLACE = re.compile(r"(?:^|_)(\d+)x(\d+)$")

@@ -1,4 +1,4 @@
-"""Reading the tables of a raw slide: where its spots are, and their counts."""
+"""Reading the tables of a raw slide: the places of its spots and their counts."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _POSITIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class SpotTable:
-    """Where the spots of one slide are.
+    """The places of a slide's spots.
 
     Attributes:
         barcodes: N names.
         coords: ``[N, 2]`` float64 centres in level-0 pixels (x, y).
-        selected: ``[N]`` bool, None if the table does not say.
-        array: ``[N, 2]`` int64 places on the array (column, row), None if the table does not say.
+        selected: ``[N]`` bool, None without such a column.
+        array: ``[N, 2]`` int64 places on the array (column, row), None without such columns.
     """
 
     barcodes: list[str]
@@ -116,7 +116,7 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
 
     A table's first row names the genes and its first column the spots. It is read row by row, so
     memory follows the counts that are not zero. Genes keep their names; a gene that stands twice
-    in a table is refused, as nothing says whether its counts should be summed.
+    in a table is refused, as it is not clear whether its counts should be summed.
 
     Args:
         path: the file.

@@ -51,7 +51,7 @@ def read_tenx(path: str | Path, gene_names: str = "symbols") -> Expression:
 
     Args:
         path: the .h5, or the folder of ``matrix.mtx.gz``, ``features.tsv.gz``, ``barcodes.tsv.gz``.
-        gene_names: what names the genes, ``"symbols"`` or ``"ids"``.
+        gene_names: ``"symbols"`` or ``"ids"``.
 
     Returns:
         N barcodes x G genes, without coordinates.
@@ -88,7 +88,7 @@ def tenx_files(path: str | Path) -> dict[str, Path]:
 
 
 def software(path: str | Path) -> str:
-    """Return what a .h5 says wrote it, such as ``"spaceranger-2.1.0"``; "" if it does not say."""
+    """Return the program that wrote a .h5, such as ``"spaceranger-2.1.0"``; "" if unknown."""
     with open_h5(path) as file:
         value = file.attrs.get("software_version", "")
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -35,9 +35,9 @@ _COUNTS = ("cell_feature_matrix.h5", "cell_feature_matrix")
 _SPECIFICATION = "experiment.xenium"
 _ALIGNMENT = "*he_imagealignment.csv"
 _IMAGE = "*he_image.ome.tif"
-# of the morphology image, where experiment.xenium is not there to say
+# of the morphology image, without experiment.xenium
 _PIXEL_UM = 0.2125
-_LARGEST_SHEAR = 0.05
+_MAX_SHEAR = 0.05
 
 
 def xenium_slides(folder: Path, options: SourceOptions) -> Sources:
@@ -122,7 +122,7 @@ def read_alignment(path: str | Path) -> np.ndarray:
     if not np.isfinite(matrix).all() or not np.allclose(matrix[2], (0, 0, 1)):
         raise BadInput(path, "last row", matrix[2].tolist(), "0, 0, 1, all finite")
     largest, smallest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-    if not smallest > (1 - _LARGEST_SHEAR) * largest:
+    if not smallest > (1 - _MAX_SHEAR) * largest:
         found = unquoted(f"a map that scales by {smallest:.4g} to {largest:.4g}")
         raise BadInput(path, "matrix", found, "one scale in all directions")
     return matrix

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from slides import array
 
 from stflow_graph.errors import MissingDependency
 from stflow_graph.graph import nearest_neighbors, spot_pitch
@@ -20,11 +19,6 @@ SEARCHERS = [
     for name in BACKENDS
     if name != "auto"
 ]
-
-
-def hexagonal(n: int) -> torch.Tensor:
-    i, j = np.meshgrid(np.arange(n), np.arange(n))
-    return torch.tensor(np.stack([(i + 0.5 * (j % 2)).ravel(), (j * np.sqrt(3) / 2).ravel()], 1))
 
 
 def brute_force(pos: np.ndarray, k: int, slack: float) -> dict[tuple[int, int], float]:
@@ -68,9 +62,14 @@ def test_edges_equal_brute_force_for_every_backend(backend, pos, k):
 def test_every_backend_gives_the_same_edges(backend, slack):
     """On arrays with more ties than candidates, off the origin, and for k beyond the spots."""
     generator = torch.Generator().manual_seed(0)
-    heap = torch.cat([hexagonal(6), torch.full((30, 2), 2.2).double()])
-    jittered = hexagonal(15) + 0.1 * torch.randn(225, 2, generator=generator).double()
-    for pos in (hexagonal(9), jittered * 163 + 4e4, heap, torch.rand(5, 2, generator=generator)):
+    heap = torch.cat([array("hexagonal", 6), torch.full((30, 2), 2.2).double()])
+    jittered = array("hexagonal", 15) + 0.1 * torch.randn(225, 2, generator=generator).double()
+    for pos in (
+        array("hexagonal", 9),
+        jittered * 163 + 4e4,
+        heap,
+        torch.rand(5, 2, generator=generator),
+    ):
         for k in (1, 6, 8, 40):
             wanted = nearest_neighbors(pos, k, slack=slack, backend="scipy")
             found = nearest_neighbors(pos, k, slack=slack, backend=backend)
@@ -78,31 +77,14 @@ def test_every_backend_gives_the_same_edges(backend, slack):
             assert torch.equal(found.weight, wanted.weight)
 
 
-def test_pyg_lib_is_called_as_pyg_calls_it(monkeypatch):
-    """Its wheels are not on PyPI: a stand-in with the arguments and layout of ``nn.pool.knn``."""
-
-    def knn(x, y, ptr_x, ptr_y, k, cosine, num_workers):
-        assert (ptr_x, ptr_y, cosine, num_workers) == (None, None, False, 1)
-        reference = torch.cdist(y, x).topk(k, largest=False).indices
-        query = torch.arange(len(y))[:, None].expand_as(reference)
-        return torch.stack([query.flatten(), reference.flatten()])
-
-    monkeypatch.setattr("stflow_graph.graph.backends.is_available", lambda _: True)
-    monkeypatch.setattr(torch.ops, "pyg", SimpleNamespace(knn=knn), raising=False)
-    wanted = nearest_neighbors(hexagonal(7), 8, backend="scipy")
-    found = nearest_neighbors(hexagonal(7), 8, backend="pyg-lib")
-    assert torch.equal(found.edge_index, wanted.edge_index)
-
-
-@pytest.mark.parametrize("name", ["torch-cluster", "pyg-lib"])
-def test_a_backend_that_is_not_installed_says_what_to_do(name, monkeypatch):
+def test_a_missing_backend_is_reported_with_the_fix(monkeypatch):
     monkeypatch.setattr("stflow_graph.graph.backends.is_available", lambda _: False)
-    with pytest.raises(MissingDependency, match=f"{name}.* not installed.*scipy"):
-        nearest_neighbors(hexagonal(3), 2, backend=name)
+    with pytest.raises(MissingDependency, match=r"torch-cluster.* not installed.*scipy"):
+        nearest_neighbors(array("hexagonal", 3), 2, backend="torch-cluster")
 
 
 def test_ties_of_a_hexagonal_array_are_kept_together_under_rotation_and_permutation():
-    pos = hexagonal(12)
+    pos = array("hexagonal", 12)
     found = nearest_neighbors(pos, 8)
     inner = torch.bincount(found.edge_index[1])[12 * 6 + 6]
     assert inner == 12  # both rings, although k = 8 ends within the second
@@ -143,25 +125,31 @@ def test_a_neighbour_enters_with_weight_zero():
 
 
 def test_pitch_is_the_distance_of_nearest_places_whatever_the_unit():
-    assert spot_pitch(hexagonal(8) * 37) == pytest.approx(37)
+    assert spot_pitch(array("hexagonal", 8) * 37) == pytest.approx(37)
     assert spot_pitch(torch.zeros(5, 2)) == 1.0
     assert spot_pitch(torch.zeros(1, 2)) == 1.0
-    assert spot_pitch(torch.cat([hexagonal(6), hexagonal(6)])) == pytest.approx(1)
+    assert spot_pitch(torch.cat([array("hexagonal", 6), array("hexagonal", 6)])) == pytest.approx(1)
     assert spot_pitch(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5.0
     assert spot_pitch(torch.tensor([[0.0, 0.0], [3.0, 4.0]]).repeat(20, 1)) == 5.0
     far = torch.tensor([[1e4, 1e4], [-1e4, 1e4]])
-    assert spot_pitch(torch.cat([hexagonal(8), far])) == pytest.approx(1)
+    assert spot_pitch(torch.cat([array("hexagonal", 8), far])) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("twins", [1, 8, 20])
 def test_shaken_duplicates_have_the_pitch_of_exact_ones(twins):
-    exact = torch.cat([hexagonal(8), hexagonal(8)[:twins], hexagonal(8)[:1].repeat(twins, 1)])
+    exact = torch.cat(
+        [
+            array("hexagonal", 8),
+            array("hexagonal", 8)[:twins],
+            array("hexagonal", 8)[:1].repeat(twins, 1),
+        ]
+    )
     noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)).double()
     assert spot_pitch(exact + 1e-6 * noise) == pytest.approx(spot_pitch(exact), abs=1e-5)
 
 
 def test_all_spots_of_one_place_are_neighbours_however_little_they_are_apart():
-    pos = torch.cat([hexagonal(5), torch.full((12, 2), 1.3).double()])
+    pos = torch.cat([array("hexagonal", 5), torch.full((12, 2), 1.3).double()])
     noise = torch.randn(pos.shape, generator=torch.Generator().manual_seed(0)).double()
     exact, shaken = (nearest_neighbors(p, 8, same_place=1e-3) for p in (pos, pos + 1e-6 * noise))
     assert torch.equal(exact.edge_index, shaken.edge_index)

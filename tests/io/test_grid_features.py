@@ -104,7 +104,7 @@ def test_trident_tensors_find_their_places(tmp_path):
 def test_a_size_that_is_stated_nowhere_is_the_step_and_said(tmp_path, caplog):
     path = save_h5(tmp_path / "S1.h5", {"features": X, "coords": CORNERS})
     np.testing.assert_array_equal(read_embeddings(path).coords, CORNERS + 256)
-    assert "S1.h5: does not say how large its patches are" in caplog.text
+    assert "S1.h5: without the size of its patches" in caplog.text
     assert "512 px" in caplog.text
 
 
