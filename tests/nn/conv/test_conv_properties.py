@@ -10,7 +10,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATv2Conv, GENConv, GraphConv, SAGEConv, TransformerConv
 from torch_geometric.transforms import BaseTransform
 
-from stflow_graph.graph import STFlowGraph, SpatialGraph
+from stflow_graph.graph import SpatialGraph, STFlowGraph
 from stflow_graph.graph.stflow import stflow_edge_geometry
 from stflow_graph.nn import conv as convs
 from stflow_graph.nn.conv import AdaptedConv, FrameAveragedConv

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data import Data
 
-from stflow_graph.graph import STFlowGraph, SpatialGraph
+from stflow_graph.graph import SpatialGraph, STFlowGraph
 from stflow_graph.graph.neighbor_sum import sorted_edges
 from stflow_graph.nn.conv.frame_averaged import ATTENTIONS, FrameAveragedConv
 from stflow_graph.nn.edge_encoder import EncodedEdges, FrameEncoder, InvariantEncoder
