@@ -15,6 +15,7 @@ from pathlib import Path
 import tifffile
 
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.columns import as_number
 
 # range of microscopes; a resolution of 72 or 300 dpi is a printer's
 _MIN_UM, _MAX_UM = 0.05, 20.0
@@ -54,7 +55,7 @@ def scale_of_openslide(path: Path, properties: Mapping[str, str]) -> float | Non
     Raises:
         BadInput: its pixels are not square.
     """
-    x, y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    x, y = (as_number(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
     return _square(path, (x, y))
 
 
@@ -77,7 +78,7 @@ def agreed_scale(image: str | Path, option: float | None, stored: float | None) 
 
 def _of_aperio(description: str) -> _Sizes:
     match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", description)
-    value = _number(match.group(1)) if match and description.startswith("Aperio") else None
+    value = as_number(match.group(1)) if match and description.startswith("Aperio") else None
     return value, value
 
 
@@ -86,7 +87,7 @@ def _of_ome(xml: str) -> _Sizes:
     attributes = dict(re.findall(r'(\w+)="([^"]*)"', match.group(0))) if match else {}
     sizes = []
     for axis in "XY":
-        value = _number(attributes.get(f"PhysicalSize{axis}"))
+        value = as_number(attributes.get(f"PhysicalSize{axis}", ""))
         unit = _UM_OF_OME_UNIT.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
         sizes.append(None if value is None or unit is None else value * unit)
     return sizes[0], sizes[1]
@@ -100,13 +101,6 @@ def _of_tags(page: tifffile.TiffPage) -> _Sizes:
         per_unit = value[0] / value[1] if isinstance(value, tuple) and value[1] else 0.0
         sizes.append(unit / per_unit if unit and per_unit > 0 else None)
     return sizes[0], sizes[1]
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
 
 
 def _square(path: Path, sizes: _Sizes) -> float | None:

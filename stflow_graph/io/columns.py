@@ -71,7 +71,7 @@ def _read_text(
     no_header: Sequence[str] = (),
 ) -> dict[str, list[str]]:
     header = [name.strip() for name in next(rows)]
-    if len(header) == len(no_header) and all(map(_is_number, header[1:])):
+    if len(header) == len(no_header) and None not in map(as_number, header[1:]):
         rows, header = itertools.chain([header], rows), list(no_header)
     check_unique([name for name in header if name], path, "columns")
     check_columns(header, needed, path)
@@ -83,12 +83,12 @@ def _read_text(
     return columns
 
 
-def _is_number(text: str) -> bool:
+def as_number(text: str) -> float | None:
+    """Return the number that a text stands for, None if it is none."""
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _read_parquet(path: Path, needed: Sequence[str]) -> dict[str, Column]:

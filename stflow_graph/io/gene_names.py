@@ -17,21 +17,9 @@ Duplicates = Literal["refuse", "sum", "first"]
 DUPLICATES: tuple[Duplicates, ...] = ("refuse", "sum", "first")
 # columns of an .h5ad's var that may hold the genes' other names
 NAME_COLUMNS = (
-    "gene_ids",
-    "gene_id",
-    "ensembl_gene_id",
-    "ensembl_id",
-    "ensembl",
-    "ENSEMBL",
-    "feature_id",
-    "gene_name",
-    "gene_names",
-    "feature_name",
-    "gene_symbols",
-    "gene_symbol",
-    "hgnc_symbol",
-    "symbol",
-    "SYMBOL",
+    *("gene_ids", "gene_id", "ensembl_gene_id", "ensembl_id", "ensembl", "ENSEMBL", "feature_id"),
+    *("gene_name", "gene_names", "feature_name", "gene_symbols", "gene_symbol", "hgnc_symbol"),
+    *("symbol", "SYMBOL"),
 )
 _ENSEMBL = re.compile(r"(ENS[A-Z]{0,6}G\d{11})(?:\.\d+)?")
 _N_EXAMPLES = 5

@@ -10,7 +10,7 @@ import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.columns import check_columns, read_text_columns
+from stflow_graph.io.columns import as_number, check_columns, read_text_columns
 from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.platforms.source import SlideSource, SourceOptions, Sources, tables_source
 
@@ -60,11 +60,8 @@ def read_manifest(path: str | Path) -> list[SlideSource]:
 
 def _kit_slide(path: Path, row: dict[str, str]) -> SlideSource:
     name = check_name(row["id"], path, "id")
-    try:
-        um_per_px = float(row["um_per_px"])
-    except ValueError:
-        um_per_px = np.nan
-    if not (np.isfinite(um_per_px) and um_per_px > 0):
+    um_per_px = as_number(row["um_per_px"])
+    if um_per_px is None or not 0 < um_per_px < np.inf:
         raise BadInput(path, f"um_per_px of {name}", row["um_per_px"], "a positive number")
     spots = row["spots"]
     if not spots and not row["counts"].endswith(".h5ad"):

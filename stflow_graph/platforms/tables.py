@@ -34,12 +34,8 @@ _XY = ("x", "y")
 _SELECTED = ("selected", "in_tissue")
 # Space Ranger 1's tissue_positions_list.csv names no columns
 _POSITIONS = (
-    "barcode",
-    "in_tissue",
-    "array_row",
-    "array_col",
-    "pxl_row_in_fullres",
-    "pxl_col_in_fullres",
+    *("barcode", "in_tissue", "array_row", "array_col"),
+    *("pxl_row_in_fullres", "pxl_col_in_fullres"),
 )
 
 
