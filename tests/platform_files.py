@@ -32,6 +32,26 @@ def only_slide(folder: Path, format: str, **options) -> SlideSource:
     return slide
 
 
+def corrupt(path: Path, change) -> None:
+    """Damage a file: remove it (None), write text, update a JSON object, or edit its content.
+
+    A function gets the rows of a .csv, named by its first column, and returns others; or it changes
+    the AnnData of an .h5ad.
+    """
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    elif isinstance(change, dict):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    elif path.suffix == ".h5ad":
+        adata = anndata.read_h5ad(path)
+        change(adata)
+        adata.write_h5ad(path)
+    else:
+        change(pd.read_csv(path, index_col=0)).to_csv(path)
+
+
 def write_image(path: Path, seed: int = 0) -> Path:
     """Write noise of ``SIZE``."""
     pixels = np.random.default_rng(seed).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-from platform_files import UM_PER_PX, only_slide, write_tenx_folder, write_visium, write_visium_hd
+from platform_files import (
+    UM_PER_PX,
+    corrupt,
+    only_slide,
+    write_tenx_folder,
+    write_visium,
+    write_visium_hd,
+)
 
-from stflow_graph.errors import BadInput, StflowError
+from stflow_graph.errors import BadInput
+
+MATRIX = "filtered_feature_bc_matrix.h5"
+POSITIONS, SCALES = "spatial/tissue_positions.csv", "spatial/scalefactors_json.json"
 
 
 @pytest.mark.parametrize("release", [1, 2])
@@ -33,7 +41,7 @@ def test_without_scale_factors_the_arrays_geometry_is_enough(tmp_path):
 
 def test_without_a_second_row_the_scale_factors_are_enough(tmp_path):
     write_visium(tmp_path)
-    _edit(lambda table: table.assign(array_row=0))(tmp_path / "outs")
+    corrupt(tmp_path / "outs" / POSITIONS, lambda table: table.assign(array_row=0))
     assert only_slide(tmp_path, "visium").read().um_per_px == pytest.approx(UM_PER_PX)
 
 
@@ -89,68 +97,33 @@ def test_bins_that_are_not_there_are_refused(tmp_path):
         only_slide(tmp_path, "visium-hd", bin_um=2)
 
 
-def _edit(change, name="tissue_positions.csv"):
-    def edit(outs):
-        path = outs / "spatial" / name
-        change(pd.read_csv(path)).to_csv(path, index=False)
-
-    return edit
-
-
-def _scales(**values):
-    def edit(outs):
-        path = outs / "spatial/scalefactors_json.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return edit
-
-
-def _write(name, text):
-    return lambda outs: (outs / name).write_text(text)
-
-
 def _hires(table):
-    for axis in ("row", "col"):
-        table[f"pxl_{axis}_in_fullres"] *= 0.17
-    return table
+    return table.assign(**{c: 0.17 * table[c] for c in table if c.startswith("pxl")})
 
 
-REFUSED = {
-    "no counts": (
-        lambda outs: (outs / "filtered_feature_bc_matrix.h5").unlink(),
-        "counts: found 'spatial', expected filtered_feature_bc_matrix.h5 or",
-    ),
-    "no positions": (
-        lambda outs: (outs / "spatial/tissue_positions.csv").unlink(),
-        "positions: found 'scalefactors_json.json', expected tissue_positions.parquet or",
-    ),
-    "no column": (
-        _edit(lambda table: table.drop(columns="pxl_row_in_fullres")),
-        "columns: found .*'pxl_col_in_fullres'",
-    ),
-    "no rows": (_edit(lambda table: table[:0]), "found 0 spots"),
-    "barcode twice": (_edit(lambda table: pd.concat([table, table[:1]])), "1 duplicates"),
-    "nan": (
-        _edit(lambda table: table.replace({"pxl_row_in_fullres": 20}, np.nan)),
-        "rows not finite|could not convert",
-    ),
-    "hires": (_edit(_hires), "coordinates: found 23.* µm/px.*expected 4 µm/px as in scalefactors"),
-    "in tissue 2": (_edit(lambda table: table.assign(in_tissue=2)), "in_tissue: found"),
-    "array place": (_edit(lambda table: table.assign(array_row=0.5)), "array_row: found"),
-    "scales no JSON": (_write("spatial/scalefactors_json.json", "{"), "expected JSON"),
-    "scales a list": (_write("spatial/scalefactors_json.json", "[]"), "a JSON object"),
-    "zero diameter": (_scales(spot_diameter_fullres=0), "spot_diameter_fullres: found 0"),
-    "text diameter": (_scales(spot_diameter_fullres="1"), "spot_diameter_fullres: found '1'"),
-    "counts no h5": (_write("filtered_feature_bc_matrix.h5", "x"), "expected an HDF5 file"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_bad_visium_folders_are_refused(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MATRIX, None, f"counts: found 'spatial', expected {MATRIX} or"),
+        (MATRIX, "x", "expected an HDF5 file"),
+        (POSITIONS, None, "positions: found 'scale.*, expected tissue_positions.parquet or"),
+        (POSITIONS, lambda t: t.drop(columns="pxl_row_in_fullres"), "columns: found .*'pxl_col_in"),
+        (POSITIONS, lambda t: t[:0], "found 0 spots"),
+        (POSITIONS, lambda t: pd.concat([t, t[:1]]), "1 duplicates"),
+        (POSITIONS, lambda t: t.replace({"pxl_row_in_fullres": 20}, np.nan), "could not convert"),
+        (POSITIONS, _hires, "coordinates: found 23.* µm/px.*expected 4 µm/px as in scalefactors"),
+        (POSITIONS, lambda t: t.assign(in_tissue=2), "in_tissue: found"),
+        (POSITIONS, lambda t: t.assign(array_row=0.5), "array_row: found"),
+        (SCALES, "{", "expected JSON"),
+        (SCALES, "[]", "a JSON object"),
+        (SCALES, {"spot_diameter_fullres": 0}, "spot_diameter_fullres: found 0"),
+        (SCALES, {"spot_diameter_fullres": "1"}, "spot_diameter_fullres: found '1'"),
+    ],
+)
+def test_bad_visium_folders_are_refused(tmp_path, file, change, message):
     write_visium(tmp_path)
-    corrupt, message = REFUSED[kind]
-    corrupt(tmp_path / "outs")
-    with pytest.raises(StflowError, match=message):
+    corrupt(tmp_path / "outs" / file, change)
+    with pytest.raises(BadInput, match=message):
         only_slide(tmp_path, "visium").read()
 
 
@@ -165,6 +138,6 @@ def test_bad_visium_folders_are_refused(tmp_path, kind):
 def test_bad_scales_of_bins_are_refused(tmp_path, values, message):
     pytest.importorskip("pyarrow", reason="Parquet is an extra")
     write_visium_hd(tmp_path)
-    _scales(**values)(tmp_path / "outs/binned_outputs/square_008um")
+    corrupt(tmp_path / "outs/binned_outputs/square_008um" / SCALES, values)
     with pytest.raises(BadInput, match=message):
         only_slide(tmp_path, "visium-hd").read()
