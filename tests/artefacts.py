@@ -56,4 +56,5 @@ def edit_h5(path: Path, key: str, change: Any) -> None:
             change = change(old[()] if isinstance(old, h5py.Dataset) else None)
         if change is not None:
             file[key] = change
+        if attrs and key in file:
             file[key].attrs.update(attrs)
