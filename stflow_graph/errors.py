@@ -1,4 +1,4 @@
-"""Errors that users meet, each with the exit code that the command line gives it."""
+"""Errors for users, with their exit codes on the command line."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-_SHOWN = 200
+_MAX_LENGTH = 200
 
 
 def short_repr(value: object) -> str:
     """Return a value as one safe line: repr (so no terminal escapes), cut at 200 characters."""
     text = value if isinstance(value, _Unquoted) else repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."
 
 
 class _Unquoted(str):
-    """Text written by this package, shown without quotes."""
+    """Text written by this package, printed without quotes."""
 
 
 def unquoted(text: str) -> str:
-    """Mark text that this package wrote itself, so that a message shows it without quotes."""
+    """Mark text written by this package, which messages print without quotes."""
     return _Unquoted(text)
 
 
 class StflowError(Exception):
-    """An error with a message for the user; ``exit_code`` is what the command line returns."""
+    """An error with a message for the user; the command line returns ``exit_code``."""
 
     exit_code = 3
 
 
 class BadInput(StflowError):
-    """Input data that cannot be used: names the file, the field, what was found and expected.
+    """Input data that cannot be used; the message has the file, the field and a remedy.
 
     Args:
         file: the file or folder at fault.
         field: the key, column or property in it.
-        found: what was there; anything but :func:`unquoted` text is shown by ``repr``.
-        expected: what should have been there.
-        fix: what the user can do, a sentence.
+        found: the value there, printed by ``repr`` unless it is :func:`unquoted` text.
+        expected: a description of the values that are accepted.
+        fix: a remedy, one sentence.
     """
 
     exit_code = 3
@@ -53,16 +53,16 @@ class BadInput(StflowError):
 
 @contextlib.contextmanager
 def as_bad_input(file: str | Path, field: str, expected: str) -> Iterator[None]:
-    """Turn what decoders raise for a broken file, which is nearly anything, into BadInput.
+    """Turn errors of decoders on a broken file, which can be of any class, into BadInput.
 
     Args:
         file: the file that is decoded.
         field: the part of it.
-        expected: what should have been there.
+        expected: a description of valid content.
 
     Raises:
-        BadInput: the body raised; errors of this package, of the disk and of memory pass as they
-            are.
+        BadInput: the body raised; errors of this package, of the disk and of memory pass
+            unchanged.
     """
     try:
         yield
@@ -115,16 +115,16 @@ _Result = TypeVar("_Result")
 
 
 def attempt_each(work: Sequence[tuple[str, Callable[[], _Result]]]) -> list[_Result]:
-    """Do one piece of work a slide; a slide that cannot be used does not stop the others.
+    """Run one task per slide; a failing slide does not stop the others.
 
     Args:
-        work: names of slides, and what to do for each.
+        work: name and task of each slide.
 
     Returns:
         The results, in order.
 
     Raises:
-        SomeFailed: some of several failed; names each with its error.
+        SomeFailed: some of several failed; lists each with its error.
         StflowError: the only one failed, or the machine did (disk, memory).
     """
     results, failures = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -19,7 +21,7 @@ def features(n: int, width: int = 10, seed: int = 0) -> np.ndarray:
 
 
 def coords_attrs(**changes: object) -> dict[str, object]:
-    """What TRIDENT says beside ``coords`` of 256 px patches at 20x, from a 40x slide."""
+    """Return TRIDENT's attributes of ``coords`` for 256 px patches at 20x of a 40x slide."""
     attrs: dict[str, object] = {
         "patch_size": 256,
         "patch_size_level0": 512,
@@ -40,8 +42,8 @@ def save_h5(path: Path, assets: dict, attributes: dict | None = None) -> Path:
     with h5py.File(path, "w") as file:
         for key, value in assets.items():
             shape = value.shape
-            chunks, most = (1, *shape[1:]), (None, *shape[1:])
-            data = file.create_dataset(key, data=value, chunks=chunks, maxshape=most)
+            chunks, limit = (1, *shape[1:]), (None, *shape[1:])
+            data = file.create_dataset(key, data=value, chunks=chunks, maxshape=limit)
             data.attrs.update((attributes or {}).get(key, {}))
     return path
 
@@ -132,3 +134,17 @@ def write_trestle(path: Path, pixels: np.ndarray) -> Path:
             tiff.write(pixels, **options, **about, resolution=(step / 2, step / 2))
             pixels = halved(pixels)
     return path
+
+
+def opened_without(package: str, image: Path) -> str:
+    """Return the size of an image, or why it cannot be opened, where a package is not installed."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from stflow_graph.errors import MissingDependency\n"
+        "from stflow_graph.images.open import open_image\n"
+        "try:\n"
+        f"    with open_image({str(image)!r}) as image: print(image.size)\n"
+        "except MissingDependency as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout

@@ -26,6 +26,7 @@ class FakeHub:
         token: the one that opens refused repositories.
         breaks_after: bytes of a file after which the connection closes, and the server is gone.
         gone: whether every file gets 503.
+        status: of the answer to every request; None serves.
         corrupt: whether files come with one byte changed.
         requests: (method, path, Range header) of every request.
     """
@@ -36,6 +37,7 @@ class FakeHub:
     token: str = "hf_good"
     breaks_after: int | None = None
     gone: bool = False
+    status: int | None = None
     corrupt: bool = False
     requests: list[tuple[str, str, str | None]] = dataclasses.field(default_factory=list)
     url: str = ""
@@ -67,11 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         self.hub.requests.append((self.command, unquote(self.path), self.headers.get("Range")))
         parts = unquote(url.path).strip("/").split("/")
-        if parts[0] == "api":
+        if self.hub.status is not None:
+            self._error(self.hub.status, "RepoNotFound" if self.hub.status == 401 else "")
+        elif parts[0] == "api":
             self._api("/".join(parts[1:4]), parts[4:], parse_qs(url.query))
         elif parts[0] == "cdn":
             self._file(self.hub.repos["/".join(parts[1:4])]["/".join(parts[4:])])
@@ -87,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif what[0] == "revision" and what[1] not in ("main", COMMIT):
             self._error(404, "RevisionNotFound")
         elif what[0] == "revision":
-            self._json({"id": repo.split("/", 1)[1], "sha": COMMIT, "siblings": []}, {})
+            siblings = [{"rfilename": path} for path in self.hub.repos[repo]]
+            self._json({"id": repo.split("/", 1)[1], "sha": COMMIT, "siblings": siblings}, {})
         else:
             self._listing(repo, int(query.get("cursor", ["0"])[0]))
 
@@ -144,7 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, content: bytes, headers: dict[str, str], n_sent: int | None = None
     ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        about = {"Content-Length": str(len(content)), "ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+        for name, value in {**about, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content[:n_sent])
+        if self.command != "HEAD":
+            self.wfile.write(content[:n_sent])

@@ -14,6 +14,9 @@ import pandas as pd
 import scipy.sparse as sp
 from PIL import Image
 
+from stflow_graph.platforms.detect import find_slides
+from stflow_graph.platforms.source import SlideSource, SourceOptions
+
 SIZE = (260, 190)
 UM_PER_PX = 4.0
 # a symbol that stands twice, and a feature of another type
@@ -21,6 +24,32 @@ SYMBOLS = ["ACTB", "GAPDH", "CD3E", "GAPDH", "MS4A1", "IgG"]
 IDS = [f"ENSG{i:03d}" for i in range(6)]
 TYPES = ["Gene Expression"] * 5 + ["Antibody Capture"]
 N_GENES = 5
+
+
+def only_slide(folder: Path, format: str, **options) -> SlideSource:
+    """Return the slide of a folder that holds one."""
+    (slide,) = find_slides(folder, SourceOptions(**options), format)
+    return slide
+
+
+def corrupt(path: Path, change) -> None:
+    """Damage a file: remove it (None), write text, update a JSON object, or edit its content.
+
+    A function gets the rows of a .csv, named by its first column, and returns others; or it changes
+    the AnnData of an .h5ad.
+    """
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    elif isinstance(change, dict):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    elif path.suffix == ".h5ad":
+        adata = anndata.read_h5ad(path)
+        change(adata)
+        adata.write_h5ad(path)
+    else:
+        change(pd.read_csv(path, index_col=0)).to_csv(path)
 
 
 def write_image(path: Path, seed: int = 0) -> Path:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from artefacts import write_prediction
 from PIL import Image
 from toy import GENES
 
 from stflow_graph.config import load_config
 from stflow_graph.images.pictures import read_picture
 from stflow_graph.io.expression import write_expression
-from stflow_graph.io.predictions import read_prediction, write_prediction
+from stflow_graph.io.predictions import read_prediction
 from stflow_graph.stages.train import train
 
 CONTENDERS = {

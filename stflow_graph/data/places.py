@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stflow_graph.io.expression import read_places
 from stflow_graph.io.patches import CENTRE, TOP_LEFT, PatchFile
-from stflow_graph.io.places import read_places
 
 _ROUNDING = 2.0  # px; both files are rounded, HEST's to whole halves of a patch
 

@@ -1,7 +1,7 @@
-"""Opening H&E images of any format; see ``images.reader`` for what a reader does.
+"""Opening H&E images of any format; see ``images.reader`` for the readers' methods.
 
 Tiled TIFFs and whole slides are read tile by tile, so their size does not matter. Every other image
-(JPEG, PNG, TIFF in strips) is decoded once, four bytes a pixel, and never copied whole;
+(JPEG, PNG, TIFF in strips) is decoded once, at four bytes per pixel, and never copied whole;
 :data:`MAX_DECODED_PIXELS` bounds it. A reader for another format is one subclass of ``ImageReader``
 and one line in :func:`open_image`.
 """

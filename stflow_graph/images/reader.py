@@ -1,4 +1,4 @@
-"""What every image reader has: windows, patches with sub-pixel corners, and pyramid levels."""
+"""Base class of image readers: windows, patches with sub-pixel corners, pyramid levels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# a level is read for what shrinks to at most half of it: nearer ones have lost detail that the
-# kernel would keep (mean error 2.7 grey values instead of 0.7)
-_LEAST_SHRINKAGE = 2
-_BLOCK = 4096  # edge of what an overview reads at a time, px
+# minimum reduction of the level that is read: one closer to the result's scale has lost detail that
+# the kernel would keep (mean error 2.7 grey values instead of 0.7)
+_MIN_SHRINKAGE = 2
+_BLOCK = 4096  # edge of the blocks of an overview, px
 
 
 class ImageReader(abc.ABC):
@@ -27,7 +27,7 @@ class ImageReader(abc.ABC):
         size: width and height at full resolution (level 0), px.
         sizes: width and height of each level, px.
         downsamples: pixels of level 0 per pixel of each level, along x and y.
-        um_per_px: micrometres per pixel of level 0 as the file tells, None if it does not.
+        um_per_px: micrometres per pixel of level 0 in the metadata, None if absent.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ImageReader(abc.ABC):
         """Return the pixels of a window inside a level, ``[y1 - y0, x1 - x0, 3]`` uint8."""
 
     def read_window(self, x: int, y: int, width: int, height: int, level: int = 0) -> np.ndarray:
-        """Return a window as ``[height, width, 3]`` uint8; what is outside the image is white.
+        """Return a window as ``[height, width, 3]`` uint8, white outside the image.
 
         Args:
             x: left edge, px of the level.
@@ -70,8 +70,8 @@ class ImageReader(abc.ABC):
         """Return the square around a point, resampled to ``[size, size, 3]`` uint8.
 
         The square's corners may lie between pixels. Bicubic resampling (Keys 1981, a = -1/2); the
-        kernel widens with the scale when the square shrinks, so nothing aliases. Of a pyramid, the
-        smallest level is read that is at least twice as fine as the result.
+        kernel widens with the scale when the square shrinks, so nothing aliases. Of a pyramid, this
+        reads the smallest level that is at least twice as fine as the result.
 
         Args:
             x: centre, px of level 0.
@@ -83,7 +83,7 @@ class ImageReader(abc.ABC):
         return self._resample((x - half, y - half, x + half, y + half), (size, size))
 
     def read_overview(self, shrinkage: float) -> np.ndarray:
-        """Return the whole image made smaller, ``[height, width, 3]`` uint8, read in blocks.
+        """Return the whole image reduced, ``[height, width, 3]`` uint8, read in blocks.
 
         Args:
             shrinkage: pixels of level 0 per pixel of the result, at least 1.
@@ -118,23 +118,23 @@ class ImageReader(abc.ABC):
         return np.asarray(resampled)
 
     def _level(self, shrinkage: float) -> int:
-        most = 1.001 * shrinkage / _LEAST_SHRINKAGE
-        fitting = [i for i, steps in enumerate(self.downsamples) if max(steps) <= most]
+        limit = 1.001 * shrinkage / _MIN_SHRINKAGE
+        fitting = [i for i, steps in enumerate(self.downsamples) if max(steps) <= limit]
         return max(fitting, key=lambda i: max(self.downsamples[i]), default=0)
 
 
 def usable_levels(sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Return which of a file's levels are the whole image made smaller; 0 is always one.
+    """Return the levels of a file that show the whole image; 0 is always one.
 
     Args:
         sizes: width and height of each level, px.
     """
     width, height = sizes[0]
-    usable = [0]
-    for i, (w, h) in enumerate(sizes[1:], start=1):
-        if 0 < w < width and h > 0 and abs(height * w / width - h) <= 1 + 0.01 * h:
-            usable.append(i)
-    return usable
+    return [0] + [
+        i
+        for i, (w, h) in enumerate(sizes)
+        if 0 < w < width and h > 0 and abs(height * w / width - h) <= 1 + 0.01 * h
+    ]
 
 
 def _downsample(full: int, part: int) -> float:

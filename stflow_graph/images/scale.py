@@ -1,8 +1,8 @@
 """Micrometres per pixel from an image's metadata.
 
 Sources: Aperio's description of an SVS (``MPP``), OME-XML (``PhysicalSizeX``), the TIFF tags
-XResolution and ResolutionUnit, OpenSlide's ``openslide.mpp-x``. The dpi of JPEG and PNG files say
-how to print them and are not read.
+XResolution and ResolutionUnit, OpenSlide's ``openslide.mpp-x``. DPI tags of JPEG and
+PNG files are meant for printing and ignored.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 import tifffile
 
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.columns import as_number
 
-# what microscopes give; a resolution of 72 or 300 dpi is a printer's
-_LEAST, _MOST = 0.05, 20.0
+# range of microscopes; a resolution of 72 or 300 dpi is a printer's
+_MIN_UM, _MAX_UM = 0.05, 20.0
 _ISOTROPIC = 0.01
 _AGREEMENT = 0.05
 _UM_OF_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
@@ -28,7 +29,7 @@ _Sizes = tuple[float | None, float | None]
 
 
 def scale_of_tiff(path: Path, tiff: tifffile.TiffFile) -> float | None:
-    """Return the micrometres per pixel of a TIFF's first image, None if it does not tell.
+    """Return the micrometres per pixel of a TIFF's first image, None if unknown.
 
     Args:
         path: the file, for messages.
@@ -38,14 +39,14 @@ def scale_of_tiff(path: Path, tiff: tifffile.TiffFile) -> float | None:
         BadInput: its pixels are not square.
     """
     page = tiff.pages.first
-    for found in (_of_aperio(page.description), _of_ome(tiff.ome_metadata or ""), _of_tags(page)):
-        if (scale := _square(path, found)) is not None:
+    for sizes in (_of_aperio(page.description), _of_ome(tiff.ome_metadata or ""), _of_tags(page)):
+        if (scale := _square(path, sizes)) is not None:
             return scale
     return None
 
 
 def scale_of_openslide(path: Path, properties: Mapping[str, str]) -> float | None:
-    """Return the micrometres per pixel that OpenSlide found, None if it found none.
+    """Return the micrometres per pixel from OpenSlide's properties, None if unknown.
 
     Args:
         path: the file, for messages.
@@ -54,33 +55,30 @@ def scale_of_openslide(path: Path, properties: Mapping[str, str]) -> float | Non
     Raises:
         BadInput: its pixels are not square.
     """
-    x, y = (_number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    x, y = (as_number(properties.get(f"openslide.mpp-{axis}", "")) for axis in "xy")
     return _square(path, (x, y))
 
 
-def agreed_scale(image: str | Path, given: float | None, stored: float | None) -> float | None:
-    """Return the given micrometres per pixel or else the stored ones; warn where they differ.
+def agreed_scale(image: str | Path, option: float | None, stored: float | None) -> float | None:
+    """Return the user's micrometres per pixel or else the stored ones; warn of a difference.
 
     Args:
         image: the file, for the warning.
-        given: what the user says.
-        stored: what the files say, such as the image's metadata.
+        option: the user's value.
+        stored: the value in the files, such as the image's metadata.
     """
-    if given is None:
+    if option is None:
         return stored
-    if stored is not None and abs(given / stored - 1) > _AGREEMENT:
+    if stored is not None and abs(option / stored - 1) > _AGREEMENT:
         logger.warning(
-            "%s: um_per_px %g as given is used, though the files say %.4g",
-            image,
-            given,
-            stored,
+            "%s: um_per_px %g as given overrides %.4g in the files", image, option, stored
         )
-    return given
+    return option
 
 
 def _of_aperio(description: str) -> _Sizes:
     match = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", description)
-    value = _number(match.group(1)) if match and description.startswith("Aperio") else None
+    value = as_number(match.group(1)) if match and description.startswith("Aperio") else None
     return value, value
 
 
@@ -89,7 +87,7 @@ def _of_ome(xml: str) -> _Sizes:
     attributes = dict(re.findall(r'(\w+)="([^"]*)"', match.group(0))) if match else {}
     sizes = []
     for axis in "XY":
-        value = _number(attributes.get(f"PhysicalSize{axis}"))
+        value = as_number(attributes.get(f"PhysicalSize{axis}", ""))
         unit = _UM_OF_OME_UNIT.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
         sizes.append(None if value is None or unit is None else value * unit)
     return sizes[0], sizes[1]
@@ -105,15 +103,8 @@ def _of_tags(page: tifffile.TiffPage) -> _Sizes:
     return sizes[0], sizes[1]
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
 def _square(path: Path, sizes: _Sizes) -> float | None:
-    plausible = [size for size in sizes if size is not None and _LEAST <= size <= _MOST]
+    plausible = [size for size in sizes if size is not None and _MIN_UM <= size <= _MAX_UM]
     if len(plausible) == 2 and abs(plausible[0] / plausible[1] - 1) > _ISOTROPIC:
         found = unquoted(f"{plausible[0]:g} x {plausible[1]:g} µm")
         fix = "resample the image to square pixels"

@@ -16,9 +16,9 @@ from stflow_graph.images.scale import scale_of_tiff
 ORIENTATION = 274  # the EXIF and TIFF tag; 1 is upright
 UPRIGHT_FIX = "save the image upright, so that spot coordinates have one meaning"
 RGB_FIX = "save the image as 8-bit RGB"
-_LARGEST_TILE = 8192
+_MAX_TILE = 8192
 # a level of the pyramid that is not tiled is decoded strip by strip: fine for a small one
-_LARGEST_IN_STRIPS = 4096
+_MAX_IN_STRIPS = 4096
 
 
 class TiledTiff(ImageReader):
@@ -61,9 +61,9 @@ def _check_level(path: Path, level: Any) -> None:
     orientation = page.tags.valueof(ORIENTATION, default=1)
     if orientation != 1:
         raise BadInput(path, "orientation tag", int(orientation), "1, upright", UPRIGHT_FIX)
-    if page.tilewidth * page.tilelength > _LARGEST_TILE**2:
+    if page.tilewidth * page.tilelength > _MAX_TILE**2:
         found = unquoted(f"{page.tilewidth} x {page.tilelength} px")
-        raise BadInput(path, "tile", found, f"at most {_LARGEST_TILE} x {_LARGEST_TILE} px")
+        raise BadInput(path, "tile", found, f"at most {_MAX_TILE} x {_MAX_TILE} px")
 
 
 def _is_rgb(level: Any) -> bool:
@@ -75,8 +75,8 @@ def _is_rgb(level: Any) -> bool:
 
 def _is_usable(level: Any) -> bool:
     page = level.keyframe
-    small = page.tilewidth * page.tilelength <= _LARGEST_TILE**2
-    in_strips = max(level.shape[:2]) <= _LARGEST_IN_STRIPS
+    small = page.tilewidth * page.tilelength <= _MAX_TILE**2
+    in_strips = max(level.shape[:2]) <= _MAX_IN_STRIPS
     return _is_rgb(level) and (small if page.is_tiled else in_strips)
 
 

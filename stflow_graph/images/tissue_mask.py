@@ -1,22 +1,22 @@
-"""Where an H&E slide has tissue: stain has a colour; glass, black pen and frames have none."""
+"""Tissue mask of an H&E slide: stain has a colour; glass, black pen and frames have none."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import median_filter
 
-# of 255: glass is below the first whatever its cast, stained tissue above the second; between
-# them the slide decides
+# of 255: glass of any cast is below the first, stained tissue above the second; in between the
+# threshold depends on the slide
 _LIMITS = (12, 24)
 _DUST = 3  # edge of the median filter, px of the overview
 
 
 def tissue_mask(overview: np.ndarray) -> np.ndarray:
-    """Return where a small image of a slide shows tissue.
+    """Return the tissue mask of a reduced image of a slide.
 
-    The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue is
-    what lies above Otsu's threshold of it (1979), held between 12 and 24 of 255, so that an empty
-    slide has no tissue and one full of tissue has no hole.
+    The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue
+    is above Otsu's threshold of it (1979), clipped to 12 .. 24 of 255: an empty slide has no tissue
+    and one full of tissue has no hole.
 
     Args:
         overview: ``[height, width, 3]`` uint8.
@@ -31,10 +31,10 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
 
 
 def otsu(histogram: np.ndarray) -> int:
-    """Return the value up to which the lower class goes, with the most variance between classes.
+    """Return the highest value of the lower class that maximises the variance between classes.
 
     Args:
-        histogram: ``[K]`` how often each value 0 .. K - 1 occurs.
+        histogram: ``[K]`` counts of the values 0 .. K - 1.
     """
     values = np.arange(len(histogram))
     below = np.cumsum(histogram, dtype=np.float64)
@@ -46,7 +46,7 @@ def otsu(histogram: np.ndarray) -> int:
 
 
 def tissue_share(mask: np.ndarray, centres: np.ndarray, edge: float) -> np.ndarray:
-    """Return the share of squares that is tissue, ``[N]`` in 0 .. 1.
+    """Return the fraction of tissue in squares, ``[N]``.
 
     Args:
         mask: ``[height, width]`` bool.

@@ -1,7 +1,7 @@
 """Whole-slide images of scanners' own formats (MRXS, NDPI, SCN, ...), read by OpenSlide.
 
-SVS, OME-TIFF and other tiled TIFFs are read without it, see ``images.tiled_tiff``, so what is read
-from them does not depend on whether OpenSlide is installed.
+SVS, OME-TIFF and other tiled TIFFs are read without it, see ``images.tiled_tiff``, so their pixels
+do not depend on whether OpenSlide is installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stflow_graph.images.scale import scale_of_openslide
 if TYPE_CHECKING:
     import openslide
 
-# formats that nothing but OpenSlide reads here
+# formats that only OpenSlide reads here
 _SUFFIXES = (".mrxs", ".ndpi", ".vms", ".vmu", ".scn", ".svslide", ".bif", ".czi", ".dcm")
 _PLAIN_TIFF = (None, "aperio", "generic-tiff")
 
@@ -82,6 +82,6 @@ def open_whole_slide(path: Path) -> Iterator[WholeSlide]:
 def _openslide() -> ModuleType | None:
     try:
         import openslide
-    except (ImportError, OSError):  # the second where the package is there without its library
+    except (ImportError, OSError):  # OSError: the package without its library
         return None
     return openslide

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from stflow_graph.config import FlowConfig
-from stflow_graph.images.pictures import Picture, read_picture
+from stflow_graph.images.pictures import read_picture
+from stflow_graph.io.picture import Picture
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 

@@ -1,4 +1,4 @@
-"""Writing files so that a final path is absent, the old file or the new file, never a part."""
+"""Atomic writes: a final path is absent, the old file or the new file, never a part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.errors import BadInput, StorageFailed, unquoted
+from stflow_graph.errors import BadInput, StorageFailed, as_bad_input, unquoted
 
 _STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -22,9 +22,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success sync it and rename it to ``path``.
+    """Yield a temporary path beside ``path``; on success sync it and rename it to ``path``.
 
-    Whatever fails inside, the temporary file is removed and an old file at ``path`` is untouched.
+    On any failure the temporary file is removed and an old file at ``path`` is untouched.
 
     Raises:
         StorageFailed: the disk is full, read-only or broken.
@@ -49,7 +49,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def as_storage_error(path: Path) -> Iterator[None]:
-    """Turn what a full, read-only or broken disk raises into one line.
+    """Turn the errors of a full, read-only or broken disk into one line.
 
     Raises:
         StorageFailed: the disk is full, read-only or broken.
@@ -75,7 +75,7 @@ def as_storage_error(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``; on success rename it to ``path``.
+    """Yield a temporary folder beside ``path``; on success rename it to ``path``.
 
     An old folder at ``path`` is moved aside first and removed last, so that ``path`` is at any
     instant absent, the old folder or the new one.
@@ -147,7 +147,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, indented, with the keys in the order given."""
+    """Write JSON atomically, indented, without sorting the keys."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -157,12 +157,9 @@ def read_json(path: str | Path) -> Any:
     Raises:
         BadInput: the file is missing or not JSON.
     """
-    path = Path(path)
-    check_file(path)
-    try:
+    path = check_file(path)
+    with as_bad_input(path, "content", "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(path, "content", str(error), "JSON") from None
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
@@ -178,7 +175,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 
 def listed(folder: Path) -> str:
-    """Return some names of what a folder holds, for messages."""
+    """Return the first names in a folder, for messages."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return unquoted(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
 

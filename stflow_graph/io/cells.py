@@ -1,4 +1,4 @@
-"""Text from files in tables: nothing that a terminal obeys or a spreadsheet runs."""
+"""Escaping of table cells: control characters and spreadsheet formulas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def safe_cell(name: str) -> str:
-    """Return a name that no spreadsheet runs as a formula."""
+    """Return a name that spreadsheets do not take for a formula."""
     name = printable(name)
     return f"'{name}" if name.startswith(_FORMULA) else name
 
 
 def printable(name: str) -> str:
-    """Return a name from a file with its control characters spelled out."""
+    """Return a name from a file with its control characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, MissingDependency, unquoted
+from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.io.hdf5 import check_unique
 
@@ -20,13 +22,13 @@ _PARQUET_SIGNATURE = b"PAR1"
 
 
 def read_columns(
-    path: str | Path, wanted: Sequence[str] = (), *, no_header: Sequence[str] = ()
+    path: str | Path, needed: Sequence[str] = (), *, no_header: Sequence[str] = ()
 ) -> dict[str, Column]:
-    """Read a table's columns by name; one without rows gives no columns.
+    """Read a table's columns by name.
 
     Args:
         path: .parquet, .csv or tab-separated, maybe .gz.
-        wanted: columns that must be there, others then take no memory; none named keeps all.
+        needed: columns that must be there, others then take no memory; none named keeps all.
         no_header: names of the columns if the first row, of as many cells, has numbers in all but
             the first.
 
@@ -36,20 +38,8 @@ def read_columns(
     """
     path = Path(path)
     if path.suffix == ".parquet":
-        return _parquet_columns(path, wanted)
-    rows = read_rows(path)
-    header = [name.strip() for name in next(rows)]
-    first: list[list[str]] = []
-    if len(header) == len(no_header) and all(map(_is_number, header[1:])):
-        first, header = [header], list(no_header)
-    check_unique([name for name in header if name], path, "columns")
-    places = {name: header.index(name) for name in _kept(header, wanted, path)}
-    columns: dict[str, list[str]] = {name: [] for name in places}
-    row = None
-    for row in itertools.chain(first, rows):
-        for name, place in places.items():
-            columns[name].append(row[place])
-    return {} if row is None else dict(columns)
+        return _read_parquet(path, needed)
+    return dict(_read_text(path, read_rows(path), needed, no_header))
 
 
 def read_text_columns(path: str | Path) -> dict[str, list[str]]:
@@ -60,31 +50,49 @@ def read_text_columns(path: str | Path) -> dict[str, list[str]]:
     Raises:
         BadInput: not such a table, or a column twice.
     """
-    rows = read_rows(path, short_rows=True)
+    return _read_text(path, read_rows(path, short_rows=True))
+
+
+def check_columns(names: Collection[str], needed: Sequence[str], path: str | Path) -> None:
+    """Check that a table has the needed columns.
+
+    Raises:
+        BadInput: some are missing; the message lists them and those there.
+    """
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise BadInput(path, "columns", list(names), "also " + ", ".join(missing))
+
+
+def _read_text(
+    path: str | Path,
+    rows: Iterator[list[str]],
+    needed: Sequence[str] = (),
+    no_header: Sequence[str] = (),
+) -> dict[str, list[str]]:
     header = [name.strip() for name in next(rows)]
+    if len(header) == len(no_header) and None not in map(as_number, header[1:]):
+        rows, header = itertools.chain([header], rows), list(no_header)
     check_unique([name for name in header if name], path, "columns")
-    cells = list(rows)
-    return {name: [row[i].strip() for row in cells] for i, name in enumerate(header)}
+    check_columns(header, needed, path)
+    columns: dict[str, list[str]] = {name: [] for name in needed or header}
+    places = [(header.index(name), cells) for name, cells in columns.items()]
+    for row in rows:
+        for place, cells in places:
+            cells.append(row[place].strip())
+    return columns
 
 
-def _kept(found: Sequence[str], wanted: Sequence[str], path: Path) -> Sequence[str]:
-    absent = [name for name in wanted if name not in found]
-    if absent:
-        raise BadInput(path, "columns", list(found), "also " + ", ".join(absent))
-    return wanted or found
-
-
-def _is_number(text: str) -> bool:
+def as_number(text: str) -> float | None:
+    """Return the number that a text stands for, None if it is none."""
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
 
 
-def _parquet_columns(path: Path, wanted: Sequence[str]) -> dict[str, Column]:
+def _read_parquet(path: Path, needed: Sequence[str]) -> dict[str, Column]:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingDependency(
@@ -94,19 +102,14 @@ def _parquet_columns(path: Path, wanted: Sequence[str]) -> dict[str, Column]:
         head = raw.read(4)
     if head != _PARQUET_SIGNATURE:
         raise BadInput(path, "content", head, f"a Parquet file (signature {_PARQUET_SIGNATURE!r})")
-    try:
-        # opened here: pyarrow would take a path with "=" in a folder for a partition
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            names = file.schema_arrow.names
-            check_unique(names, path, "columns")
-            table = file.read(columns=list(_kept(names, wanted, path)))
-        columns = {name: table[name].to_numpy() for name in table.column_names}
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
-            raise
-        text = " ".join(str(error).split())
-        raise BadInput(path, "content", text, "a whole Parquet file") from None
-    return columns if table.num_rows else {}
+    # opened here: pyarrow would take a path with "=" in a folder for a partition
+    with as_bad_input(path, "content", "a whole Parquet file"), path.open("rb") as raw:
+        file = pq.ParquetFile(raw)
+        names = file.schema_arrow.names
+        check_unique(names, path, "columns")
+        check_columns(names, needed, path)
+        table = file.read(columns=list(needed) or names)
+        return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def numbers(cells: Column, path: str | Path, field: str) -> np.ndarray:
@@ -140,7 +143,7 @@ def texts(cells: Column) -> list[str]:
 
 
 def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[str]]:
-    """Give the rows of a text table, each as long as the first, which mostly names the columns.
+    """Yield the rows of a text table, each as long as the first, which is usually a header.
 
     Args:
         path: .csv, or anything else for tab-separated, maybe .gz.
@@ -152,23 +155,39 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
     path = Path(path)
     name = path.name.lower()
     separator = "," if name.removesuffix(".gz").endswith(".csv") else "\t"
-    opened = gzip.open if name.endswith(".gz") else open
-    check_file(path)
+    n_cells = 0
+    with open_text(path, f"a table of cells separated by {separator!r}", newline="") as file:
+        for row in csv.reader(file, delimiter=separator):
+            if not row:
+                continue
+            n_cells = n_cells or len(row)
+            if short_rows:
+                row += [""] * (n_cells - len(row))
+            if len(row) != n_cells:
+                found = unquoted(f"{len(row)} cells in the row of {row[0][:40]!r}")
+                raise BadInput(path, "rows", found, f"{n_cells}, as in the first row")
+            yield row
+    if not n_cells:
+        raise BadInput(path, "content", unquoted("an empty file"), "a table")
+
+
+@contextlib.contextmanager
+def open_text(path: str | Path, expected: str, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file, UTF-8 with or without a byte order mark, maybe .gz.
+
+    Args:
+        path: the file.
+        expected: its content, for messages.
+        newline: as of the built-in ``open``.
+
+    Raises:
+        BadInput: the file is missing, or the body finds that it is no text, .gz or table.
+    """
+    path = check_file(path)
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            header: list[str] | None = None
-            for row in csv.reader(file, delimiter=separator):
-                if not row:
-                    continue
-                header = header or row
-                if len(row) < len(header) and short_rows:
-                    row += [""] * (len(header) - len(row))
-                if len(row) != len(header):
-                    cells = unquoted(f"{len(row)} cells in the row of {row[0][:40]!r}")
-                    raise BadInput(path, "rows", cells, f"{len(header)}, as in the first row")
-                yield row
-            if header is None:
-                raise BadInput(path, "content", unquoted("an empty file"), "a table")
+        with opened(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+            yield file
     except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        kind = f"a table of cells separated by {separator!r}"
-        raise BadInput(path, "content", f"{type(error).__name__}: {error}", kind) from None
+        found = f"{type(error).__name__}: {error}"
+        raise BadInput(path, "content", found, expected) from None

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.coords import check_coords
 from stflow_graph.io.gene_names import (
     DEFAULT_MATCHING,
     NAME_COLUMNS,
@@ -21,13 +23,13 @@ from stflow_graph.io.gene_names import (
     MatchedGenes,
     match_genes,
 )
-from stflow_graph.io.hdf5 import check_coords, check_unique, open_h5
+from stflow_graph.io.hdf5 import check_unique, open_h5, read_strings
 
 if TYPE_CHECKING:
     import anndata
 
 FORMAT = "stflow_graph.expression/1"
-# the layer in which the simulator keeps each spot's expected expression
+# the simulator's layer of expected expression
 TRUE_MEAN = "true_mean"
 
 
@@ -38,22 +40,22 @@ class Expression:
     Attributes:
         counts: ``[N, G]`` CSR float32, raw counts.
         barcodes: N names.
-        genes: G names, as they were asked for.
+        genes: G names, as requested.
         total: ``[N]`` float64, counts of each spot over all genes of the file.
         coords: ``[N, 2]`` float64 level-0 pixels (x, y) of the spots' centres, None if absent.
         um_per_px: micrometres per pixel, None if unknown.
         true_mean: ``[N, G]`` float32 in log1p units where a simulator stored it, else None.
         var: further columns per gene, such as ``gene_ids``.
-        absent: genes that were asked for and are not there.
-        matched: in words how many genes the file names otherwise; "" if none.
+        absent: requested genes that the file lacks.
+        matched: a phrase with the number of genes matched other than by name; "" if none.
     """
 
     counts: sp.csr_matrix
     barcodes: list[str]
     genes: list[str]
     total: np.ndarray
-    coords: np.ndarray | None
-    um_per_px: float | None
+    coords: np.ndarray | None = None
+    um_per_px: float | None = None
     true_mean: np.ndarray | None = None
     var: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     absent: list[str] = dataclasses.field(default_factory=list)
@@ -65,21 +67,11 @@ def read_expression(
     genes: Sequence[str] | None = None,
     *,
     matching: GeneMatching = DEFAULT_MATCHING,
-    least_share: float = 1.0,
+    min_fraction: float = 1.0,
 ) -> Expression:
-    """Read and validate raw counts from an .h5ad.
-
-    Args:
-        path: the file.
-        genes: the genes to return, in this order; None returns all.
-        matching: how genes are found that the file names otherwise, see ``io.gene_names``.
-        least_share: of the genes asked for that must be there.
-
-    Raises:
-        BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
-            duplicated barcodes, genes absent or several times there (how many, and some of them).
-    """
-    return expression_of(read_h5ad(path), path, genes, matching=matching, least_share=least_share)
+    """Read and validate raw counts from an .h5ad; see :func:`expression_of`."""
+    adata = read_h5ad(path)
+    return expression_of(adata, path, genes, matching=matching, min_fraction=min_fraction)
 
 
 def expression_of(
@@ -88,46 +80,54 @@ def expression_of(
     genes: Sequence[str] | None = None,
     *,
     matching: GeneMatching = DEFAULT_MATCHING,
-    least_share: float = 1.0,
+    min_fraction: float = 1.0,
 ) -> Expression:
-    """Return the raw counts of an AnnData, validated as :func:`read_expression` does.
+    """Return the validated raw counts of an AnnData.
 
     Args:
         adata: spots x genes, raw counts in ``X``.
-        path: where it comes from, for messages.
+        path: the file it comes from, for messages.
         genes: the genes to return, in this order; None returns all.
-        matching: how genes are found that the file names otherwise.
-        least_share: of the genes asked for that must be there.
+        matching: how to match genes that the file names differently, see ``io.gene_names``.
+        min_fraction: minimum fraction of the requested genes that must be there.
 
     Raises:
-        BadInput: as :func:`read_expression`.
+        BadInput: not an .h5ad, corrupt sparse indices, counts negative, not finite or not whole,
+            duplicated barcodes, genes absent or duplicated (with their number and examples).
     """
     barcodes, names = list(adata.obs_names), [str(name) for name in adata.var_names]
     check_unique(barcodes, path, "obs_names")
     if not barcodes:
         raise BadInput(path, "obs_names", unquoted("0 spots"), "at least one spot")
-    counts = _checked_counts(adata.X, path)
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
-    wanted = list(dict.fromkeys(names)) if genes is None else list(genes)
-    found = match_genes(
-        wanted,
+    if adata.X is None:
+        raise BadInput(path, "X", None, "raw counts")
+    counts = sp.csr_matrix(adata.X)
+    check_raw(counts.data, path, "X", "store raw counts in X")
+    counts = counts.astype(np.float32)
+    matched = match_genes(
+        list(dict.fromkeys(names)) if genes is None else list(genes),
         names,
         path,
         other_names=[] if genes is None else _other_names(adata),
         matching=matching,
-        least_share=least_share,
+        min_fraction=min_fraction,
     )
     return Expression(
-        counts=_of_genes(counts, found),
-        barcodes=barcodes,
-        genes=found.genes,
-        total=total,
+        _columns_of(counts, matched),
+        barcodes,
+        matched.genes,
+        totals(counts),
         coords=spatial(adata, path),
         um_per_px=um_per_px_of(adata),
-        true_mean=_true_mean(adata, found),
-        absent=found.absent,
-        matched=found.how,
+        true_mean=_true_mean(adata, matched),
+        absent=matched.absent,
+        matched=matched.how,
     )
+
+
+def totals(counts: sp.csr_matrix) -> np.ndarray:
+    """Return the sum of each row, ``[N]`` float64."""
+    return np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
 
 
 def read_h5ad(path: str | Path) -> anndata.AnnData:
@@ -142,53 +142,58 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
         if "obs" not in file or "var" not in file or "X" not in file:
             keys = unquoted("keys " + ", ".join(map(repr, file)))
             raise BadInput(path, "content", keys, "an .h5ad with X, obs and var")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="anndata")
-            adata = anndata.read_h5ad(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # foreign files make anndata raise nearly anything
-        text = " ".join(str(error).split())
-        raise BadInput(path, "content", text, "an .h5ad that anndata can read") from None
+    with (
+        as_bad_input(path, "content", "an .h5ad that anndata can read"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", module="anndata")
+        adata = anndata.read_h5ad(path)
     for name, matrix in [("X", adata.X), *adata.layers.items()]:
         if sp.issparse(matrix):
-            _check_sparse(matrix, path, name)
+            # an index out of range crashes the interpreter at the first .toarray()
+            with as_bad_input(path, name, "valid sparse indices"):
+                matrix.check_format(full_check=True)
     return adata
 
 
-def _check_sparse(matrix: Any, path: str | Path, name: str) -> None:
-    # an index out of range crashes the interpreter at the first .toarray()
-    try:
-        matrix.check_format(full_check=True)
-    except ValueError as error:
-        raise BadInput(path, name, str(error), "valid sparse indices") from None
+def read_places(path: str | Path) -> tuple[list[str], np.ndarray] | None:
+    """Read the barcodes and ``obsm["spatial"]`` of an .h5ad without its counts.
 
+    Returns:
+        N names and ``[N, 2]`` float64 centres in level-0 pixels (x, y); None if there are none.
 
-def _checked_counts(matrix: Any, path: str | Path) -> sp.csr_matrix:
-    if matrix is None:
-        raise BadInput(path, "X", None, "raw counts")
-    counts = sp.csr_matrix(matrix)
-    check_raw(counts.data, path, "X", "store raw counts in X")
-    return counts.astype(np.float32)
+    Raises:
+        BadInput: not an .h5ad, or places that do not fit its spots.
+    """
+    with open_h5(path) as file:
+        obs, places = file.get("obs"), file.get("obsm/spatial")
+        index = obs.attrs.get("_index") if isinstance(obs, h5py.Group) else None
+        names = None if index is None else obs.get(str(index))
+        if isinstance(names, h5py.Dataset) and isinstance(places, h5py.Dataset):
+            barcodes = read_strings(names)
+            return barcodes, check_coords(places[()], path, "obsm['spatial']", len(barcodes))
+    # another encoding, of older or newer versions of anndata
+    adata = read_h5ad(path)
+    coords = spatial(adata, path)
+    return None if coords is None else (list(adata.obs_names), coords)
 
 
 def check_raw(values: np.ndarray, path: str | Path, field: str, fix: str | None = None) -> None:
-    """Refuse values that are not raw counts: whole numbers >= 0.
+    """Check that values are raw counts: whole numbers >= 0.
 
     Raises:
-        BadInput: not numbers, not finite, negative or not whole; how many, and three of them.
+        BadInput: not numbers, not finite, negative or not whole (with their number and examples).
     """
     if values.dtype.kind not in "iufb":
         raise BadInput(path, field, str(values.dtype), "numbers")
-    for wrong, what in (
+    for wrong, kind in (
         (~np.isfinite(values), "not finite"),
         (values < 0, "negative"),
         (values != np.rint(values), "not whole"),
     ):
         if wrong.any():
             found = unquoted(
-                f"{int(wrong.sum())} values {what}, such as {values[wrong][:3].tolist()}"
+                f"{int(wrong.sum())} values {kind}, such as {values[wrong][:3].tolist()}"
             )
             raise BadInput(path, field, found, "raw counts", fix)
 
@@ -200,7 +205,7 @@ def numbered(names: Sequence[str]) -> list[str]:
     if len(set(names)) == len(names):
         return list(names)
     with warnings.catch_warnings():
-        # it warns where A-1 is a name of its own; the result is unique all the same
+        # it warns if A-1 is a name of its own; the result is still unique
         warnings.filterwarnings("ignore", module="anndata")
         return list(make_index_unique(pd.Index(names, dtype=object)))
 
@@ -210,16 +215,14 @@ def _other_names(adata: anndata.AnnData) -> list[list[str]]:
     return [["" if pd.isna(v) else str(v) for v in column.to_numpy(object)] for column in columns]
 
 
-def _of_genes(counts: sp.csr_matrix, found: MatchedGenes) -> sp.csr_matrix:
-    rows = np.concatenate(found.columns)
-    if np.array_equal(rows, np.arange(counts.shape[1])) and len(found.genes) == len(rows):
-        return counts
-    if len(found.genes) == len(rows):
-        return counts[:, rows]
-    genes = np.repeat(np.arange(len(found.genes)), [len(columns) for columns in found.columns])
-    ones = np.ones(len(rows), dtype=np.float32)
-    summed = sp.csr_matrix((ones, (rows, genes)), (counts.shape[1], len(found.genes)))
-    return sp.csr_matrix(counts @ summed)
+def _columns_of(counts: sp.csr_matrix, matched: MatchedGenes) -> sp.csr_matrix:
+    columns, n = np.concatenate(matched.columns), len(matched.genes)
+    if n == len(columns):
+        same = np.array_equal(columns, np.arange(counts.shape[1]))
+        return counts if same else counts[:, columns]
+    genes = np.repeat(np.arange(n), [len(several) for several in matched.columns])
+    ones = np.ones(len(columns), dtype=np.float32)
+    return sp.csr_matrix(counts @ sp.csr_matrix((ones, (columns, genes)), (counts.shape[1], n)))
 
 
 def spatial(adata: anndata.AnnData, path: str | Path) -> np.ndarray | None:
@@ -234,7 +237,7 @@ def spatial(adata: anndata.AnnData, path: str | Path) -> np.ndarray | None:
 
 
 def um_per_px_of(adata: anndata.AnnData) -> float | None:
-    """Return the micrometres per pixel that ``uns`` tells, None if it does not."""
+    """Return the micrometres per pixel in ``uns``, None if absent."""
     for key in ("um_per_px", "pixel_size_um_estimated"):
         value = adata.uns.get(key)
         if value is not None and np.ndim(value) == 0 and np.isfinite(float(value)):
@@ -242,10 +245,10 @@ def um_per_px_of(adata: anndata.AnnData) -> float | None:
     return None
 
 
-def _true_mean(adata: anndata.AnnData, found: MatchedGenes) -> np.ndarray | None:
-    if TRUE_MEAN not in adata.layers or any(len(columns) > 1 for columns in found.columns):
+def _true_mean(adata: anndata.AnnData, matched: MatchedGenes) -> np.ndarray | None:
+    if TRUE_MEAN not in adata.layers or any(len(columns) > 1 for columns in matched.columns):
         return None
-    layer = adata.layers[TRUE_MEAN][:, np.concatenate(found.columns)]
+    layer = adata.layers[TRUE_MEAN][:, np.concatenate(matched.columns)]
     return (layer.toarray() if sp.issparse(layer) else np.asarray(layer)).astype(np.float32)
 
 

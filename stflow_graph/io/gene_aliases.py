@@ -1,19 +1,16 @@
-"""Tables of gene names: which names mean the same gene."""
+"""Tables of gene aliases."""
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import check_file
-from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.columns import open_text, read_text_columns
 from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, without_version
 
-# the gene's name, and columns of its other names; the first pair that a table has is taken
+# the gene's name, and columns of its other names; the first match counts
 _LAYOUTS = (
     ("gene", ("alias",)),
     ("symbol", ("alias_symbol", "prev_symbol", "ensembl_gene_id")),  # HGNC's complete set
@@ -24,7 +21,7 @@ _ATTRIBUTE = re.compile(r'\b(gene_id|gene_name)[ =]"?([^";]+)"?')
 
 
 def read_gene_aliases(path: str | Path) -> dict[str, str]:
-    """Read which name of a gene other names mean.
+    """Read the gene that each alias stands for.
 
     Args:
         path: a table (.csv or tab-separated, maybe .gz) with the columns ``alias, gene``, or HGNC's
@@ -32,8 +29,8 @@ def read_gene_aliases(path: str | Path) -> dict[str, str]:
             annotation (.gtf, maybe .gz).
 
     Returns:
-        Name to the gene's name. A gene's name means itself, whatever else it is an alias of; an
-        alias of several genes means none. Ensembl IDs have no versions.
+        Name to the gene's name. A gene's name stands for itself, even if it is also an alias; an
+        alias of several genes is left out. Ensembl IDs have no versions.
 
     Raises:
         BadInput: another kind of file.
@@ -43,16 +40,16 @@ def read_gene_aliases(path: str | Path) -> dict[str, str]:
     pairs = list(_annotated(path) if is_gtf else _tabulated(path))
     if not pairs:
         raise BadInput(path, "rows", unquoted("0 genes"), "genes and their other names")
-    means = {gene: gene for gene, _ in pairs}
-    several = set()
+    genes = {gene: gene for gene, _ in pairs}
+    ambiguous = set()
     for gene, alias in pairs:
-        if means.setdefault(alias, gene) not in (gene, alias):
-            several.add(alias)
-    return {name: gene for name, gene in means.items() if name not in several}
+        if genes.setdefault(alias, gene) not in (gene, alias):
+            ambiguous.add(alias)
+    return {name: gene for name, gene in genes.items() if name not in ambiguous}
 
 
 def gene_matching(aliases: str | Path | None = None, duplicates: str = "refuse") -> GeneMatching:
-    """Return how genes are matched, from what a user gives.
+    """Return the rules for matching genes from a user's options.
 
     Args:
         aliases: file for :func:`read_gene_aliases`; None or "" for none.
@@ -62,10 +59,10 @@ def gene_matching(aliases: str | Path | None = None, duplicates: str = "refuse")
         BadInput: the file is another.
         BadConfig: another word.
     """
-    known = next((name for name in DUPLICATES if name == duplicates), None)
-    if known is None:
+    rule = next((name for name in DUPLICATES if name == duplicates), None)
+    if rule is None:
         raise BadConfig(f"duplicate_genes = {duplicates!r}: expected {', '.join(DUPLICATES)}")
-    return GeneMatching(read_gene_aliases(aliases) if aliases else {}, known)
+    return GeneMatching(read_gene_aliases(aliases) if aliases else {}, rule)
 
 
 def _tabulated(path: Path) -> Iterable[tuple[str, str]]:
@@ -84,16 +81,10 @@ def _tabulated(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def _annotated(path: Path) -> Iterator[tuple[str, str]]:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    check_file(path)
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                fields = line.split("\t")
-                if len(fields) == 9 and fields[2] == "gene":
-                    known = dict(_ATTRIBUTE.findall(fields[8].rstrip()))
-                    if {"gene_id", "gene_name"} <= known.keys():
-                        yield known["gene_name"], without_version(known["gene_id"])
-    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise BadInput(path, "content", text, "a gene annotation (GTF)") from None
+    with open_text(path, "a gene annotation (GTF)") as file:
+        for line in file:
+            fields = line.split("\t")
+            if len(fields) == 9 and fields[2] == "gene":
+                gene = dict(_ATTRIBUTE.findall(fields[8].rstrip()))
+                if {"gene_id", "gene_name"} <= gene.keys():
+                    yield gene["gene_name"], without_version(gene["gene_id"])

@@ -1,4 +1,4 @@
-"""Matching the genes asked for to those of a file, which may name them in another way."""
+"""Matching requested genes to those of a file, which may name them differently."""
 
 from __future__ import annotations
 
@@ -17,33 +17,21 @@ Duplicates = Literal["refuse", "sum", "first"]
 DUPLICATES: tuple[Duplicates, ...] = ("refuse", "sum", "first")
 # columns of an .h5ad's var that may hold the genes' other names
 NAME_COLUMNS = (
-    "gene_ids",
-    "gene_id",
-    "ensembl_gene_id",
-    "ensembl_id",
-    "ensembl",
-    "ENSEMBL",
-    "feature_id",
-    "gene_name",
-    "gene_names",
-    "feature_name",
-    "gene_symbols",
-    "gene_symbol",
-    "hgnc_symbol",
-    "symbol",
-    "SYMBOL",
+    *("gene_ids", "gene_id", "ensembl_gene_id", "ensembl_id", "ensembl", "ENSEMBL", "feature_id"),
+    *("gene_name", "gene_names", "feature_name", "gene_symbols", "gene_symbol", "hgnc_symbol"),
+    *("symbol", "SYMBOL"),
 )
 _ENSEMBL = re.compile(r"(ENS[A-Z]{0,6}G\d{11})(?:\.\d+)?")
-_SHOWN = 5
+_N_EXAMPLES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneMatching:
-    """How genes may be matched where their names differ.
+    """Rules for matching genes whose names differ.
 
     Attributes:
-        aliases: names to the name of the gene that they mean, see ``io.gene_aliases``.
-        duplicates: what becomes of a gene asked for that stands several times in a file.
+        aliases: names to the gene that they stand for, see ``io.gene_aliases``.
+        duplicates: treatment of a requested gene that stands several times in a file.
     """
 
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -55,13 +43,13 @@ DEFAULT_MATCHING = GeneMatching()
 
 @dataclasses.dataclass(frozen=True)
 class MatchedGenes:
-    """Where the genes asked for are in a file.
+    """The columns of the requested genes in a file.
 
     Attributes:
-        genes: those found, named as they were asked for, in that order.
-        columns: for each its columns in the file, several where they are to be summed.
-        absent: those not found.
-        how: in words how many were matched otherwise than by their very name; "" if none.
+        genes: those present, in the requested order and by the requested names.
+        columns: the columns of each in the file, several where they are to be summed.
+        absent: the others.
+        how: a phrase with the number of genes matched other than by name; "" if none.
     """
 
     genes: list[str]
@@ -77,90 +65,87 @@ def without_version(name: str) -> str:
 
 
 def match_genes(
-    wanted: Sequence[str],
+    requested: Sequence[str],
     names: Sequence[str],
     path: str | Path,
     *,
     other_names: Sequence[Sequence[str]] = (),
     matching: GeneMatching = DEFAULT_MATCHING,
-    least_share: float = 1.0,
+    min_fraction: float = 1.0,
 ) -> MatchedGenes:
-    """Find genes by name, and those left over by looser and looser rules.
+    """Find genes by name, and the remaining ones by increasingly loose rules.
 
-    The rules: the very name; a name in another column of the file; Ensembl IDs without versions;
-    an alias; letters of another case. A looser match is taken only if the file has one such gene,
-    nothing else asked for means it, and it was not matched before.
+    The rules: the exact name; a name in another column of the file; Ensembl IDs without versions;
+    an alias; letters of another case. A loose match counts only if the file has one such gene,
+    no other requested gene matches it, and it was not matched before.
 
     Args:
-        wanted: the genes asked for, each once.
+        requested: the requested genes, each once.
         names: G names of the file's genes, which may stand several times.
         path: the file, for messages.
         other_names: further columns of G names, "" where unknown.
-        matching: the aliases, and what becomes of duplicates.
-        least_share: of the genes asked for that must be found.
+        matching: the aliases, and the treatment of duplicates.
+        min_fraction: minimum fraction of the requested genes that must be there.
 
     Raises:
-        BadInput: too few are found, or one stands several times and that is refused; the message
-            says how many, names some, and what kind of names each side has.
+        BadInput: too few are there, or one stands several times and that is refused; the message
+            counts them, and names some and the kind of names of each side.
     """
     if not names:
         raise BadInput(path, "var_names", unquoted("0 genes"), "at least one gene")
-    search = _Search(wanted, [names, *other_names], matching.duplicates)
-    others = search.lists[1:]
-    search.go(_same, search.lists[:1], "by name", repeats=True)
-    for kind in ("Ensembl ID", "symbol"):
-        named = [name for name in search.left if _is_ensembl(name) == (kind == "Ensembl ID")]
-        search.go(_same, others, f"by {kind}", repeats=True, among=named)
-    search.go(without_version, search.lists, "without the version", repeats=True)
+    search = _Search(requested, [names, *other_names], matching.duplicates)
+    search.match(str, "by name", lists=search.lists[:1], repeats=True)
+    search.match(str, "by {kind}", lists=search.lists[1:], repeats=True)
+    search.match(without_version, "without the version", repeats=True)
     if matching.aliases:
-        search.go(_meaning(matching.aliases), search.lists, "by alias")
-    search.go(lambda name: without_version(name).casefold(), search.lists, "in another case")
+        search.match(_gene_of(matching.aliases), "by alias")
+    search.match(lambda name: without_version(name).casefold(), "in another case")
     if search.repeated:
-        shown = search.repeated[:_SHOWN]
-        found = unquoted(f"{len(search.repeated)} duplicates among the genes asked for: {shown}")
+        examples = search.repeated[:_N_EXAMPLES]
+        found = unquoted(f"{len(search.repeated)} duplicates among the genes asked for: {examples}")
         fix = "give --duplicate-genes sum or first, or remove them from the file"
         raise BadInput(path, "var_names", found, "each gene once", fix)
-    if len(search.found) < least_share * len(wanted) or not search.found:
-        raise _too_few(wanted, list(search.left), names, path, bool(matching.aliases))
-    genes = [gene for gene in wanted if gene in search.found]
-    return MatchedGenes(
-        genes, [search.found[gene] for gene in genes], list(search.left), search.how(len(wanted))
-    )
+    absent = list(search.left)
+    if len(search.columns) < min_fraction * len(requested) or not search.columns:
+        raise _too_few(requested, absent, names, path, bool(matching.aliases))
+    genes = [gene for gene in requested if gene in search.columns]
+    counts = ", ".join(f"{n} {rule}" for rule, n in search.rules.items() if rule != "by name")
+    how = counts.replace(" ", f" of {len(requested)} genes matched ", 1)
+    return MatchedGenes(genes, [search.columns[gene] for gene in genes], absent, how)
 
 
 class _Search:
-    """The genes found so far, those left, and how they were found."""
+    """The columns of the genes matched so far, the genes left, and the count of each rule."""
 
     def __init__(
-        self, wanted: Sequence[str], lists: Sequence[Sequence[str]], duplicates: Duplicates
+        self, requested: Sequence[str], lists: Sequence[Sequence[str]], duplicates: Duplicates
     ) -> None:
         self.lists = lists
-        self.left = dict.fromkeys(wanted)
-        self.found: dict[str, np.ndarray] = {}
+        self.left = dict.fromkeys(requested)
+        self.columns: dict[str, np.ndarray] = {}
         self.repeated: list[str] = []
+        self.rules: Counter[str] = Counter()
         self._duplicates = duplicates
         self._taken: set[int] = set()
-        self._rules: Counter[str] = Counter()
 
-    def go(
+    def match(
         self,
         key: Callable[[str], str],
-        lists: Sequence[Sequence[str]],
         rule: str,
         *,
+        lists: Sequence[Sequence[str]] | None = None,
         repeats: bool = False,
-        among: Sequence[str] | None = None,
     ) -> None:
         """Match what is left by a key; ``repeats``: duplicates by this key are the same gene."""
-        keys = {gene: key(gene) for gene in (self.left if among is None else among)}
+        keys = {gene: key(gene) for gene in self.left}
         claims = Counter(keys.values())
-        places: dict[str, set[int]] = {}
-        for names in lists if keys else ():
+        matches: dict[str, set[int]] = {}
+        for names in (self.lists if lists is None else lists) if keys else ():
             for column, name in enumerate(names):
-                if name and (known := key(name)) in claims:
-                    places.setdefault(known, set()).add(column)
+                if name and (value := key(name)) in claims:
+                    matches.setdefault(value, set()).add(column)
         for gene, value in keys.items():
-            columns = sorted(places.get(value, ()))
+            columns = sorted(matches.get(value, ()))
             unclear = claims[value] > 1 or (len(columns) > 1 and not repeats)
             if not columns or unclear or not self._taken.isdisjoint(columns):
                 continue
@@ -169,24 +154,12 @@ class _Search:
                 self.repeated.append(gene)
                 continue
             chosen = columns if self._duplicates == "sum" else columns[:1]
-            self.found[gene] = np.array(chosen, dtype=np.int64)
+            self.columns[gene] = np.array(chosen, dtype=np.int64)
             self._taken.update(columns)
-            self._rules[rule] += 1
-
-    def how(self, n_wanted: int) -> str:
-        parts = [f"{count} {rule}" for rule, count in self._rules.items() if rule != "by name"]
-        if not parts:
-            return ""
-        first, *rest = parts
-        count, rule = first.split(" ", 1)
-        return ", ".join([f"{count} of {n_wanted} genes matched {rule}", *rest])
+            self.rules[rule.format(kind=_kind([gene]))] += 1
 
 
-def _same(name: str) -> str:
-    return name
-
-
-def _meaning(aliases: Mapping[str, str]) -> Callable[[str], str]:
+def _gene_of(aliases: Mapping[str, str]) -> Callable[[str], str]:
     def key(name: str) -> str:
         bare = without_version(name)
         return aliases.get(name, aliases.get(bare, bare))
@@ -194,29 +167,24 @@ def _meaning(aliases: Mapping[str, str]) -> Callable[[str], str]:
     return key
 
 
-def _is_ensembl(name: str) -> bool:
-    return _ENSEMBL.fullmatch(name) is not None
-
-
 def _kind(names: Sequence[str]) -> str:
-    share = np.mean([_is_ensembl(name) for name in names]) if names else 0
-    return "Ensembl IDs" if share > 0.5 else "symbols"
+    n_ids = sum(_ENSEMBL.fullmatch(name) is not None for name in names)
+    return "Ensembl ID" if n_ids > 0.5 * len(names) else "symbol"
 
 
 def _too_few(
-    wanted: Sequence[str],
+    requested: Sequence[str],
     absent: Sequence[str],
     names: Sequence[str],
     path: str | Path,
     has_aliases: bool,
 ) -> BadInput:
-    asked, there = _kind(wanted), _kind(names)
-    text = f"{len(absent)} of {len(wanted)} genes absent, such as {list(absent[:_SHOWN])}"
-    if asked != there:
-        text += f"; asked for {asked}, the file has {there} such as {list(names[:2])}"
+    kinds = _kind(requested), _kind(names)
+    text = f"{len(absent)} of {len(requested)} genes absent, such as {list(absent[:_N_EXAMPLES])}"
+    fix = "choose genes that every slide has, with `stflow-graph genes`"
+    if kinds[0] != kinds[1]:
+        text += f"; asked for {kinds[0]}s, the file has {kinds[1]}s such as {list(names[:2])}"
         fix = "put the other names into a column gene_ids or gene_name of var"
-    else:
-        fix = "choose genes that every slide has, with `stflow-graph genes`"
     if not has_aliases:
         fix += ", or give a table of names, such as HGNC's or a GTF, with --gene-aliases"
     return BadInput(path, "var_names", unquoted(text), "every gene of the gene list", fix)

@@ -1,8 +1,8 @@
-"""Features of a grid of patches as TRIDENT and CLAM keep them: places instead of barcodes.
+"""Features of a grid of patches in the layouts of TRIDENT and CLAM: places, no barcodes.
 
 Both write ``features [N, F]`` and ``coords [N, 2]``, the patches' top-left corners in level-0
-pixels. TRIDENT says beside ``coords`` how large the patches are; CLAM says it in the file of
-coordinates from which the features were made. Keys as in ``trident/IO.py`` and
+pixels. TRIDENT stores the patches' size in the attributes of ``coords``; CLAM in the file of
+coordinates that the features were made from. Keys as in ``trident/IO.py`` and
 ``trident/wsi_objects/WSI.py`` (mahmoodlab/TRIDENT), ``extract_features_fp.py`` and
 ``wsi_core/WholeSlideImage.py`` (mahmoodlab/CLAM).
 """
@@ -17,12 +17,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.hdf5 import check_coords, check_unique, dataset, open_h5
+from stflow_graph.io.coords import check_coords, median_pitch
+from stflow_graph.io.hdf5 import check_unique, dataset, open_h5
 
-# names of TRIDENT and CLAM that differ from ours; what is in neither is compared by width alone
+# names of TRIDENT and CLAM that differ from ours; names in neither are compared by width alone
 _OUR_NAMES = {
     "hoptimus0": "h_optimus_0",
     "hoptimus1": "h_optimus_1",
@@ -40,15 +40,15 @@ _SAME_NAMES = {
     *("phikon_v2", "hibou_l", "ctranspath", "gpfm", "resnet50"),
 }
 _FOLDER = "features_"  # TRIDENT's folder of features: features_<encoder>
-# of the distance at which neighbours should stand; closer ones are not in level-0 pixels
-_CLOSEST = 0.45
+# of the expected distance between neighbours; closer ones are not in level-0 pixels
+_MIN_STEP = 0.45
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class GridPatches:
-    """Where the patches of a feature file are, and what is known of them.
+    """The places and known attributes of the patches of a feature file.
 
     Attributes:
         coords: ``[N, 2]`` float64, level-0 pixels (x, y) of the patches' centres.
@@ -65,9 +65,9 @@ class GridPatches:
 def read_grid_patches(path: str | Path, coords: h5py.Dataset, n: int) -> GridPatches:
     """Read the places of a feature file's patches.
 
-    Micrometres per pixel are not stored; 10 µm over the stated magnification (0.25 at 40x) is an
-    estimate, which TRIDENT makes too. A size of the patches that is stated nowhere is estimated
-    by the grid's step, with a warning.
+    Micrometres per pixel are not stored; they are estimated as 10 µm over the magnification (0.25
+    at 40x), as TRIDENT does. Where no file has the size of the patches, it is estimated as the
+    grid's step, with a warning.
 
     Args:
         path: the feature file.
@@ -88,28 +88,24 @@ def read_grid_patches(path: str | Path, coords: h5py.Dataset, n: int) -> GridPat
                 attrs |= _numbers(dataset(file, ["coords"]).attrs)
     _check_inside(path, corners, attrs)
     size = _size_level0(attrs)
-    step = _step(corners)
+    step = median_pitch(corners)
     if size is None:
         size = step
         logger.warning(
-            "%s: does not say how large its patches are; taken for the grid's step, %.0f px",
-            path,
-            size,
+            "%s: without the size of its patches; estimated as the grid's step, %.0f px", path, size
         )
-    elif step < _CLOSEST * size * (1 - _overlap(attrs)):
+    elif step < _MIN_STEP * size * (1 - _overlap(attrs)):
         found = unquoted(f"patches {step:g} px apart, though {size:g} px wide")
         raise BadInput(path, "coords", found, "level-0 pixels, as for patch_size_level0")
-    known: dict[str, Any] = {"convention": "centre", "patch_size_level0": size}
+    stated: dict[str, Any] = {"convention": "centre", "patch_size_level0": size}
     if attrs.get("level0_magnification", 0) > 0:
-        known |= {
-            "um_per_px": 10 / attrs["level0_magnification"],
-            "um_per_px_estimated": True,
-        }
-    return GridPatches(corners + size / 2, barcodes, known)
+        um_per_px = 10 / attrs["level0_magnification"]
+        stated |= {"um_per_px": um_per_px, "um_per_px_estimated": True}
+    return GridPatches(corners + size / 2, barcodes, stated)
 
 
 def encoder_of(path: str | Path, features: Mapping[str, Any]) -> str | None:
-    """Return our name of the encoder that made a feature file, None if it is not known.
+    """Return our name of the encoder of a feature file, None if unknown.
 
     Args:
         path: the feature file; TRIDENT names its folder ``features_<encoder>``.
@@ -138,12 +134,12 @@ def coords_files(path: Path) -> list[Path]:
 
 def _numbers(attrs: Mapping[str, Any]) -> dict[str, float]:
     """Return the attributes that are numbers; CLAM stores the downsample of both axes."""
-    found = {}
-    for key, value in attrs.items():
-        first = np.asarray(value).reshape(-1)[:1]
-        if first.size and first.dtype.kind in "iuf" and np.isfinite(first[0]):
-            found[key] = float(first[0])
-    return found
+    firsts = {key: np.asarray(value).reshape(-1)[:1] for key, value in attrs.items()}
+    return {
+        key: float(first[0])
+        for key, first in firsts.items()
+        if first.size and first.dtype.kind in "iuf" and np.isfinite(first[0])
+    }
 
 
 def _size_level0(attrs: Mapping[str, float]) -> float | None:
@@ -161,13 +157,6 @@ def _size_level0(attrs: Mapping[str, float]) -> float | None:
 def _overlap(attrs: Mapping[str, float]) -> float:
     size = attrs.get("patch_size", 0)
     return min(max(attrs.get("overlap", 0) / size, 0), 1) if size > 0 else 0
-
-
-def _step(corners: np.ndarray) -> float:
-    """Return the median distance of a patch to the nearest other one, 0 for a single one."""
-    if len(corners) < 2:
-        return 0.0
-    return float(np.median(cKDTree(corners).query(corners, k=2)[0][:, 1]))
 
 
 def _check_inside(path: str | Path, corners: np.ndarray, attrs: Mapping[str, float]) -> None:

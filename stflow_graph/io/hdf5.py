@@ -1,4 +1,4 @@
-"""Opening HDF5 files from strangers: checks before any array is read."""
+"""Opening untrusted HDF5 files: checks before any array is read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stflow_graph.io.atomic import check_file
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
-_LARGEST_RATIO = 5000
+_MAX_RATIO = 5000
 _SMALL = 64 * 2**20
-# h5py raises what HDF5 finds in a damaged file as any of five types; its words tell them apart
+# h5py raises HDF5's errors on a damaged file as any of five types; their text identifies them
 _WORDS_OF_HDF5 = (
     "h5py",
     "Can't",
@@ -48,7 +48,7 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     except OSError as error:
         text = str(error)
         if "truncated" in text:
-            fix = "copy it again or run the command that made it again"
+            fix = "copy it again or rerun the command that wrote it"
             raise BadInput(path, "content", unquoted(_truncation(text)), "all bytes", fix) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
@@ -96,7 +96,7 @@ def _check_contents(path: Path, file: h5py.File) -> None:
                         path, full, unquoted("data stored elsewhere"), "data in the file"
                     )
                 declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
-    if declared > _SMALL + _LARGEST_RATIO * stored_size:
+    if declared > _SMALL + _MAX_RATIO * stored_size:
         raise BadInput(
             path,
             "size",
@@ -106,7 +106,7 @@ def _check_contents(path: Path, file: h5py.File) -> None:
     if str(file.attrs.get("format", "")).startswith("stflow_graph") and not file.attrs.get(
         "complete", 0
     ):
-        fix = "run the command that made it again"
+        fix = "rerun the command that wrote it"
         raise BadInput(path, "complete", unquoted("no mark"), "a completed write", fix)
 
 
@@ -142,41 +142,14 @@ def read_strings(data: h5py.Dataset) -> list[str]:
         raise BadInput(data.file.filename, data.name, unquoted("bytes"), "UTF-8 text") from None
 
 
-def as_bytes(values: Sequence[str]) -> np.ndarray:
-    """Return barcodes as HEST stores them: ``[N, 1]`` fixed-width bytes."""
-    encoded = [value.encode("utf-8") for value in values]
-    width = max([1, *map(len, encoded)])
-    return np.array(encoded, dtype=f"S{width}").reshape(-1, 1)
-
-
 def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
-    """Refuse duplicates.
+    """Check that values are unique.
 
     Raises:
-        BadInput: some value stands twice; the message shows three.
+        BadInput: they are not; the message has three of the duplicates.
     """
     if len(set(values)) == len(values):
         return
     seen: set[str] = set()
     twice = [v for v in values if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
     raise BadInput(path, field, unquoted(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
-
-
-def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
-    """Return coordinates as float64 ``[N, 2]``.
-
-    Raises:
-        BadInput: wrong shape, length or NaN; the message counts the rows at fault.
-    """
-    if coords.ndim != 2 or coords.shape[1] != 2:
-        raise BadInput(path, field, coords.shape, f"({n}, 2)")
-    if len(coords) != n:
-        raise BadInput(path, field, unquoted(f"{len(coords)} rows"), f"{n} rows, one per barcode")
-    if coords.dtype.kind not in "iuf":
-        raise BadInput(path, field, str(coords.dtype), "numbers")
-    coords = coords.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
-    if len(bad):
-        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
-        raise BadInput(path, field, found, "finite coordinates")
-    return coords

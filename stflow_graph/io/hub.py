@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub: listed, fetched so that a stopped transfer goes on, and checked.
+"""Files of the Hugging Face hub: listing, resumable downloads, checksums.
 
-huggingface_hub's own download discards what a process that fails has fetched, whether it came by
-HTTP or by xet: each process has a temporary file of its own. So its HTTP client fetches into a
-part file that is kept here, and goes on from its end; xet takes no part.
+huggingface_hub's own download discards the partial file of a process that fails, by HTTP and by
+xet, as each process has a temporary file of its own. Here its HTTP client appends to a part file
+that is kept and resumed; xet is not used.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from stflow_graph.errors import BadConfig, BadInput, StflowError, StorageFailed, unquoted
+from stflow_graph.errors import BadInput, StorageFailed, unquoted
 from stflow_graph.io.atomic import as_storage_error, check_file, replace_synced
+from stflow_graph.io.hub_errors import hub_errors
 
 Kind = Literal["dataset", "model"]
 KINDS: tuple[Kind, ...] = ("dataset", "model")
 _TIMEOUT_S = 30
-_NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RemoteFile:
             return hashlib.file_digest(file, lambda: hasher).hexdigest() == self.digest
 
     def part(self, target: Path) -> Path:
-        """Return where the parts that have come so far are kept; another content has another."""
+        """Return the path of the partial download, one for each content."""
         return target.with_name(f".{target.name}.{self.digest[:16]}.part")
 
 
@@ -78,7 +78,7 @@ class Hub:
     token: str | None = None
 
     def list_files(self, repo: Repo) -> tuple[str, list[RemoteFile]]:
-        """Return the commit that a revision is now, and all files of it.
+        """Return the current commit of a revision, and all its files.
 
         Raises:
             BadConfig: no such repository or revision, or no access to it.
@@ -90,14 +90,14 @@ class Hub:
 
         api = HfApi(endpoint=self.endpoint, token=self.token)
         with self._errors(repo):
-            found: Any = api.repo_info(
+            info: Any = api.repo_info(
                 repo.id, repo_type=repo.kind, revision=repo.revision, timeout=_TIMEOUT_S
             )
             entries = list(
-                api.list_repo_tree(repo.id, recursive=True, revision=found.sha, repo_type=repo.kind)
+                api.list_repo_tree(repo.id, recursive=True, revision=info.sha, repo_type=repo.kind)
             )
         files = [entry for entry in entries if isinstance(entry, RepoFile)]
-        return found.sha, [
+        return info.sha, [
             RemoteFile(
                 _check_path(file.path, repo),
                 file.size,
@@ -114,19 +114,19 @@ class Hub:
         target: Path,
         progress: Callable[[int], None],
     ) -> None:
-        """Fetch a file; what an earlier call has left is completed by a range request.
+        """Fetch a file; a range request completes the part of an earlier call.
 
         Args:
             repo: the repository.
-            commit: the commit in whose listing the file is.
+            commit: the commit that lists the file.
             file: the file.
             target: the final path; it holds the old file or the new complete file, nothing else.
-            progress: called with the number of bytes that are there, of this file.
+            progress: called with the number of bytes of this file on disk.
 
         Raises:
             BadConfig: no access.
-            StorageFailed: the disk is full, the hub cannot be reached (what came is kept), or
-                what came is not what the hub lists (it is discarded).
+            StorageFailed: the disk is full, the hub cannot be reached (the part is kept), or the
+                content is not what the hub lists (it is discarded).
         """
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
@@ -141,9 +141,7 @@ class Hub:
         with as_storage_error(target), self._errors(repo), _quiet():
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "ab", opener=_open_no_link) as stream:
-                if stream.tell() > file.size:
-                    stream.truncate(0)
-                have = stream.tell()
+                have = stream.tell() if stream.tell() <= file.size else stream.truncate(0)
                 progress(have)
                 if have < file.size:
                     counted: Any = _Counted(stream, progress)
@@ -151,58 +149,16 @@ class Hub:
         if not file.is_at(part):
             part.unlink()
             raise StorageFailed(
-                f"{target}: what came from {repo.id} is not what the hub lists (checksum or size); "
-                "it was discarded. Fix: run the command again"
+                f"{target}: the download from {repo.id} is not what the hub lists "
+                "(checksum or size) and was discarded. Fix: run the command again"
             )
         with as_storage_error(target):
             replace_synced(part, target)
             for stale in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
                 stale.unlink()  # of a content that the hub no longer has
 
-    @contextlib.contextmanager
-    def _errors(self, repo: Repo) -> Iterator[None]:
-        """Turn what the hub's client raises into one line each."""
-        from huggingface_hub import constants, errors
-
-        endpoint = self.endpoint or constants.ENDPOINT
-        page = f"{endpoint}/{'datasets/' if repo.kind == 'dataset' else ''}{repo.id}"
-        try:
-            yield
-        except (StflowError, MemoryError):
-            raise
-        except errors.HFValidationError:
-            raise BadConfig(f"repository {repo.id!r}: expected owner/name") from None
-        except errors.OfflineModeIsEnabled:
-            raise BadConfig(f"{page}: HF_HUB_OFFLINE is set. Fix: unset it") from None
-        except errors.RevisionNotFoundError:
-            raise BadConfig(f"{page}: no revision {repo.revision!r} there") from None
-        except errors.EntryNotFoundError as error:
-            raise StorageFailed(f"{page}: a listed file is gone: {_short(error)}") from None
-        except errors.HfHubHTTPError as error:
-            raise _refusal(error, page) from None
-        except Exception as error:
-            if type(error).__module__.split(".")[0] not in _NETWORK_MODULES:
-                raise
-            raise StorageFailed(
-                f"{endpoint} cannot be reached or broke off ({_short(error)}). "
-                "Fix: run the command again when the network is back; what has come is kept"
-            ) from None
-
-
-def _refusal(error: Any, page: str) -> StflowError:
-    status = error.response.status_code
-    if status not in (401, 403, 404):
-        fix = "run the command again later; what has come is kept"
-        return StorageFailed(f"{page}: the hub answered {status}. Fix: {fix}")
-    log_in = "log in with `hf auth login`, set HF_TOKEN or give --token-file"
-    if status == 404:
-        return BadConfig(
-            f"{page}: no such repository, or it is private. Fix: its name; or {log_in}"
-        )
-    return BadConfig(
-        f"{page}: no access, or no such repository (HTTP {status}). "
-        f"Fix: accept the licence on that page, and {log_in}"
-    )
+    def _errors(self, repo: Repo) -> contextlib.AbstractContextManager[None]:
+        return hub_errors(repo.id, repo.kind, self.endpoint)
 
 
 def _check_path(path: str, repo: Repo) -> str:
@@ -218,7 +174,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the client's own progress bars away, and what it says when it tries again."""
+    """Silence the client's own progress bars and its messages on retries."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -250,10 +206,6 @@ class _Counted:
         written = self._stream.write(chunk)
         self._progress(self._stream.tell())
         return written
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def read_token(path: str | Path) -> str:

@@ -10,16 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import atomic_path
-from stflow_graph.io.hdf5 import (
-    as_bytes,
-    check_coords,
-    check_unique,
-    dataset,
-    open_h5,
-    read_strings,
-)
+from stflow_graph.errors import BadInput
+from stflow_graph.io.hdf5 import dataset, open_h5
+from stflow_graph.io.spot_rows import RowWriter, read_positions, write_rows
 
 FORMAT = "stflow_graph.patches/1"
 CENTRE = "centre"
@@ -31,13 +24,13 @@ class PatchFile:
     """An open patch file; images are read by slices.
 
     Attributes:
-        path: where it is.
+        path: the file.
         images: dataset ``[N, P, P, 3]`` uint8.
         barcodes: N names.
         coords: ``[N, 2]`` float64, level-0 pixels (x, y).
-        convention: ``"centre"``, ``"top-left"`` or None where the file does not say.
+        convention: of ``coords``: ``"centre"``, ``"top-left"``, or None if not stated.
         um_per_px: micrometres per level-0 pixel, None if unknown.
-        size_level0: edge of the area that a patch shows, level-0 pixels, None if unknown.
+        size_level0: edge of a patch, level-0 pixels, None if unknown.
     """
 
     path: Path
@@ -62,33 +55,24 @@ def open_patches(path: str | Path) -> Iterator[PatchFile]:
     """
     with open_h5(path) as file:
         images = dataset(file, ["img"])
-        barcodes = read_strings(dataset(file, ["barcode", "barcodes"]))
         if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
             raise BadInput(path, "img", images.shape, "(N, height, width, 3)")
         if images.dtype != np.uint8:
             raise BadInput(path, "img", str(images.dtype), "uint8")
-        if len(barcodes) == 0:
-            raise BadInput(path, "barcode", unquoted("0 spots"), "at least one spot")
-        if len(images) != len(barcodes):
-            raise BadInput(
-                path, "img", unquoted(f"{len(images)} images"), f"{len(barcodes)}, one per barcode"
-            )
-        check_unique(barcodes, path, "barcode")
-        positions = dataset(file, ["coords"])
-        coords = check_coords(positions[()], path, "coords", len(barcodes))
+        barcodes, coords = read_positions(file, "img", len(images))
         yield PatchFile(
             Path(path),
             images,
             barcodes,
             coords,
-            _convention(file, positions),
+            _convention(file),
             _positive(images, "um_per_px_level0", "pixel_size"),
             _positive(images, "patch_size_src"),
         )
 
 
 def read_images(path: str | Path, start: int, stop: int) -> np.ndarray:
-    """Read a run of images of a patch file, opened for them alone: for workers that read ahead.
+    """Read consecutive images of a patch file, which is opened for them: for prefetching workers.
 
     Returns:
         ``[B, P, P, 3]`` uint8.
@@ -97,8 +81,8 @@ def read_images(path: str | Path, start: int, stop: int) -> np.ndarray:
         return dataset(file, ["img"])[start:stop]
 
 
-def _convention(file: h5py.File, coords: h5py.Dataset) -> str | None:
-    text = str(coords.attrs.get("convention", file.attrs.get("convention", ""))).lower()
+def _convention(file: h5py.File) -> str | None:
+    text = str({**file.attrs, **file["coords"].attrs}.get("convention", "")).lower()
     if "cent" in text:
         return CENTRE
     return TOP_LEFT if "left" in text or "corner" in text else None
@@ -113,27 +97,6 @@ def _positive(images: h5py.Dataset, *keys: str) -> float | None:
     return None
 
 
-class PatchWriter:
-    """Writes a patch file batch by batch; used through :func:`write_patches`."""
-
-    def __init__(self, file: h5py.File, n: int, size: int) -> None:
-        self._images = file.create_dataset(
-            "img",
-            (n, size, size, 3),
-            np.uint8,
-            chunks=(1, size, size, 3),
-            compression="gzip",
-            compression_opts=1,
-            fletcher32=True,
-        )
-        self.written = 0
-
-    def append(self, images: np.ndarray) -> None:
-        """Write the next images, ``[B, P, P, 3]`` uint8."""
-        self._images[self.written : self.written + len(images)] = images
-        self.written += len(images)
-
-
 @contextlib.contextmanager
 def write_patches(
     path: str | Path,
@@ -144,7 +107,7 @@ def write_patches(
     size_level0: float,
     um_per_px: float,
     attrs: dict[str, str | float] | None = None,
-) -> Iterator[PatchWriter]:
+) -> Iterator[RowWriter]:
     """Write a patch file atomically; the body appends all N images in order.
 
     Args:
@@ -152,27 +115,31 @@ def write_patches(
         barcodes: N names.
         coords: ``[N, 2]`` patch centres in level-0 pixels (x, y).
         size: edge of a stored patch, px.
-        size_level0: edge of the area a patch shows, level-0 px.
+        size_level0: edge of a patch, level-0 px.
         um_per_px: micrometres per level-0 pixel.
         attrs: further attributes of the file, for provenance.
 
     Raises:
         RuntimeError: the body appended fewer or more than N images.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        writer = PatchWriter(file, len(barcodes), size)
-        file.create_dataset("barcode", data=as_bytes(barcodes))
-        rounded = np.rint(np.asarray(coords)).astype(np.int64)
-        file.create_dataset("coords", data=rounded).attrs["convention"] = CENTRE
-        file["img"].attrs.update(
+    with write_rows(
+        path,
+        barcodes,
+        coords,
+        keys=("barcode", "img"),
+        row_shape=(size, size, 3),
+        format=FORMAT,
+        dtype=np.uint8,
+        chunks=(1, size, size, 3),
+        compression="gzip",
+        compression_opts=1,
+    ) as writer:
+        writer.file["coords"].attrs["convention"] = CENTRE
+        writer.file["img"].attrs.update(
             patch_size_src=size_level0,
             patch_size_target=size,
             downsample=size_level0 / size,
             pixel_size=um_per_px,
         )
-        file.attrs.update(attrs or {})
+        writer.attrs.update(attrs or {})
         yield writer
-        if writer.written != len(barcodes):
-            raise RuntimeError(f"{path}: {writer.written} of {len(barcodes)} patches were written")
-        file.attrs["format"] = FORMAT
-        file.attrs["complete"] = 1

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Required, TypeAlias, TypedDict, Unpack
 
 import h5py
 import numpy as np
@@ -16,15 +16,15 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
 from stflow_graph.io.hdf5 import check_unique, open_h5
+from stflow_graph.io.picture import Picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stflow_graph.images.pictures import Picture
-
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
 _CHUNK_BYTES = 2**20
+_Matrix: TypeAlias = h5py.Dataset | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prediction:
         coords: ``[N, 2]`` float64 level-0 pixels (x, y).
         samples: ``[S, N, G]`` float32, or None when one sample was drawn.
         provenance: plain values and lists: slide, dataset, target, checkpoint hash, seed, ...
-        expected_pearson: ``[G]`` what the model scored on held-out training slides, or None.
+        expected_pearson: ``[G]`` scores of the model on held-out training slides, or None.
     """
 
     mean: np.ndarray
@@ -70,49 +70,26 @@ class Block(NamedTuple):
 
 
 def chunk_rows(n_genes: int) -> int:
-    """Return how many rows a file stores together; blocks of a multiple are written fastest."""
+    """Return the rows of a chunk of the file; blocks of a multiple are written fastest."""
     return max(1, _CHUNK_BYTES // (4 * n_genes))
 
 
-def write_prediction(
-    path: str | Path,
-    mean: np.ndarray,
-    barcodes: Sequence[str],
-    genes: Sequence[str],
-    coords: np.ndarray,
-    *,
-    provenance: Mapping[str, Any],
-    samples: np.ndarray | None = None,
-    expected_pearson: np.ndarray | None = None,
-    picture: Picture | None = None,
-) -> None:
-    """Write a prediction that is in memory; arguments as of :func:`write_prediction_blocks`.
+class PredictionInfo(TypedDict, total=False):
+    """Information stored with the values of a prediction.
 
-    Args:
-        path: the final path.
-        mean: ``[N, G]`` mean prediction in log1p units.
-        barcodes: N names.
-        genes: G names.
-        coords: ``[N, 2]`` level-0 pixels (x, y).
-        provenance: JSON-like values.
-        samples: ``[S, N, G]`` or None.
-        expected_pearson: ``[G]`` or None.
-        picture: the slide's image, or None.
-
-    Raises:
-        ValueError: as :func:`write_prediction_blocks`.
+    Attributes:
+        provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
+            ``uns["stflow_graph"]`` so that lists and None survive.
+        n_samples: S of every block; 0 without samples.
+        expected_pearson: ``[G]`` scores of the model on held-out training slides, stored as
+            ``var["expected_pearson"]``.
+        picture: the slide's image, stored in ``uns["spatial"][<slide>]``.
     """
-    write_prediction_blocks(
-        path,
-        [Block(slice(0, len(mean)), mean, samples)],
-        barcodes,
-        genes,
-        coords,
-        provenance=provenance,
-        n_samples=0 if samples is None else len(samples),
-        expected_pearson=expected_pearson,
-        picture=picture,
-    )
+
+    provenance: Required[Mapping[str, Any]]
+    n_samples: int
+    expected_pearson: np.ndarray | None
+    picture: Picture | None
 
 
 def write_prediction_blocks(
@@ -121,11 +98,7 @@ def write_prediction_blocks(
     barcodes: Sequence[str],
     genes: Sequence[str],
     coords: np.ndarray,
-    *,
-    provenance: Mapping[str, Any],
-    n_samples: int = 0,
-    expected_pearson: np.ndarray | None = None,
-    picture: Picture | None = None,
+    **info: Unpack[PredictionInfo],
 ) -> None:
     """Write a prediction atomically, block by block as they come.
 
@@ -137,41 +110,22 @@ def write_prediction_blocks(
         barcodes: N names.
         genes: G names.
         coords: ``[N, 2]`` level-0 pixels (x, y).
-        provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
-            ``uns["stflow_graph"]`` so that lists and None survive.
-        n_samples: S of every block; 0 where there are none.
-        expected_pearson: ``[G]`` what the model scored on held-out training slides, stored as
-            ``var["expected_pearson"]``.
-        picture: the slide's image, stored in ``uns["spatial"][<slide>]``, or None.
+        **info: see :class:`PredictionInfo`.
 
     Raises:
         BadInput: spots outside the picture's image.
         ValueError: a value is not finite, rows are missing, or the provenance lacks a name.
-        StorageFailed: the disk is full; nothing is left at the path, or what was there before.
+        StorageFailed: the disk is full; a file that was at the path stays.
     """
-    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
-    layers = [f"layers/sample_{i}" for i in range(n_samples)]
+    adata = _without_values(barcodes, genes, coords, info)
     with atomic_path(path) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
         with h5py.File(temporary, "r+") as file:
             if "X" in file:
                 del file["X"]
             means = _matrix(file, "X", adata.shape)
-            draws = [_matrix(file, name, adata.shape) for name in layers]
-            deviations = _matrix(file, "layers/std", adata.shape) if draws else None
-            n_written = 0
-            for rows, mean, samples in blocks:
-                if not np.isfinite(mean).all():
-                    raise ValueError(f"{path}: a prediction is not finite")
-                means[rows] = mean
-                if deviations is not None:
-                    assert samples is not None
-                    for matrix, sample in zip(draws, samples, strict=True):
-                        matrix[rows] = sample
-                    deviations[rows] = samples.std(axis=0, dtype=np.float64)
-                n_written += len(mean)
-            if n_written != len(barcodes):
-                raise ValueError(f"{path}: {n_written} of {len(barcodes)} rows were given")
+            layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(info)]
+            _fill(means, layers, blocks, path)
 
 
 def prediction_anndata(
@@ -179,38 +133,48 @@ def prediction_anndata(
     barcodes: Sequence[str],
     genes: Sequence[str],
     coords: np.ndarray,
-    *,
-    provenance: Mapping[str, Any],
-    n_samples: int = 0,
-    expected_pearson: np.ndarray | None = None,
-    picture: Picture | None = None,
+    **info: Unpack[PredictionInfo],
 ) -> AnnData:
     """Return in memory what :func:`write_prediction_blocks` would write; arguments as there."""
-    adata = _without_values(barcodes, genes, coords, provenance, expected_pearson, picture)
-    names = [f"sample_{i}" for i in range(n_samples)] + (["std"] if n_samples else [])
-    values = {name: np.full(adata.shape, np.nan, np.float32) for name in ("X", *names)}
-    for rows, mean, samples in blocks:
-        values["X"][rows] = mean
-        if samples is not None:
-            for name, sample in zip(names, samples, strict=False):
-                values[name][rows] = sample
-            values["std"][rows] = samples.std(axis=0, dtype=np.float64)
-    adata.X = values.pop("X")
-    for name, matrix in values.items():
-        adata.layers[name] = matrix
+    adata = _without_values(barcodes, genes, coords, info)
+    means, *layers = (np.empty(adata.shape, np.float32) for _ in ("X", *_layers(info)))
+    _fill(means, layers, blocks, f"prediction of {info['provenance']['slide']}")
+    adata.X = means
+    for name, layer in zip(_layers(info), layers, strict=True):
+        adata.layers[name] = layer
     return adata
 
 
+def _layers(info: PredictionInfo) -> list[str]:
+    n = info.get("n_samples", 0)
+    return [*(f"sample_{i}" for i in range(n)), "std"] if n else []
+
+
+def _fill(
+    means: _Matrix, layers: Sequence[_Matrix], blocks: Iterable[Block], file: str | Path
+) -> None:
+    """Write blocks into the matrices of the mean, of each sample and of their deviation."""
+    n_written = 0
+    for rows, mean, samples in blocks:
+        if not np.isfinite(mean).all():
+            raise ValueError(f"{file}: a prediction is not finite")
+        means[rows] = mean
+        if layers:
+            assert samples is not None
+            deviation = samples.std(axis=0, dtype=np.float64)
+            for layer, values in zip(layers, [*samples, deviation], strict=True):
+                layer[rows] = values
+        n_written += len(mean)
+    if n_written != len(means):
+        raise ValueError(f"{file}: {n_written} of {len(means)} rows were predicted")
+
+
 def _without_values(
-    barcodes: Sequence[str],
-    genes: Sequence[str],
-    coords: np.ndarray,
-    provenance: Mapping[str, Any],
-    expected_pearson: np.ndarray | None,
-    picture: Picture | None,
+    barcodes: Sequence[str], genes: Sequence[str], coords: np.ndarray, info: PredictionInfo
 ) -> AnnData:
     import anndata
 
+    provenance = info["provenance"]
     if not {"slide", "target"} <= provenance.keys():
         raise ValueError("provenance must name slide and target")
     adata = anndata.AnnData(
@@ -218,9 +182,9 @@ def _without_values(
         var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
     )
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
-    if expected_pearson is not None:
-        adata.var["expected_pearson"] = np.asarray(expected_pearson, dtype=np.float64)
-    if picture is not None:
+    if (expected := info.get("expected_pearson")) is not None:
+        adata.var["expected_pearson"] = np.asarray(expected, dtype=np.float64)
+    if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
     adata.uns[KEY] = {"format": FORMAT, "provenance": text}
@@ -245,14 +209,14 @@ def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """Read what :func:`write_prediction` was told of the prediction's origin, nothing else.
+    """Read the provenance of a prediction and nothing else.
 
     Raises:
         BadInput: not such a file.
     """
     with open_h5(path) as file:
-        found = file.get(f"uns/{KEY}/provenance")
-        text = found.asstr()[()] if isinstance(found, h5py.Dataset) and not found.shape else None
+        data = file.get(f"uns/{KEY}/provenance")
+        text = data.asstr()[()] if isinstance(data, h5py.Dataset) and not data.shape else None
     return _provenance(path, text, ())
 
 
@@ -263,14 +227,14 @@ def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, A
             return provenance
     except (TypeError, ValueError, AttributeError):
         pass
-    known = ", ".join(map(repr, keys))
-    found = unquoted(f"keys {known}" if known else "nothing")
+    names = ", ".join(map(repr, keys))
+    found = unquoted(f"keys {names}" if names else "nothing")
     fix = "give a file that `stflow-graph sample` wrote"
     raise BadInput(path, "uns", found, f"{KEY!r} with its provenance", fix)
 
 
 def read_prediction(path: str | Path) -> Prediction:
-    """Read a prediction that :func:`write_prediction` wrote.
+    """Read a prediction that :func:`write_prediction_blocks` wrote.
 
     Raises:
         BadInput: not such a file, or values that are not finite.
@@ -282,8 +246,8 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     """Return a prediction that is an AnnData, validated as :func:`read_prediction` does.
 
     Args:
-        adata: what ``sample`` gave.
-        path: where it comes from, for messages.
+        adata: an output of ``sample``.
+        path: the file it comes from, for messages.
 
     Raises:
         BadInput: as :func:`read_prediction`.
@@ -301,12 +265,9 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     if coords is None:
         raise BadInput(path, "obsm", list(adata.obsm), "'spatial'")
     n = sum(name.startswith("sample_") for name in adata.layers)
-    samples = (
-        np.stack([np.asarray(adata.layers[f"sample_{i}"], np.float32) for i in range(n)])
-        if n
-        else None
-    )
+    samples = [np.asarray(adata.layers[f"sample_{i}"], np.float32) for i in range(n)]
     expected = None
     if "expected_pearson" in adata.var:
         expected = np.asarray(adata.var["expected_pearson"], dtype=np.float64)
-    return Prediction(mean, barcodes, genes, coords, samples, provenance, expected)
+    stacked = np.stack(samples) if samples else None
+    return Prediction(mean, barcodes, genes, coords, stacked, provenance, expected)

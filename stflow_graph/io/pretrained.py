@@ -1,32 +1,33 @@
-"""Folders of trained models: on this machine, in the hub's cache, or on the hub."""
+"""Folders of trained models: local, in the hub's cache, or on the hub."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.hub_errors import hub_errors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-# nothing else is fetched or sent, in particular nothing that would have to be unpickled
+# nothing else is fetched or sent, in particular no pickles
 _PATTERNS = ["*.safetensors", "*.json", "*.csv", "README.md"]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class HubOptions(TypedDict, total=False):
-    """How a repository is fetched.
+    """Options of fetching a repository.
 
     Attributes:
-        revision: branch, tag or commit of the repository; without it ``main``.
-        token: to the hub; without it the one that is logged in.
-        cache_dir: the hub's cache, if not at its usual place.
-        local_files_only: never ask the network.
-        force_download: ask the network though the repository is cached, to see what is new.
+        revision: branch, tag or commit of the repository; default ``main``.
+        token: of the hub; default that of the login.
+        cache_dir: the hub's cache; default its usual place.
+        local_files_only: never use the network.
+        force_download: use the network even for a cached repository, to get changes.
     """
 
     revision: str | None
@@ -37,14 +38,16 @@ class HubOptions(TypedDict, total=False):
 
 
 def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
-    """Return a model's folder; of a repository the cached one before the network is asked.
+    """Return a model's folder; a repository's comes from the cache if it is complete there.
 
     Args:
         path_or_repo: a folder, or a repository ``owner/name`` of the Hugging Face hub.
         **options: see :class:`HubOptions`.
 
     Raises:
-        BadInput: no folder and no repository, no access, no network, or no model there.
+        BadInput: no folder and no repository, or no model there.
+        BadConfig: no such repository, or no access to it.
+        StorageFailed: the hub cannot be reached.
     """
     path = Path(path_or_repo)
     if path.is_dir():
@@ -57,18 +60,15 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    local_only, anew = options.get("local_files_only"), options.get("force_download")
+    local_only, force = options.get("local_files_only"), bool(options.get("force_download"))
 
     def snapshot(local: bool) -> Path:
-        how: HubOptions = {
-            **options,
-            "local_files_only": local,
-            "force_download": bool(anew) and not local,
-        }
+        how: HubOptions = {**options, "local_files_only": local}
+        how["force_download"] = force and not local
         return Path(snapshot_download(name, allow_patterns=_PATTERNS, **how))
 
-    if local_only or not anew:
-        # an interrupted download leaves a part, which older hub clients hand out
+    if local_only or not force:
+        # an interrupted download leaves a part, which older hub clients return
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = snapshot(local=True)
             if all((folder / file).is_file() for file in (CONFIG, WEIGHTS)):
@@ -76,7 +76,7 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
         if local_only:
             fix = "leave out local_files_only to fetch it"
             raise BadInput(name, "hub", unquoted("nothing in the cache"), "a fetched model", fix)
-    with _one_line(name):
+    with hub_errors(name, "model"):
         folder = snapshot(local=False)
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
     if missing:
@@ -86,11 +86,11 @@ def fetch(path_or_repo: str | Path, **options: Unpack[HubOptions]) -> Path:
 
 
 class PushOptions(TypedDict, total=False):
-    """How a model is sent to the hub.
+    """Options of sending a model to the hub.
 
     Attributes:
-        token: to the hub; without it the one that is logged in.
-        private: whether a new repository is private; without it the hub decides.
+        token: of the hub; default that of the login.
+        private: whether a new repository is private; default that of the hub.
         commit_message: of the commit.
     """
 
@@ -100,7 +100,7 @@ class PushOptions(TypedDict, total=False):
 
 
 def push(save: Callable[[Path], None], repo_id: str, **options: Unpack[PushOptions]) -> str:
-    """Send a model to a repository of the hub, which is made if need be.
+    """Send a model to a repository of the hub, which is created if absent.
 
     Args:
         save: writes the model's folder.
@@ -111,7 +111,9 @@ def push(save: Callable[[Path], None], repo_id: str, **options: Unpack[PushOptio
         The commit's address.
 
     Raises:
-        BadInput: not a repository's name, no access, or no network.
+        BadInput: not a repository's name.
+        BadConfig: no access.
+        StorageFailed: the hub cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -121,7 +123,7 @@ def push(save: Callable[[Path], None], repo_id: str, **options: Unpack[PushOptio
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save(folder)
-        with _one_line(repo_id):
+        with hub_errors(repo_id, "model"):
             api.create_repo(repo_id, private=options.get("private"), exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo_id,
@@ -130,35 +132,3 @@ def push(save: Callable[[Path], None], repo_id: str, **options: Unpack[PushOptio
                 allow_patterns=_PATTERNS,
             )
     return str(commit.commit_url)
-
-
-@contextlib.contextmanager
-def _one_line(repo_id: str) -> Iterator[None]:
-    """Turn what the hub's client raises, often over many lines, into one line with a remedy."""
-    from huggingface_hub import errors
-
-    offline = "check the network and HF_ENDPOINT, or give a folder on this machine"
-    try:
-        yield
-    except errors.GatedRepoError:
-        found, fix = "no permission", f"ask for access at https://huggingface.co/{repo_id}"
-    except errors.RepositoryNotFoundError:
-        found, fix = "no such repository, or a private one", "check its name; `hf auth login`"
-    except errors.RevisionNotFoundError:
-        found, fix = "no such revision", "give a branch, tag or commit that is there"
-    except errors.LocalEntryNotFoundError:
-        found, fix = "no answer, and nothing in the cache", offline
-    except errors.OfflineModeIsEnabled:
-        found, fix = "offline mode", "unset HF_HUB_OFFLINE"
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        found = f"HTTP status {status}"
-        fix = "`hf auth login` with a token that may do this" if status in (401, 403) else offline
-    except Exception as error:
-        # the client's HTTP library is its own affair: it has changed twice
-        if "http" not in type(error).__module__ and not isinstance(error, ConnectionError):
-            raise
-        found, fix = f"{type(error).__name__}: {' '.join(str(error).split())}", offline
-    else:
-        return
-    raise BadInput(repo_id, "hub", unquoted(found), "access to the repository", fix) from None

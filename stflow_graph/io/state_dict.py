@@ -1,4 +1,4 @@
-"""State dicts from files, never by unpickling objects."""
+"""State dicts from files, without unpickling objects."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ def _unpickled(path: Path, expected: str) -> Any:
         raise BadInput(path, "content", found, expected) from None
 
 
-def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Say which keys are missing, unexpected or of another shape, naming the first of each.
+def misfits(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
+    """Describe the keys that are missing, unexpected or of another shape, with examples.
 
     Args:
-        wanted: a network's state dict.
-        found: the weights to fill it with.
+        expected: a network's state dict.
+        loaded: the weights to load into it.
 
     Returns:
         One line, empty if everything fits.
     """
     shapes = [
-        f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
+        f"{key} {list(loaded[key].shape)} instead of {list(expected[key].shape)}"
+        for key in expected
+        if key in loaded and loaded[key].shape != expected[key].shape
     ]
     kinds = {
-        "missing": [key for key in wanted if key not in found],
-        "unexpected": [key for key in found if key not in wanted],
+        "missing": [key for key in expected if key not in loaded],
+        "unexpected": [key for key in loaded if key not in expected],
         "misshapen": shapes,
     }
     return "; ".join(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.coords import median_pitch
 from stflow_graph.platforms.tables import SpotTable
 
 
 def um_per_px_of_array(spots: SpotTable, steps: tuple[float, float]) -> float | None:
-    """Return the µm/px of the map from array places to pixels that fits best, in least squares.
+    """Return the µm/px of the least-squares map from array places to pixels.
 
     With p the place in µm and x the pixels, x = A p + b, and µm/px is 1 / √|det A|: a rotated or
     mirrored array has the same scale. Every spot counts, so rounding to whole pixels cancels.
@@ -40,9 +40,7 @@ def um_per_px_of_pitch(coords: np.ndarray, pitch_um: float) -> float | None:
 
     None for a lone spot, or where most spots share their place with another.
     """
-    if len(coords) < 2:
-        return None
-    pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    pitch = median_pitch(coords)
     return pitch_um / pitch if pitch > 0 else None
 
 
@@ -58,15 +56,14 @@ def positive(value: object, file: str | Path, field: str) -> float:
 
 
 def check_scale(
-    measured: float, stated: float, largest: float, file: str | Path, stated_by: str
+    measured: float, stated: float, max_ratio: float, file: str | Path, stated_by: str
 ) -> None:
-    """Refuse places that are pixels of another resolution than the stated scale is of.
+    """Check that places are pixels of the resolution that the stated scale refers to.
 
     Raises:
-        BadInput: the two µm/px differ by more than the factor ``largest``.
+        BadInput: the two µm/px differ by more than the factor ``max_ratio``.
     """
-    ratio = measured / stated
-    if not 1 / largest <= ratio <= largest:
+    if not 1 / max_ratio <= measured / stated <= max_ratio:
         found = unquoted(f"{measured:.4g} µm/px from the spots' distances")
         expected = f"{stated:.4g} µm/px as in {stated_by}"
         fix = "give places in pixels of the full-resolution image"

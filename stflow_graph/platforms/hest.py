@@ -10,47 +10,41 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import read_object
 from stflow_graph.io.expression import read_expression
 from stflow_graph.platforms.array_scale import positive
-from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, places_of
+from stflow_graph.platforms.source import (
+    SlideData,
+    SlideSource,
+    SourceOptions,
+    Sources,
+    places_of,
+)
 
-# HEST names a slide's scale by what it was found from; it trusts the spots' distances most
+# in HEST's order of trust: from the spots' distances, from the image's metadata
 _SCALES = ("pixel_size_um_estimated", "pixel_size_um_embedded")
 
 
-def is_hest(folder: Path) -> bool:
-    """Say whether a folder has HEST-1k's ``st/`` beside images or patches."""
-    parts = [folder / part for part in ("wsis", "patches", "metadata")]
-    return any((folder / "st").glob("*.h5ad")) and any(part.is_dir() for part in parts)
-
-
-def hest_sources(folder: Path, options: SourceOptions) -> list[SlideSource]:
-    """Return the sources of all samples, or of the one that ``options.name`` names.
-
-    Raises:
-        BadInput: a sample with neither image nor patches.
-    """
-    return [
-        _source(folder, counts, options)
+def hest_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the samples of ``st/``, beside which there are images, patches or metadata."""
+    if not any((folder / part).is_dir() for part in ("wsis", "patches", "metadata")):
+        return {}
+    return {
+        counts.stem: partial(_source, folder, counts, options)
         for counts in sorted((folder / "st").glob("*.h5ad"))
-        if options.name in (None, counts.stem)
-    ]
+    }
 
 
 def _source(folder: Path, counts: Path, options: SourceOptions) -> SlideSource:
-    name = counts.stem
-    inputs = {"counts": counts}
+    name, inputs = counts.stem, {"counts": counts}
     for role, file in (
-        ("image", options.image or folder / "wsis" / f"{name}.tif"),
+        ("image", folder / "wsis" / f"{name}.tif"),
         ("metadata", folder / "metadata" / f"{name}.json"),
         ("patches", folder / "patches" / f"{name}.h5"),
     ):
-        if file.is_file() or file == options.image:
+        if file.is_file():
             inputs[role] = file
-    if not inputs.keys() & {"image", "patches"}:
+    if options.image is None and not inputs.keys() & {"image", "patches"}:
         expected = f"wsis/{name}.tif or patches/{name}.h5"
         raise BadInput(folder, f"image of {name}", unquoted("no file"), expected)
-    return SlideSource(
-        name, inputs, partial(_read, inputs), platform="HEST-1k", um_per_px=options.um_per_px
-    )
+    return SlideSource(name, inputs, partial(_read, inputs), platform="HEST-1k")
 
 
 def _read(inputs: Mapping[str, Path]) -> SlideData:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.columns import read_rows
+from stflow_graph.io.columns import as_number, check_columns, read_text_columns
 from stflow_graph.io.hdf5 import check_unique
-from stflow_graph.platforms.source import SlideSource, SourceOptions, tables_source
+from stflow_graph.platforms.source import SlideSource, SourceOptions, Sources, tables_source
 
 MANIFEST = "dataset.csv"
 
 
 def is_kit(folder: Path) -> bool:
-    """Say whether a folder has a manifest."""
+    """Return whether a folder has a manifest."""
     return (folder / MANIFEST).is_file()
 
 
-def kit_sources(folder: Path, options: SourceOptions) -> list[SlideSource]:
-    """Return the sources of all slides, or of the one that ``options.name`` names."""
-    slides = read_manifest(folder / MANIFEST)
-    return [slide for slide in slides if options.name in (None, slide.name)]
+def kit_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slides of the manifest."""
+    if not is_kit(folder):
+        return {}
+    return {
+        slide.name: partial(dataclasses.replace, slide)
+        for slide in read_manifest(folder / MANIFEST)
+    }
 
 
 def read_manifest(path: str | Path) -> list[SlideSource]:
@@ -37,13 +43,10 @@ def read_manifest(path: str | Path) -> list[SlideSource]:
             leaves the folder, µm/px not a positive number, patients of some slides only.
     """
     path = Path(path)
-    rows = read_rows(path, short_rows=True)
-    header = [name.strip() for name in next(rows)]
-    check_unique([name for name in header if name], path, "columns")
-    missing = [c for c in ("id", "image", "counts", "spots", "um_per_px") if c not in header]
-    if missing:
-        raise BadInput(path, "columns", header, "also " + ", ".join(missing))
-    slides = [_kit_slide(path, dict(zip(header, row, strict=True))) for row in rows]
+    table = read_text_columns(path)
+    check_columns(table, ("id", "image", "counts", "spots", "um_per_px"), path)
+    rows = zip(*table.values(), strict=True)
+    slides = [_kit_slide(path, dict(zip(table, row, strict=True))) for row in rows]
     if not slides:
         raise BadInput(path, "rows", unquoted("0 slides"), "at least one")
     # outputs are files named after slides, and some file systems ignore case
@@ -57,11 +60,8 @@ def read_manifest(path: str | Path) -> list[SlideSource]:
 
 def _kit_slide(path: Path, row: dict[str, str]) -> SlideSource:
     name = check_name(row["id"], path, "id")
-    try:
-        um_per_px = float(row["um_per_px"])
-    except ValueError:
-        um_per_px = np.nan
-    if not (np.isfinite(um_per_px) and um_per_px > 0):
+    um_per_px = as_number(row["um_per_px"])
+    if um_per_px is None or not 0 < um_per_px < np.inf:
         raise BadInput(path, f"um_per_px of {name}", row["um_per_px"], "a positive number")
     spots = row["spots"]
     if not spots and not row["counts"].endswith(".h5ad"):
@@ -72,7 +72,7 @@ def _kit_slide(path: Path, row: dict[str, str]) -> SlideSource:
         _inside(path, name, "spots", spots) if spots else None,
         _inside(path, name, "counts", row["counts"]),
         um_per_px,
-        row.get("patient", "").strip(),
+        row.get("patient", ""),
     )
 
 

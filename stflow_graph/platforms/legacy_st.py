@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.platforms.array_scale import um_per_px_of_array
-from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
+from stflow_graph.platforms.source import (
+    SlideData,
+    SlideSource,
+    SourceOptions,
+    Sources,
+    required_file,
+)
 from stflow_graph.platforms.tables import read_counts, read_spots
 
 _SELECTION = "_selection.tsv"
@@ -17,47 +22,21 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _PITCH_UM = 200.0
 
 
-def is_legacy_st(folder: Path) -> bool:
-    """Say whether a folder has a selection of spots."""
-    return bool(_selections(folder))
-
-
-def legacy_st_sources(folder: Path, options: SourceOptions) -> list[SlideSource]:
-    """Return the sources of all slides, or of the one that ``options.name`` names.
-
-    Raises:
-        BadInput: a slide without counts.
-    """
-    return [
-        _source(folder, name, file, options)
-        for name, file in _selections(folder).items()
-        if options.name in (None, name)
-    ]
-
-
-def _selections(folder: Path) -> dict[str, Path]:
+def legacy_st_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slides that have a selection of spots."""
     files = [*folder.glob(f"*{_SELECTION}"), *folder.glob(f"*{_SELECTION}.gz")]
-    return {path.name.split(_SELECTION)[0]: path for path in sorted(files)}
+    names = {path.name.split(_SELECTION)[0]: path for path in sorted(files)}
+    return {name: partial(_source, folder, name, spots) for name, spots in names.items()}
 
 
-def _source(folder: Path, name: str, spots: Path, options: SourceOptions) -> SlideSource:
-    counts, images = (
-        [folder / f"{name}{ending}" for ending in endings if (folder / f"{name}{ending}").is_file()]
-        for endings in (_COUNTS, _IMAGES)
-    )
-    if not counts:
-        expected = " or ".join(f"{name}{ending}" for ending in _COUNTS)
-        raise BadInput(folder, f"counts of {name}", unquoted("no file"), expected)
-    inputs = {"counts": counts[0], "spots": spots}
-    if options.image is not None or images:
-        inputs["image"] = options.image or images[0]
+def _source(folder: Path, name: str, spots: Path) -> SlideSource:
+    counts = required_file(folder, f"counts of {name}", [name + ending for ending in _COUNTS])
+    inputs = {"counts": counts, "spots": spots}
+    images = [folder / f"{name}{ending}" for ending in _IMAGES]
+    if image := next((path for path in images if path.is_file()), None):
+        inputs["image"] = image
     return SlideSource(
-        name,
-        inputs,
-        partial(_read, inputs),
-        platform="legacy ST",
-        unit="spots under tissue",
-        um_per_px=options.um_per_px,
+        name, inputs, partial(_read, inputs), platform="legacy ST", unit="spots under tissue"
     )
 
 

@@ -1,16 +1,17 @@
-"""What every reader of a raw slide returns: which files it reads, and how to read them."""
+"""Sources of raw slides: the files of each, and how to read them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeAlias
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.io.atomic import sha256
+from stflow_graph.io.atomic import listed, sha256
 from stflow_graph.io.expression import Expression
 from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
 
@@ -22,7 +23,7 @@ class SlideData:
     Attributes:
         spots: the spots' places, level-0 pixels of the H&E image.
         expression: raw counts; its barcodes are matched with those of ``spots``.
-        um_per_px: micrometres per pixel of the H&E image, None if the files do not tell.
+        um_per_px: micrometres per pixel of the H&E image, None if not in the files.
     """
 
     spots: SpotTable
@@ -39,12 +40,12 @@ class SlideSource:
         inputs: every file that is read, by role. ``image`` is the H&E image at full resolution,
             ``patches`` a HEST patch file already cut from it; ``counts`` is always there.
         read: reads the tables.
-        open_image: opens the H&E image where it is no file of its own.
+        open_image: opens an H&E image that is no file of its own.
         hash_input: returns the SHA-256 of an input.
-        platform: what made it, for people; "" where the user named the files one by one.
-        unit: what the rows are, for people.
-        settings: choices that change what ``read`` gives.
-        um_per_px: micrometres per pixel as the user says; wins over the files.
+        platform: its name, for people; "" if the user named the files one by one.
+        unit: of the rows, for people.
+        settings: options that affect ``read``.
+        um_per_px: micrometres per pixel from the user; overrides the files.
         patient: the patient's name, "" if unknown.
     """
 
@@ -76,24 +77,24 @@ class SlideSource:
 
     @property
     def image_file(self) -> Path:
-        """The file whose scale is wanted: the image, if there is one."""
+        """The file to name in messages about the scale: the image, if there is one."""
         return self.inputs.get("image", self.inputs["counts"])
 
     @property
     def spots_file(self) -> Path:
-        """The file that says where the spots are."""
+        """The file with the spots' places."""
         return self.inputs.get("spots", self.inputs["counts"])
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """What a user can say of a raw slide beyond where it is.
+    """Options of the user for a raw slide.
 
     Attributes:
-        name: the slide's name, or which of several to take; None takes the folder's, or all.
+        name: the slide's name, or the one of several to take; None takes the folder's, or all.
         image: the H&E image at full resolution.
-        um_per_px: its micrometres per pixel, where the files do not tell.
-        gene_names: ``"symbols"`` or ``"ids"``, where the files have both.
+        um_per_px: its micrometres per pixel; overrides the files.
+        gene_names: ``"symbols"`` or ``"ids"``, for files with both.
         bin_um: Visium HD's bins, µm.
         alignment: Xenium's matrix that maps pixels of the H&E image to the morphology image.
     """
@@ -107,6 +108,20 @@ class SourceOptions:
 
 
 NO_OPTIONS = SourceOptions()
+# the slides of a folder by name, each with the function that returns it
+Sources: TypeAlias = Mapping[str, Callable[[], SlideSource]]
+
+
+def required_file(folder: Path, role: str, names: Iterable[str]) -> Path:
+    """Return the first of several files, or folders, that a folder has.
+
+    Raises:
+        BadInput: it has none; the message lists those it has.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise BadInput(folder, role, listed(folder), " or ".join(names))
 
 
 def tables_source(
@@ -124,7 +139,7 @@ def tables_source(
         image: H&E image at full resolution.
         spots: spot table, see ``platforms.tables.read_spots``; None takes the places in ``counts``.
         counts: table of spots x genes, or .h5ad with raw counts.
-        um_per_px: micrometres per pixel; None takes what the .h5ad says.
+        um_per_px: micrometres per pixel; None takes that of the .h5ad.
         patient: the patient's name, "" if unknown.
     """
     inputs = {"image": Path(image), "counts": Path(counts)}

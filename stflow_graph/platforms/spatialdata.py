@@ -18,9 +18,9 @@ import numpy as np
 from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import folder_sha256, read_json
+from stflow_graph.io.coords import check_coords
 from stflow_graph.io.expression import expression_of
-from stflow_graph.io.hdf5 import check_coords
-from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
 from stflow_graph.platforms.tables import SpotTable
 
 if TYPE_CHECKING:
@@ -32,53 +32,51 @@ _METADATA = (".zarray", ".zmetadata", "zarr.json")
 _XY = ("x", "y")
 
 
-def is_spatialdata(folder: Path) -> bool:
-    """Say whether a folder is a Zarr group with tables and shapes."""
-    is_group = any((folder / mark).is_file() for mark in _GROUP_MARKS)
-    return is_group and (folder / "tables").is_dir() and (folder / "shapes").is_dir()
+def spatialdata_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slide of a SpatialData store: a Zarr group with tables and shapes.
 
-
-def spatialdata_source(folder: Path, options: SourceOptions) -> SlideSource:
-    """Return the source of a SpatialData store.
-
-    Its units are not micrometres in general, so ``options.um_per_px`` has to be given.
+    Its units are not micrometres in general, so ``options.um_per_px`` is required.
     ``options.bin_um`` chooses among tables of Visium HD, as spatialdata-io names them.
     """
-    settings: dict[str, str | float] = {}
-    if options.bin_um is not None:
-        settings["bin_um"] = options.bin_um
+    is_group = any((folder / mark).is_file() for mark in _GROUP_MARKS)
+    if not (is_group and (folder / "tables").is_dir() and (folder / "shapes").is_dir()):
+        return {}
+    name = options.name or folder.resolve().name.removesuffix(".zarr")
+    return {name: partial(_source, folder, name, options.bin_um)}
+
+
+def _source(folder: Path, name: str, bin_um: int | None) -> SlideSource:
     return SlideSource(
-        options.name or folder.resolve().name.removesuffix(".zarr"),
+        name,
         {"counts": folder},
-        partial(_read, folder, options.bin_um),
-        open_image=partial(_open_image, folder, options.bin_um),
+        partial(_read, folder, bin_um),
+        open_image=partial(_open_image, folder, bin_um),
         hash_input=folder_sha256,
         platform="SpatialData",
-        settings=settings,
-        um_per_px=options.um_per_px,
+        settings={} if bin_um is None else {"bin_um": bin_um},
     )
 
 
 def _refuse_pickles(folder: Path) -> None:
     """Refuse arrays that Zarr would unpickle, which runs code."""
     for file in sorted(folder.rglob("*")):
-        if file.name in _METADATA and _says_pickle(read_json(file)):
+        if file.name in _METADATA and _names_pickle(read_json(file)):
             raise BadInput(file, "codec", "pickle", "a codec that runs no code")
 
 
-def _says_pickle(value: object) -> bool:
+def _names_pickle(value: object) -> bool:
     if isinstance(value, dict):
-        return any(map(_says_pickle, value.values()))
+        return any(map(_names_pickle, value.values()))
     if isinstance(value, list):
-        return any(map(_says_pickle, value))
+        return any(map(_names_pickle, value))
     return isinstance(value, str) and "pickle" in value.lower()
 
 
 @contextlib.contextmanager
 def _library(folder: Path) -> Iterator[Any]:
-    """Give the library; whatever it raises for a broken store becomes BadInput."""
+    """Yield the library; its errors on a broken store become BadInput."""
     _refuse_pickles(folder)
-    # it and what it imports warn of their own future, in half a dozen modules
+    # the library and its imports warn of deprecations of their own, in half a dozen modules
     with (
         as_bad_input(folder, "content", "a store that spatialdata can read"),
         warnings.catch_warnings(),
@@ -102,18 +100,18 @@ def _read(folder: Path, bin_um: int | None) -> SlideData:
         _, to_pixels = _image(data, region, folder)
         coords = _centroids(data.shapes[region], instances, folder) @ to_pixels[:2, :2].T
         coords = check_coords(coords + to_pixels[:2, 2], folder, region, table.n_obs)
-        table.obsm.pop("spatial", None)  # the shapes say where a spot is
+        table.obsm.pop("spatial", None)  # the shapes give the places
         expression = expression_of(table, folder)
     return SlideData(SpotTable(expression.barcodes, coords), expression, None)
 
 
 def _table(data: spatialdata.SpatialData, folder: Path, bin_um: int | None) -> anndata.AnnData:
     names = list(data.tables)
-    wanted = names if bin_um is None else [n for n in names if n.endswith(f"{bin_um:03d}um")]
-    if len(wanted) != 1:
+    chosen = names if bin_um is None else [n for n in names if n.endswith(f"{bin_um:03d}um")]
+    if len(chosen) != 1:
         fix = "choose one of Visium HD with --bin-um" if len(names) > 1 else None
         raise BadInput(folder, "tables", names, "one table", fix)
-    return data.tables[wanted[0]]
+    return data.tables[chosen[0]]
 
 
 def _annotated(table: anndata.AnnData, folder: Path) -> tuple[str, np.ndarray]:

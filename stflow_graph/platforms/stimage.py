@@ -15,39 +15,29 @@ import numpy as np
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.columns import numbers, read_columns
 from stflow_graph.platforms.array_scale import um_per_px_of_array, um_per_px_of_pitch
-from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
+from stflow_graph.platforms.source import (
+    SlideData,
+    SlideSource,
+    SourceOptions,
+    Sources,
+    required_file,
+)
 from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
 
 _COORDS, _COUNTS = "_coord.csv", "_count.csv"
-# a spot's radius against the distance to the next tells the platform: µm apart, and the diameter
-# that r is half of. Visium's is Space Ranger's spot_diameter_fullres
+# the ratio of a spot's radius to the pitch identifies the platform: pitch and diameter (twice r),
+# µm. Visium's diameter is Space Ranger's spot_diameter_fullres
 _PLATFORMS = {"legacy ST": (200.0, 100.0), "Visium": (100.0, 65.0)}
 _CLOSE = 0.12
 _ARRAY_PLACE = re.compile(r"(?:^|_)(\d+)x(\d+)$")
 
 
-def is_stimage(folder: Path) -> bool:
-    """Say whether a folder has coordinate and count tables of STimage-1K4M."""
-    return bool(_coordinate_files(folder))
-
-
-def stimage_sources(folder: Path, options: SourceOptions) -> list[SlideSource]:
-    """Return the sources of all slides, or of the one that ``options.name`` names.
-
-    Raises:
-        BadInput: a slide without counts or image.
-    """
-    files = {file.name.removesuffix(_COORDS): file for file in _coordinate_files(folder)}
-    return [
-        _source(folder, name, file, options)
-        for name, file in files.items()
-        if options.name in (None, name)
-    ]
-
-
-def _coordinate_files(folder: Path) -> list[Path]:
+def stimage_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slides that have a coordinate table."""
     inner = folder / "coord"
-    return sorted((inner if inner.is_dir() else folder).glob(f"*{_COORDS}"))
+    tables = sorted((inner if inner.is_dir() else folder).glob(f"*{_COORDS}"))
+    names = {table.name.removesuffix(_COORDS): table for table in tables}
+    return {name: partial(_source, folder, name, table, options) for name, table in names.items()}
 
 
 def _source(folder: Path, name: str, coords: Path, options: SourceOptions) -> SlideSource:
@@ -56,20 +46,10 @@ def _source(folder: Path, name: str, coords: Path, options: SourceOptions) -> Sl
         ("counts", "gene_exp", f"{name}{_COUNTS}"),
         ("image", "image", f"{name}.png"),
     ):
-        found = [path for path in (folder / part / file, folder / file) if path.is_file()]
-        if role == "image" and options.image is not None:
-            found = [options.image]
-        if not found:
-            expected = f"{file} or {part}/{file}"
-            raise BadInput(folder, f"{role} of {name}", unquoted("no file"), expected)
-        inputs[role] = found[0]
-    return SlideSource(
-        name,
-        inputs,
-        partial(_read, inputs, options.um_per_px is not None),
-        platform="STimage-1K4M",
-        um_per_px=options.um_per_px,
-    )
+        if role != "image" or options.image is None:
+            inputs[role] = required_file(folder, f"{role} of {name}", [f"{part}/{file}", file])
+    read = partial(_read, inputs, options.um_per_px is not None)
+    return SlideSource(name, inputs, read, platform="STimage-1K4M")
 
 
 def _read(inputs: Mapping[str, Path], scale_known: bool) -> SlideData:

@@ -1,4 +1,4 @@
-"""Reading the tables of a raw slide: where its spots are, and their counts."""
+"""Reading the tables of a raw slide: the places of its spots and their counts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from stflow_graph.io.columns import (
     texts,
     whole_numbers,
 )
-from stflow_graph.io.expression import Expression, numbered, read_expression
-from stflow_graph.io.hdf5 import check_coords, check_unique
+from stflow_graph.io.coords import check_coords
+from stflow_graph.io.expression import Expression, numbered, read_expression, totals
+from stflow_graph.io.hdf5 import check_unique
 
 _BARCODE = ("barcode", "barcodes", "spot", "spot_id", "")
 # pairs are (x, y), so (column, row): Visium names rows first
@@ -33,24 +34,20 @@ _XY = ("x", "y")
 _SELECTED = ("selected", "in_tissue")
 # Space Ranger 1's tissue_positions_list.csv names no columns
 _POSITIONS = (
-    "barcode",
-    "in_tissue",
-    "array_row",
-    "array_col",
-    "pxl_row_in_fullres",
-    "pxl_col_in_fullres",
+    *("barcode", "in_tissue", "array_row", "array_col"),
+    *("pxl_row_in_fullres", "pxl_col_in_fullres"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class SpotTable:
-    """Where the spots of one slide are.
+    """The places of a slide's spots.
 
     Attributes:
         barcodes: N names.
         coords: ``[N, 2]`` float64 centres in level-0 pixels (x, y).
-        selected: ``[N]`` bool, None if the table does not say.
-        array: ``[N, 2]`` int64 places on the array (column, row), None if the table does not say.
+        selected: ``[N]`` bool, None without such a column.
+        array: ``[N, 2]`` int64 places on the array (column, row), None without such columns.
     """
 
     barcodes: list[str]
@@ -73,8 +70,6 @@ def read_spots(path: str | Path) -> SpotTable:
     """
     path = Path(path)
     columns = read_columns(path, no_header=_POSITIONS)
-    if not columns:
-        raise BadInput(path, "rows", unquoted("0 spots"), "at least one spot")
     barcode = next((columns[name] for name in _BARCODE if name in columns), None)
     pixels = next((pair for pair in _PIXELS if columns.keys() >= set(pair)), None)
     array = _ARRAY if columns.keys() >= set(_ARRAY) else None
@@ -93,6 +88,8 @@ def read_spots(path: str | Path) -> SpotTable:
         assert places is not None
         barcode = [f"{x}x{y}" for x, y in places]
     barcodes = texts(barcode)
+    if not barcodes:
+        raise BadInput(path, "rows", unquoted("0 spots"), "at least one spot")
     check_unique(barcodes, path, "barcodes")
     coords = np.stack([numbers(columns[name], path, name) for name in pixels], axis=1)
     coords = check_coords(coords, path, ", ".join(pixels), len(barcodes))
@@ -115,7 +112,7 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
 
     A table's first row names the genes and its first column the spots. It is read row by row, so
     memory follows the counts that are not zero. Genes keep their names; a gene that stands twice
-    in a table is refused, as nothing says whether its counts should be summed.
+    in a table is refused, as it is not clear whether its counts should be summed.
 
     Args:
         path: the file.
@@ -151,8 +148,7 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
     counts = sp.csr_matrix(
         (np.concatenate(values), np.concatenate(columns), starts), (len(barcodes), len(genes))
     )
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
-    return Expression(counts, barcodes, genes, total, coords=None, um_per_px=None)
+    return Expression(counts, barcodes, genes, totals(counts))
 
 
 def _row_of_counts(cells: list[str], genes: Sequence[str], barcode: str, path: Path) -> np.ndarray:

@@ -8,11 +8,7 @@ with ``features/{id, name, feature_type, genome}``; that of version 2 a group pe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gzip
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -20,18 +16,19 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import check_file, listed
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
+from stflow_graph.io.atomic import check_file
 from stflow_graph.io.columns import read_rows
-from stflow_graph.io.expression import Expression, check_raw, numbered
+from stflow_graph.io.expression import Expression, check_raw, numbered, totals
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
+from stflow_graph.platforms.source import required_file
 
 GENE_EXPRESSION = "Gene Expression"
 GENE_NAMES = ("symbols", "ids")
 # entries of the matrix that are converted and checked at a time
 _BLOCK = 2**24
 _FOLDER_FILES = (
-    ("matrix", ("matrix.mtx.gz", "matrix.mtx")),
+    ("counts", ("matrix.mtx.gz", "matrix.mtx")),
     ("features", ("features.tsv.gz", "genes.tsv.gz", "features.tsv", "genes.tsv")),
     ("barcodes", ("barcodes.tsv.gz", "barcodes.tsv")),
 )
@@ -54,7 +51,7 @@ def read_tenx(path: str | Path, gene_names: str = "symbols") -> Expression:
 
     Args:
         path: the .h5, or the folder of ``matrix.mtx.gz``, ``features.tsv.gz``, ``barcodes.tsv.gz``.
-        gene_names: what names the genes, ``"symbols"`` or ``"ids"``.
+        gene_names: ``"symbols"`` or ``"ids"``.
 
     Returns:
         N barcodes x G genes, without coordinates.
@@ -87,17 +84,11 @@ def tenx_files(path: str | Path) -> dict[str, Path]:
     path = Path(path)
     if not path.is_dir():
         return {"counts": path}
-    files = {}
-    for role, names in _FOLDER_FILES:
-        found = [path / name for name in names if (path / name).is_file()]
-        if not found:
-            raise BadInput(path, role, listed(path), " or ".join(names))
-        files["counts" if role == "matrix" else role] = found[0]
-    return files
+    return {role: required_file(path, role, names) for role, names in _FOLDER_FILES}
 
 
 def software(path: str | Path) -> str:
-    """Return what a .h5 says wrote it, such as ``"spaceranger-2.1.0"``; "" if it does not say."""
+    """Return the program that wrote a .h5, such as ``"spaceranger-2.1.0"``; "" if unknown."""
     with open_h5(path) as file:
         value = file.attrs.get("software_version", "")
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -116,9 +107,8 @@ def _expression(
         counts = counts[:, kept]
     ids, symbols = ([names[i] for i in kept] for names in (features.ids, features.symbols))
     genes = numbered(symbols if gene_names == "symbols" else ids)
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
     var = {"gene_ids": ids, "gene_symbols": symbols}
-    return Expression(counts, barcodes, genes, total, coords=None, um_per_px=None, var=var)
+    return Expression(counts, barcodes, genes, totals(counts), var=var)
 
 
 def _read_h5(file: h5py.File) -> tuple[sp.csr_matrix, list[str], _Features]:
@@ -170,39 +160,26 @@ def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
         if data.ndim != 1 or data.dtype.kind not in ("iuf" if key == "data" else "iu"):
             found = unquoted(f"{data.dtype} {data.shape}")
             raise BadInput(path, data.name, found, "a list of numbers")
-    starts = stored["indptr"][()].astype(np.int64)
-    n_entries = len(stored["data"])
-    if len(starts) != shape[0] + 1:
-        found = unquoted(f"{len(starts)} pointers")
-        raise BadInput(path, "indptr", found, f"{shape[0] + 1}, one more than barcodes")
-    if starts[0] != 0 or starts[-1] != n_entries or (np.diff(starts) < 0).any():
-        found = unquoted(f"{starts[0]} to {starts[-1]} for {n_entries} entries, or decreasing")
-        raise BadInput(path, "indptr", found, f"never decreasing, 0 to {n_entries}")
-    if len(stored["indices"]) != n_entries:
-        found = unquoted(f"{len(stored['indices'])} for {n_entries} values")
-        raise BadInput(path, "indices", found, "one per value")
+    n_entries, starts = len(stored["data"]), stored["indptr"][()].astype(np.int64)
+    for key, n in (("indices", len(stored["indices"])), ("indptr", starts[-1:].sum())):
+        if n != n_entries:
+            raise BadInput(path, key, unquoted(f"{n} for {n_entries} values"), "one per value")
     indices = np.empty(n_entries, dtype=np.int32)
     values = np.empty(n_entries, dtype=np.float32)
     for start in range(0, n_entries, _BLOCK):
         part = slice(start, start + _BLOCK)
-        index = stored["indices"][part]
-        if len(index) and not (index.min() >= 0 and index.max() < shape[1]):
+        index, block = stored["indices"][part], stored["data"][part]
+        if not (index.min() >= 0 and index.max() < shape[1]):
             found = unquoted(f"{index.min()} to {index.max()}")
             raise BadInput(path, "indices", found, f"0 to {shape[1] - 1}")
-        indices[part] = index
-        block = stored["data"][part]
         check_raw(block, path, "data")
-        values[part] = block
-    return _sorted(sp.csr_matrix((values, indices, starts), shape), path)
-
-
-def _sorted(counts: sp.csr_matrix, path: str | Path) -> sp.csr_matrix:
+        indices[part], values[part] = index, block
+    with as_bad_input(path, "indptr", f"{shape[0] + 1} pointers, never decreasing from 0"):
+        counts = sp.csr_matrix((values, indices, starts), shape)
+        counts.check_format(full_check=True)
     counts.sort_indices()
-    same = counts.indices[1:] == counts.indices[:-1]
-    row_starts = counts.indptr[1:-1]
-    same[row_starts[(row_starts > 0) & (row_starts <= len(same))] - 1] = False
-    if same.any():
-        found = unquoted(f"a feature twice in one barcode, {int(same.sum())} times")
+    if not counts.has_canonical_format:
+        found = unquoted("a feature twice in one barcode")
         raise BadInput(path, "indices", found, "each feature once")
     return counts
 
@@ -215,7 +192,7 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
         raise BadInput(files["features"], "columns", unquoted("1"), "ids and names")
     features = _Features(columns[0], columns[1], columns[2] if len(columns) > 2 else [])
     path = check_file(files["counts"])
-    with _refusing_matrix(path):
+    with as_bad_input(path, "content", "a Matrix Market file"):
         matrix = scipy.io.mmread(path)
     expected = (len(features.ids), len(barcodes))
     if not sp.issparse(matrix) or matrix.shape != expected:
@@ -223,12 +200,3 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
         raise BadInput(path, "shape", found, f"sparse {expected}, features x barcodes")
     check_raw(matrix.data, path, "data")
     return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features
-
-
-@contextlib.contextmanager
-def _refusing_matrix(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OverflowError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        text = " ".join(str(error).split())
-        raise BadInput(path, "content", text, "a Matrix Market file") from None

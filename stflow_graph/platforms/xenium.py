@@ -15,11 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import listed, read_object
+from stflow_graph.io.atomic import read_object
 from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
-from stflow_graph.io.hdf5 import check_coords, check_unique
+from stflow_graph.io.coords import check_coords
+from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.platforms.array_scale import positive
-from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions
+from stflow_graph.platforms.source import (
+    SlideData,
+    SlideSource,
+    SourceOptions,
+    Sources,
+    required_file,
+)
 from stflow_graph.platforms.tables import SpotTable
 from stflow_graph.platforms.tenx import read_tenx, tenx_files
 
@@ -28,25 +35,21 @@ _COUNTS = ("cell_feature_matrix.h5", "cell_feature_matrix")
 _SPECIFICATION = "experiment.xenium"
 _ALIGNMENT = "*he_imagealignment.csv"
 _IMAGE = "*he_image.ome.tif"
-# of the morphology image, where experiment.xenium is not there to say
+# of the morphology image, without experiment.xenium
 _PIXEL_UM = 0.2125
-_LARGEST_SHEAR = 0.05
+_MAX_SHEAR = 0.05
 
 
-def is_xenium(folder: Path) -> bool:
-    """Say whether a folder has Xenium's cells and their counts."""
-    return _first(folder, _CELLS) is not None and _first(folder, _COUNTS) is not None
+def xenium_slides(folder: Path, options: SourceOptions) -> Sources:
+    """Return the slide of a bundle with cells and their counts."""
+    if not all(any((folder / name).exists() for name in names) for names in (_CELLS, _COUNTS)):
+        return {}
+    name = options.name or folder.resolve().name
+    return {name: partial(_source, folder, name, options)}
 
 
-def xenium_source(folder: Path, options: SourceOptions) -> SlideSource:
-    """Return the source of a Xenium slide, with a cell as a spot.
-
-    Raises:
-        BadInput: a file is missing, or there is no alignment of the H&E image.
-    """
-    cells, counts = (
-        _required(folder, names, role) for names, role in ((_CELLS, "cells"), (_COUNTS, "counts"))
-    )
+def _source(folder: Path, name: str, options: SourceOptions) -> SlideSource:
+    counts = required_file(folder, "counts", _COUNTS)
     alignment = options.alignment or _only(folder, _ALIGNMENT)
     if alignment is None:
         fix = (
@@ -54,40 +57,28 @@ def xenium_source(folder: Path, options: SourceOptions) -> SlideSource:
             "in the pixels of the morphology image)"
         )
         raise BadInput(folder, "alignment", unquoted("no file"), _ALIGNMENT, fix)
+    cells = required_file(folder, "cells", _CELLS)
     inputs = {**tenx_files(counts), "spots": cells, "alignment": alignment}
-    image = options.image or _only(folder, _IMAGE)
-    if image is not None:
+    if image := _only(folder, _IMAGE):
         inputs["image"] = image
-    platform = "Xenium"
-    if (folder / _SPECIFICATION).is_file():
-        inputs["specification"] = folder / _SPECIFICATION
-        release = str(read_object(inputs["specification"]).get("analysis_sw_version", ""))
+    platform, specification = "Xenium", folder / _SPECIFICATION
+    if specification.is_file():
+        inputs["specification"] = specification
+        release = str(read_object(specification).get("analysis_sw_version", ""))
         platform = f"Xenium, {release.split('-')[1]}" if release.count("-") else platform
     return SlideSource(
-        options.name or folder.resolve().name,
+        name,
         inputs,
         partial(_read, counts, inputs, options.gene_names),
         platform=platform,
         unit="cells",
         settings={"gene_names": options.gene_names},
-        um_per_px=options.um_per_px,
     )
 
 
-def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).exists()), None)
-
-
 def _only(folder: Path, pattern: str) -> Path | None:
-    found = list(folder.glob(pattern))
-    return found[0] if len(found) == 1 else None
-
-
-def _required(folder: Path, names: tuple[str, ...], role: str) -> Path:
-    found = _first(folder, names)
-    if found is None:
-        raise BadInput(folder, role, listed(folder), " or ".join(names))
-    return found
+    files = list(folder.glob(pattern))
+    return files[0] if len(files) == 1 else None
 
 
 def _read(counts: Path, inputs: Mapping[str, Path], gene_names: str) -> SlideData:
@@ -107,9 +98,9 @@ def _cells(path: Path) -> tuple[list[str], np.ndarray]:
     """Return the cells' ids and their centres in µm."""
     axes = ("x_centroid", "y_centroid")
     columns = read_columns(path, ("cell_id", *axes))
-    if not columns:
-        raise BadInput(path, "rows", unquoted("0 cells"), "at least one cell")
     barcodes = texts(columns["cell_id"])
+    if not barcodes:
+        raise BadInput(path, "rows", unquoted("0 cells"), "at least one cell")
     check_unique(barcodes, path, "cell_id")
     places = np.stack([numbers(columns[axis], path, axis) for axis in axes], axis=1)
     return barcodes, check_coords(places, path, ", ".join(axes), len(barcodes))
@@ -131,7 +122,7 @@ def read_alignment(path: str | Path) -> np.ndarray:
     if not np.isfinite(matrix).all() or not np.allclose(matrix[2], (0, 0, 1)):
         raise BadInput(path, "last row", matrix[2].tolist(), "0, 0, 1, all finite")
     largest, smallest = np.linalg.svd(matrix[:2, :2], compute_uv=False)
-    if not smallest > (1 - _LARGEST_SHEAR) * largest:
+    if not smallest > (1 - _MAX_SHEAR) * largest:
         found = unquoted(f"a map that scales by {smallest:.4g} to {largest:.4g}")
         raise BadInput(path, "matrix", found, "one scale in all directions")
     return matrix

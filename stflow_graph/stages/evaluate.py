@@ -158,7 +158,7 @@ def evaluate_in_memory(
         if name not in truth:
             raise BadInput("truth", "slide", list(truth), f"counts of slide {name!r}")
         expression = expression_of(
-            truth[name], f"truth of {name}", prediction.genes, least_share=_LEAST_GENES
+            truth[name], f"truth of {name}", prediction.genes, min_fraction=_LEAST_GENES
         )
         slides.append(_open_slide(label, given[label], expression, None, seed))
     notes = [note for slide in slides for note in _notes(slide)]
@@ -307,7 +307,7 @@ def _read_truth(
     first = next(iter(models.values()))
     file = _truth_file(truth, *first.key)
     genes = first.prediction.genes
-    return read_expression(file, genes, matching=matching, least_share=_LEAST_GENES), file
+    return read_expression(file, genes, matching=matching, min_fraction=_LEAST_GENES), file
 
 
 def _open_slide(

@@ -16,7 +16,8 @@ import pandas as pd
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency, unquoted
 from stflow_graph.io.atomic import atomic_folder, atomic_path
 from stflow_graph.io.cells import safe_cell
-from stflow_graph.io.hdf5 import check_coords, check_unique, dataset, open_h5, read_strings
+from stflow_graph.io.coords import check_coords
+from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
 from stflow_graph.io.predictions import chunk_rows, read_provenance
 
 _BLOCK_BYTES = 2**25

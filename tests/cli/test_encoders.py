@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from artefacts import read_embeddings
 from huggingface_hub import constants
 from stflow_graph_cli.main import main
 
 from stflow_graph.data.splits import find_embedding
 from stflow_graph.encoders import ENCODERS
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.patches import write_patches
 
 

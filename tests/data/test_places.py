@@ -11,9 +11,8 @@ import scipy.sparse as sp
 from stflow_graph.data.places import patch_centres, to_centres
 from stflow_graph.data.slide import load_slide
 from stflow_graph.io.embeddings import write_embeddings
-from stflow_graph.io.expression import write_expression
+from stflow_graph.io.expression import read_places, write_expression
 from stflow_graph.io.patches import open_patches
-from stflow_graph.io.places import read_places
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.integers(500, 5000, (30, 2)).astype(float)

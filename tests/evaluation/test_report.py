@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from artefacts import write_prediction
 
 from stflow_graph.data.slide import load_slide
 from stflow_graph.evaluation import report
 from stflow_graph.evaluation.report import render_report
 from stflow_graph.io.expression import read_expression, write_expression
-from stflow_graph.io.predictions import write_prediction
 from stflow_graph.stages.evaluate import evaluate
 
 HOSTILE = ['<script>alert("1")</script>', "'&<>\"", "</title>", "a" * 300, "$x$", "é\u202e"]

@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+from artefacts import write_prediction
 from PIL import Image
 
 from stflow_graph.errors import BadInput
 from stflow_graph.images.pictures import read_picture
-from stflow_graph.io.predictions import write_prediction
 
 COORDS = np.array([[60.0, 30.0], [160, 30], [60, 130], [160, 130], [260, 130]])
 

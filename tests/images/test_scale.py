@@ -94,5 +94,5 @@ def test_the_given_scale_wins_and_a_difference_is_said_once(caplog):
     assert not caplog.records
     assert agreed_scale("a.svs", 0.5, 0.25) == 0.5
     (record,) = caplog.records
-    assert "a.svs: um_per_px 0.5 as given is used" in record.getMessage()
+    assert "a.svs: um_per_px 0.5 as given overrides" in record.getMessage()
     assert "0.25" in record.getMessage()

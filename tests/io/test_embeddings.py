@@ -3,9 +3,10 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from artefacts import edit_h5, read_embeddings
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.embeddings import read_attrs, read_embeddings, write_embeddings
+from stflow_graph.io.embeddings import read_attrs, write_embeddings
 
 
 def write(path, n=5, width=3, **attrs):
@@ -16,19 +17,6 @@ def write(path, n=5, width=3, **attrs):
         writer.append(x[:2])
         writer.append(x[2:])
     return x, coords, barcodes
-
-
-def edit(path, change):
-    with h5py.File(path, "r+") as file:
-        change(file)
-
-
-def replace(key, value):
-    def change(file):
-        del file[key]
-        file[key] = value
-
-    return change
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -52,47 +40,50 @@ def test_the_same_data_give_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("kind", ["S16", object])
 def test_other_tools_spellings_are_accepted(tmp_path, key, shape, kind):
     path = tmp_path / "a.h5"
-    _, _, barcodes = write(path)
-
-    def change(file):
-        del file["barcodes"]
-        file[key] = np.array(barcodes, dtype=kind).reshape(shape)
-        file["features"] = file["embeddings"][()].astype(">f2")
-        del file["embeddings"]
-
-    edit(path, change)
+    x, _, barcodes = write(path)
+    edit_h5(path, "barcodes", None)
+    edit_h5(path, key, np.array(barcodes, dtype=kind).reshape(shape))
+    edit_h5(path, "features", x.astype(">f2"))
+    edit_h5(path, "embeddings", None)
     found = read_embeddings(path)
     assert found.barcodes == barcodes
     assert found.x.dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("key", "value", "message"),
     [
-        (lambda f: f.__delitem__("embeddings"), "'embeddings' or 'features'.*|keys"),
-        (lambda f: f.__delitem__("barcodes"), "keys 'coords', 'embeddings'"),
-        (replace("barcodes", np.array([b"a", b"b"])), "5 rows"),
-        (replace("barcodes", np.array([b"a", b"a", b"b", b"c", b"d"])), "duplicates"),
-        (replace("barcodes", np.arange(5)), "int64.*text"),
-        (replace("embeddings", np.array([b"x"] * 5).reshape(5, 1)), r"\|S1.*real numbers"),
-        (replace("embeddings", np.zeros((5, 2, 2))), r"\(5, 2, 2\)"),
-        (replace("embeddings", np.full((5, 3), np.nan)), "5 of 5 rows not finite"),
-        (replace("coords", np.zeros((2, 5))), r"\(2, 5\)"),
-        (replace("coords", np.zeros((4, 2))), "4 rows.*5 rows"),
-        (replace("coords", np.array([[0, 0]] * 4 + [[np.nan, 0]])), r"1 of 5.*\[4\]"),
-        (lambda f: f.attrs.__delitem__("complete"), "completed write"),
-        (lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")), "ExternalLink"),
-        (lambda f: f.__setitem__("x", h5py.SoftLink("/nowhere")), "SoftLink"),
+        ("embeddings", None, "'embeddings' or 'features'.*|keys"),
+        ("barcodes", None, "keys 'coords', 'embeddings'"),
+        ("barcodes", np.array([b"a", b"b"]), "5 rows"),
+        ("barcodes", np.array([b"a", b"a", b"b", b"c", b"d"]), "duplicates"),
+        ("barcodes", np.arange(5), "int64.*text"),
+        ("embeddings", np.array([b"x"] * 5).reshape(5, 1), r"\|S1.*real numbers"),
+        ("embeddings", np.zeros((5, 2, 2)), r"\(5, 2, 2\)"),
+        ("embeddings", np.full((5, 3), np.nan), "5 of 5 rows not finite"),
+        ("coords", np.zeros((2, 5)), r"\(2, 5\)"),
+        ("coords", np.zeros((4, 2)), "4 rows.*5 rows"),
+        ("coords", np.array([[0, 0]] * 4 + [[np.nan, 0]]), r"1 of 5.*\[4\]"),
+        ("x", h5py.ExternalLink("/etc/passwd", "/"), "ExternalLink"),
+        ("x", h5py.SoftLink("/nowhere"), "SoftLink"),
     ],
 )
-def test_bad_content_is_refused_with_its_field(tmp_path, change, message):
+def test_bad_content_is_refused_with_its_field(tmp_path, key, value, message):
     path = tmp_path / "a.h5"
     write(path)
-    edit(path, change)
+    edit_h5(path, key, value)
     with pytest.raises(BadInput, match=message) as caught:
         read_embeddings(path)
     assert "a.h5" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_the_mark_of_completion_is_refused(tmp_path):
+    write(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file.attrs["complete"]
+    with pytest.raises(BadInput, match="completed write"):
+        read_embeddings(tmp_path / "a.h5")
 
 
 def test_zero_spots_are_refused(tmp_path):
@@ -135,14 +126,14 @@ def test_a_small_file_that_declares_terabytes_is_refused(tmp_path):
         read_embeddings(tmp_path / "bomb.h5")
 
 
-def test_files_that_are_no_hdf5_are_refused(tmp_path):
-    (tmp_path / "page.h5").write_text("<html>")
-    (tmp_path / "empty.h5").write_bytes(b"")
-    for name in ("page.h5", "empty.h5"):
-        with pytest.raises(BadInput, match="signature"):
-            read_embeddings(tmp_path / name)
-    with pytest.raises(BadInput, match="errno 2"):
-        read_embeddings(tmp_path / "none.h5")
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"<html>", "signature"), (b"", "signature"), (None, "errno 2")]
+)
+def test_files_that_are_no_hdf5_are_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "a.h5").write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        read_embeddings(tmp_path / "a.h5")
 
 
 def test_a_writer_that_stops_early_leaves_nothing(tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from artefacts import edit_h5
 
 from stflow_graph.errors import BadInput
 from stflow_graph.io.expression import TRUE_MEAN, read_expression, write_expression
@@ -73,7 +74,7 @@ def test_absent_genes_are_counted_and_five_shown(tmp_path):
     path = write(tmp_path / "a.h5ad")
     with pytest.raises(BadInput, match=r"6 of 7 genes absent, such as \['A', 'B', 'C', 'D', 'E'\]"):
         read_expression(path, [*"ABCDEF", "ACTB"])
-    found = read_expression(path, ["MGP", "A"], least_share=0.5)
+    found = read_expression(path, ["MGP", "A"], min_fraction=0.5)
     assert (found.genes, found.absent) == (["MGP"], ["A"])
     np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2]])
 
@@ -97,10 +98,7 @@ def test_other_hdf5_files_are_refused(tmp_path):
 
 def test_positions_of_another_shape_are_refused(tmp_path):
     path = write(tmp_path / "a.h5ad")
-    with h5py.File(path, "r+") as file:
-        del file["obsm/spatial"]
-        file["obsm/spatial"] = np.zeros((3, 3))
-        file["obsm/spatial"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    edit_h5(path, "obsm/spatial", np.zeros((3, 3)))
     with pytest.raises(BadInput, match=r"obsm\['spatial'\].*\(3, 3\)"):
         read_expression(path)
 

@@ -112,13 +112,13 @@ def test_genes_that_are_not_there_are_told_with_what_would_help():
 
 
 def test_some_genes_may_be_absent_if_that_is_said():
-    found = match(["A", *SYMBOLS], SYMBOLS[::-1], least_share=0.5)
+    found = match(["A", *SYMBOLS], SYMBOLS[::-1], min_fraction=0.5)
     assert (found.genes, found.absent) == (SYMBOLS, ["A"])
     assert columns(found) == [[4], [3], [2], [1], [0]]
     with pytest.raises(BadInput, match="2 of 3 genes absent"):
-        match(["A", "B", "MGP"], SYMBOLS, least_share=0.5)
+        match(["A", "B", "MGP"], SYMBOLS, min_fraction=0.5)
     with pytest.raises(BadInput, match="1 of 1 genes absent"):
-        match(["A"], SYMBOLS, least_share=0.0)
+        match(["A"], SYMBOLS, min_fraction=0.0)
     with pytest.raises(BadInput, match="found 0 genes"):
         match(["A"], [])
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+from artefacts import edit_h5
 
 from stflow_graph.errors import BadInput
 from stflow_graph.io.patches import open_patches, write_patches
@@ -35,16 +36,14 @@ def test_what_is_written_is_read_with_its_units(tmp_path):
     [
         ("img", np.zeros((2, 3, 8, 8), np.uint8), r"\(2, 3, 8, 8\)"),
         ("img", np.zeros((2, 8, 8, 3), np.float32), "float32.*uint8"),
-        ("img", np.zeros((3, 8, 8, 3), np.uint8), "3 images.*2, one per barcode"),
+        ("img", np.zeros((3, 8, 8, 3), np.uint8), "3 rows.*2, one per barcode"),
         ("barcode", np.array([b"a", b"a"]), "duplicates"),
         ("coords", np.array([[np.inf, 0], [0, 0]]), "1 of 2"),
     ],
 )
 def test_bad_content_is_refused(tmp_path, key, value, message):
     write(tmp_path / "a.h5")
-    with h5py.File(tmp_path / "a.h5", "r+") as file:
-        del file[key]
-        file[key] = value
+    edit_h5(tmp_path / "a.h5", key, value)
     with pytest.raises(BadInput, match=message), open_patches(tmp_path / "a.h5"):
         pass
 

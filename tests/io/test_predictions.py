@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from artefacts import write_prediction
 
 from stflow_graph.errors import BadInput, StorageFailed
 from stflow_graph.io.expression import write_expression
@@ -12,7 +13,6 @@ from stflow_graph.io.predictions import (
     chunk_rows,
     read_prediction,
     read_provenance,
-    write_prediction,
     write_prediction_blocks,
 )
 

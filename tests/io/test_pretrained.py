@@ -1,64 +1,18 @@
 from __future__ import annotations
 
-import http.server
-import json
-import threading
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from hub_server import FakeHub, serve
 from huggingface_hub import constants
 
 from stflow_graph import GraphDenoiser, SlideModel
-from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.errors import BadConfig, BadInput, StorageFailed
 from stflow_graph.io.pretrained import fetch, push
 
-SMALL = {"hidden_channels": 8, "edge_channels": 4, "n_heads": 2, "n_layers": 1}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the hub's API that fetching a repository needs."""
-
-    folder = None
-    status = 200
-    asked: list[str] = []
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.asked.append(self.path)
-        body, headers = b"{}", {}
-        if self.status == 200:
-            body, headers = self._answer()
-        self.send_response(self.status)
-        if self.status in (401, 404):
-            self.send_header("X-Error-Code", "RepoNotFound")
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def _answer(self):
-        files = sorted(self.folder.iterdir())
-        if "/tree/" in self.path:
-            entries = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f"{i:040x}"}
-                for i, f in enumerate(files)
-            ]
-            return json.dumps(entries).encode(), {"Content-Type": "application/json"}
-        if self.path.startswith("/api/models/"):
-            siblings = [{"rfilename": file.name} for file in files]
-            answer = {"id": "me/model", "sha": COMMIT, "siblings": siblings}
-            return json.dumps(answer).encode(), {"Content-Type": "application/json"}
-        file = self.folder / self.path.rsplit("/", 1)[1].split("?")[0]
-        headers = {"ETag": f'"{files.index(file):040x}"', "X-Repo-Commit": COMMIT}
-        return file.read_bytes(), headers
+SMALL = {"hidden_channels": 8, "n_heads": 2, "n_layers": 1}
 
 
 @pytest.fixture
@@ -66,37 +20,29 @@ def hub(tmp_path, monkeypatch):
     """A hub on this machine with one network, and a client whose cache is empty."""
     GraphDenoiser(6, 5, **SMALL).save_pretrained(tmp_path / "on_hub")
     (tmp_path / "on_hub" / "pytorch_model.bin").write_bytes(b"pickle")
-    handler = type("Handler", (_Hub,), {"folder": tmp_path / "on_hub", "asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    real = huggingface_hub.snapshot_download
-
-    def download(*arguments, **options):
-        return real(*arguments, endpoint=endpoint, **options)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    yield handler
-    server.shutdown()
-    server.server_close()
+    files = {file.name: file.read_bytes() for file in (tmp_path / "on_hub").iterdir()}
+    with serve(FakeHub({"models/me/model": files}, large=10**9)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        download = partial(huggingface_hub.snapshot_download, endpoint=server.url)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        yield server
 
 
 def test_a_repository_is_fetched_once_and_then_read_from_the_cache(hub, tmp_path):
     cache = tmp_path / "cache"
     first = GraphDenoiser.from_pretrained("me/model", cache_dir=cache)
     assert first.n_genes == 5
-    assert not any("pytorch_model.bin" in path for path in hub.asked if "resolve" in path)
-    hub.asked.clear()
+    assert not hub.asked("pytorch_model.bin")
+    hub.requests.clear()
     hub.status = 500
     GraphDenoiser.from_pretrained("me/model", cache_dir=cache)
     GraphDenoiser.from_pretrained("me/model", cache_dir=cache, local_files_only=True)
-    assert not hub.asked
-    hub.status = 200
+    assert not hub.requests
+    hub.status = None
     fetch("me/model", cache_dir=cache, force_download=True)
-    assert hub.asked
+    assert hub.requests
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
@@ -109,22 +55,23 @@ def test_a_part_in_the_cache_is_completed(hub, tmp_path, missing):
 
 def test_what_the_hub_refuses_is_one_line(hub, tmp_path):
     for status, message in [
-        (401, r"me/model: hub: found no such repository, or a private one.*hf auth login"),
-        (403, r"HTTP status 403|no answer"),
+        (401, r"me/model: no access, or no such repository \(HTTP 401\).*hf auth login"),
+        (403, r"HTTP 403|no answer"),
+        (500, r"answered 500|no answer"),
     ]:
         hub.status = status
-        with pytest.raises(BadInput, match=message) as caught:
+        with pytest.raises((BadConfig, StorageFailed), match=message) as caught:
             fetch("me/model", cache_dir=tmp_path / "cache")
         assert "\n" not in str(caught.value)
-    hub.status = 200
-    (hub.folder / "config.json").unlink()
+    hub.status = None
+    del hub.repos["models/me/model"]["config.json"]
     with pytest.raises(BadInput, match=r"hub: found no config.json.*push_to_hub"):
         fetch("me/model", cache_dir=tmp_path / "cache")
 
 
 def test_without_a_network_it_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match="nothing in the cache.*a folder on this machine"):
+    with pytest.raises(StorageFailed, match="nothing in the cache.*a folder on this machine"):
         fetch("me/model", cache_dir=tmp_path)
     with pytest.raises(BadInput, match="leave out local_files_only"):
         fetch("me/model", cache_dir=tmp_path, local_files_only=True)
@@ -182,7 +129,7 @@ def test_pushing_to_what_is_no_repository_is_refused(api):
     with pytest.raises(BadInput, match="owner/name"):
         push(Path.mkdir, "model")
     api.fails = ConnectionError("no route\nto host")
-    with pytest.raises(BadInput, match="no route to host"):
+    with pytest.raises(StorageFailed, match="no route to host"):
         push(Path.mkdir, "me/model")
     api.fails = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):

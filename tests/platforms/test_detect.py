@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from platform_files import write_hest, write_stimage, write_visium, write_visium
 
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.platforms.detect import FORMATS, find_slides
-from stflow_graph.platforms.source import SourceOptions
+from stflow_graph.platforms.source import NO_OPTIONS, SourceOptions
 
 
 def _legacy_st(folder):
@@ -51,16 +52,18 @@ def test_every_format_has_a_writer_here():
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_folder_is_recognised_by_its_files_as_one_thing_only(tmp_path, kind):
     folder = make(kind, tmp_path)
-    assert [known.name for known in FORMATS if known.recognises(folder)] == [kind]
+    assert [f.name for f in FORMATS if f.slides(folder, NO_OPTIONS)] == [kind]
     found, forced = find_slides(folder), find_slides(folder, format=kind)
     assert [slide.name for slide in found] == [slide.name for slide in forced]
     assert found
 
 
-@pytest.mark.parametrize("kind", sorted(set(WRITERS) - {"spatialdata"}))
-def test_a_format_that_is_forced_on_an_empty_folder_is_refused(tmp_path, kind):
-    with pytest.raises(BadInput):
-        find_slides(tmp_path, format=kind)
+@pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
+def test_a_format_that_is_forced_on_another_folder_is_refused(tmp_path, known):
+    (tmp_path / "notes.txt").write_text("x")
+    text = f"source: found 'notes.txt', expected one of: {known.name} ({known.evidence})"
+    with pytest.raises(BadInput, match=f"{re.escape(text)}$"):
+        find_slides(tmp_path, format=known.name)
 
 
 @pytest.mark.parametrize("kind", ["hest", "stimage", "legacy-st", "kit"])

@@ -2,21 +2,19 @@ from __future__ import annotations
 
 import json
 
-import anndata
 import numpy as np
 import pytest
-from platform_files import write_hest
+from platform_files import corrupt, only_slide, write_hest
 
 from stflow_graph.errors import BadInput
-from stflow_graph.platforms.hest import hest_sources
-from stflow_graph.platforms.source import SourceOptions
+from stflow_graph.platforms.detect import find_slides
 
-NONE = SourceOptions()
+METADATA, ADATA = "metadata/TENX1.json", "st/TENX1.h5ad"
 
 
 def test_every_sample_is_found_with_its_files(tmp_path):
     made = {name: write_hest(tmp_path, name, seed) for seed, name in enumerate(("A1", "B2"))}
-    sources = hest_sources(tmp_path, NONE)
+    sources = find_slides(tmp_path)
     assert [source.name for source in sources] == ["A1", "B2"]
     for source in sources:
         assert set(source.inputs) == {"counts", "image", "metadata", "patches"}
@@ -25,8 +23,7 @@ def test_every_sample_is_found_with_its_files(tmp_path):
         assert data.spots.barcodes == list(adata.obs_names)
         np.testing.assert_array_equal(data.spots.coords, adata.obsm["spatial"])
         np.testing.assert_array_equal(data.expression.counts.toarray(), adata.X.toarray())
-    assert [s.name for s in hest_sources(tmp_path, SourceOptions(name="B2"))] == ["B2"]
-    assert hest_sources(tmp_path, SourceOptions(name="C3")) == []
+    assert only_slide(tmp_path, "hest", name="B2").name == "B2"
 
 
 @pytest.mark.parametrize(
@@ -39,22 +36,8 @@ def test_every_sample_is_found_with_its_files(tmp_path):
 )
 def test_the_estimated_scale_is_trusted_most(tmp_path, metadata, expected):
     write_hest(tmp_path)
-    (tmp_path / "metadata/TENX1.json").write_text(json.dumps(metadata))
-    assert hest_sources(tmp_path, NONE)[0].read().um_per_px == expected
-
-
-def _metadata(text):
-    return lambda folder: (folder / "metadata/TENX1.json").write_text(text)
-
-
-def _adata(change):
-    def edit(folder):
-        path = folder / "st/TENX1.h5ad"
-        adata = anndata.read_h5ad(path)
-        change(adata)
-        adata.write_h5ad(path)
-
-    return edit
+    (tmp_path / METADATA).write_text(json.dumps(metadata))
+    assert only_slide(tmp_path, "hest").read().um_per_px == expected
 
 
 def _negative(adata):
@@ -65,33 +48,32 @@ def _nan(adata):
     adata.obsm["spatial"][3] = np.nan
 
 
-REFUSED = {
-    "no scale": (_metadata('{"pixel_size_um_estimated": 0}'), "pixel_size_um_estimated: found 0"),
-    "text scale": (_metadata('{"pixel_size_um_estimated": "1"}'), "found '1', expected a positive"),
-    "no JSON": (_metadata("{"), "TENX1.json: content: found .*expected JSON"),
-    "no object": (_metadata("3"), "found 'int', expected a JSON object"),
-    "no places": (_adata(lambda a: a.obsm.pop("spatial")), r"obsm\['spatial'\]: found nothing"),
-    "nan places": (_adata(_nan), "1 of 24 rows not finite"),
-    "negative": (_adata(_negative), "values negative"),
-    "no h5ad": (lambda f: (f / "st/TENX1.h5ad").write_text("x"), "expected an HDF5 file"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_bad_samples_are_refused(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (METADATA, {"pixel_size_um_estimated": 0}, "pixel_size_um_estimated: found 0"),
+        (METADATA, {"pixel_size_um_estimated": "1"}, "found '1', expected a positive"),
+        (METADATA, "{", "TENX1.json: content: found .*expected JSON"),
+        (METADATA, "3", "found 'int', expected a JSON object"),
+        (ADATA, lambda a: a.obsm.pop("spatial"), r"obsm\['spatial'\]: found nothing"),
+        (ADATA, _nan, "1 of 24 rows not finite"),
+        (ADATA, _negative, "values negative"),
+        (ADATA, "x", "expected an HDF5 file"),
+    ],
+)
+def test_bad_samples_are_refused(tmp_path, file, change, message):
     write_hest(tmp_path)
-    corrupt, message = REFUSED[kind]
-    corrupt(tmp_path)
+    corrupt(tmp_path / file, change)
     with pytest.raises(BadInput, match=message):
-        hest_sources(tmp_path, NONE)[0].read()
+        only_slide(tmp_path, "hest").read()
 
 
 def test_a_sample_without_image_and_patches_is_refused(tmp_path):
     write_hest(tmp_path)
     (tmp_path / "wsis/TENX1.tif").unlink()
-    assert "image" not in hest_sources(tmp_path, NONE)[0].inputs
+    assert "image" not in only_slide(tmp_path, "hest").inputs
     (tmp_path / "patches/TENX1.h5").unlink()
     with pytest.raises(
         BadInput, match=r"image of TENX1: found no file, expected wsis/TENX1\.tif or"
     ):
-        hest_sources(tmp_path, NONE)
+        only_slide(tmp_path, "hest")

@@ -4,14 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from platform_files import only_slide
 from real import KIT, needs_real_slides
 
 from stflow_graph.errors import BadInput
+from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.kit import read_manifest
-from stflow_graph.platforms.legacy_st import legacy_st_sources
-from stflow_graph.platforms.source import SourceOptions
 
-NONE = SourceOptions()
 HEADER = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
 
 
@@ -26,7 +25,7 @@ def write(folder, name="B4"):
 
 def test_a_bare_pair_is_a_slide_whose_array_tells_its_scale(tmp_path):
     write(tmp_path)
-    (source,) = legacy_st_sources(tmp_path, SourceOptions(image=tmp_path / "he.jpg"))
+    source = only_slide(tmp_path, "legacy-st", image=tmp_path / "he.jpg")
     assert (source.name, set(source.inputs)) == ("B4", {"counts", "spots", "image"})
     data = source.read()
     assert data.um_per_px == pytest.approx(4.0)  # 200 µm are 50 px
@@ -38,19 +37,19 @@ def test_slides_are_told_apart_and_images_beside_them_are_found(tmp_path):
     for name in ("B4", "C2"):
         write(tmp_path, name)
         (tmp_path / f"{name}.jpg").write_bytes(b"")
-    sources = legacy_st_sources(tmp_path, NONE)
+    sources = find_slides(tmp_path)
     assert [(s.name, s.inputs["image"].name) for s in sources] == [
         ("B4", "B4.jpg"),
         ("C2", "C2.jpg"),
     ]
-    assert [s.name for s in legacy_st_sources(tmp_path, SourceOptions(name="C2"))] == ["C2"]
+    assert only_slide(tmp_path, "legacy-st", name="C2").name == "C2"
 
 
 def test_a_selection_without_counts_is_refused(tmp_path):
     write(tmp_path)
     (tmp_path / "B4.tsv").unlink()
-    with pytest.raises(BadInput, match=r"counts of B4: found no file, expected B4\.tsv\.gz or B4"):
-        legacy_st_sources(tmp_path, NONE)
+    with pytest.raises(BadInput, match=r"counts of B4: found 'B4_.*, expected B4\.tsv\.gz or B4"):
+        find_slides(tmp_path)
 
 
 @needs_real_slides
@@ -58,5 +57,5 @@ def test_the_scale_of_real_slides_is_the_measured_one(tmp_path):
     for slide in read_manifest(KIT / "dataset.csv"):
         shutil.copy(slide.inputs["spots"], tmp_path / f"{slide.name}_selection.tsv")
         shutil.copy(slide.inputs["counts"], tmp_path / f"{slide.name}.tsv.gz")
-        (source,) = legacy_st_sources(tmp_path, SourceOptions(name=slide.name))
+        source = only_slide(tmp_path, "legacy-st", name=slide.name)
         assert source.read().um_per_px == pytest.approx(slide.um_per_px, rel=0.01)

@@ -1,23 +1,27 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-from platform_files import UM_PER_PX, write_tenx_folder, write_visium, write_visium_hd
+from platform_files import (
+    UM_PER_PX,
+    corrupt,
+    only_slide,
+    write_tenx_folder,
+    write_visium,
+    write_visium_hd,
+)
 
-from stflow_graph.errors import BadInput, StflowError
-from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.platforms.spaceranger import visium_hd_source, visium_source
+from stflow_graph.errors import BadInput
 
-NONE = SourceOptions()
+MATRIX = "filtered_feature_bc_matrix.h5"
+POSITIONS, SCALES = "spatial/tissue_positions.csv", "spatial/scalefactors_json.json"
 
 
 @pytest.mark.parametrize("release", [1, 2])
 def test_visium_rows_are_y_and_only_tissue_is_selected(tmp_path, release):
     inside = write_visium(tmp_path / "sample", release)
-    source = visium_source(tmp_path / "sample", NONE)
+    source = only_slide(tmp_path / "sample", "visium")
     assert (source.name, source.platform) == ("sample", f"Visium, Space Ranger {release}")
     assert set(source.inputs) == {"counts", "spots", "scalefactors"}
     data = source.read()
@@ -32,29 +36,29 @@ def test_visium_rows_are_y_and_only_tissue_is_selected(tmp_path, release):
 def test_without_scale_factors_the_arrays_geometry_is_enough(tmp_path):
     write_visium(tmp_path)
     (tmp_path / "outs/spatial/scalefactors_json.json").unlink()
-    assert visium_source(tmp_path, NONE).read().um_per_px == pytest.approx(UM_PER_PX, rel=0.01)
+    assert only_slide(tmp_path, "visium").read().um_per_px == pytest.approx(UM_PER_PX, rel=0.01)
 
 
 def test_without_a_second_row_the_scale_factors_are_enough(tmp_path):
     write_visium(tmp_path)
-    _edit(lambda table: table.assign(array_row=0))(tmp_path / "outs")
-    assert visium_source(tmp_path, NONE).read().um_per_px == pytest.approx(UM_PER_PX)
+    corrupt(tmp_path / "outs" / POSITIONS, lambda table: table.assign(array_row=0))
+    assert only_slide(tmp_path, "visium").read().um_per_px == pytest.approx(UM_PER_PX)
 
 
 def test_outs_itself_a_folder_of_mtx_and_a_prefix_are_the_same_slide(tmp_path):
     write_visium(tmp_path / "s")
     outs = tmp_path / "s/outs"
-    first = visium_source(outs, NONE).read()
+    first = only_slide(outs, "visium").read()
     matrix = outs / "filtered_feature_bc_matrix.h5"
     prefixed = matrix.rename(outs / "V1_Breast_filtered_feature_bc_matrix.h5")
-    source = visium_source(outs, SourceOptions(name="other"))
+    source = only_slide(outs, "visium", name="other")
     assert source.name == "other"
     assert (source.read().expression.counts != first.expression.counts).nnz == 0
     prefixed.unlink()
     full = np.zeros((len(first.expression.barcodes), 6), dtype=int)
     full[:, :5] = first.expression.counts.toarray()
     write_tenx_folder(outs / "filtered_feature_bc_matrix", full, first.expression.barcodes)
-    source = visium_source(outs, NONE)
+    source = only_slide(outs, "visium")
     assert set(source.inputs) == {"counts", "features", "barcodes", "spots", "scalefactors"}
     assert (source.read().expression.counts != first.expression.counts).nnz == 0
 
@@ -63,7 +67,7 @@ def test_outs_itself_a_folder_of_mtx_and_a_prefix_are_the_same_slide(tmp_path):
 def test_visium_hd_bins_are_chosen_by_size(tmp_path, asked):
     pytest.importorskip("pyarrow", reason="Parquet is an extra")
     inside = write_visium_hd(tmp_path / "hd")
-    source = visium_hd_source(tmp_path / "hd", SourceOptions(bin_um=asked))
+    source = only_slide(tmp_path / "hd", "visium-hd", bin_um=asked)
     size = asked or 8
     assert (source.name, source.platform) == ("hd", "Visium HD, Space Ranger 3.1.2")
     assert source.unit == f"bins of {size} µm under tissue"
@@ -81,7 +85,7 @@ def test_visium_hd_bins_are_chosen_by_size(tmp_path, asked):
 def test_visium_hd_may_be_given_at_any_depth(tmp_path, part):
     pytest.importorskip("pyarrow", reason="Parquet is an extra")
     write_visium_hd(tmp_path / "hd", sizes=(8,))
-    assert visium_hd_source(tmp_path / "hd" / part, NONE).read().um_per_px == 0.5
+    assert only_slide(tmp_path / "hd" / part, "visium-hd").read().um_per_px == 0.5
 
 
 def test_bins_that_are_not_there_are_refused(tmp_path):
@@ -90,76 +94,37 @@ def test_bins_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(
         BadInput, match="found bins of 8 µm, 16 µm, expected bins of 2 µm.*--bin-um"
     ):
-        visium_hd_source(tmp_path, SourceOptions(bin_um=2))
-    empty = tmp_path / "empty"
-    (empty / "notes").mkdir(parents=True)
-    with pytest.raises(BadInput, match="bins: found 'notes', expected bins of 8 µm"):
-        visium_hd_source(empty, NONE)
-
-
-def _edit(change, name="tissue_positions.csv"):
-    def edit(outs):
-        path = outs / "spatial" / name
-        change(pd.read_csv(path)).to_csv(path, index=False)
-
-    return edit
-
-
-def _scales(**values):
-    def edit(outs):
-        path = outs / "spatial/scalefactors_json.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-    return edit
-
-
-def _write(name, text):
-    return lambda outs: (outs / name).write_text(text)
+        only_slide(tmp_path, "visium-hd", bin_um=2)
 
 
 def _hires(table):
-    for axis in ("row", "col"):
-        table[f"pxl_{axis}_in_fullres"] *= 0.17
-    return table
+    return table.assign(**{c: 0.17 * table[c] for c in table if c.startswith("pxl")})
 
 
-REFUSED = {
-    "no counts": (
-        lambda outs: (outs / "filtered_feature_bc_matrix.h5").unlink(),
-        "counts: found 'spatial', expected filtered_feature_bc_matrix.h5 or",
-    ),
-    "no positions": (
-        lambda outs: (outs / "spatial/tissue_positions.csv").unlink(),
-        "positions: found 'scalefactors_json.json', expected tissue_positions.parquet or",
-    ),
-    "no column": (
-        _edit(lambda table: table.drop(columns="pxl_row_in_fullres")),
-        "columns: found .*'pxl_col_in_fullres'",
-    ),
-    "no rows": (_edit(lambda table: table[:0]), "found 0 spots"),
-    "barcode twice": (_edit(lambda table: pd.concat([table, table[:1]])), "1 duplicates"),
-    "nan": (
-        _edit(lambda table: table.replace({"pxl_row_in_fullres": 20}, np.nan)),
-        "rows not finite|could not convert",
-    ),
-    "hires": (_edit(_hires), "coordinates: found 23.* µm/px.*expected 4 µm/px as in scalefactors"),
-    "in tissue 2": (_edit(lambda table: table.assign(in_tissue=2)), "in_tissue: found"),
-    "array place": (_edit(lambda table: table.assign(array_row=0.5)), "array_row: found"),
-    "scales no JSON": (_write("spatial/scalefactors_json.json", "{"), "expected JSON"),
-    "scales a list": (_write("spatial/scalefactors_json.json", "[]"), "a JSON object"),
-    "zero diameter": (_scales(spot_diameter_fullres=0), "spot_diameter_fullres: found 0"),
-    "text diameter": (_scales(spot_diameter_fullres="1"), "spot_diameter_fullres: found '1'"),
-    "counts no h5": (_write("filtered_feature_bc_matrix.h5", "x"), "expected an HDF5 file"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_bad_visium_folders_are_refused(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MATRIX, None, f"counts: found 'spatial', expected {MATRIX} or"),
+        (MATRIX, "x", "expected an HDF5 file"),
+        (POSITIONS, None, "positions: found 'scale.*, expected tissue_positions.parquet or"),
+        (POSITIONS, lambda t: t.drop(columns="pxl_row_in_fullres"), "columns: found .*'pxl_col_in"),
+        (POSITIONS, lambda t: t[:0], "found 0 spots"),
+        (POSITIONS, lambda t: pd.concat([t, t[:1]]), "1 duplicates"),
+        (POSITIONS, lambda t: t.replace({"pxl_row_in_fullres": 20}, np.nan), "could not convert"),
+        (POSITIONS, _hires, "coordinates: found 23.* µm/px.*expected 4 µm/px as in scalefactors"),
+        (POSITIONS, lambda t: t.assign(in_tissue=2), "in_tissue: found"),
+        (POSITIONS, lambda t: t.assign(array_row=0.5), "array_row: found"),
+        (SCALES, "{", "expected JSON"),
+        (SCALES, "[]", "a JSON object"),
+        (SCALES, {"spot_diameter_fullres": 0}, "spot_diameter_fullres: found 0"),
+        (SCALES, {"spot_diameter_fullres": "1"}, "spot_diameter_fullres: found '1'"),
+    ],
+)
+def test_bad_visium_folders_are_refused(tmp_path, file, change, message):
     write_visium(tmp_path)
-    corrupt, message = REFUSED[kind]
-    corrupt(tmp_path / "outs")
-    with pytest.raises(StflowError, match=message):
-        visium_source(tmp_path, NONE).read()
+    corrupt(tmp_path / "outs" / file, change)
+    with pytest.raises(BadInput, match=message):
+        only_slide(tmp_path, "visium").read()
 
 
 @pytest.mark.parametrize(
@@ -173,6 +138,6 @@ def test_bad_visium_folders_are_refused(tmp_path, kind):
 def test_bad_scales_of_bins_are_refused(tmp_path, values, message):
     pytest.importorskip("pyarrow", reason="Parquet is an extra")
     write_visium_hd(tmp_path)
-    _scales(**values)(tmp_path / "outs/binned_outputs/square_008um")
+    corrupt(tmp_path / "outs/binned_outputs/square_008um" / SCALES, values)
     with pytest.raises(BadInput, match=message):
-        visium_hd_source(tmp_path, NONE).read()
+        only_slide(tmp_path, "visium-hd").read()

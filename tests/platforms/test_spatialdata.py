@@ -91,6 +91,9 @@ def test_bad_stores_are_refused(tmp_path, change, message):
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spatialdata", None)
-    (source,) = find_slides(tmp_path, ONE, format="spatialdata")
+    (tmp_path / "zarr.json").write_text("{}")
+    for part in ("tables", "shapes"):
+        (tmp_path / part).mkdir()
+    (source,) = find_slides(tmp_path, ONE)
     with pytest.raises(MissingDependency, match=r"pip install 'stflow-graph\[spatialdata\]'"):
         source.read()

@@ -5,13 +5,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from platform_files import SYMBOLS, UM_PER_PX, counts_of, write_stimage
+from platform_files import SYMBOLS, UM_PER_PX, corrupt, counts_of, only_slide, write_stimage
 
 from stflow_graph.errors import BadInput
-from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.platforms.stimage import stimage_sources
+from stflow_graph.platforms.detect import find_slides
 
-NONE = SourceOptions()
+COORDS, COUNTS, IMAGE = "coord/A1_coord.csv", "gene_exp/A1_count.csv", "image/A1.png"
 # one whose affine fit and one whose neighbours' distance tell the scale
 SCALES = {"ST": 5.0, "Visium": UM_PER_PX}
 
@@ -19,7 +18,7 @@ SCALES = {"ST": 5.0, "Visium": UM_PER_PX}
 @pytest.mark.parametrize("platform", SCALES)
 def test_a_slides_scale_follows_from_how_wide_and_far_apart_its_spots_are(tmp_path, platform):
     coords = write_stimage(tmp_path, "Human_A1", platform)
-    (source,) = stimage_sources(tmp_path, NONE)
+    source = only_slide(tmp_path, "stimage")
     assert source.name == "Human_A1"
     data = source.read()
     assert data.um_per_px == pytest.approx(SCALES[platform], rel=0.03)
@@ -37,61 +36,37 @@ def test_published_folders_and_flat_ones_are_the_same(tmp_path):
     for path in (tmp_path / "deep").rglob("*.*"):
         shutil.copy(path, flat)
     for folder in (flat, tmp_path / "deep"):
-        assert [source.name for source in stimage_sources(folder, NONE)] == ["A1", "B1"]
-    assert [s.name for s in stimage_sources(flat, SourceOptions(name="B1"))] == ["B1"]
+        assert [source.name for source in find_slides(folder)] == ["A1", "B1"]
+    assert only_slide(flat, "stimage", name="B1").name == "B1"
 
 
 def test_a_given_scale_needs_no_radius(tmp_path):
     write_stimage(tmp_path, "A1")
-    _coords(lambda t: t.drop(columns="r"))(tmp_path)
-    (source,) = stimage_sources(tmp_path, SourceOptions(um_per_px=0.7))
+    corrupt(tmp_path / COORDS, lambda t: t.drop(columns="r"))
+    source = only_slide(tmp_path, "stimage", um_per_px=0.7)
     assert source.um_per_px == 0.7
     assert source.read().um_per_px is None
 
 
-def _coords(change):
-    def edit(folder):
-        path = folder / "coord/A1_coord.csv"
-        change(pd.read_csv(path, index_col=0)).to_csv(path)
-
-    return edit
-
-
-def _counts(change):
-    def edit(folder):
-        path = folder / "gene_exp/A1_count.csv"
-        table = pd.read_csv(path, index_col=0)
-        change(table).to_csv(path)
-
-    return edit
-
-
-REFUSED = {
-    "no counts": (lambda f: (f / "gene_exp/A1_count.csv").unlink(), "counts of A1: found no file"),
-    "no image": (
-        lambda f: (f / "image/A1.png").unlink(),
-        r"image of A1: .*A1\.png or image/A1\.png",
-    ),
-    "no axis": (_coords(lambda t: t.drop(columns="xaxis")), r"columns: found \['', 'yaxis', 'r'\]"),
-    "no radius": (_coords(lambda t: t.drop(columns="r")), "expected also r"),
-    "no rows": (_coords(lambda t: t[:0]), "0 spots"),
-    "another platform": (
-        _coords(lambda t: t.assign(r=3.0)),
-        "r: found a radius of 3 px.*--um-per-px",
-    ),
-    "radius 0": (_coords(lambda t: t.assign(r=0)), "r: found a radius of 0 px"),
-    "nan": (_coords(lambda t: t.assign(xaxis="nan")), "20 of 20 rows not finite"),
-    "spot twice": (_coords(lambda t: pd.concat([t, t[:1]])), "barcodes: found 1 duplicates"),
-    "negative": (_counts(lambda t: t - 1), "expected a raw count"),
-    "halves": (_counts(lambda t: t / 2), "expected a raw count"),
-    "genes in rows": (_counts(lambda t: t[:0]), "0 spots, 6 genes in this table"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_bad_slides_are_refused(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (COUNTS, None, "counts of A1: found .*, expected gene_exp/A1_count"),
+        (IMAGE, None, r"image of A1: .*image/A1\.png or A1\.png"),
+        (COORDS, lambda t: t.drop(columns="xaxis"), r"columns: found \['', 'yaxis', 'r'\]"),
+        (COORDS, lambda t: t.drop(columns="r"), "expected also r"),
+        (COORDS, lambda t: t[:0], "0 spots"),
+        (COORDS, lambda t: t.assign(r=3.0), "r: found a radius of 3 px.*--um-per-px"),
+        (COORDS, lambda t: t.assign(r=0), "r: found a radius of 0 px"),
+        (COORDS, lambda t: t.assign(xaxis="nan"), "20 of 20 rows not finite"),
+        (COORDS, lambda t: pd.concat([t, t[:1]]), "barcodes: found 1 duplicates"),
+        (COUNTS, lambda t: t - 1, "expected a raw count"),
+        (COUNTS, lambda t: t / 2, "expected a raw count"),
+        (COUNTS, lambda t: t[:0], "0 spots, 6 genes in this table"),
+    ],
+)
+def test_bad_slides_are_refused(tmp_path, file, change, message):
     write_stimage(tmp_path, "A1")
-    corrupt, message = REFUSED[kind]
-    corrupt(tmp_path)
+    corrupt(tmp_path / file, change)
     with pytest.raises(BadInput, match=message):
-        [source.read() for source in stimage_sources(tmp_path, NONE)]
+        only_slide(tmp_path, "stimage").read()

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-from platform_files import ALIGNMENT, PIXEL_UM, write_image, write_xenium
+from platform_files import ALIGNMENT, PIXEL_UM, corrupt, only_slide, write_image, write_xenium
 
-from stflow_graph.errors import StflowError
-from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.platforms.xenium import read_alignment, xenium_source
+from stflow_graph.errors import BadInput
+from stflow_graph.platforms.xenium import read_alignment
 
-NONE = SourceOptions()
+CELLS, MATRIX = "cells.csv.gz", "x_he_imagealignment.csv"
 
 
 @pytest.fixture
@@ -25,7 +22,7 @@ def test_cells_lie_where_the_alignment_puts_them_in_the_image(tmp_path, parquet)
     if parquet:
         pytest.importorskip("pyarrow", reason="Parquet is an extra")
     places = write_xenium(tmp_path / "x", parquet=parquet)
-    source = xenium_source(tmp_path / "x", NONE)
+    source = only_slide(tmp_path / "x", "xenium")
     assert (source.name, source.platform, source.unit) == ("x", "Xenium, 2.0.0.6", "cells")
     data = source.read()
     np.testing.assert_allclose(data.spots.coords, places, atol=1e-6)
@@ -52,7 +49,7 @@ def test_10xs_own_example_of_an_alignment(tmp_path):
 def test_without_a_specification_the_pixel_is_the_instruments(bundle):
     folder, places = bundle
     (folder / "experiment.xenium").unlink()
-    source = xenium_source(folder, NONE)
+    source = only_slide(folder, "xenium")
     assert source.platform == "Xenium"
     np.testing.assert_allclose(source.read().spots.coords, places, atol=1e-6)
 
@@ -60,74 +57,41 @@ def test_without_a_specification_the_pixel_is_the_instruments(bundle):
 def test_the_image_and_the_alignment_may_be_named_or_lie_there(bundle, tmp_path):
     folder, places = bundle
     image = write_image(folder / "s_he_image.ome.tif")
-    assert xenium_source(folder, NONE).inputs["image"] == image
+    assert only_slide(folder, "xenium").inputs["image"] == image
     matrix = (folder / "x_he_imagealignment.csv").rename(tmp_path / "m.csv")
-    options = SourceOptions(alignment=matrix, image=tmp_path / "other.tif", name="S")
-    source = xenium_source(folder, options)
+    options = {"alignment": matrix, "image": tmp_path / "other.tif", "name": "S"}
+    source = only_slide(folder, "xenium", **options)
     assert (source.name, source.inputs["image"]) == ("S", tmp_path / "other.tif")
     np.testing.assert_allclose(source.read().spots.coords, places, atol=1e-6)
 
 
-def _cells(change):
-    def edit(folder):
-        path = folder / "cells.csv.gz"
-        change(pd.read_csv(path)).to_csv(path, index=False)
-
-    return edit
+def _matrix(change) -> str:
+    return "\n".join(",".join(map(str, row)) for row in change(ALIGNMENT.copy()))
 
 
-def _matrix(change):
-    def edit(folder):
-        changed = change(ALIGNMENT.copy())
-        np.savetxt(folder / "x_he_imagealignment.csv", changed, delimiter=",")
-
-    return edit
-
-
-def _write(name, text):
-    return lambda folder: (folder / name).write_text(text)
-
-
-REFUSED = {
-    "no cells": (lambda f: (f / "cells.csv.gz").unlink(), "cells: found 'cell_feature_matrix.h5'"),
-    "no counts": (
-        lambda f: (f / "cell_feature_matrix.h5").unlink(),
-        "counts: found 'cells.csv.gz'",
-    ),
-    "no alignment": (
-        lambda f: (f / "x_he_imagealignment.csv").unlink(),
-        "alignment: found no file.*give --alignment, the matrix that Xenium Explorer exports",
-    ),
-    "no column": (
-        _cells(lambda t: t.drop(columns="x_centroid")),
-        r"columns: found .*'y_centroid'.*expected also x_centroid",
-    ),
-    "no rows": (_cells(lambda t: t[:0]), "found 0 cells"),
-    "cell twice": (_cells(lambda t: pd.concat([t, t[:2]])), "cell_id: found 2 duplicates"),
-    "nan": (_cells(lambda t: t.assign(x_centroid="nan")), "40 of 40 rows not finite"),
-    "text": (_cells(lambda t: t.assign(x_centroid="left")), "x_centroid: found could not convert"),
-    "2 x 3": (_matrix(lambda m: m[:2]), "shape: found 2 x 3 numbers, expected 3 x 3"),
-    "3 x 2": (_matrix(lambda m: m[:, :2]), "shape: found 3 x 2 numbers"),
-    "projective": (_matrix(lambda m: m + [[0] * 3, [0] * 3, [1, 0, 0]]), "last row: found"),
-    "nan matrix": (_matrix(lambda m: m * np.nan), "last row: found .*all finite"),
-    "singular": (_matrix(lambda m: m * [[0, 0, 1], [1, 1, 1], [1, 1, 1]]), "scales by 0 to 2"),
-    "sheared": (
-        _matrix(lambda m: m + [[1, 0, 0], [0] * 3, [0] * 3]),
-        "one scale in all directions",
-    ),
-    "words": (_write("x_he_imagealignment.csv", "a,b,c\n"), "row 1: found could not convert"),
-    "pixel size": (
-        _write("experiment.xenium", json.dumps({"pixel_size": 0})),
-        "pixel_size: found 0",
-    ),
-    "no object": (_write("experiment.xenium", "[]"), "experiment.xenium: content: found 'list'"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_bad_bundles_are_refused(bundle, kind):
-    folder, _ = bundle
-    corrupt, message = REFUSED[kind]
-    corrupt(folder)
-    with pytest.raises(StflowError, match=message):
-        xenium_source(folder, NONE).read()
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (CELLS, None, "source: found 'cell_feature_matrix.h5'"),
+        ("cell_feature_matrix.h5", None, "source: found 'cells.csv.gz'"),
+        (MATRIX, None, "alignment: found no file.*give --alignment, the matrix that Xenium Expl"),
+        (CELLS, lambda t: t.drop(columns="x_centroid"), r"'y_centroid'.*expected also x_centroid"),
+        (CELLS, lambda t: t[:0], "found 0 cells"),
+        (CELLS, lambda t: pd.concat([t, t[:2]]), "cell_id: found 2 duplicates"),
+        (CELLS, lambda t: t.assign(x_centroid="nan"), "40 of 40 rows not finite"),
+        (CELLS, lambda t: t.assign(x_centroid="left"), "x_centroid: found could not convert"),
+        (MATRIX, _matrix(lambda m: m[:2]), "shape: found 2 x 3 numbers, expected 3 x 3"),
+        (MATRIX, _matrix(lambda m: m[:, :2]), "shape: found 3 x 2 numbers"),
+        (MATRIX, _matrix(lambda m: m + [[0] * 3, [0] * 3, [1, 0, 0]]), "last row: found"),
+        (MATRIX, _matrix(lambda m: m * np.nan), "last row: found .*all finite"),
+        (MATRIX, _matrix(lambda m: m * [[0, 0, 1], [1, 1, 1], [1, 1, 1]]), "scales by 0 to 2"),
+        (MATRIX, _matrix(lambda m: m + [[1, 0, 0], [0] * 3, [0] * 3]), "one scale in all directi"),
+        (MATRIX, "a,b,c\n", "row 1: found could not convert"),
+        ("experiment.xenium", {"pixel_size": 0}, "pixel_size: found 0"),
+        ("experiment.xenium", "[]", "experiment.xenium: content: found 'list'"),
+    ],
+)
+def test_bad_bundles_are_refused(bundle, file, change, message):
+    corrupt(bundle[0] / file, change)
+    with pytest.raises(BadInput, match=message):
+        only_slide(bundle[0], "xenium").read()

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from artefacts import read_embeddings
 from real import BENCH, EMBEDDINGS, needs_real_slides
 from torch import nn
 
 from stflow_graph.data.splits import embedding_path
 from stflow_graph.encoders import Encoder, PatchTransform, create_encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, SomeFailed
-from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.patches import write_patches
 from stflow_graph.stages.embed import EmbedSettings, embed_file, embed_files, embed_root
 

@@ -9,16 +9,15 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from artefacts import read_embeddings, write_prediction
 from toy import GENES, write_slide
 
 from stflow_graph.data.slide import load_slide
 from stflow_graph.errors import BadInput
 from stflow_graph.evaluation.baselines import NAMES, SLOW
 from stflow_graph.evaluation.scores import CEILING
-from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.expression import TRUE_MEAN, read_expression, write_expression
 from stflow_graph.io.patches import write_patches
-from stflow_graph.io.predictions import write_prediction
 from stflow_graph.stages import evaluate as stage
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stats import metrics

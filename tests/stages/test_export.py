@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from artefacts import write_prediction
 from PIL import Image
 
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency
 from stflow_graph.images.pictures import read_picture
-from stflow_graph.io.predictions import write_prediction
 from stflow_graph.stages import export as export_module
 from stflow_graph.stages.export import export
 

@@ -427,7 +427,7 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path):
 
 
 def test_a_folder_without_manifest_is_no_kit(tmp_path):
-    with pytest.raises(BadInput, match=r"dataset\.csv: file: found 'No such file"):
+    with pytest.raises(BadInput, match=r"source: found .*expected one of: kit \(dataset\.csv\)"):
         prepare_source(tmp_path, tmp_path / "out", format="kit")
 
 

@@ -142,7 +142,7 @@ def test_a_scale_that_the_user_gives_wins_and_a_strange_one_is_told(tmp_path, ca
     options = SourceOptions(image=_image(tmp_path / "s"), um_per_px=2.0)
     (done,) = prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
     assert done.um_per_px == 2.0
-    assert "um_per_px 2 as given is used, though the files say 3.999" in caplog.text
+    assert "um_per_px 2 as given overrides 3.999 in the files" in caplog.text
 
 
 # HEST-1k's own patches: 20 px that show 20 µm, of every second spot, placed by their corners

@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from artefacts import read_embeddings
 from real import BENCH, DATA, needs_real_slides
 from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
@@ -18,7 +19,7 @@ from toy import GENES, SLIDES, write_slide
 from stflow_graph.data.splits import embedding_path
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
-from stflow_graph.io.embeddings import read_embeddings, write_embeddings
+from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.patches import write_patches
 from stflow_graph.stages import probe as stage
 from stflow_graph.stages.probe import ProbeSettings, probe

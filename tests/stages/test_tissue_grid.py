@@ -75,7 +75,7 @@ def test_what_is_there_is_kept_and_another_image_refused(svs, tmp_path):
 def test_the_scale_as_given_wins_and_the_difference_is_said(svs, tmp_path, caplog):
     done = prepare_grid(svs, tmp_path / "root", name="S1", um_per_px=1.0, **SIZES)
     assert done.um_per_px == 1.0
-    assert "um_per_px 1 as given is used, though the files say 0.5" in caplog.text
+    assert "um_per_px 1 as given overrides 0.5 in the files" in caplog.text
 
 
 def test_a_slide_at_twice_the_resolution_gives_the_same_grid(tmp_path):

@@ -1,0 +1,60 @@
+"""Coordinates and other rows of numbers from files: checks, and the pitch of spots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from stflow_graph.errors import BadInput, unquoted
+
+
+def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
+    """Return coordinates as float64 ``[N, 2]``.
+
+    Raises:
+        BadInput: wrong shape, length or NaN; the message counts the rows at fault.
+    """
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise BadInput(path, field, coords.shape, f"({n}, 2)")
+    if len(coords) != n:
+        raise BadInput(path, field, unquoted(f"{len(coords)} rows"), f"{n} rows, one per barcode")
+    if coords.dtype.kind not in "iuf":
+        raise BadInput(path, field, str(coords.dtype), "numbers")
+    coords = coords.astype(np.float64)
+    check_finite(coords, path, field, n)
+    return coords
+
+
+def check_finite(
+    values: np.ndarray, path: str | Path, field: str, n: int, first_row: int = 0
+) -> None:
+    """Check a block of rows for NaN and infinity.
+
+    Args:
+        values: ``[B, ...]``, all of the rows or a block of them.
+        path: the file, for messages.
+        field: the key in it.
+        n: number of all rows.
+        first_row: of the block.
+
+    Raises:
+        BadInput: numbers that are not finite; the message counts the rows and names the first.
+    """
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        rows = (bad[:3] + first_row).tolist()
+        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {rows}")
+        raise BadInput(path, field, found, "finite numbers")
+
+
+def median_pitch(coords: np.ndarray) -> float:
+    """Return the median distance of a spot to its nearest other one, 0 for a single spot.
+
+    Args:
+        coords: ``[N, 2]``.
+    """
+    if len(coords) < 2:
+        return 0.0
+    return float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
