@@ -44,7 +44,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.simulation.cohort import simulate_cohort
-from stflow_graph.stages.embed import embed_root
+from stflow_graph.stages.embed import embed
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 from stflow_graph.stats import metrics
@@ -509,7 +509,7 @@ def parse() -> argparse.Namespace:
         if not (options.root / "splits").exists():
             shutil.rmtree(options.root, ignore_errors=True)
             simulate_cohort(options.root, n_slides=options.slides, n_spots=options.spots)
-        embed_root(options.root, options.embeddings, create_encoder(options.encoder))
+        embed(options.root, options.embeddings, create_encoder(options.encoder))
     elif options.root is None or options.embeddings is None:
         parser.error("--root and --embeddings, or --simulated")
     return options

@@ -39,7 +39,8 @@ def embed(
         )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
-    from stflow_graph.stages.embed import EmbedSettings, embed_files, embed_root
+    from stflow_graph.preparation.embedding import EmbedSettings, embed_files
+    from stflow_graph.stages.embed import embed as run
 
     console = Console()
     network = create_encoder(encoder, weights, weights_root)
@@ -47,7 +48,7 @@ def embed(
     began = time.perf_counter()
     with spot_progress() as progress:
         if source_dataroot and embed_dataroot:
-            done = embed_root(
+            done = run(
                 source_dataroot,
                 embed_dataroot,
                 network,

@@ -16,8 +16,9 @@ from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.io.expression import read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import KEY, read_prediction
+from stflow_graph.preparation.embedding import EmbedSettings
 from stflow_graph.simulation.cohort import simulate_cohort
-from stflow_graph.stages.embed import EmbedSettings, embed_root
+from stflow_graph.stages.embed import embed
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stages.sample import SampleSettings, sample
 from stflow_graph.stages.train import train
@@ -93,7 +94,7 @@ def test_anndata_in_gives_what_files_give(cohort, slides, settings):
 def test_patches_in_files_and_in_memory_give_the_stages_embeddings(tmp_path):
     root = simulate_cohort(tmp_path / "cohort", n_slides=2, n_spots=6, n_folds=2, patch_size=32)
     encoder = create_encoder("efficientnet_lite0")
-    embed_root(root, tmp_path / "emb", encoder, EmbedSettings(batch_size=4))
+    embed(root, tmp_path / "emb", encoder, EmbedSettings(batch_size=4))
     want = api.Slide.from_hest(root, "S01", embed_dataroot=tmp_path / "emb")
     bare = api.Slide.from_hest(root, "S01")
     assert bare.width == 0

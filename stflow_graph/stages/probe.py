@@ -38,7 +38,8 @@ from stflow_graph.evaluation.hest_results import (
     results_kfold,
 )
 from stflow_graph.io.atomic import check_name, read_json, sha256, write_json, write_text
-from stflow_graph.stages.embed import EmbedSettings, Progress, embed_files
+from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.embedding import EmbedSettings, embed_files
 from stflow_graph.version import __version__
 
 METHODS = ("ridge", "random-forest")
