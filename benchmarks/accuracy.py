@@ -35,8 +35,8 @@ from scipy.stats import spearmanr
 
 from stflow_graph.config import load_config, parse_assignments
 from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.load import load_sample
 from stflow_graph.data.normalise import to_target
-from stflow_graph.data.slide import load_sample
 from stflow_graph.data.splits import Dataset, Fold, find_datasets, find_embedding
 from stflow_graph.encoders import create_encoder
 from stflow_graph.evaluation.baselines import DARKNESS, SIMPLE_GNN, darkness, fit_baselines

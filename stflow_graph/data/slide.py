@@ -7,26 +7,16 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stflow_graph.data.normalise import to_target
-from stflow_graph.data.places import patch_centres, to_centres
-from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
-from stflow_graph.io.expression import (
-    expression_of,
-    read_expression,
-    read_h5ad,
-    spatial,
-    um_per_px_of,
-)
+from stflow_graph.io.expression import expression_of, spatial, um_per_px_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.hdf5 import check_unique
-from stflow_graph.io.patches import open_patches
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -87,22 +77,9 @@ class Slide:
         Raises:
             BadInput: no such slide, or files that cannot be used.
         """
-        folder = _hest_folder(Path(root), check_name(name, root))
-        patches, expr_file = folder / "patches" / f"{name}.h5", folder / "adata" / f"{name}.h5ad"
-        dataset = folder.resolve().name
-        if embed_dataroot is None:
-            slide = _unembedded(patches, name, dataset)
-        else:
-            file = find_embedding(embed_dataroot, dataset, encoder, name)
-            slide = load_slide(file, name=name, dataset=dataset)
-        if not expr_file.is_file():
-            return slide
-        adata = read_h5ad(expr_file)
-        check_unique(list(adata.obs_names), expr_file, "obs_names")
-        names, centres = list(adata.obs_names), spatial(adata, expr_file)
-        slide, places = _joined(slide, names, centres, expr_file, {})
-        um_per_px = slide.um_per_px or um_per_px_of(adata)
-        return dataclasses.replace(slide, adata=adata[places].copy(), um_per_px=um_per_px)
+        from stflow_graph.data.load import load_hest_slide  # which builds on this file
+
+        return load_hest_slide(Path(root), name, embed_dataroot, encoder)
 
     @classmethod
     def from_anndata(
@@ -203,7 +180,7 @@ class Slide:
             raise BadInput(self.file or self.name, "adata", found, "raw counts of the spots")
         counts = expression_of(self.adata, self.file or self.name, genes, matching=matching)
         if counts.matched:
-            _say_once(f"{self.name}: {counts.matched}")
+            warn_once(f"{self.name}: {counts.matched}")
         y = to_target(counts.counts, counts.total, target)
         return dataclasses.replace(self, y=y, adata=None, patches=None)
 
@@ -246,111 +223,6 @@ class Slide:
         return data
 
 
-def load_slide(
-    embedding_file: str | Path,
-    expr_file: str | Path | None = None,
-    genes: Sequence[str] | None = None,
-    *,
-    target: str = "log1p",
-    name: str | None = None,
-    dataset: str = "",
-    matching: GeneMatching = DEFAULT_MATCHING,
-) -> Slide:
-    """Read a slide's embeddings and, where given, its expression, joined by barcode.
-
-    Coordinates that turn out to be corners of patches become centres, see ``data.places``.
-
-    Args:
-        embedding_file: embeddings .h5.
-        expr_file: expression .h5ad with raw counts; None leaves ``y`` out.
-        genes: the genes of ``y`` in order; None takes all.
-        target: what ``y`` is, see ``data.normalise``.
-        name: the slide's name; the embedding file's stem if None.
-        dataset: the data set's name.
-        matching: how genes are found that the file names otherwise.
-
-    Raises:
-        BadInput: a file is bad, a gene is absent, or under half of the smaller file's barcodes are
-            in the other.
-    """
-    with open_embeddings(embedding_file) as source:
-        slide, attrs = slide_of(source, name, dataset), source.attrs
-    if expr_file is None:
-        return slide
-    expression = read_expression(expr_file, genes, matching=matching)
-    if expression.matched:
-        _say_once(f"{expr_file}: {expression.matched}")
-    slide, places = _joined(slide, expression.barcodes, expression.coords, expr_file, attrs)
-    y = to_target(expression.counts[places], expression.total[places], target)
-    return dataclasses.replace(slide, y=y, um_per_px=slide.um_per_px or expression.um_per_px)
-
-
-def _joined(
-    slide: Slide,
-    barcodes: Sequence[str],
-    centres: np.ndarray | None,
-    expr_file: str | Path,
-    attrs: Mapping[str, Any],
-) -> tuple[Slide, np.ndarray]:
-    """Return the slide's spots that have expression, placed by their centres, and their rows there.
-
-    Args:
-        slide: with embeddings or patches.
-        barcodes: of the expression.
-        centres: ``[N, 2]`` where the expression has its spots, None if it does not say.
-        expr_file: where these are from, for messages.
-        attrs: of the embedding file.
-    """
-    rows, places = match_barcodes(slide.barcodes, barcodes, slide.file, expr_file)
-    if len(rows) < len(slide):
-        logger.warning(
-            "%s: %d of %d spots have no expression in %s and are left out",
-            slide.file,
-            len(slide) - len(rows),
-            len(slide),
-            expr_file,
-        )
-        slide = slide.take(rows)
-    if centres is None:
-        return slide, places
-    placed = to_centres(
-        slide.coords,
-        centres[places],
-        file=slide.file,
-        other=expr_file,
-        size=_number(attrs, "patch_size_level0"),
-        stated=attrs.get("convention"),
-    )
-    return dataclasses.replace(slide, coords=placed.coords), places
-
-
-def _hest_folder(root: Path, name: str) -> Path:
-    """Return the data set folder that has a slide: the root itself or one below it."""
-    parts = (f"patches/{name}.h5", f"adata/{name}.h5ad")
-    below = sorted(folder for folder in root.glob("*") if folder.is_dir())
-    found = [each for each in (root, *below) if any((each / part).is_file() for part in parts)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise BadInput(root, "slide", unquoted(f"no {parts[0]}"), f"files of slide {name}")
-    shown = unquoted(f"{name} in {[folder.name for folder in found[:3]]}")
-    raise BadInput(root, "slide", shown, "one slide", "give the data set's folder as the root")
-
-
-def _unembedded(file: Path, name: str, dataset: str) -> Slide:
-    with open_patches(file) as patches:
-        return Slide(
-            name,
-            np.empty((len(patches), 0), np.float32),
-            np.rint(patch_centres(patches).coords),  # as embedding files keep them
-            patches.barcodes,
-            dataset=dataset,
-            um_per_px=patches.um_per_px,
-            file=str(file),
-            patches=file,
-        )
-
-
 def _name_of(adata: AnnData) -> str:
     libraries = adata.uns.get("spatial")
     known = list(libraries) if isinstance(libraries, Mapping) else []
@@ -372,94 +244,6 @@ def _checked_embeddings(x: np.ndarray, n: int, origin: str) -> np.ndarray:
 
 
 @functools.cache
-def _say_once(text: str) -> None:
-    # a slide is read in every fold that trains on it
+def warn_once(text: str) -> None:
+    """Log a warning the first time: a slide is read in every fold that trains on it."""
     logger.warning(text)
-
-
-def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") -> Slide:
-    """Read a slide from its open embedding file; the name is the file's stem if None."""
-    return Slide(
-        name or source.path.stem,
-        source.read(),
-        source.coords,
-        source.barcodes,
-        dataset=dataset,
-        um_per_px=um_per_px(source.attrs),
-        file=str(source.path),
-        encoder=source.encoder or "",
-    )
-
-
-def um_per_px(attrs: Mapping[str, Any]) -> float | None:
-    """Return the micrometres per pixel that an embedding file's attributes tell, or None."""
-    return _number(attrs, "um_per_px")
-
-
-def _number(attrs: Mapping[str, Any], key: str) -> float | None:
-    value = attrs.get(key)
-    return float(value) if isinstance(value, int | float) else None
-
-
-def load_sample(
-    sample: Sample,
-    embed_root: str | Path,
-    encoder: str,
-    genes: Sequence[str],
-    target: str = "log1p",
-    matching: GeneMatching = DEFAULT_MATCHING,
-) -> Slide:
-    """Read a slide of a split with its expression; see :func:`load_slide`."""
-    return load_slide(
-        find_embedding(embed_root, sample.dataset, encoder, sample.id),
-        sample.expr_path,
-        genes,
-        target=target,
-        name=sample.id,
-        dataset=sample.dataset,
-        matching=matching,
-    )
-
-
-def check_one_width(slides: Sequence[Slide], embed_root: str | Path) -> None:
-    """Refuse slides whose embeddings have different numbers of channels.
-
-    Raises:
-        BadInput: they have; names ``embed_root``.
-    """
-    widths = {slide.x.shape[1] for slide in slides}
-    if len(widths) > 1:
-        found = unquoted(f"widths {sorted(widths)}")
-        raise BadInput(embed_root, "embeddings", found, "one width")
-
-
-def match_barcodes(
-    left: Sequence[str], right: Sequence[str], left_file: str | Path, right_file: str | Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of ``left`` that are in ``right``, and their rows in ``right``.
-
-    Raises:
-        BadInput: under half of the smaller side matches; says how many and shows three.
-    """
-    place = {barcode: i for i, barcode in enumerate(right)}
-    rows = np.array([i for i, b in enumerate(left) if b in place], dtype=np.int64)
-    if 2 * len(rows) < min(len(left), len(right)):
-        missing = [b for b in left if b not in place]
-        found = unquoted(
-            f"{len(rows)} of {len(left)} barcodes in {Path(right_file).name}; "
-            f"not there: {missing[:3]}, there: {list(right[:3])}"
-        )
-        fix = "check that both files are of one slide and that suffixes such as '-1' agree"
-        raise BadInput(left_file, "barcodes", found, "the same barcodes in both", fix)
-    return rows, np.array([place[left[i]] for i in rows], dtype=np.int64)
-
-
-__all__ = [
-    "Slide",
-    "check_one_width",
-    "load_sample",
-    "load_slide",
-    "match_barcodes",
-    "slide_of",
-    "um_per_px",
-]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.data.slide import match_barcodes
+from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale

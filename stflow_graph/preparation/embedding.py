@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.places import patch_centres
-from stflow_graph.data.slide import Slide, match_barcodes
+from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
 from stflow_graph.io.atomic import sha256

@@ -15,9 +15,10 @@ import numpy as np
 
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
+from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.normalise import TARGETS
 from stflow_graph.data.protocol import protocol_name
-from stflow_graph.data.slide import Slide, check_one_width, load_sample
+from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import (
     Dataset,
     Fold,

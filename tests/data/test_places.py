@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from stflow_graph.data.load import load_slide
 from stflow_graph.data.places import patch_centres, to_centres
-from stflow_graph.data.slide import load_slide
 from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.expression import write_expression
 from stflow_graph.io.patches import open_patches

@@ -9,7 +9,7 @@ from real import BENCH, needs_real_slides
 from toy import GENES
 
 from stflow_graph.data.genes import read_gene_list, write_gene_list
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.stages.choose_genes import GeneRule, choose_genes
 from stflow_graph.stats.metrics import morans_i, neighbour_mean
