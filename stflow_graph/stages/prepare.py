@@ -23,7 +23,7 @@ from stflow_graph.platforms.kit import is_kit
 from stflow_graph.platforms.source import NO_OPTIONS, SlideSource, SourceOptions, tables_source
 from stflow_graph.preparation.cut_patches import Progress, made_before, patches_record
 from stflow_graph.preparation.cut_slide import KEY, cut_slide
-from stflow_graph.stages.choose_genes import GeneRule, choose_genes
+from stflow_graph.preparation.gene_lists import DEFAULT_RULE, write_gene_lists
 
 logger = logging.getLogger(__name__)
 
@@ -249,12 +249,10 @@ def _write_splits(folder: Path, slides: Sequence[SlideSource]) -> None:
 
 
 def _write_gene_lists(out: Path, overwrite: bool) -> None:
-    rule = GeneRule()
-    folds = [fold.index for fold in Dataset(out.resolve().name, out).folds()]
-    wanted = [i for i in folds if overwrite or not (out / rule.file_name(i)).exists()]
-    if not wanted:
-        return
+    folds = Dataset(out.resolve().name, out).folds()
+    if not overwrite:
+        folds = [fold for fold in folds if not (out / DEFAULT_RULE.file_name(fold.index)).exists()]
     try:
-        choose_genes(out, rule, folds=wanted, allow_patient_overlap=True, overwrite=overwrite)
+        write_gene_lists(folds, out, overwrite=overwrite)
     except BadInput as error:  # few spots, shallow counts: patches and counts are good all the same
         logger.warning("no gene list is written: %s", error)

@@ -11,7 +11,8 @@ from toy import GENES
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.stages.choose_genes import GeneRule, choose_genes
+from stflow_graph.preparation.gene_lists import GeneRule
+from stflow_graph.stages.choose_genes import choose_genes
 from stflow_graph.stats.metrics import morans_i, neighbour_mean
 
 FEW = GeneRule(n_genes=3)
@@ -88,7 +89,7 @@ def test_a_gene_that_a_test_slide_does_not_measure_is_not_chosen(cohort):
 
 def test_no_gene_and_shared_patients_are_refused(cohort):
     with pytest.raises(BadInput, match="0 of 6 genes that the slides of fold 0 share.*least-share"):
-        choose_genes(cohort.root, GeneRule(n_genes=3, least_share=1.01))
+        choose_genes(cohort.root, GeneRule(n_genes=3, min_fraction=1.01))
     (cohort.root / "patients.csv").write_text("id,patient\nA,P\nB,P\n")
     with pytest.raises(BadInput, match="also in train_0.csv"):
         choose_genes(cohort.root, FEW)
