@@ -80,6 +80,6 @@ def _show(console: Console, chosen: ChosenGenes, score: str, top: int) -> None:
         for rank, (gene, mean, share, value) in enumerate(rows, 1):
             table.add_row(str(rank), escape(gene), f"{mean:.2f}", f"{share:.0%}", f"{value:.3f}")
         console.print(table)
-    state = "there already" if chosen.complete_before else "written"
+    state = "there already" if chosen.up_to_date else "written"
     line = f"{chosen.file}: {len(chosen.genes.genes)} genes, {state}"
     console.print(line, soft_wrap=True, markup=False, highlight=False)

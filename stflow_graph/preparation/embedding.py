@@ -40,7 +40,7 @@ class Embedded:
     path: Path
     n_spots: int
     n_blank: int
-    complete_before: bool
+    up_to_date: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ class ChosenGenes:
         file: the gene list.
         genes: the chosen genes, the best first.
         n_qualified: number of genes that qualified.
-        complete_before: the same list existed already; nothing was written.
+        up_to_date: the same list existed already; nothing was written.
     """
 
     dataset: str
@@ -72,7 +72,7 @@ class ChosenGenes:
     file: Path
     genes: RankedGenes
     n_qualified: int
-    complete_before: bool
+    up_to_date: bool
 
 
 def write_gene_lists(

@@ -69,9 +69,9 @@ def test_a_killed_worker_is_told_as_want_of_memory_and_leaves_nothing(tmp_path):
 def test_what_is_complete_is_skipped_and_what_differs_is_refused(tmp_path):
     write_images(tmp_path / "A.h5")
     job = (tmp_path / "A.h5", tmp_path / "out.h5")
-    assert not embed_file(*job, toy_encoder()).complete_before
+    assert not embed_file(*job, toy_encoder()).up_to_date
     before = job[1].read_bytes()
-    assert embed_file(*job, toy_encoder()).complete_before
+    assert embed_file(*job, toy_encoder()).up_to_date
     assert job[1].read_bytes() == before
     with pytest.raises(BadInput, match=r"encoder: found 'toy', expected 'other'.*--overwrite"):
         embed_file(*job, toy_encoder("other"))
@@ -81,7 +81,7 @@ def test_what_is_complete_is_skipped_and_what_differs_is_refused(tmp_path):
     with pytest.raises(BadInput, match="patches_sha256"):
         embed_file(*job, toy_encoder())
     assert job[1].read_bytes() == before
-    assert not embed_file(*job, toy_encoder(), overwrite=True).complete_before
+    assert not embed_file(*job, toy_encoder(), overwrite=True).up_to_date
 
 
 def test_an_interrupted_run_leaves_no_file_and_starts_again(tmp_path):

@@ -37,7 +37,7 @@ def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method
     for chosen in done:
         assert set(read_gene_list(chosen.file)) == set(chosen.genes.genes)
         assert len(chosen.genes.genes) == 3
-        assert not chosen.complete_before
+        assert not chosen.up_to_date
     # slide A is tested by fold 0, so its counts may decide the other folds' lists alone
     change(cohort, "A", np.array([1, 1, 1, 0, 0, 0]))
     choose_genes(cohort.root, rule, overwrite=True)
@@ -58,7 +58,7 @@ def test_morans_i_is_that_of_the_metrics(cohort):
 
 def test_again_writes_nothing_and_another_list_is_kept(cohort):
     choose_genes(cohort.root, FEW)
-    assert all(chosen.complete_before for chosen in choose_genes(cohort.root, FEW))
+    assert all(chosen.up_to_date for chosen in choose_genes(cohort.root, FEW))
     own = cohort.root / FEW.file_name(0)
     write_gene_list(own, ["mine", *GENES[:2]])
     with pytest.raises(BadInput, match="genes: found a list without .* of the 3 genes chosen now"):
