@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.data.barcodes import match_barcodes
+from stflow_graph.data.coordinates import patch_centres, to_centres
 from stflow_graph.data.normalise import to_target
-from stflow_graph.data.places import patch_centres, to_centres
 from stflow_graph.data.slide import Slide, warn_once
 from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, unquoted
@@ -38,7 +38,7 @@ def load_slide(
 ) -> Slide:
     """Read a slide's embeddings and, where given, its expression, joined by barcode.
 
-    Coordinates that turn out to be corners of patches become centres, see ``data.places``.
+    Coordinates that turn out to be corners of patches become centres, see ``data.coordinates``.
 
     Args:
         embedding_file: embeddings .h5.

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stflow_graph.data.barcodes import match_barcodes
-from stflow_graph.data.places import patch_centres
+from stflow_graph.data.barcodes import rows_of
+from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
@@ -126,7 +126,7 @@ def embed_file(
 
     A target made from the same patches with the same weights is left as it is. Embeddings do not
     depend on the batch size beyond rounding, nor on who reads, and are stored as float32. Their
-    coordinates are the patches' centres wherever anything tells, see ``data.places``.
+    coordinates are the patches' centres wherever anything tells, see ``data.coordinates``.
 
     Args:
         source: the patch file.
@@ -190,11 +190,7 @@ def embed_slide(
         encoded = list(_encode(parts, len(patches), encoder, settings, report))
     else:
         with open_patches(patches) as file, _readers(settings.workers) as pool:
-            left = slide.file or slide.name
-            known, rows = match_barcodes(slide.barcodes, file.barcodes, left, patches)
-            if len(known) < len(slide):
-                found = unquoted(f"none of {len(slide) - len(known)} of {len(slide)} spots")
-                raise BadInput(patches, "patches", found, "one of each spot")
+            rows = rows_of(slide.barcodes, file.barcodes, patches)
             batches = _batches(file, settings, pool)
             encoded = list(_encode(batches, len(file), encoder, settings, report))
     x = np.concatenate([x for x, _ in encoded])[rows]
