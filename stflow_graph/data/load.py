@@ -36,18 +36,18 @@ def load_slide(
     dataset: str = "",
     matching: GeneMatching = DEFAULT_MATCHING,
 ) -> Slide:
-    """Read a slide's embeddings and, where given, its expression, joined by barcode.
+    """Read a slide's embeddings and, optionally, its expression, joined by barcode.
 
-    Coordinates that turn out to be corners of patches become centres, see ``data.coordinates``.
+    Coordinates that are corners of patches become centres, see ``data.coordinates``.
 
     Args:
         embedding_file: embeddings .h5.
         expr_file: expression .h5ad with raw counts; None leaves ``y`` out.
         genes: the genes of ``y`` in order; None takes all.
-        target: what ``y`` is, see ``data.normalise``.
+        target: a target of ``data.normalise``.
         name: the slide's name; the embedding file's stem if None.
         dataset: the data set's name.
-        matching: how genes are found that the file names otherwise.
+        matching: how genes with other names in the file are matched.
 
     Raises:
         BadInput: a file is bad, a gene is absent, or under half of the smaller file's barcodes are
@@ -60,8 +60,8 @@ def load_slide(
     expression = read_expression(expr_file, genes, matching=matching)
     if expression.matched:
         warn_once(f"{expr_file}: {expression.matched}")
-    slide, places = _joined(slide, expression.barcodes, expression.coords, expr_file, attrs)
-    y = to_target(expression.counts[places], expression.total[places], target)
+    slide, rows = _join(slide, expression.barcodes, expression.coords, expr_file, attrs)
+    y = to_target(expression.counts[rows], expression.total[rows], target)
     return dataclasses.replace(slide, y=y, um_per_px=slide.um_per_px or expression.um_per_px)
 
 
@@ -100,11 +100,11 @@ def load_hest_slide(
     if not expr_file.is_file():
         return slide
     adata = read_h5ad(expr_file)
-    check_unique(list(adata.obs_names), expr_file, "obs_names")
     names, centres = list(adata.obs_names), spatial(adata, expr_file)
-    slide, places = _joined(slide, names, centres, expr_file, {})
+    check_unique(names, expr_file, "obs_names")
+    slide, rows = _join(slide, names, centres, expr_file, {})
     um_per_px = slide.um_per_px or um_per_px_of(adata)
-    return dataclasses.replace(slide, adata=adata[places].copy(), um_per_px=um_per_px)
+    return dataclasses.replace(slide, adata=adata[rows].copy(), um_per_px=um_per_px)
 
 
 def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") -> Slide:
@@ -122,7 +122,7 @@ def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") 
 
 
 def um_per_px(attrs: Mapping[str, Any]) -> float | None:
-    """Return the micrometres per pixel that an embedding file's attributes tell, or None."""
+    """Return the micrometres per pixel in an embedding file's attributes, or None."""
     return _number(attrs, "um_per_px")
 
 
@@ -132,34 +132,30 @@ def _number(attrs: Mapping[str, Any], key: str) -> float | None:
 
 
 def check_one_width(slides: Sequence[Slide], embed_root: str | Path) -> None:
-    """Refuse slides whose embeddings have different numbers of channels.
-
-    Raises:
-        BadInput: they have; names ``embed_root``.
-    """
+    """Raise BadInput, naming ``embed_root``, for embeddings of different widths."""
     widths = {slide.x.shape[1] for slide in slides}
     if len(widths) > 1:
         found = unquoted(f"widths {sorted(widths)}")
         raise BadInput(embed_root, "embeddings", found, "one width")
 
 
-def _joined(
+def _join(
     slide: Slide,
     barcodes: Sequence[str],
     centres: np.ndarray | None,
     expr_file: str | Path,
     attrs: Mapping[str, Any],
 ) -> tuple[Slide, np.ndarray]:
-    """Return the slide's spots that have expression, placed by their centres, and their rows there.
+    """Return the slide's spots with expression, at their centres, and their rows of expression.
 
     Args:
         slide: with embeddings or patches.
         barcodes: of the expression.
-        centres: ``[N, 2]`` where the expression has its spots, None if it does not say.
-        expr_file: where these are from, for messages.
+        centres: ``[N, 2]`` positions of the expression, None if it has none.
+        expr_file: the file of the expression, for messages.
         attrs: of the embedding file.
     """
-    rows, places = match_barcodes(slide.barcodes, barcodes, slide.file, expr_file)
+    rows, expr_rows = match_barcodes(slide.barcodes, barcodes, slide.file, expr_file)
     if len(rows) < len(slide):
         logger.warning(
             "%s: %d of %d spots have no expression in %s and are left out",
@@ -170,29 +166,29 @@ def _joined(
         )
         slide = slide.take(rows)
     if centres is None:
-        return slide, places
+        return slide, expr_rows
     placed = to_centres(
         slide.coords,
-        centres[places],
+        centres[expr_rows],
         file=slide.file,
         other=expr_file,
         size=_number(attrs, "patch_size_level0"),
         stated=attrs.get("convention"),
     )
-    return dataclasses.replace(slide, coords=placed.coords), places
+    return dataclasses.replace(slide, coords=placed.coords), expr_rows
 
 
 def _hest_folder(root: Path, name: str) -> Path:
-    """Return the data set folder that has a slide: the root itself or one below it."""
+    """Return the data set folder of a slide: the root itself or one below it."""
     parts = (f"patches/{name}.h5", f"adata/{name}.h5ad")
-    below = sorted(folder for folder in root.glob("*") if folder.is_dir())
-    found = [each for each in (root, *below) if any((each / part).is_file() for part in parts)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    folders = [root, *sorted(folder for folder in root.glob("*") if folder.is_dir())]
+    folders = [folder for folder in folders if any((folder / part).is_file() for part in parts)]
+    if not folders:
         raise BadInput(root, "slide", unquoted(f"no {parts[0]}"), f"files of slide {name}")
-    shown = unquoted(f"{name} in {[folder.name for folder in found[:3]]}")
-    raise BadInput(root, "slide", shown, "one slide", "give the data set's folder as the root")
+    if len(folders) > 1:
+        found = unquoted(f"{name} in {[folder.name for folder in folders[:3]]}")
+        raise BadInput(root, "slide", found, "one slide", "give the data set's folder as the root")
+    return folders[0]
 
 
 def _unembedded(file: Path, name: str, dataset: str) -> Slide:

@@ -1,4 +1,4 @@
-"""A slide in memory: embeddings, positions and, where known, expression, matched by barcode."""
+"""The record of a slide in memory: embeddings, positions and optional expression."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Slide:
         x: ``[N, F]`` float32 patch embeddings; F is 0 before the patches are embedded.
         coords: ``[N, 2]`` float64 level-0 pixels (x, y).
         barcodes: N names.
-        y: ``[N, G]`` float32 expression in log1p units, None when only embeddings are known.
+        y: ``[N, G]`` float32 expression in log1p units, None without expression.
         dataset: the data set's name, "" if none.
         um_per_px: micrometres per pixel, None if unknown.
-        file: the file it was read from, for messages; "" if made in memory.
-        encoder: who made ``x``, "" if unknown.
+        file: the file it was read from, for messages; "" for a slide in memory.
+        encoder: the encoder of ``x``, "" if unknown.
         patches: a patch file, or ``[N, P, P, 3]`` uint8; None if there are none.
         adata: the same N spots with raw counts in ``X``, all genes; None if not measured.
     """
@@ -66,18 +66,18 @@ class Slide:
     ) -> Slide:
         """Read a slide's patches, or its embeddings, and its counts in HEST-bench's layout.
 
-        Where ``adata/<name>.h5ad`` is there, spots without counts are left out, with a warning.
+        If ``adata/<name>.h5ad`` exists, spots without counts are left out, with a warning.
 
         Args:
             root: a HEST-bench root, or a data set folder with ``patches/`` and ``adata/``.
-            name: the slide's.
-            embed_dataroot: root of embeddings that are there; None leaves ``x`` to ``embed``.
-            encoder: who made these.
+            name: the slide's name.
+            embed_dataroot: root of existing embeddings; None leaves ``x`` to ``embed``.
+            encoder: the encoder of the embeddings.
 
         Raises:
             BadInput: no such slide, or files that cannot be used.
         """
-        from stflow_graph.data.load import load_hest_slide  # which builds on this file
+        from stflow_graph.data.load import load_hest_slide  # which imports this module
 
         return load_hest_slide(Path(root), name, embed_dataroot, encoder)
 
@@ -91,19 +91,19 @@ class Slide:
         encoder: str = "",
         patches: np.ndarray | None = None,
     ) -> Slide:
-        """Return a slide of spots that are in memory.
+        """Return the slide of an AnnData.
 
         Args:
             adata: spots with ``obsm["spatial"]`` in level-0 pixels and, to learn from or to
                 score with, raw counts in ``X``. It is not changed.
-            name: the slide's, which the noise of its samples depends on; None takes
+            name: the slide's name, on which the noise of its samples depends; None takes
                 ``uns["sample_id"]`` or the only library of ``uns["spatial"]``.
             embeddings: ``[N, F]``, or their name in ``obsm``; None leaves them to ``embed``.
-            encoder: who made them.
+            encoder: the encoder of the embeddings.
             patches: ``[N, P, P, 3]`` uint8 around the spots.
 
         Raises:
-            BadInput: no name, no places, or arrays that do not fit the spots.
+            BadInput: no name, no positions, or arrays that do not fit the spots.
         """
         name = check_name(_name_of(adata) if name is None else name, "AnnData", "name")
         origin = f"slide {name}"
@@ -143,7 +143,7 @@ class Slide:
         return int(self.x.shape[1])
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Give the embeddings with their rows, as an embedding file does; here in one block."""
+        """Yield the embeddings with their rows, as an embedding file does; here in one block."""
         yield slice(0, len(self)), self.x
 
     def take(self, rows: np.ndarray) -> Slide:
@@ -165,29 +165,29 @@ class Slide:
         target: str = "log1p",
         matching: GeneMatching = DEFAULT_MATCHING,
     ) -> Slide:
-        """Return what a denoiser learns from: embeddings, and ``y`` from the counts of ``adata``.
+        """Return the slide with ``y`` from the counts of ``adata``, for training.
 
         Args:
             genes: the genes of ``y`` in order.
-            target: what ``y`` is, see ``data.normalise``.
-            matching: how genes are found that ``adata`` names otherwise.
+            target: a target of ``data.normalise``.
+            matching: how genes with other names in ``adata`` are matched.
 
         Raises:
             BadInput: no counts, counts that are not raw, or genes that are absent.
         """
+        origin = self.file or self.name
         if self.adata is None:
-            found = unquoted("no counts")
-            raise BadInput(self.file or self.name, "adata", found, "raw counts of the spots")
-        counts = expression_of(self.adata, self.file or self.name, genes, matching=matching)
-        if counts.matched:
-            warn_once(f"{self.name}: {counts.matched}")
-        y = to_target(counts.counts, counts.total, target)
+            raise BadInput(origin, "adata", unquoted("no counts"), "raw counts of the spots")
+        expression = expression_of(self.adata, origin, genes, matching=matching)
+        if expression.matched:
+            warn_once(f"{self.name}: {expression.matched}")
+        y = to_target(expression.counts, expression.total, target)
         return dataclasses.replace(self, y=y, adata=None, patches=None)
 
     def to_anndata(self) -> AnnData:
-        """Return a copy of ``adata``, or spots without counts, with all that is known of them.
+        """Return a copy of ``adata``, or spots without counts, with the slide's other fields.
 
-        ``obsm["spatial"]`` are the places and ``obsm["embeddings"]`` the embeddings, if any.
+        ``obsm["spatial"]`` are the positions and ``obsm["embeddings"]`` the embeddings, if any.
         """
         import anndata
         import pandas as pd
@@ -225,8 +225,8 @@ class Slide:
 
 def _name_of(adata: AnnData) -> str:
     libraries = adata.uns.get("spatial")
-    known = list(libraries) if isinstance(libraries, Mapping) else []
-    name = adata.uns.get("sample_id", known[0] if len(known) == 1 else None)
+    names = list(libraries) if isinstance(libraries, Mapping) else []
+    name = adata.uns.get("sample_id", names[0] if len(names) == 1 else None)
     if not isinstance(name, str):
         raise BadInput("AnnData", "uns", list(adata.uns), "'sample_id'", "give name=")
     return name
