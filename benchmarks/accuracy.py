@@ -35,8 +35,8 @@ from scipy.stats import spearmanr
 
 from stflow_graph.config import load_config, parse_assignments
 from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.load import load_sample
 from stflow_graph.data.normalise import to_target
-from stflow_graph.data.slide import load_sample
 from stflow_graph.data.splits import Dataset, Fold, find_datasets, find_embedding
 from stflow_graph.encoders import create_encoder
 from stflow_graph.evaluation.baselines import DARKNESS, SIMPLE_GNN, darkness, fit_baselines
@@ -44,7 +44,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.simulation.cohort import simulate_cohort
-from stflow_graph.stages.embed import embed_root
+from stflow_graph.stages.embed import embed
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 from stflow_graph.stats import metrics
@@ -509,7 +509,7 @@ def parse() -> argparse.Namespace:
         if not (options.root / "splits").exists():
             shutil.rmtree(options.root, ignore_errors=True)
             simulate_cohort(options.root, n_slides=options.slides, n_spots=options.spots)
-        embed_root(options.root, options.embeddings, create_encoder(options.encoder))
+        embed(options.root, options.embeddings, create_encoder(options.encoder))
     elif options.root is None or options.embeddings is None:
         parser.error("--root and --embeddings, or --simulated")
     return options

@@ -27,7 +27,7 @@ from stflow_graph.data.splits import split_files, write_splits
 from stflow_graph.encoders import create_encoder
 from stflow_graph.evaluation.baselines import CONTEXT_RIDGE, RIDGE, SIMPLE_GNN, TUNED_RIDGE
 from stflow_graph.simulation.cohort import DESCRIPTION, GENE_LIST, simulate_cohort
-from stflow_graph.stages.embed import embed_root
+from stflow_graph.stages.embed import embed
 
 TARGET = "log1p"  # the one whose mean the simulator tells
 N_FOLDS, TESTED = 3, 2  # folds, and slides that each tests: those of one patient
@@ -48,7 +48,7 @@ def draw_cohort(options: argparse.Namespace) -> list[dict[str, Any]]:
     slides: list[dict[str, Any]] = json.loads((root / DESCRIPTION).read_text())["slides"]
     if len(slides) < n_slides:
         raise SystemExit(f"{root}: {len(slides)} slides, {n_slides} are needed: take another --out")
-    embed_root(root, options.out / "embeddings", create_encoder(options.encoder))
+    embed(root, options.out / "embeddings", create_encoder(options.encoder))
     return slides
 
 

@@ -39,7 +39,8 @@ def embed(
         )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
-    from stflow_graph.stages.embed import EmbedSettings, embed_files, embed_root
+    from stflow_graph.preparation.embedding import EmbedSettings, embed_files
+    from stflow_graph.stages.embed import embed as run
 
     console = Console()
     network = create_encoder(encoder, weights, weights_root)
@@ -47,7 +48,7 @@ def embed(
     began = time.perf_counter()
     with spot_progress() as progress:
         if source_dataroot and embed_dataroot:
-            done = embed_root(
+            done = run(
                 source_dataroot,
                 embed_dataroot,
                 network,
@@ -62,14 +63,14 @@ def embed(
             done = embed_files(jobs, network, settings, overwrite=overwrite, progress=progress)
     seconds = time.perf_counter() - began
     for slide in done:
-        state = "is there already" if slide.complete_before else "written"
+        state = "is there already" if slide.up_to_date else "written"
         blank = f", {slide.n_blank} blank" if slide.n_blank else ""
         console.print(
             f"{slide.slide}: {slide.n_spots} spots{blank}: {slide.path} {state}",
             soft_wrap=True,
             highlight=False,
         )
-    if n := sum(slide.n_spots for slide in done if not slide.complete_before):
+    if n := sum(slide.n_spots for slide in done if not slide.up_to_date):
         console.print(
             f"{n:,} patches in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {network.name} on "
             f"{settings.device}",

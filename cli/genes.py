@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from stflow_graph.stages.choose_genes import ChosenGenes
+    from stflow_graph.preparation.gene_lists import ChosenGenes
 
 _SCORES = {"hvg": "dispersion", "mean": "mean", "moran": "Moran's I"}
 
@@ -41,7 +41,8 @@ def genes(
     """Choose the genes of every fold on its training slides alone, by HEST-bench's rule."""
     from stflow_graph.io.gene_aliases import gene_matching
     from stflow_graph.preparation.gene_choice import METHODS
-    from stflow_graph.stages.choose_genes import GeneRule, choose_genes
+    from stflow_graph.preparation.gene_lists import GeneRule
+    from stflow_graph.stages.choose_genes import choose_genes
 
     known = next((name for name in METHODS if name == method), None)
     if known is None:
@@ -79,6 +80,6 @@ def _show(console: Console, chosen: ChosenGenes, score: str, top: int) -> None:
         for rank, (gene, mean, share, value) in enumerate(rows, 1):
             table.add_row(str(rank), escape(gene), f"{mean:.2f}", f"{share:.0%}", f"{value:.3f}")
         console.print(table)
-    state = "there already" if chosen.complete_before else "written"
+    state = "there already" if chosen.up_to_date else "written"
     line = f"{chosen.file}: {len(chosen.genes.genes)} genes, {state}"
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -62,8 +62,8 @@ def prepare(
         return
     if pitch_um is not None:
         raise typer.BadParameter("--pitch-um belongs to --grid")
-    from stflow_graph.platforms.source import SourceOptions
-    from stflow_graph.stages.prepare import prepare_slide, prepare_source
+    from stflow_graph.platforms.source import SourceOptions, tables_source
+    from stflow_graph.stages.prepare import prepare as run
 
     done: list[Prepared] = []
     console = Console()
@@ -76,9 +76,9 @@ def prepare(
             if source is not None and spots is None and counts is None:
                 options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
                 shared["notice"] = lambda line: console.print(line, highlight=False, markup=False)
-                prepare_source(source, out, options, format=format, **shared)
+                run(source, out, options, format=format, **shared)
             elif source is None and image and counts and name and format is None:
-                prepare_slide(image, spots, counts, out, name=name, um_per_px=um_per_px, **shared)
+                run(tables_source(name, image, spots, counts, um_per_px), out, **shared)
                 following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
             else:
                 raise typer.BadParameter("give SOURCE, or --image, --counts and --id of one slide")

@@ -25,6 +25,6 @@ def slide_table(slides: Sequence[Prepared], out: Path) -> Table:
     for slide in slides:
         left_out = (slide.not_selected, slide.only_in_spots, slide.only_in_counts)
         numbers = map(str, (slide.n_spots, *left_out, slide.n_padded))
-        state = "there already" if slide.complete_before else "written"
+        state = "there already" if slide.up_to_date else "written"
         table.add_row(slide.slide, *numbers, f"{slide.pitch_um:.1f}", state)
     return table

@@ -17,7 +17,7 @@ def grid_of(image: Path, out: Path, name: str, options: dict[str, Any]) -> None:
     console = Console()
     with spot_progress() as progress:
         done = prepare_grid(image, out, name=name, progress=progress, **options)
-    state = "is there already" if done.complete_before else "written"
+    state = "is there already" if done.up_to_date else "written"
     source = "metadata" if options["um_per_px"] is None else "as given"
     for line in (
         f"{name}: {done.um_per_px:.4g} µm/px ({source}), tissue on {done.tissue:.0%} of the slide",

@@ -47,7 +47,7 @@ def probe(
     from stflow_graph.encoders import create_encoder
     from stflow_graph.encoders.catalogue import canonical_name
     from stflow_graph.models.build import pick_device
-    from stflow_graph.stages.embed import EmbedSettings
+    from stflow_graph.preparation.embedding import EmbedSettings
     from stflow_graph.stages.probe import ProbeSettings
     from stflow_graph.stages.probe import probe as run
 

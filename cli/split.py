@@ -50,7 +50,7 @@ def split(
     console = Console()
     console.print(_table(made))
     left_out = f"; {len(made.not_there)} slides of it are not here" if made.not_there else ""
-    state = "there already, the same" if made.complete_before else "written"
+    state = "there already, the same" if made.up_to_date else "written"
     line = f"{made.folder}: {state}; patients from {made.source}{left_out}"
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 

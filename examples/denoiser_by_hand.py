@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.flow.noise import spot_keys, spot_uniform
 from stflow_graph.flow.prior import ZINBPrior
 from stflow_graph.flow.sampler import heun

@@ -22,7 +22,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.models.build import pick_device
-from stflow_graph.stages.embed import EmbedSettings, embed_slide
+from stflow_graph.preparation.embedding import EmbedSettings, embed_slide
 from stflow_graph.stages.evaluate import evaluate_in_memory
 from stflow_graph.stages.train import surroundings
 from stflow_graph.training.fold import fit_fold

@@ -17,8 +17,9 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.expression import read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import KEY, read_prediction
+from stflow_graph.preparation.embedding import EmbedSettings
 from stflow_graph.simulation.cohort import simulate_cohort
-from stflow_graph.stages.embed import EmbedSettings, embed_root
+from stflow_graph.stages.embed import embed
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
@@ -94,7 +95,7 @@ def test_anndata_in_gives_what_files_give(cohort, slides, settings):
 def test_patches_in_files_and_in_memory_give_the_stages_embeddings(tmp_path):
     root = simulate_cohort(tmp_path / "cohort", n_slides=2, n_spots=6, n_folds=2, patch_size=32)
     encoder = create_encoder("efficientnet_lite0")
-    embed_root(root, tmp_path / "emb", encoder, EmbedSettings(batch_size=4))
+    embed(root, tmp_path / "emb", encoder, EmbedSettings(batch_size=4))
     want = api.Slide.from_hest(root, "S01", embed_dataroot=tmp_path / "emb")
     bare = api.Slide.from_hest(root, "S01")
     assert bare.width == 0
@@ -112,7 +113,7 @@ def test_patches_in_files_and_in_memory_give_the_stages_embeddings(tmp_path):
     np.testing.assert_allclose(some.x, want.x[rows], atol=1e-5)
 
     renamed = dataclasses.replace(bare, barcodes=["elsewhere", *bare.barcodes[1:]])
-    with pytest.raises(BadInput, match="patches: found none of 1 of 6 spots, expected one of each"):
+    with pytest.raises(BadInput, match=r"S01.h5: barcodes: found 1 of 6 spots absent.*elsewhere"):
         api.embed([renamed], encoder, device="cpu")
 
 

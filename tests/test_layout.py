@@ -44,23 +44,25 @@ def room_of(module: str) -> str | None:
     return names[1] if names[0] == "stflow_graph" and len(names) > 1 else None
 
 
-def imports(path: Path) -> set[str]:
-    """Return the rooms of the package that a file imports, other than for types only."""
-    rooms = set()
+def imported_modules(path: Path) -> set[str]:
+    """Return what a file imports, other than for types only."""
+    found: set[str] = set()
     pending = list(ast.parse(path.read_text()).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.ImportFrom) and node.module:
-            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        else:
-            modules = []
-        rooms |= {room for module in modules if (room := room_of(module)) in RANKS}
+            found |= {alias.name for alias in node.names}
         pending += list(ast.iter_child_nodes(node))
-    return rooms
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Return the rooms of the package that a file imports, other than for types only."""
+    return {room for module in imported_modules(path) if (room := room_of(module)) in RANKS}
 
 
 def room_of_file(path: Path) -> str:
@@ -76,6 +78,12 @@ def test_imports_point_down(path):
     assert room in RANKS, f"{room} has no rank: decide where it stands"
     for imported in imports(path) - {room}:
         assert RANKS[imported] < RANKS[room] or (room, imported) in ALLOWED, f"imports {imported}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stflow_graph/stages").glob("*.py")))
+def test_stages_do_not_import_each_other(path):
+    stages = [name for name in imported_modules(path) if name.startswith("stflow_graph.stages.")]
+    assert not stages
 
 
 def test_the_house_stays_small():

@@ -1,4 +1,4 @@
-"""A tiny cohort on disk, made from a linear model, for the stages that need embeddings."""
+"""A tiny cohort on disk, made from a linear model, and an encoder that loads no weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+import torch
+from torch import nn
 
 from stflow_graph.data.splits import embedding_path
+from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.expression import write_expression
+from stflow_graph.io.patches import write_patches
 
 GENES = [f"G{i}" for i in range(6)]
 CHANNELS = 10
@@ -69,3 +73,26 @@ def write_slide(
     weights = np.random.default_rng(0).normal(size=(channels, len(GENES))) / 3
     counts = rng.poisson(np.exp(1 + x @ weights))
     write_expression(expression, sp.csr_matrix(counts), barcodes, GENES, coords, um_per_px=1.0)
+
+
+def toy_encoder(name: str = "toy", sha: str = "0" * 64) -> Encoder:
+    """Mean and spread of a patch's colours, easy to check by hand."""
+    transform = PatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return Encoder(
+        name,
+        nn.Identity(),
+        6,
+        transform,
+        sha,
+        lambda x: torch.cat([x.mean((2, 3)), x.std((2, 3))], dim=1),
+    )
+
+
+def write_images(path: Path, n: int = 7, seed: int = 0) -> np.ndarray:
+    """Write a patch file of random images; return them."""
+    images = np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    coords = np.arange(2 * n).reshape(n, 2)
+    barcodes = [f"b{i}" for i in range(n)]
+    with write_patches(path, barcodes, coords, size=8, size_level0=16.0, um_per_px=0.5) as writer:
+        writer.append(images)
+    return images

@@ -1,4 +1,4 @@
-"""Gene lists as HEST-bench keeps them, a JSON file with the key ``genes``."""
+"""Gene lists in HEST-bench's format, a JSON file with the key ``genes``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import read_json, write_json
+from stflow_graph.io.hdf5 import check_unique
 
 
 def read_gene_list(path: str | Path) -> list[str]:
     """Read ``{"genes": [...]}``.
 
     Raises:
-        BadInput: another content, no genes, a gene twice.
+        BadInput: other content, no genes, or duplicates.
     """
     content = read_json(path)
     genes = content.get("genes") if isinstance(content, dict) else content
@@ -20,9 +21,7 @@ def read_gene_list(path: str | Path) -> list[str]:
         raise BadInput(path, "genes", type(genes).__name__, "a list of gene names")
     if not genes:
         raise BadInput(path, "genes", unquoted("0 genes"), "at least one gene")
-    if len(set(genes)) < len(genes):
-        twice = sorted({gene for gene in genes if genes.count(gene) > 1})
-        raise BadInput(path, "genes", unquoted(f"duplicates such as {twice[:3]}"), "each gene once")
+    check_unique(genes, path, "genes")
     return genes
 
 

@@ -1,4 +1,4 @@
-"""What a fold reads from disk, told apart by content: whether a result still belongs to it."""
+"""Content hashes of a fold's inputs, to detect stale results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def hash_inputs(
         fold: training and test slides.
         gene_file: the gene list.
         embed_dataroot: root of the embeddings.
-        encoder: whose embeddings.
-        hash_file: what hashes a file; a caller with many folds may remember.
+        encoder: of the embeddings.
+        hash_file: hashes a file; a caller with many folds may cache it.
 
     Raises:
         BadInput: a file is missing.
@@ -40,14 +40,14 @@ def hash_inputs(
 def check_same_inputs(
     folder: Path, old: Mapping[str, object], new: Mapping[str, object], *, done: str, redo: str
 ) -> None:
-    """Refuse a stored result that was made from something else.
+    """Refuse a stored result of other inputs.
 
     Args:
-        folder: where it is.
-        old: what it was made from.
-        new: what is given now.
-        done: what was done, for the message ("trained").
-        redo: what ``--overwrite`` would do, for the message ("train anew").
+        folder: of the result.
+        old: hashes of its inputs.
+        new: hashes of the current inputs.
+        done: for the message, such as "trained".
+        redo: the effect of ``--overwrite``, for the message, such as "train anew".
 
     Raises:
         BadConfig: they differ; names the first differences.

@@ -1,4 +1,4 @@
-"""Counts to the two targets that models learn."""
+"""Training targets from counts, and the scaling of a model's input and output."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def to_target(counts: sp.csr_matrix, total: np.ndarray, target: str) -> np.ndarr
 
 
 class Moments:
-    """Mean and deviation of a slide's embeddings, which may come in parts.
+    """Running mean and standard deviation of a slide's embeddings, added block by block.
 
-    Sums are of differences from the first part's mean, in float64 (Chan et al., 1979): squares of
-    large values would drown the deviation.
+    Sums are of differences from the first block's mean, in float64 (Chan et al., 1979), as squares
+    of large values would cancel.
 
     Attributes:
-        n: spots seen.
+        n: number of spots.
     """
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class Moments:
         self._squares: np.ndarray = np.zeros(0)
 
     def add(self, x: np.ndarray) -> Moments:
-        """Take in the embeddings ``[n, F]`` of some spots."""
+        """Add the embeddings ``[n, F]`` of some spots."""
         if not self.n:
             self._origin = x.mean(axis=0, dtype=np.float64)
             self._sum, self._squares = np.zeros((2, x.shape[1]))
-        away = x - self._origin
-        self._sum += away.sum(axis=0)
-        self._squares += np.square(away).sum(axis=0)
+        difference = x - self._origin
+        self._sum += difference.sum(axis=0)
+        self._squares += np.square(difference).sum(axis=0)
         self.n += len(x)
         return self
 
@@ -77,8 +77,8 @@ class Normalisation:
 
     Attributes:
         standardize: embeddings to mean 0 and deviation 1 per ``"slide"``, by the ``"train"``
-            slides' statistics, or ``"none"``; ``"center"`` takes each slide's mean away, which
-            removes most of its stain, and gives all channels one scale (root mean square 1).
+            slides' statistics, or ``"none"``; ``"center"`` subtracts each slide's mean, which
+            removes most of its stain, and scales all channels together (root mean square 1).
         center_targets: whether the model's expression is relative to the slide's mean.
         x_mean: ``[F]`` mean embedding of the training slides.
         x_std: ``[F]`` their standard deviation.
@@ -118,7 +118,7 @@ class Normalisation:
         return (x - mean) * factor
 
     def scaling(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-        """Return what is taken from a slide's embeddings and what they are then multiplied by.
+        """Return what a slide's embeddings are shifted and then multiplied by.
 
         Args:
             moments: of all embeddings of the slide.
@@ -133,15 +133,15 @@ class Normalisation:
             mean, std = moments.mean.astype(np.float32), moments.std.astype(np.float32)
         if self.standardize == "center":
             std = np.full_like(std, np.sqrt(np.mean(np.square(std))))
-        known = std > 1e-6
-        return mean, np.where(known, 1 / np.where(known, std, 1), 0).astype(np.float32)
+        varies = std > 1e-6
+        return mean, np.where(varies, 1 / np.where(varies, std, 1), 0).astype(np.float32)
 
     def targets(self, y: np.ndarray) -> np.ndarray:
-        """Scale one slide's expression, ``[N, G]``, to what the model learns."""
+        """Scale one slide's expression, ``[N, G]``, to the model's target."""
         if not self.center_targets:
             return y
         return (y - y.mean(axis=0, dtype=np.float64)).astype(np.float32)
 
     def expression(self, y: np.ndarray) -> np.ndarray:
-        """Turn the model's output ``[..., G]`` back to log1p units."""
+        """Convert the model's output ``[..., G]`` back to log1p units."""
         return (y + self.y_mean).astype(np.float32) if self.center_targets else y

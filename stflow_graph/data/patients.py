@@ -1,4 +1,4 @@
-"""Which patient, or other group, each slide is of: from a table or from the slide's own file."""
+"""The patient, or other group, of each slide: from a table or from the slide's own file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stflow_graph.io.hdf5 import open_h5
 logger = logging.getLogger(__name__)
 
 PATIENT = "patient"
-# looked for in a data set's folder, in this order
+# searched in a data set's folder, in this order
 TABLES = ("patients.csv", "metadata.csv", "dataset.csv")
 _IDS = ("sample_id", "id", "slide", "slide_id", "sample")
 
@@ -26,7 +26,7 @@ _IDS = ("sample_id", "id", "slide", "slide_id", "sample")
 def find_table(folder: str | Path, column: str = PATIENT) -> Path | None:
     """Return the first of ``TABLES`` in a data set's folder that has slides and the column.
 
-    A file of this name that cannot be read may be another tool's; a warning says so.
+    A file of this name that cannot be read may be another tool's: it is skipped with a warning.
     """
     for name in TABLES:
         file = Path(folder) / name
@@ -46,17 +46,17 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
     """Read the group of each slide from a table (.csv or tab-separated, maybe .gz).
 
     Slides are in the first of the columns ``sample_id, id, slide, slide_id, sample``, so that a
-    kit's manifest and HEST's metadata can be given as they are.
+    kit's manifest and HEST's metadata can be used as they are.
 
     Args:
         path: the table.
-        columns: what makes a group; of several, the values are joined by ``/``.
+        columns: the columns that define a group; the values of several are joined by ``/``.
 
     Returns:
         Slide to group, "" where a cell is empty.
 
     Raises:
-        BadInput: such columns are missing, or a slide is of two groups.
+        BadInput: missing columns, or a slide in two groups.
     """
     table = read_text_columns(path)
     slides = next((name for name in _IDS if name in table), None)
@@ -67,7 +67,7 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
         raise BadInput(path, "columns", list(table), "also " + ", ".join(missing))
     groups: dict[str, str] = {}
     cells = zip(*(table[name] for name in columns), strict=True)
-    for slide, group in zip(table[slides], map(_joined, cells), strict=True):
+    for slide, group in zip(table[slides], map(_join, cells), strict=True):
         if groups.setdefault(slide, group) != group:
             found = unquoted(f"{groups[slide]!r} and {group!r}")
             raise BadInput(path, f"{'/'.join(columns)} of {slide}", found, "one for each slide")
@@ -82,16 +82,16 @@ def stored_group(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> str:
         columns: as of :func:`read_groups`.
 
     Returns:
-        The group, "" if the file does not say.
+        The group, "" if the file does not state it.
 
     Raises:
         BadInput: the spots of the slide are of several groups.
     """
     with open_h5(path) as file:
-        return _joined([_stored(file, name, path) for name in columns])
+        return _join([_stored(file, name, path) for name in columns])
 
 
-def _joined(cells: Sequence[str]) -> str:
+def _join(cells: Sequence[str]) -> str:
     return "/".join(cells) if all(cells) else ""
 
 
@@ -100,11 +100,11 @@ def _stored(file: h5py.File, column: str, path: str | Path) -> str:
     if place is None:
         return ""
     values = pd.Series(np.asarray(_element(file[place], path), dtype=object).reshape(-1)).dropna()
-    found = sorted({str(value).strip() for value in values} - {""})
-    if len(found) > 1:
-        text = unquoted(f"{len(found)} values, such as {found[:3]}")
-        raise BadInput(path, place, text, "one value for all spots of the slide")
-    return found[0] if found else ""
+    groups = sorted({str(value).strip() for value in values} - {""})
+    if len(groups) > 1:
+        found = unquoted(f"{len(groups)} values, such as {groups[:3]}")
+        raise BadInput(path, place, found, "one value for all spots of the slide")
+    return groups[0] if groups else ""
 
 
 def _element(item: h5py.Group | h5py.Dataset, path: str | Path) -> Any:

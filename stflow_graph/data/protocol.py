@@ -1,4 +1,4 @@
-"""The protocol's name: what was measured, in a line that says whether two scores compare."""
+"""Protocol names: one line on what was measured, equal for comparable scores."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from stflow_graph.errors import BadInput
 
 
 def protocol_name(dataset: Dataset, target: str, gene_list: str) -> str:
-    """Name what is measured: ``log1p | var_50genes.json | patient-grouped 3-fold | 1f0a93c2``.
+    """Return a name such as ``log1p | var_50genes.json | patient-grouped 3-fold | 1f0a93c2``.
 
-    The parts are the target, the gene list, how slides were split, and a hash of the target, of
-    every fold's genes and of every fold's slides on both sides: names are equal where scores
-    compare, whatever the folders are called and whichever folds were run.
+    The parts are the target, the gene list, the split rule, and a hash of the target, of every
+    fold's genes and of every fold's slides on both sides: names of comparable scores are equal,
+    whatever the folders are called and whichever folds were run.
 
     Args:
         dataset: the data set.
@@ -38,7 +38,7 @@ def protocol_name(dataset: Dataset, target: str, gene_list: str) -> str:
 
 
 def split_rule(folds: Sequence[Fold]) -> str:
-    """Say what the folds hold out, and whether patients may be on both sides."""
+    """Return what the folds hold out, and whether patients are on both sides."""
     n = f"{len(folds)}-fold"
     if any(fold.shared_patients for fold in folds):
         return f"slide-grouped {n}, patients on both sides"
@@ -50,5 +50,5 @@ def split_rule(folds: Sequence[Fold]) -> str:
 def _genes(file: Path) -> list[str] | None:
     try:
         return sorted(read_gene_list(file))
-    except BadInput:  # a fold that nobody runs may lack its list
+    except BadInput:  # a fold that is not run may lack its list
         return None

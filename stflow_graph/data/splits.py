@@ -1,13 +1,14 @@
-"""A HEST-bench style root on disk: data sets, folds, samples, and where their files are."""
+"""HEST-bench roots on disk: data sets, folds, samples, and the paths of their files."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from stflow_graph.data.patients import PATIENT, find_table, read_groups
 from stflow_graph.encoders.catalogue import spellings
@@ -21,7 +22,7 @@ _COLUMNS = ("sample_id", "patches_path", "expr_path")
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One slide of a data set and the paths that its split file gives; patient "" if unknown."""
+    """One slide of a data set and the paths in its split file; patient "" if unknown."""
 
     id: str
     dataset: str
@@ -40,7 +41,7 @@ class Fold:
 
     @property
     def shared_patients(self) -> list[str]:
-        """The known patients that are on both sides."""
+        """The known patients on both sides."""
         sides = ({s.patient for s in side if s.patient} for side in (self.train, self.test))
         return sorted(set.intersection(*sides))
 
@@ -100,22 +101,22 @@ class Dataset:
         """Read the folds to train on; see :meth:`folds`.
 
         Args:
-            numbers: the folds wanted; none means all.
-            allow_patient_overlap: go on where a patient is on both sides of a fold. Where the
-                patients are unknown, nothing can be refused.
+            numbers: numbers of folds; none means all.
+            allow_patient_overlap: accept folds with a patient on both sides. Folds of unknown
+                patients are always accepted.
 
         Raises:
             BadInput: a patient is on both sides, and that is not allowed.
-            BadConfig: a fold that is not there.
+            BadConfig: a fold that does not exist.
         """
         folds = self.folds()
-        known = [fold.index for fold in folds]
-        absent = sorted(set(numbers) - set(known))
+        indices = [fold.index for fold in folds]
+        absent = sorted(set(numbers) - set(indices))
         if absent:
-            there = ", ".join(map(str, known))
-            raise BadConfig(f"folds: {absent} not in {self.name}, which has folds {there}")
-        wanted = [fold for fold in folds if not numbers or fold.index in numbers]
-        for fold in () if allow_patient_overlap else wanted:
+            present = ", ".join(map(str, indices))
+            raise BadConfig(f"folds: {absent} not in {self.name}, which has folds {present}")
+        chosen = [fold for fold in folds if not numbers or fold.index in numbers]
+        for fold in () if allow_patient_overlap else chosen:
             if fold.shared_patients:
                 raise BadInput(
                     self.path / "splits" / f"test_{fold.index}.csv",
@@ -124,7 +125,7 @@ class Dataset:
                     "patients on one side only",
                     "make folds with `stflow-graph split`, or give --allow-patient-overlap",
                 )
-        return wanted
+        return chosen
 
     def _fold(self, number: int, patients: Mapping[str, str]) -> Fold:
         sides = {}
@@ -165,8 +166,8 @@ class Dataset:
 
     def samples(self) -> list[Sample]:
         """Return every slide of every fold once, ordered by name."""
-        found = {s.id: s for fold in self.folds() for s in (*fold.train, *fold.test)}
-        return [found[key] for key in sorted(found)]
+        samples = {s.id: s for fold in self.folds() for s in (*fold.train, *fold.test)}
+        return [samples[name] for name in sorted(samples)]
 
 
 def split_files(
@@ -177,25 +178,24 @@ def split_files(
     Args:
         slides: S names.
         tested_in: S folds that test each slide, numbered from 0; the others train on it.
-        patients: S patients for a further column, which is left out where none is known.
+        patients: S patients for a further column, which is left out if all are unknown.
     """
-    known = patients if any(patients) else ()
-    files = {}
-    for fold in range(max(tested_in) + 1):
-        for side in ("train", "test"):
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow([*_COLUMNS, PATIENT] if known else _COLUMNS)
-            for i, name in enumerate(slides):
-                if (tested_in[i] == fold) == (side == "test"):
-                    row = [name, f"patches/{name}.h5", f"adata/{name}.h5ad"]
-                    writer.writerow([*row, known[i]] if known else row)
-            files[f"{side}_{fold}.csv"] = text.getvalue()
-    return files
+    paths = [f"patches/{name}.h5" for name in slides], [f"adata/{name}.h5ad" for name in slides]
+    table = pd.DataFrame(dict(zip(_COLUMNS, (list(slides), *paths), strict=True)))
+    if any(patients):
+        table[PATIENT] = list(patients)
+    folds = np.asarray(tested_in)
+    return {
+        f"{side}_{fold}.csv": table[(folds == fold) == (side == "test")].to_csv(
+            index=False, lineterminator="\n"
+        )
+        for fold in range(max(tested_in) + 1)
+        for side in ("train", "test")
+    }
 
 
 def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
-    """Write what :func:`split_files` made as a folder ``splits/``, in the place of an old one."""
+    """Write the files of :func:`split_files` as a folder ``splits/``, replacing an existing one."""
     with atomic_folder(folder) as temporary:
         for name, text in files.items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -206,61 +206,62 @@ def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
 
     Args:
         root: a folder with data set folders, or a data set folder (has ``splits/``).
-        names: the data sets wanted; none means all.
+        names: names of data sets; none means all.
 
     Raises:
-        BadInput: no data set there, or a name that is not there (lists those that are).
+        BadInput: no data set, or an unknown name (lists the known ones).
     """
     root = Path(root)
     if not root.is_dir():
         raise BadInput(root, "root", unquoted("no folder"), "a HEST-bench root or data set folder")
     if (root / "splits").is_dir():
-        found = [Dataset(root.resolve().name, root)]
-        if names and list(names) != [found[0].name]:
-            raise BadInput(root, "datasets", list(names), f"{found[0].name!r}, the folder itself")
-        return found
-    found = [Dataset(d.name, d) for d in sorted(root.iterdir()) if (d / "splits").is_dir()]
-    if not found:
-        raise BadInput(
-            root, "root", unquoted("no data set"), "folders with splits/, patches/, adata/"
-        )
-    known = {d.name: d for d in found}
-    absent = [name for name in names if name not in known]
+        dataset = Dataset(root.resolve().name, root)
+        if names and list(names) != [dataset.name]:
+            raise BadInput(root, "datasets", list(names), f"{dataset.name!r}, the folder itself")
+        return [dataset]
+    datasets = {
+        d.name: Dataset(d.name, d) for d in sorted(root.iterdir()) if (d / "splits").is_dir()
+    }
+    if not datasets:
+        expected = "folders with splits/, patches/, adata/"
+        raise BadInput(root, "root", unquoted("no data set"), expected)
+    absent = [name for name in names if name not in datasets]
     if absent:
-        raise BadInput(root, "datasets", absent, f"names among {sorted(known)}")
-    return [known[name] for name in names] if names else found
+        raise BadInput(root, "datasets", absent, f"names among {sorted(datasets)}")
+    return [datasets[name] for name in names or datasets]
 
 
 def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:
-    """Return where STFlow and HEST keep a slide's embeddings (where ``embed`` writes them)."""
+    """Return the path of a slide's embeddings in the layout of STFlow, HEST and ``embed``."""
     return Path(root) / dataset / encoder / "fp32" / f"{sample}.h5"
 
 
 def known_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path | None:
-    """Return a slide's embedding file in any layout that users have, None if there is none."""
-    places = []
+    """Return a slide's embedding file in any supported layout, None if there is none.
+
+    An encoder's folder may have its own name or an alias (STFlow's ``uni_v1_official``).
+    """
+    paths = []
     for name in spellings(encoder):
-        places += [
+        paths += [
             embedding_path(root, dataset, name, sample),
             Path(root) / dataset / name / f"{sample}.h5",
             Path(root) / name / "fp32" / f"{sample}.h5",
             Path(root) / name / f"{sample}.h5",
         ]
-    places.append(Path(root) / f"{sample}.h5")
-    return next((place for place in places if place.is_file()), None)
+    paths.append(Path(root) / f"{sample}.h5")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:
-    """Find a slide's embedding file in any layout that users have.
-
-    An encoder's folder may have its own name or an alias (STFlow's ``uni_v1_official``).
+    """Return a slide's embedding file in any supported layout.
 
     Raises:
-        BadInput: it is in none of the places looked at; the message names the first.
+        BadInput: there is none; names the path where ``embed`` writes it.
     """
-    found = known_embedding(root, dataset, encoder, sample)
-    if found is None:
+    file = known_embedding(root, dataset, encoder, sample)
+    if file is None:
         first = embedding_path(root, dataset, encoder, sample)
         fix = f"run `stflow-graph embed` with --encoder {encoder}"
         raise BadInput(first, "file", unquoted("no file"), f"embeddings of slide {sample}", fix)
-    return found
+    return file

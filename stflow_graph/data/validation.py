@@ -1,4 +1,4 @@
-"""The validation part of a fold's training slides."""
+"""Validation splits of a fold's training slides."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _VALIDATION_SHARE = 0.2
 def split_validation(
     slides: Sequence[Slide], seed: int, n_splits: int = 1
 ) -> list[tuple[list[Slide], list[Slide]]]:
-    """Cut validation parts from training slides: whole slides where there are at least three.
+    """Split training slides into parts to learn from and parts to validate on.
 
-    With several splits their validation parts do not overlap; there are at most as many splits
-    as slides. With one or two slides, each is cut across a random direction into strips (at
-    least five) of equal numbers of spots, and a split holds one strip of every slide out.
+    Of three or more slides whole slides are held out; the validation parts of several splits are
+    disjoint, and there are at most as many splits as slides. One or two slides are each cut across
+    a random direction into at least five strips of equal numbers of spots, and a split holds out
+    one strip of every slide.
 
     Args:
         slides: the training slides.
-        seed: decides which slides, or the direction.
-        n_splits: splits wanted.
+        seed: of the choice of slides, or of the direction.
+        n_splits: maximum number of splits.
 
     Returns:
         For each split the slides to learn from and those to validate on.
@@ -48,7 +49,7 @@ def split_validation(
         angle = rng.uniform(0, 2 * np.pi)
         along = slide.coords @ np.array([np.cos(angle), np.sin(angle)])
         strips.append(np.array_split(np.argsort(-along, kind="stable"), n_strips))
-    # one after the other from the outermost of both sides, which have the fewest neighbours left
+    # from the outermost strips of both sides inwards: these have the fewest neighbours left
     outermost = sorted(range(n_strips), key=lambda i: min(i, n_strips - 1 - i))[:n_splits]
     return [
         (

@@ -19,8 +19,9 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stflow_graph.data.load import load_sample, load_slide
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.data.slide import Slide, load_sample, load_slide
+from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.data.validation import split_validation
 from stflow_graph.errors import BadInput, unquoted

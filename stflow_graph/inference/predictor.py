@@ -8,7 +8,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from stflow_graph.data.slide import Slide, slide_of
+from stflow_graph.data.load import slide_of
+from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.inference.inputs import (
     check_enough_spots,

@@ -156,7 +156,7 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
     return adata
 
 
-def read_places(path: str | Path) -> tuple[list[str], np.ndarray] | None:
+def read_positions(path: str | Path) -> tuple[list[str], np.ndarray] | None:
     """Read the barcodes and ``obsm["spatial"]`` of an .h5ad without its counts.
 
     Returns:

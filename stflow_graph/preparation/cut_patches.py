@@ -1,4 +1,4 @@
-"""Patches cut out of an open image, and whether they were before: for spots and for grids."""
+"""Cutting patches out of an open image into a patch file, for spots and for grids."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.patches import write_patches
 
-# of the area that a patch shows, level-0 px: beyond these, um_per_px is a mistake
-_LEAST_EDGE, _LARGEST_EDGE = 8, 8192
+# of the area that a patch shows, level-0 px: outside this range, um_per_px is a mistake
+_MIN_EDGE, _MAX_EDGE = 8, 8192
 _BATCH_BYTES = 16 * 2**20
 
 Progress = Callable[[str, int, int], None]
@@ -30,9 +30,9 @@ def check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> 
         fix = "give the micrometres per pixel of this image"
         raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
     edge = patch_um / um_per_px
-    if not _LEAST_EDGE <= edge <= _LARGEST_EDGE:
+    if not _MIN_EDGE <= edge <= _MAX_EDGE:
         found = unquoted(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")
-        raise BadInput(image, "um_per_px", found, f"{_LEAST_EDGE} to {_LARGEST_EDGE} px")
+        raise BadInput(image, "um_per_px", found, f"{_MIN_EDGE} to {_MAX_EDGE} px")
     return um_per_px
 
 
@@ -45,11 +45,11 @@ def cut_patches(
     record: dict[str, Any],
     progress: Progress | None = None,
 ) -> None:
-    """Write the patches around the given points of an image, batch by batch.
+    """Write the patches around points of an image, batch by batch.
 
     Args:
         path: the patch file.
-        read: gives the patches of the points from ``first`` up to ``last``, ``[B, P, P, 3]``.
+        read: returns the patches of the points ``first`` to ``last - 1``, ``[B, P, P, 3]``.
         barcodes: N names.
         coords: ``[N, 2]`` centres, level-0 px (x, y).
         edge: of the area that a patch shows, level-0 px.
@@ -74,34 +74,34 @@ def cut_patches(
                 progress(record["slide"], writer.written, n)
 
 
-def from_image(
-    reader: ImageReader, coords: np.ndarray, edge: float, size: int
+def patch_reader(
+    image: ImageReader, coords: np.ndarray, edge: float, size: int
 ) -> Callable[[int, int], np.ndarray]:
-    """Return what gives the patches around points of an image, for :func:`cut_patches`.
+    """Return the ``read`` of :func:`cut_patches` for an open image.
 
     Args:
-        reader: the open image.
+        image: the open image.
         coords: ``[N, 2]`` centres, level-0 px (x, y).
         edge: of the area that a patch shows, level-0 px.
         size: edge of a stored patch, px.
     """
     return lambda first, last: np.stack(
-        [reader.read_patch(x, y, edge, size) for x, y in coords[first:last]]
+        [image.read_patch(x, y, edge, size) for x, y in coords[first:last]]
     )
 
 
-def made_before(
-    file: Path, read: Callable[[Path], dict[str, Any]], asked: dict[str, Any]
+def up_to_date_record(
+    file: Path, read: Callable[[Path], dict[str, Any]], request: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Return how an output was made if it is there and was made as asked, None if it is not there.
+    """Return the record of an output that exists and fits the request, None if it does not exist.
 
     Args:
         file: the output.
         read: reads its record.
-        asked: what the record must say.
+        request: the required part of the record: hashes of the inputs, and settings.
 
     Raises:
-        BadInput: it is there and was made in another way.
+        BadInput: it exists and was made in another way.
     """
     if not file.exists():
         return None
@@ -109,18 +109,18 @@ def made_before(
         record = read(file)
     except BadInput:
         record = {}
-    # an input that was read before and is not now makes another slide, too
-    hashed = [key for key, value in record.items() if key.endswith("_sha256") and value]
-    keys = dict.fromkeys([*asked, *hashed])
-    other = [key for key in keys if record.get(key) != asked.get(key)]
-    if other:
-        found = unquoted("a file made with another " + ", ".join(other))
+    # an input that was read then and is missing now makes another slide, too
+    hashes = [key for key, value in record.items() if key.endswith("_sha256") and value]
+    keys = dict.fromkeys([*request, *hashes])
+    changed = [key for key in keys if record.get(key) != request.get(key)]
+    if changed:
+        found = unquoted("a file made with another " + ", ".join(changed))
         fix = "give --overwrite to replace it, or another --out"
         raise BadInput(file, "output", found, "no file, or one made from these inputs", fix)
     return record
 
 
 def patches_record(path: Path) -> dict[str, Any]:
-    """Return the attributes of a patch file, which say how it was made."""
+    """Return the attributes of a patch file, which record how it was made."""
     with open_h5(path) as file:
         return {key: np.asarray(value).tolist() for key, value in file.attrs.items()}

@@ -1,4 +1,4 @@
-"""Cutting a patch around every spot of one slide, and writing them beside its counts."""
+"""Cutting a patch around every spot of one slide, and writing its counts."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.data.slide import match_barcodes
+from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
+from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.patches import PatchFile, open_patches
 from stflow_graph.platforms.source import SlideData, SlideSource
-from stflow_graph.preparation.cut_patches import Progress, check_scale, cut_patches, from_image
+from stflow_graph.preparation.cut_patches import (
+    Progress,
+    check_scale,
+    cut_patches,
+    patch_reader,
+    patches_record,
+    up_to_date_record,
+)
 from stflow_graph.version import __version__
 
-# where an .h5ad of ours says how it was made: uns[KEY]["provenance"]
-KEY = "stflow_graph"
-# HEST's patches, where they do not say: 0.5 µm/px
-_HEST_UM_PER_PX = 0.5
+_KEY = "stflow_graph"  # the record of an .h5ad is uns[_KEY]["provenance"]
+_HEST_UM_PER_PX = 0.5  # of HEST's patches that do not state it
 _SAME_SCALE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class _Joined:
-    """A slide's tables, and the rows of both that belong together."""
+    """A slide's tables, and the rows of both that are of the same spots."""
 
     data: SlideData
     rows: np.ndarray
@@ -50,71 +56,85 @@ class _Joined:
         return self.data.spots.coords[self.rows]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pixels:
-    """Where patches come from: ``read(first, last)`` gives those of joined spots, in order."""
-
-    read: Callable[[int, int], np.ndarray]
-    image_size: tuple[int, int] | None
-
-
 def cut_slide(
     source: SlideSource,
     patches: Path,
     adata: Path,
-    asked: dict[str, Any],
+    request: dict[str, Any],
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a slide's patch file and expression file, each with how it was made.
+    """Write a slide's patch file and expression file, each with a record of how it was made.
 
-    A spot must be in both tables, and where the source has patches of the size asked for, which
-    are then taken as they are, among those.
+    A spot must be in both tables. Where the source has patches of the requested size, they are
+    copied, and a spot must be among those, too.
 
     Args:
         source: the slide.
         patches: the patch file to write.
         adata: the expression file to write.
-        asked: what is asked for: ``slide``, ``patch_px``, ``patch_um``, and what both files say.
+        request: ``slide``, ``patch_px``, ``patch_um`` and further entries of both records.
         progress: called with the slide's name, the patches written and all its patches.
-        notice: called with one line that says what was read, before patches are cut.
+        notice: called with one line on what was recognised, before patches are cut.
 
     Returns:
-        What was measured of the slide.
+        The record of the patch file.
 
     Raises:
         BadInput: an input is bad, or spots lie outside the image.
     """
     with contextlib.ExitStack() as stack:
-        stored = _stored_patches(stack, source, asked)
-        # before the tables, which may be large: a bad image shows at once
+        stored = _stored_patches(stack, source, request)
+        # before the tables, which may be large: a bad image is refused at once
         image = stack.enter_context(source.image()) if stored is None else None
         data = source.read()
         kept = _join(data, source, stored)
-        um_per_px = _um_per_px(source, data, image)
-        um_per_px = check_scale(um_per_px, asked["patch_um"], source.image_file)
-        edge = asked["patch_um"] / um_per_px  # level-0 px
+        scale = _um_per_px(source, data, image)
+        um_per_px = check_scale(scale, request["patch_um"], source.image_file)
+        edge = request["patch_um"] / um_per_px  # level-0 px
         if notice is not None and source.platform:
             n = len(data.spots.barcodes) - kept.not_selected
-            seen = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
-            notice(f"{source.name}: {seen}")
-        pixels = _pixels(kept, image, stored, edge, asked["patch_px"], source.spots_file)
-        if pixels.image_size is not None:
-            _check_inside(kept.coords, pixels.image_size, source.spots_file)
-        measured = _measure(kept, pixels.image_size, edge, um_per_px)
-        made = {**asked, "um_per_px": um_per_px, "version": __version__}
+            recognised = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
+            notice(f"{source.name}: {recognised}")
+        if image is not None:
+            _check_inside(kept.coords, image.size, source.spots_file)
+            read = patch_reader(image, kept.coords, edge, request["patch_px"])
+        else:
+            assert stored is not None
+            read = _stored_reader(kept, stored, edge, source.spots_file)
+        provenance = {**request, "um_per_px": um_per_px, "version": __version__}
         if source.platform:
-            made["platform"] = source.platform
-        record = {**made, **measured}
-        cut_patches(patches, pixels.read, kept.barcodes, kept.coords, edge, record, progress)
-    _write_adata(adata, kept, made)
-    return {**measured, "um_per_px": um_per_px}
+            provenance["platform"] = source.platform
+        size = None if image is None else image.size
+        record = {**provenance, **_measure(kept, size, edge, um_per_px)}
+        cut_patches(patches, read, kept.barcodes, kept.coords, edge, record, progress)
+    _write_adata(adata, kept, provenance)
+    return record
+
+
+def slide_record(patches: Path, adata: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the patch file's record if both files of a slide exist and fit the request.
+
+    Raises:
+        BadInput: a file exists and was made in another way.
+    """
+    files = ((patches, patches_record), (adata, _adata_record))
+    records = [up_to_date_record(file, read, request) for file, read in files]
+    return records[0] if None not in records else None
+
+
+def _adata_record(path: Path) -> dict[str, Any]:
+    with open_h5(path) as file:
+        try:
+            return dict(json.loads(file[f"uns/{_KEY}/provenance"][()]))
+        except (KeyError, TypeError, ValueError):
+            return {}
 
 
 def _stored_patches(
-    stack: contextlib.ExitStack, source: SlideSource, asked: dict[str, Any]
+    stack: contextlib.ExitStack, source: SlideSource, request: dict[str, Any]
 ) -> PatchFile | None:
-    """Open the source's own patches if they show what is asked for."""
+    """Open the source's own patches if they have the requested size."""
     if "patches" not in source.inputs:
         return None
     stored = stack.enter_context(open_patches(source.inputs["patches"]))
@@ -123,13 +143,13 @@ def _stored_patches(
     edge = stored.images.attrs.get("patch_size_src")
     if edge is not None and stored.um_per_px is not None:
         shown_um = float(edge) * stored.um_per_px
-    if size == asked["patch_px"] and abs(shown_um / asked["patch_um"] - 1) < _SAME_SCALE:
+    if size == request["patch_px"] and abs(shown_um / request["patch_um"] - 1) < _SAME_SCALE:
         return stored
     if "image" not in source.inputs:
         found = unquoted(f"patches of {size} px that show {shown_um:.4g} µm, and no image to cut")
-        wanted = f"{asked['patch_px']} px of {asked['patch_um']:g} µm"
-        fix = f"ask for --patch-px {size} --patch-um {shown_um:.4g}, or download the image"
-        raise BadInput(source.inputs["patches"], "img", found, wanted, fix)
+        expected = f"{request['patch_px']} px of {request['patch_um']:g} µm"
+        fix = f"give --patch-px {size} --patch-um {shown_um:.4g}, or download the image"
+        raise BadInput(source.inputs["patches"], "img", found, expected, fix)
     return None
 
 
@@ -157,40 +177,25 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
 
 
 def _um_per_px(source: SlideSource, data: SlideData, image: ImageReader | None) -> float | None:
-    """Return what the user says, or else the evidence: of a platform its array, then the image."""
+    """Return the user's scale, or else that of a platform's array, or else the image's."""
     stored = [data.um_per_px, None if image is None else image.um_per_px]
-    if not source.platform:  # a table made by hand knows its image less well than the image does
+    if not source.platform:  # of tables made by hand the image's own metadata are more reliable
         stored.reverse()
     file = source.image_file
     return agreed_scale(file, source.um_per_px, agreed_scale(file, *stored))
 
 
-def _pixels(
-    kept: _Joined,
-    image: ImageReader | None,
-    stored: PatchFile | None,
-    edge: float,
-    size: int,
-    spots_file: str | Path,
-) -> _Pixels:
-    coords = kept.coords
-    if image is not None:
-        return _Pixels(from_image(image, coords, edge, size), image.size)
-    assert stored is not None
+def _stored_reader(
+    kept: _Joined, stored: PatchFile, edge: float, spots_file: Path
+) -> Callable[[int, int], np.ndarray]:
     rows = match_barcodes(kept.barcodes, stored.barcodes, spots_file, stored.path)[1]
-    _check_same_places(stored, rows, coords, edge)
-    return _Pixels(lambda a, b: np.stack([stored.images[i] for i in rows[a:b]]), None)
-
-
-def _check_same_places(
-    stored: PatchFile, rows: np.ndarray, coords: np.ndarray, edge: float
-) -> None:
-    """Refuse patches whose places, be they corners or centres, are not the spots'."""
-    shift = np.median(coords - stored.coords[rows], axis=0)
+    # corners or centres of patches, but of the same spots
+    shift = np.median(kept.coords - stored.coords[rows], axis=0)
     if min(np.abs(shift).max(), np.abs(shift - edge / 2).max()) > edge / 8:
         found = unquoted(f"places {shift[0]:.0f}, {shift[1]:.0f} px from the spots' (median)")
         expected = f"0, or {edge / 2:.0f} px where a patch's corner is its place"
         raise BadInput(stored.path, "coords", found, expected)
+    return lambda first, last: np.stack([stored.images[i] for i in rows[first:last]])
 
 
 def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -> None:
@@ -254,6 +259,6 @@ def _write_adata(path: Path, kept: _Joined, record: dict[str, Any]) -> None:
         var=expression.var,
         uns={
             "sample_id": record["slide"],
-            KEY: {"format": EXPRESSION, "provenance": provenance},
+            _KEY: {"format": EXPRESSION, "provenance": provenance},
         },
     )

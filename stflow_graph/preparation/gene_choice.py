@@ -1,8 +1,8 @@
-"""Which genes to predict: those of training slides that vary most, are highest, or have patterns.
+"""Gene ranking on training slides: by variability, mean count or spatial autocorrelation.
 
-HEST-bench's rule: a gene counts if it was counted in a tenth of the spots of every slide and is no
-control probe; the spots of all slides are taken together. HEST's own lists were chosen on all
-slides of a data set, test slides among them; here only training slides are given.
+HEST-bench's rule: a gene qualifies if it has counts in a tenth of the spots of every slide and is
+no control probe; the spots of all slides are pooled. HEST's own lists were chosen on all slides of
+a data set, including test slides; here only training slides are used.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import scipy.sparse as sp
 
 Method = Literal["hvg", "mean", "moran"]
 METHODS: tuple[Method, ...] = ("hvg", "mean", "moran")
-# parts of the names of probes that measure no gene
+# substrings of the names of probes that measure no gene
 _CONTROLS = ("BLANK", "Control")
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneStatistics:
-    """What choosing genes needs to know of one slide.
+    """Per-gene summary of one slide.
 
     Attributes:
         genes: G names.
         n_spots: number of spots.
-        share: ``[G]`` share of the spots in which the gene was counted at all.
+        share: ``[G]`` fraction of the spots with a count of the gene.
         total: ``[G]`` sum of the counts over spots.
         squares: ``[G]`` sum of the squared counts over spots.
-        moran: ``[G]`` Moran's I of log1p(counts), NaN where unknown; None if not asked for.
+        moran: ``[G]`` Moran's I of log1p(counts), NaN where undefined; None if not computed.
     """
 
     genes: list[str]
@@ -52,13 +52,13 @@ class GeneStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class RankedGenes:
-    """Genes that qualify, the best first.
+    """Qualified genes, the best first.
 
     Attributes:
         genes: G names.
         mean: ``[G]`` mean count over the spots of all slides.
-        share: ``[G]`` share of the spots that have the gene, on the slide where it is least.
-        score: ``[G]`` what they are ranked by.
+        share: ``[G]`` fraction of the spots with a count of the gene, minimum over slides.
+        score: ``[G]`` the score that they are ranked by.
     """
 
     genes: list[str]
@@ -75,22 +75,22 @@ def rank_genes(
     slides: Sequence[GeneStatistics],
     method: Method = "hvg",
     *,
-    least_share: float = 0.1,
+    min_fraction: float = 0.1,
     panel: Collection[str] | None = None,
     n_bins: int = 20,
 ) -> RankedGenes:
-    """Rank the genes that are counted in at least ``least_share`` of the spots of every slide.
+    """Rank the genes that are counted in at least ``min_fraction`` of the spots of every slide.
 
     ``hvg``: by dispersion log(variance / mean) of the counts, standardised among genes of similar
     log1p(mean), in ``n_bins`` bins of equal width. ``mean``: by mean count. ``moran``: by Moran's
-    I, mean over slides. Genes of equal score come in alphabetical order; of those that tie for the
-    last place scanpy takes all.
+    I, mean over slides. Ties are in alphabetical order (scanpy keeps all genes that tie for the
+    last place).
 
     Args:
-        slides: the training slides, and nothing else, so that the choice has not seen the test.
+        slides: training slides only, so that test slides have no influence.
         method: see above.
-        least_share: see above.
-        panel: only these genes, where a test slide does not measure every gene; None means all.
+        min_fraction: see above.
+        panel: candidates, such as the genes that test slides measure too; None means all.
         n_bins: see above.
 
     Source: Satija et al. 2015, Nat. Biotechnol. 33, 495-502, as scanpy's flavour "seurat" on log1p
@@ -101,19 +101,19 @@ def rank_genes(
     names = sorted(shared if panel is None else shared & set(panel))
     names = [name for name in names if not any(part in name for part in _CONTROLS)]
     columns = [np.array([place[name] for name in names], dtype=np.int64) for place in places]
-    every = list(zip(slides, columns, strict=True))
+    pairs = list(zip(slides, columns, strict=True))
     n = sum(slide.n_spots for slide in slides)
-    mean = np.sum([slide.total[c] for slide, c in every], axis=0) / n
-    share = np.min([slide.share[c] for slide, c in every], axis=0)
+    mean = np.sum([slide.total[c] for slide, c in pairs], axis=0) / n
+    share = np.min([slide.share[c] for slide, c in pairs], axis=0)
     if method == "hvg":
-        squares = np.sum([slide.squares[c] for slide, c in every], axis=0)
+        squares = np.sum([slide.squares[c] for slide, c in pairs], axis=0)
         variance = (squares - n * mean**2) / max(n - 1, 1)
-        score = _dispersion(mean, variance, share >= least_share, n_bins)
+        score = _dispersion(mean, variance, share >= min_fraction, n_bins)
     elif method == "mean":
         score = mean
     else:
-        score = np.mean([_moran(slide)[c] for slide, c in every], axis=0)
-    rows = np.flatnonzero((share >= least_share) & np.isfinite(score))
+        score = np.mean([_moran(slide)[c] for slide, c in pairs], axis=0)
+    rows = np.flatnonzero((share >= min_fraction) & np.isfinite(score))
     rows = rows[np.argsort(-score[rows], kind="stable")]
     return RankedGenes([names[i] for i in rows], mean[rows], share[rows], score[rows])
 
@@ -125,11 +125,11 @@ def _moran(slide: GeneStatistics) -> np.ndarray:
 
 
 def _dispersion(
-    mean: np.ndarray, variance: np.ndarray, enough: np.ndarray, n_bins: int
+    mean: np.ndarray, variance: np.ndarray, qualified: np.ndarray, n_bins: int
 ) -> np.ndarray:
-    """Return the standardised dispersion among ``enough`` genes; NaN where it is not defined."""
+    """Return the standardised dispersion among ``qualified`` genes; NaN where undefined."""
     score = np.full_like(mean, np.nan)
-    rows = np.flatnonzero(enough)
+    rows = np.flatnonzero(qualified)
     if not len(rows):
         return score
     level = np.log1p(mean[rows])
@@ -143,6 +143,6 @@ def _dispersion(
         if deviation > 0:
             score[inside] = (dispersion - dispersion.mean()) / deviation
         elif len(inside) == 1:
-            # alone in its bin a gene has none to compare with, and counts as one deviation high
+            # a gene alone in its bin has no reference and counts as one deviation high
             score[inside] = 1.0
     return score

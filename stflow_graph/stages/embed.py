@@ -1,85 +1,28 @@
-"""The embed stage: patches to embeddings, skipping what is complete."""
+"""The embed stage: every patch file of a HEST-bench root to embeddings."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from stflow_graph.data.places import patch_centres
-from stflow_graph.data.slide import Slide, match_barcodes
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
-from stflow_graph.io.atomic import check_name, sha256
-from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
-from stflow_graph.io.patches import PatchFile, open_patches, read_images
-from stflow_graph.version import __version__
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# a patch whose grey values all lie this close together shows no tissue
-_BLANK_RANGE = 8
-Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedded:
-    """An embedding file: its slide, spots, blank patches, and whether it was complete before."""
-
-    slide: str
-    path: Path
-    n_spots: int
-    n_blank: int
-    complete_before: bool
+from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.atomic import check_name
+from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.embedding import (
+    DEFAULT_SETTINGS,
+    Embedded,
+    EmbedSettings,
+    embed_files,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class EmbedSettings:
-    """How to embed.
-
-    Attributes:
-        batch_size: patches at a time.
-        device: where the encoder runs.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        workers: processes that read ahead; 0 reads in a thread, enough on a CPU.
-    """
-
-    batch_size: int = 64
-    device: str = "cpu"
-    precision: str = "auto"
-    workers: int = 0
-
-    def dtype(self) -> torch.dtype | None:
-        """Return the type of autocast, None for float32.
-
-        Raises:
-            BadConfig: an unknown precision.
-        """
-        if self.precision not in PRECISIONS:
-            raise BadConfig(f"precision {self.precision!r}: expected {', '.join(PRECISIONS)}")
-        if self.precision == "auto":
-            on_gpu = torch.device(self.device).type == "cuda"
-            if not on_gpu:
-                return None
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-
-
-def embed_root(
+def embed(
     source_dataroot: str | Path,
     embed_dataroot: str | Path,
     encoder: Encoder,
-    settings: EmbedSettings = EmbedSettings(),
+    settings: EmbedSettings = DEFAULT_SETTINGS,
     *,
     datasets: Sequence[str] = (),
     overwrite: bool = False,
@@ -93,11 +36,11 @@ def embed_root(
         encoder: the patch encoder.
         settings: batch size, device, precision.
         datasets: names of data sets; none means all.
-        overwrite: embed anew what is complete.
+        overwrite: replace existing embeddings.
         progress: called with (slide, spots done, spots in all).
 
     Raises:
-        BadInput: no patches there, or the one slide there is cannot be used.
+        BadInput: no patches there, or the only slide cannot be used.
         SomeFailed: some slides failed; the others are written.
     """
     jobs = []
@@ -108,219 +51,3 @@ def embed_root(
     if not jobs:
         raise BadInput(source_dataroot, "patches", unquoted("no .h5 file"), "patches/<slide>.h5")
     return embed_files(jobs, encoder, settings, overwrite=overwrite, progress=progress)
-
-
-def embed_files(
-    jobs: Sequence[tuple[Path, Path]],
-    encoder: Encoder,
-    settings: EmbedSettings = EmbedSettings(),
-    *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> list[Embedded]:
-    """Embed patch files, each to its own path; one that fails does not stop the others.
-
-    Raises:
-        BadInput: the only file cannot be used.
-        SomeFailed: some of several files failed; the others are written.
-    """
-    with _readers(settings.workers) as pool:
-        work = [
-            (
-                source.stem,
-                partial(
-                    embed_file,
-                    source,
-                    target,
-                    encoder,
-                    settings,
-                    overwrite=overwrite,
-                    progress=progress,
-                    pool=pool,
-                ),
-            )
-            for source, target in jobs
-        ]
-        return attempt_each(work)
-
-
-def embed_file(
-    source: str | Path,
-    target: str | Path,
-    encoder: Encoder,
-    settings: EmbedSettings = EmbedSettings(),
-    *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    pool: Executor | None = None,
-) -> Embedded:
-    """Embed one patch file.
-
-    A target made from the same patches with the same weights is left as it is. Embeddings do not
-    depend on the batch size beyond rounding, nor on who reads, and are stored as float32. Their
-    coordinates are the patches' centres wherever anything tells, see ``data.places``.
-
-    Args:
-        source: the patch file.
-        target: the embedding file.
-        encoder: the patch encoder.
-        settings: batch size, device, precision, workers.
-        overwrite: embed anew what is complete.
-        progress: called with (slide, spots done, spots in all).
-        pool: reads the batches, ``settings.workers`` ahead; None makes one.
-
-    Raises:
-        BadInput: the patches cannot be used, or the target holds other embeddings.
-        OutOfMemory: a worker died.
-    """
-    source, target = Path(source), Path(target)
-    readers = contextlib.nullcontext(pool) if pool else _readers(settings.workers)
-    with open_patches(source) as patches, readers as reader:
-        placed = patch_centres(patches)
-        attrs = {
-            "encoder": encoder.name,
-            "weights_sha256": encoder.weights_sha256,
-            "patches_sha256": sha256(source),
-            "precision": "fp32" if settings.dtype() is None else str(settings.dtype())[6:],
-            "um_per_px": patches.um_per_px,
-            "convention": placed.convention,
-            "patch_size_level0": patches.size_level0,
-            "version": __version__,
-        }
-        if target.exists() and not overwrite:
-            n_blank = _complete(target, attrs)
-            return Embedded(source.stem, target, len(patches), n_blank, True)
-        patches = dataclasses.replace(patches, coords=placed.coords)
-        batches = _batches(patches, settings, reader)
-        n_blank = _write(target, patches, batches, encoder, settings, attrs, progress)
-    return Embedded(source.stem, target, len(patches), n_blank, False)
-
-
-def embed_slide(
-    slide: Slide,
-    encoder: Encoder,
-    settings: EmbedSettings = EmbedSettings(),
-    *,
-    progress: Progress | None = None,
-) -> Slide:
-    """Return a slide with the embeddings of its patches, as :func:`embed_file` would write them.
-
-    Raises:
-        BadInput: the slide has no patches, or they cannot be used.
-    """
-    patches, rows = slide.patches, np.arange(len(slide))
-    report = None if progress is None else partial(progress, slide.name)
-    if patches is None:
-        fix = "Slide.from_hest reads a patch file, Slide.from_anndata takes patches="
-        raise BadInput(slide.file or slide.name, "patches", unquoted("none"), "patches", fix)
-    if isinstance(patches, np.ndarray):
-        if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
-            found = unquoted(f"{patches.shape} {patches.dtype}")
-            raise BadInput(slide.file, "patches", found, "(N, height, width, 3) uint8")
-        size = settings.batch_size
-        parts = (patches[start : start + size] for start in range(0, len(patches), size))
-        encoded = list(_encode(parts, len(patches), encoder, settings, report))
-    else:
-        with open_patches(patches) as file, _readers(settings.workers) as pool:
-            left = slide.file or slide.name
-            known, rows = match_barcodes(slide.barcodes, file.barcodes, left, patches)
-            if len(known) < len(slide):
-                found = unquoted(f"none of {len(slide) - len(known)} of {len(slide)} spots")
-                raise BadInput(patches, "patches", found, "one of each spot")
-            batches = _batches(file, settings, pool)
-            encoded = list(_encode(batches, len(file), encoder, settings, report))
-    x = np.concatenate([x for x, _ in encoded])[rows]
-    return dataclasses.replace(slide, x=x, encoder=encoder.name)
-
-
-def _complete(target: Path, attrs: Mapping[str, object]) -> int:
-    """Return the number of blank patches of a target that is what would be written."""
-    stored = read_attrs(target)
-    for key in ("encoder", "weights_sha256", "patches_sha256", "precision", "convention"):
-        if stored.get(key) != attrs[key] or stored.get("format") != FORMAT:
-            raise BadInput(
-                target,
-                key,
-                stored.get(key),
-                f"{attrs[key]!r}",
-                "--overwrite to embed anew, or another place",
-            )
-    return int(stored.get("n_blank", 0))
-
-
-def _write(
-    target: Path,
-    patches: PatchFile,
-    batches: Iterable[np.ndarray],
-    encoder: Encoder,
-    settings: EmbedSettings,
-    attrs: Mapping[str, object],
-    progress: Progress | None,
-) -> int:
-    report = None if progress is None else partial(progress, patches.path.stem)
-    n_blank = 0
-    with write_embeddings(target, patches.barcodes, patches.coords, encoder.width, attrs) as writer:
-        for x, blank in _encode(batches, len(patches), encoder, settings, report):
-            writer.append(x)
-            n_blank += blank
-        writer.attrs["n_blank"] = n_blank
-    return n_blank
-
-
-def _encode(
-    batches: Iterable[np.ndarray],
-    n: int,
-    encoder: Encoder,
-    settings: EmbedSettings,
-    report: Callable[[int, int], None] | None,
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the embeddings ``[B, F]`` of each batch and how many of its patches are blank."""
-    device, dtype = torch.device(settings.device), settings.dtype()
-    encoder.to(device)
-    done = 0
-    for images in batches:
-        flat = images.reshape(len(images), -1)
-        n_blank = int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
-        autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-        with torch.inference_mode(), autocast:
-            x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
-        if x.shape[1:] != (encoder.width,):
-            raise BadConfig(
-                f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
-            )
-        yield x.float().cpu().numpy(), n_blank
-        done += len(images)
-        if report:
-            report(done, n)
-
-
-@contextlib.contextmanager
-def _readers(workers: int) -> Iterator[Executor]:
-    """Give a pool that reads patches: processes, or one thread where ``workers`` is 0."""
-    pool: Executor = ThreadPoolExecutor(1)
-    if workers:  # neither CUDA nor HDF5 survives a fork
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(patches: PatchFile, settings: EmbedSettings, pool: Executor) -> Iterator[np.ndarray]:
-    """Yield ``[B, P, P, 3]`` uint8 in order; more are read while the caller works on one."""
-    size = settings.batch_size
-    jobs = (
-        pool.submit(read_images, patches.path, start, start + size)
-        for start in range(0, len(patches), size)
-    )
-    try:
-        pending = deque(itertools.islice(jobs, max(1, settings.workers)))
-        while pending:
-            images = pending.popleft().result()
-            pending.extend(itertools.islice(jobs, 1))
-            yield images
-    except BrokenProcessPool:
-        raise OutOfMemory(
-            f"{patches.path}: a worker that reads patches died, most likely for want of memory. "
-            "Fix: fewer --workers or a smaller --batch-size"
-        ) from None

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from stflow_graph.data.barcodes import match_barcodes
+from stflow_graph.data.coordinates import to_centres
 from stflow_graph.data.normalise import TARGETS, to_target
-from stflow_graph.data.places import to_centres
-from stflow_graph.data.slide import match_barcodes
 from stflow_graph.data.splits import Dataset, find_datasets
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.evaluation.baselines import (

@@ -15,9 +15,10 @@ import numpy as np
 
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
+from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.normalise import TARGETS
 from stflow_graph.data.protocol import protocol_name
-from stflow_graph.data.slide import Slide, check_one_width, load_sample
+from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import (
     Dataset,
     Fold,
@@ -38,7 +39,8 @@ from stflow_graph.evaluation.hest_results import (
     results_kfold,
 )
 from stflow_graph.io.atomic import check_name, read_json, sha256, write_json, write_text
-from stflow_graph.stages.embed import EmbedSettings, Progress, embed_files
+from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.embedding import EmbedSettings, embed_files
 from stflow_graph.version import __version__
 
 METHODS = ("ridge", "random-forest")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.data.slide import um_per_px
+from stflow_graph.data.load import um_per_px
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings

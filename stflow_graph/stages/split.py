@@ -31,7 +31,7 @@ class Split:
         folds: the folds.
         n_spots: spots of each slide.
         not_there: slides of the table that the data set does not have.
-        complete_before: the same files were there; nothing was written.
+        up_to_date: the same files were there; nothing was written.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Split:
     folds: list[Fold]
     n_spots: dict[str, int]
     not_there: list[str]
-    complete_before: bool
+    up_to_date: bool
 
 
 def split(

@@ -1,13 +1,11 @@
-"""Patches on a grid over the tissue of a slide that has no spots and no counts.
+"""The prepare stage for a slide without spots and counts: patches on a grid over its tissue.
 
-What ``embed`` and ``sample`` make of them is the expression that a model expects there: spatial
-transcriptomics of a slide that was only stained.
+``embed`` and ``sample`` then predict expression for an H&E slide without spatial transcriptomics.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +21,29 @@ from stflow_graph.preparation.cut_patches import (
     Progress,
     check_scale,
     cut_patches,
-    from_image,
-    made_before,
+    patch_reader,
     patches_record,
+    up_to_date_record,
 )
 from stflow_graph.version import __version__
 
-# pixels of the overview along a patch's edge: the share of tissue is right within a few percent
+# of the overview along a patch's edge: the share of tissue is right within a few percent
 _OVERVIEW_PX = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedGrid:
-    """What a slide became.
+    """The patches of one slide.
 
     Attributes:
         slide: its name.
         patches: the patch file.
         n_rows: of the whole grid.
         n_columns: of the whole grid.
-        n_patches: of its places, those with tissue.
+        n_patches: grid points with enough tissue.
         tissue: share of the slide that is tissue.
         um_per_px: micrometres per level-0 pixel.
-        complete_before: the file was there, made from the same image; nothing was done.
+        up_to_date: the file existed, made from the same image; nothing was done.
     """
 
     slide: str
@@ -55,10 +53,7 @@ class PreparedGrid:
     n_patches: int
     tissue: float
     um_per_px: float
-    complete_before: bool = False
-
-
-_MEASURED = ("n_rows", "n_columns", "n_patches", "tissue", "um_per_px")
+    up_to_date: bool = False
 
 
 def prepare_grid(
@@ -73,25 +68,23 @@ def prepare_grid(
     min_tissue: float = 0.1,
     overwrite: bool = False,
     progress: Progress | None = None,
-    report: Callable[[PreparedGrid], None] | None = None,
 ) -> PreparedGrid:
     """Cut patches on a grid over a slide's tissue and write ``out/patches/<name>.h5``.
 
     The grid starts in the top-left corner, and its patches lie inside the image; a patch is named
-    ``<row>x<column>``. What is tissue, ``images.tissue_mask`` says.
+    ``<row>x<column>``. Tissue is segmented by ``images.tissue_mask``.
 
     Args:
         image: H&E image or whole slide at full resolution.
         out: the data set folder to write.
         name: the slide's name.
-        um_per_px: micrometres per pixel of the image; None takes what its metadata say.
+        um_per_px: micrometres per pixel of the image; None takes its metadata's.
         patch_px: edge of a stored patch, px.
         patch_um: edge of the area that a patch shows, µm.
         pitch_um: from one patch to the next, µm; None leaves no gap and no overlap.
         min_tissue: share of a patch that must be tissue, 0 .. 1; 0 keeps all.
-        overwrite: write also what is there.
+        overwrite: replace an existing output.
         progress: called with the slide's name, the patches written and all its patches.
-        report: called with the result.
 
     Raises:
         BadInput: the image is bad, its scale unknown, smaller than a patch or without tissue, or
@@ -99,7 +92,7 @@ def prepare_grid(
     """
     check_name(name, image, "id")
     path = Path(out) / "patches" / f"{name}.h5"
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "slide": name,
         "image_sha256": sha256(image),
         "patch_px": patch_px,
@@ -108,24 +101,22 @@ def prepare_grid(
         "min_tissue": float(min_tissue),
     }
     if um_per_px is not None:
-        asked["um_per_px"] = float(um_per_px)
-    before = None if overwrite else made_before(path, patches_record, asked)
-    record = before or _write(path, image, asked, progress)
-    measured = {key: record[key] for key in _MEASURED}
-    prepared = PreparedGrid(name, path, **measured, complete_before=before is not None)
-    if report is not None:
-        report(prepared)
-    return prepared
+        request["um_per_px"] = float(um_per_px)
+    stored = None if overwrite else up_to_date_record(path, patches_record, request)
+    record = stored or _write(path, image, request, progress)
+    fields = dataclasses.fields(PreparedGrid)
+    measured = {field.name: record[field.name] for field in fields if field.name in record}
+    return PreparedGrid(patches=path, **measured, up_to_date=stored is not None)
 
 
 def _write(
-    path: Path, image: str | Path, asked: dict[str, Any], progress: Progress | None
+    path: Path, image: str | Path, request: dict[str, Any], progress: Progress | None
 ) -> dict[str, Any]:
-    """Write the patches with how they were made, and return that."""
+    """Write the patch file; return its record."""
     with open_image(image) as reader:
-        um_per_px = agreed_scale(image, asked.get("um_per_px"), reader.um_per_px)
-        um_per_px = check_scale(um_per_px, asked["patch_um"], image)
-        edge, pitch = asked["patch_um"] / um_per_px, asked["pitch_um"] / um_per_px
+        um_per_px = agreed_scale(image, request.get("um_per_px"), reader.um_per_px)
+        um_per_px = check_scale(um_per_px, request["patch_um"], image)
+        edge, pitch = request["patch_um"] / um_per_px, request["pitch_um"] / um_per_px
         n_columns, n_rows = (int((length - edge) // pitch) + 1 for length in reader.size)
         if min(n_columns, n_rows) < 1:
             found = unquoted(f"{reader.size[0]} x {reader.size[1]} px")
@@ -133,12 +124,12 @@ def _write(
         rows, columns = (part.ravel() for part in np.mgrid[:n_rows, :n_columns])
         centres = edge / 2 + pitch * np.stack([columns, rows], axis=1)
         tissue, share = _tissue(reader, centres, edge)
-        kept = np.flatnonzero(share >= asked["min_tissue"])
+        kept = np.flatnonzero(share >= request["min_tissue"])
         if not len(kept):
-            found = unquoted(f"0 of {len(centres)} patches with {asked['min_tissue']:.0%} of it")
+            found = unquoted(f"0 of {len(centres)} patches with {request['min_tissue']:.0%} of it")
             raise BadInput(image, "tissue", found, "at least one", "lower --min-tissue")
         record = {
-            **asked,
+            **request,
             "um_per_px": um_per_px,
             "n_rows": n_rows,
             "n_columns": n_columns,
@@ -147,7 +138,7 @@ def _write(
             "version": __version__,
         }
         barcodes = [f"{rows[i]}x{columns[i]}" for i in kept]
-        read = from_image(reader, centres[kept], edge, asked["patch_px"])
+        read = patch_reader(reader, centres[kept], edge, request["patch_px"])
         cut_patches(path, read, barcodes, centres[kept], edge, record, progress)
     return record
 

@@ -15,8 +15,9 @@ import torch_geometric
 from stflow_graph.config import Config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
+from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
-from stflow_graph.data.slide import Slide, check_one_width, load_sample
+from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
 from stflow_graph.errors import BadConfig
 from stflow_graph.evaluation.hest_results import results_kfold

@@ -10,7 +10,7 @@ from stflow_graph_cli.main import app
 from toy import GENES
 from typer.testing import CliRunner
 
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadInput
 
 

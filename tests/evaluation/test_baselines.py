@@ -7,7 +7,8 @@ import pytest
 from real import BENCH, EMBEDDINGS, needs_real_slides
 
 from stflow_graph.data.genes import read_gene_list
-from stflow_graph.data.slide import Slide, load_sample
+from stflow_graph.data.load import load_sample
+from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import find_datasets
 from stflow_graph.errors import BadInput
 from stflow_graph.evaluation import baselines

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from artefacts import write_prediction
 
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.evaluation import report
 from stflow_graph.evaluation.report import render_report
 from stflow_graph.io.expression import read_expression, write_expression

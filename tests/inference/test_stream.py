@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import write_slide
 
 from stflow_graph.config import load_config
+from stflow_graph.data.load import load_slide
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.data.slide import load_slide
 from stflow_graph.errors import BadInput, OutOfMemory
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.inference import stream as module

@@ -12,7 +12,7 @@ from stflow_graph.io.expression import read_expression
 from stflow_graph.io.patches import open_patches
 from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.stages.prepare import prepare_source
+from stflow_graph.stages.prepare import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the library that writes warns of its future
 ONE = SourceOptions(um_per_px=0.5)
@@ -32,18 +32,18 @@ def test_centroids_become_pixels_of_the_image(store, tmp_path):
     data = source.read()
     np.testing.assert_allclose(data.spots.coords, made.pixels, atol=1e-9)
     np.testing.assert_array_equal(data.expression.counts.toarray(), made.counts)
-    (done,) = prepare_source(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
+    (done,) = prepare(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
     np.testing.assert_allclose(read_expression(done.adata).coords, made.pixels)
     with open_patches(done.patches) as patches:
         for shown, (x, y) in zip(patches.images, made.pixels.astype(int), strict=True):
             np.testing.assert_array_equal(shown, made.image[y - 5 : y + 5, x - 5 : x + 5])
-    (again,) = prepare_source(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
-    assert again.complete_before
+    (again,) = prepare(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
+    assert again.up_to_date
 
 
 def test_a_scale_has_to_be_given(store, tmp_path):
     with pytest.raises(BadInput, match="um_per_px: found None"):
-        prepare_source(store[0], tmp_path / "out")
+        prepare(store[0], tmp_path / "out")
 
 
 def test_a_store_that_would_be_unpickled_is_refused(store):
@@ -85,7 +85,7 @@ def test_bad_stores_are_refused(tmp_path, change, message):
     pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     write_spatialdata(tmp_path / "s.zarr", **change)
     with pytest.raises(BadInput, match=message):
-        prepare_source(tmp_path / "s.zarr", tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
+        prepare(tmp_path / "s.zarr", tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
     assert not (tmp_path / "out").exists()
 
 

@@ -52,9 +52,9 @@ def test_genes_that_are_rare_constant_or_not_shared_are_left_out():
     found = chosen([first], n_genes=200, panel=panel)
     assert not {"g003", "g050", "g051"} & set(found)
     assert "g199" in found
-    assert "g003" in chosen([first], n_genes=200, least_share=0.09)
+    assert "g003" in chosen([first], n_genes=200, min_fraction=0.09)
     assert "g199" not in chosen([first, second], n_genes=200)
-    assert chosen([first], least_share=1.01) == []
+    assert chosen([first], min_fraction=1.01) == []
 
 
 def test_stored_zeros_are_no_counts():

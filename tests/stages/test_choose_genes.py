@@ -9,9 +9,10 @@ from real import BENCH, needs_real_slides
 from toy import GENES
 
 from stflow_graph.data.genes import read_gene_list, write_gene_list
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.stages.choose_genes import GeneRule, choose_genes
+from stflow_graph.preparation.gene_lists import GeneRule
+from stflow_graph.stages.choose_genes import choose_genes
 from stflow_graph.stats.metrics import morans_i, neighbour_mean
 
 FEW = GeneRule(n_genes=3)
@@ -36,7 +37,7 @@ def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method
     for chosen in done:
         assert set(read_gene_list(chosen.file)) == set(chosen.genes.genes)
         assert len(chosen.genes.genes) == 3
-        assert not chosen.complete_before
+        assert not chosen.up_to_date
     # slide A is tested by fold 0, so its counts may decide the other folds' lists alone
     change(cohort, "A", np.array([1, 1, 1, 0, 0, 0]))
     choose_genes(cohort.root, rule, overwrite=True)
@@ -57,7 +58,7 @@ def test_morans_i_is_that_of_the_metrics(cohort):
 
 def test_again_writes_nothing_and_another_list_is_kept(cohort):
     choose_genes(cohort.root, FEW)
-    assert all(chosen.complete_before for chosen in choose_genes(cohort.root, FEW))
+    assert all(chosen.up_to_date for chosen in choose_genes(cohort.root, FEW))
     own = cohort.root / FEW.file_name(0)
     write_gene_list(own, ["mine", *GENES[:2]])
     with pytest.raises(BadInput, match="genes: found a list without .* of the 3 genes chosen now"):
@@ -88,7 +89,7 @@ def test_a_gene_that_a_test_slide_does_not_measure_is_not_chosen(cohort):
 
 def test_no_gene_and_shared_patients_are_refused(cohort):
     with pytest.raises(BadInput, match="0 of 6 genes that the slides of fold 0 share.*least-share"):
-        choose_genes(cohort.root, GeneRule(n_genes=3, least_share=1.01))
+        choose_genes(cohort.root, GeneRule(n_genes=3, min_fraction=1.01))
     (cohort.root / "patients.csv").write_text("id,patient\nA,P\nB,P\n")
     with pytest.raises(BadInput, match="also in train_0.csv"):
         choose_genes(cohort.root, FEW)

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from artefacts import read_embeddings, write_prediction
 from toy import GENES, write_slide
 
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadInput
 from stflow_graph.evaluation.baselines import NAMES, SLOW
 from stflow_graph.evaluation.scores import CEILING

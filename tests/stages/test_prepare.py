@@ -21,7 +21,8 @@ from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.images.open import open_image
 from stflow_graph.io.expression import read_expression, write_expression
 from stflow_graph.io.patches import open_patches
-from stflow_graph.stages.prepare import prepare_slide, prepare_source
+from stflow_graph.platforms.source import tables_source
+from stflow_graph.stages.prepare import Prepared, prepare
 
 WIDTH, HEIGHT, PITCH, UM_PER_PX = 260, 190, 40, 0.5
 SIZES = {"patch_px": 12, "patch_um": 10.0}  # 20 px of the image
@@ -69,15 +70,15 @@ def write_kit(folder, patients):
     return folder
 
 
-def prepare_one(folder, out, name="S0", **options):
-    return prepare_slide(
-        folder / "images" / f"{name}.png",
-        folder / "spots" / f"{name}.tsv",
-        folder / "counts" / f"{name}.tsv.gz",
-        out,
-        name=name,
-        **{"um_per_px": UM_PER_PX, **SIZES, **options},
-    )
+def prepare_slide(image, spots, counts, out, name="S0", um_per_px=None, **options) -> Prepared:
+    source = tables_source(name, image, spots, counts, um_per_px)
+    (prepared,) = prepare(source, out, **{**SIZES, **options})
+    return prepared
+
+
+def prepare_one(folder, out, **options):
+    files = [folder / part for part in ("images/S0.png", "spots/S0.tsv", "counts/S0.tsv.gz")]
+    return prepare_slide(*files, out, **{"um_per_px": UM_PER_PX, **options})
 
 
 def contents(folder):
@@ -154,15 +155,15 @@ def test_an_h5ad_with_places_needs_no_spot_table_and_knows_its_scale(tmp_path):
     coords = reference.coords
     write_expression(source, reference.counts, reference.barcodes, GENES, coords, um_per_px=0.5)
     image = tmp_path / "images/S0.png"
-    done = prepare_slide(image, None, source, tmp_path / "b", name="S0", **SIZES)
+    done = prepare_slide(image, None, source, tmp_path / "b")
     found = read_expression(done.adata)
     assert (found.counts != reference.counts).nnz == 0
     np.testing.assert_array_equal(found.coords, coords)
     with h5py.File(table.patches) as a, h5py.File(done.patches) as b:
         np.testing.assert_array_equal(a["img"], b["img"])
-    again = prepare_slide(image, None, source, tmp_path / "b", name="S0", **SIZES)
-    assert again.complete_before
-    doubled = prepare_slide(image, None, source, tmp_path / "c", name="S0", um_per_px=1.0, **SIZES)
+    again = prepare_slide(image, None, source, tmp_path / "b")
+    assert again.up_to_date
+    doubled = prepare_slide(image, None, source, tmp_path / "c", um_per_px=1.0)
     assert read_expression(doubled.adata).um_per_px == 1.0
     assert truth.keys() > set(found.barcodes)
 
@@ -173,7 +174,7 @@ def test_a_lone_spot_has_no_pitch(tmp_path):
     done = prepare_one(tmp_path, tmp_path / "out")
     assert (done.n_spots, done.not_selected) == (1, 19)
     assert np.isnan(done.pitch_um)
-    assert prepare_one(tmp_path, tmp_path / "out").complete_before
+    assert prepare_one(tmp_path, tmp_path / "out").up_to_date
 
 
 def test_patches_over_the_edge_are_white_there_and_counted(tmp_path):
@@ -195,13 +196,13 @@ def test_a_second_run_does_nothing_and_overwrite_does_it_again(tmp_path):
     again = prepare_one(
         tmp_path, out, progress=lambda *step: steps.append(step), report=reports.append
     )
-    assert again.complete_before
+    assert again.up_to_date
     assert not steps
     assert reports == [again]
-    assert {**vars(again), "complete_before": False} == vars(first)
+    assert {**vars(again), "up_to_date": False} == vars(first)
     assert before == {path: path.stat().st_ino for path in before}
     done = prepare_one(tmp_path, out, overwrite=True)
-    assert not done.complete_before
+    assert not done.up_to_date
     assert all(path.stat().st_ino != inode for path, inode in before.items())
 
 
@@ -230,7 +231,7 @@ def test_outputs_made_in_another_way_are_not_replaced_silently(tmp_path, change)
     ):
         prepare_one(tmp_path, out, **options)
     assert contents(out) == before
-    assert not prepare_one(tmp_path, out, overwrite=True, **options).complete_before
+    assert not prepare_one(tmp_path, out, overwrite=True, **options).up_to_date
 
 
 def test_a_run_that_was_killed_between_the_files_is_finished(tmp_path):
@@ -238,7 +239,7 @@ def test_a_run_that_was_killed_between_the_files_is_finished(tmp_path):
     done = prepare_one(tmp_path, tmp_path / "out")
     whole = contents(tmp_path / "out")
     done.adata.unlink()
-    assert not prepare_one(tmp_path, tmp_path / "out").complete_before
+    assert not prepare_one(tmp_path, tmp_path / "out").up_to_date
     assert contents(tmp_path / "out") == whole
 
 
@@ -296,10 +297,8 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, kind):
     edit, options, message = REFUSED[kind]
     if edit is not None:
         edit(tmp_path)
-    sources = [tmp_path / part for part in ("images/S0.png", "spots/S0.tsv", "counts/S0.tsv.gz")]
-    options = {"name": "S0", "um_per_px": UM_PER_PX, **SIZES, **options}
     with pytest.raises(BadInput, match=message):
-        prepare_slide(*sources, tmp_path / "out", **options)
+        prepare_one(tmp_path, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -309,10 +308,10 @@ def test_the_images_metadata_give_the_scale_unless_it_is_given(tmp_path, caplog)
     with Image.open(png) as image:
         write_svs(tmp_path / "S0.svs", np.asarray(image), "0.5", steps=0)
     files = (tmp_path / "S0.svs", tmp_path / "spots/S0.tsv", tmp_path / "counts/S0.tsv.gz")
-    done = prepare_slide(*files, tmp_path / "out", name="S0", **SIZES)
+    done = prepare_slide(*files, tmp_path / "out")
     assert read_expression(done.adata).um_per_px == 0.5
     assert not caplog.records
-    given = prepare_slide(*files, tmp_path / "given", name="S0", um_per_px=0.6, **SIZES)
+    given = prepare_slide(*files, tmp_path / "given", um_per_px=0.6)
     assert read_expression(given.adata).um_per_px == 0.6
     (record,) = caplog.records
     assert "um_per_px 0.6 as given" in record.getMessage()
@@ -326,7 +325,7 @@ def test_an_h5ad_without_places_needs_a_spot_table(tmp_path):
     source = tmp_path / "c.h5ad"
     anndata.AnnData(sp.csr_matrix(np.ones((2, 2), np.float32))).write_h5ad(source)
     with pytest.raises(BadInput, match=r"c\.h5ad: obsm\['spatial'\]: found nothing"):
-        prepare_slide(tmp_path / "images/S0.png", None, source, tmp_path / "out", name="S0")
+        prepare_slide(tmp_path / "images/S0.png", None, source, tmp_path / "out")
 
 
 def test_an_image_that_breaks_midway_leaves_no_file(tmp_path, monkeypatch):
@@ -352,7 +351,7 @@ def test_an_image_that_breaks_midway_leaves_no_file(tmp_path, monkeypatch):
 )
 def test_a_kit_is_split_by_patient_or_else_by_slide(tmp_path, patients, expected):
     out = tmp_path / "out"
-    done = prepare_source(write_kit(tmp_path / "kit", patients), out, **SIZES)
+    done = prepare(write_kit(tmp_path / "kit", patients), out, **SIZES)
     assert [slide.slide for slide in done] == [f"S{i}" for i in range(len(patients))]
     assert splits_of(out) == expected
     overlaps = [fold.shared_patients for fold in Dataset("out", out).folds()]
@@ -369,9 +368,9 @@ def test_a_kit_is_split_by_patient_or_else_by_slide(tmp_path, patients, expected
 
 def test_a_folds_genes_have_not_seen_its_test_slides(tmp_path):
     kit = write_kit(tmp_path / "kit", "AB")
-    prepare_source(kit, tmp_path / "a", **SIZES)
+    prepare(kit, tmp_path / "a", **SIZES)
     write_raw(kit, "S0", seed=99)
-    prepare_source(kit, tmp_path / "b", **SIZES)
+    prepare(kit, tmp_path / "b", **SIZES)
 
     def genes(out, fold):
         return (tmp_path / out / f"var_50genes_fold{fold}.json").read_bytes()
@@ -387,19 +386,19 @@ def test_splits_that_are_there_are_kept_and_lists_follow_them(tmp_path):
         text = f"sample_id,patches_path,expr_path\n{name},patches/{name}.h5,adata/{name}.h5ad\n"
         (out / "splits" / f"{side}_7.csv").write_text(text)
     before = contents(out)
-    prepare_source(kit, out, **SIZES)
+    prepare(kit, out, **SIZES)
     assert before.items() <= contents(out).items()
     assert [p.name for p in out.glob("*.json")] == ["var_50genes_fold7.json"]
     (out / "var_50genes_fold7.json").write_text('{"genes": ["mine"]}')
-    prepare_source(kit, out, **SIZES)
+    prepare(kit, out, **SIZES)
     assert "mine" in (out / "var_50genes_fold7.json").read_text()
-    prepare_source(kit, out, **SIZES, overwrite=True)
+    prepare(kit, out, **SIZES, overwrite=True)
     assert "mine" not in (out / "var_50genes_fold7.json").read_text()
     assert before.items() <= contents(out).items()
 
 
 def test_a_single_slide_makes_no_split(tmp_path, caplog):
-    prepare_source(write_kit(tmp_path / "kit", "A"), tmp_path / "out", **SIZES)
+    prepare(write_kit(tmp_path / "kit", "A"), tmp_path / "out", **SIZES)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adata", "patches"]
     assert "one slide makes no split" in caplog.text
 
@@ -414,21 +413,21 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path):
     with pytest.raises(
         SomeFailed, match=r"2 of 3 slides failed: S1: .*S1\.png.*; S2: .*S2"
     ) as error:
-        prepare_source(kit, out, **SIZES, report=reports.append)
+        prepare(kit, out, **SIZES, report=reports.append)
     assert error.value.exit_code == 5
     assert "\n" not in str(error.value)
     assert [done.slide for done in reports] == ["S0"]
     assert sorted(map(str, contents(out))) == ["adata/S0.h5ad", "patches/S0.h5"]
     image.write_bytes(whole)
     (tmp_path / "away").rename(kit / "counts/S2.tsv.gz")
-    states = [slide.complete_before for slide in prepare_source(kit, out, **SIZES)]
+    states = [slide.up_to_date for slide in prepare(kit, out, **SIZES)]
     assert states == [True, False, False]
     assert len(splits_of(out)) == 3
 
 
 def test_a_folder_without_manifest_is_no_kit(tmp_path):
     with pytest.raises(BadInput, match=r"source: found .*expected one of: kit \(dataset\.csv\)"):
-        prepare_source(tmp_path, tmp_path / "out", format="kit")
+        prepare(tmp_path, tmp_path / "out", format="kit")
 
 
 _PEAK = """
@@ -451,9 +450,11 @@ if sys.argv[2] == "make":
     (folder / "spots.csv").write_text("barcode,x,y\\n" + rows)
     (folder / "counts.csv").write_text(",g\\n" + "".join(f"s{i},{i}\\n" for i in range(60)))
 else:
-    from stflow_graph.stages.prepare import prepare_slide
-    done = prepare_slide(folder / sys.argv[2], folder / "spots.csv", folder / "counts.csv",
-                         folder / "out", name=sys.argv[2].replace(".", "_"), um_per_px=0.5)
+    from stflow_graph.platforms.source import tables_source
+    from stflow_graph.stages.prepare import prepare
+    name = sys.argv[2].replace(".", "_")
+    files = folder / sys.argv[2], folder / "spots.csv", folder / "counts.csv"
+    (done,) = prepare(tables_source(name, *files, um_per_px=0.5), folder / "out")
     assert done.n_spots == 60
     # getrusage would include what the parent held before exec
     status = Path("/proc/self/status").read_text()
@@ -482,7 +483,7 @@ def test_real_slides_equal_the_prepared_kit(tmp_path, name):
         row = next(row for row in csv.DictReader(file) if row["id"] == name)
     image, spots, counts = (KIT / row[key] for key in ("image", "spots", "counts"))
     um_per_px = float(row["um_per_px"])
-    done = prepare_slide(image, spots, counts, tmp_path, name=name, um_per_px=um_per_px)
+    (done,) = prepare(tables_source(name, image, spots, counts, um_per_px), tmp_path)
     found, bench = anndata.read_h5ad(done.adata), BENCH
     expected = anndata.read_h5ad(bench / "adata" / f"{name}.h5ad")
     assert (found.X != expected.X).nnz == 0

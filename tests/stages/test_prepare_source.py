@@ -21,7 +21,7 @@ from stflow_graph.images.open import open_image
 from stflow_graph.io.expression import read_expression, read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.platforms.source import SourceOptions
-from stflow_graph.stages.prepare import prepare_source
+from stflow_graph.stages.prepare import prepare
 
 SIZES = {"patch_px": 12, "patch_um": 80.0}
 WRITERS = {
@@ -59,7 +59,7 @@ def test_patches_show_the_image_around_each_spot_of_the_file(tmp_path, kind):
     sizes = {"patch_px": 12, "patch_um": 20.0 if kind in ("visium-hd", "xenium") else 80.0}
     notices = []
     arguments = (tmp_path / "in", tmp_path / "out", options)
-    (done,) = prepare_source(*arguments, **sizes, notice=notices.append)
+    (done,) = prepare(*arguments, **sizes, notice=notices.append)
     assert notices == [NOTICES[kind]]
     expression = read_expression(done.adata)
     assert expression.um_per_px == done.um_per_px
@@ -69,17 +69,17 @@ def test_patches_show_the_image_around_each_spot_of_the_file(tmp_path, kind):
         assert len(patches) == done.n_spots > 19
         for i, (x, y) in enumerate(expression.coords):
             np.testing.assert_array_equal(patches.images[i], image.read_patch(x, y, edge, 12))
-    (again,) = prepare_source(*arguments, **sizes, notice=notices.append)
-    assert again.complete_before
+    (again,) = prepare(*arguments, **sizes, notice=notices.append)
+    assert again.up_to_date
     assert len(notices) == 1
-    assert {**vars(again), "complete_before": False} == vars(done)
+    assert {**vars(again), "up_to_date": False} == vars(done)
 
 
 @pytest.mark.parametrize("names", ["symbols", "ids"])
 def test_the_h5ad_keeps_both_names_of_a_gene(tmp_path, names):
     write_visium(tmp_path / "s")
     options = SourceOptions(image=_image(tmp_path / "s"), gene_names=names)
-    (done,) = prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
+    (done,) = prepare(tmp_path / "s", tmp_path / "out", options, **SIZES)
     assert done.slide == "s"
     var = read_h5ad(done.adata).var
     assert list(var["gene_symbols"]) == SYMBOLS[:5]
@@ -90,7 +90,7 @@ def test_the_h5ad_keeps_both_names_of_a_gene(tmp_path, names):
         image=options.image, gene_names="ids" if names == "symbols" else "symbols"
     )
     with pytest.raises(BadInput, match="made with another gene_names"):
-        prepare_source(tmp_path / "s", tmp_path / "out", other, **SIZES)
+        prepare(tmp_path / "s", tmp_path / "out", other, **SIZES)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_h5ad_keeps_both_names_of_a_gene(tmp_path, names):
 def test_every_file_that_is_read_is_in_the_record(tmp_path, name):
     write_visium(tmp_path / "s")
     options = SourceOptions(image=_image(tmp_path / "s"))
-    prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
+    prepare(tmp_path / "s", tmp_path / "out", options, **SIZES)
     path = tmp_path / "s/outs" / name
     if name.endswith(".h5"):
         with h5py.File(path, "r+") as file:
@@ -113,17 +113,17 @@ def test_every_file_that_is_read_is_in_the_record(tmp_path, name):
         path.write_text(path.read_text() + "\n")
     role = {"h5": "counts", "json": "scalefactors", "csv": "spots"}[name.split(".")[-1]]
     with pytest.raises(BadInput, match=f"made with another {role}_sha256"):
-        prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
+        prepare(tmp_path / "s", tmp_path / "out", options, **SIZES)
     if role == "scalefactors":
         path.unlink()
         with pytest.raises(BadInput, match=f"made with another {role}_sha256"):
-            prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
+            prepare(tmp_path / "s", tmp_path / "out", options, **SIZES)
 
 
 def test_space_ranger_without_an_image_asks_for_it(tmp_path):
     write_visium(tmp_path / "s")
     with pytest.raises(BadInput, match="image: found nothing.*give --image"):
-        prepare_source(tmp_path / "s", tmp_path / "out", **SIZES)
+        prepare(tmp_path / "s", tmp_path / "out", **SIZES)
     assert not (tmp_path / "out").exists()
 
 
@@ -134,13 +134,13 @@ def test_barcodes_without_their_suffix_are_explained(tmp_path):
     write_tenx(path, np.ones((10, 6), dtype=int), names)
     options = SourceOptions(image=_image(tmp_path / "s"))
     with pytest.raises(BadInput, match="0 of 37 barcodes .*suffixes such as '-1'"):
-        prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
+        prepare(tmp_path / "s", tmp_path / "out", options, **SIZES)
 
 
 def test_a_scale_that_the_user_gives_wins_and_a_strange_one_is_told(tmp_path, caplog):
     write_visium(tmp_path / "s")
     options = SourceOptions(image=_image(tmp_path / "s"), um_per_px=2.0)
-    (done,) = prepare_source(tmp_path / "s", tmp_path / "out", options, **SIZES)
+    (done,) = prepare(tmp_path / "s", tmp_path / "out", options, **SIZES)
     assert done.um_per_px == 2.0
     assert "um_per_px 2 as given overrides 3.999 in the files" in caplog.text
 
@@ -157,7 +157,7 @@ def test_patches_that_are_there_are_taken_as_they_are(tmp_path, convention):
         with h5py.File(source, "r+") as file:
             file["coords"][...] += 10
     (tmp_path / "in/wsis/TENX1.tif").write_bytes(b"not opened")
-    (done,) = prepare_source(tmp_path / "in", tmp_path / "out", **HEST_SIZES)
+    (done,) = prepare(tmp_path / "in", tmp_path / "out", **HEST_SIZES)
     assert (done.n_spots, done.not_selected) == (12, 12)
     with open_patches(done.patches) as ours, open_patches(source) as theirs:
         assert ours.barcodes == theirs.barcodes == list(adata.obs_names[::2])
@@ -168,11 +168,11 @@ def test_patches_that_are_there_are_taken_as_they_are(tmp_path, convention):
 
 def test_patches_of_another_size_are_cut_from_the_image_if_it_is_there(tmp_path):
     write_hest(tmp_path / "in")
-    (done,) = prepare_source(tmp_path / "in", tmp_path / "out", patch_px=12, patch_um=20.0)
+    (done,) = prepare(tmp_path / "in", tmp_path / "out", patch_px=12, patch_um=20.0)
     assert (done.n_spots, done.not_selected) == (24, 0)
     (tmp_path / "in/wsis/TENX1.tif").unlink()
     with pytest.raises(BadInput, match="20 px that show 20 µm, and no image.*--patch-px 20"):
-        prepare_source(tmp_path / "in", tmp_path / "b", patch_px=12, patch_um=20.0)
+        prepare(tmp_path / "in", tmp_path / "b", patch_px=12, patch_um=20.0)
 
 
 def test_patches_of_another_place_are_refused(tmp_path):
@@ -180,7 +180,7 @@ def test_patches_of_another_place_are_refused(tmp_path):
     with h5py.File(tmp_path / "in/patches/TENX1.h5", "r+") as file:
         file["coords"][...] *= 2
     with pytest.raises(BadInput, match="coords: found places .* px from the spots'"):
-        prepare_source(tmp_path / "in", tmp_path / "out", **HEST_SIZES)
+        prepare(tmp_path / "in", tmp_path / "out", **HEST_SIZES)
     assert not (tmp_path / "out").exists()
 
 
@@ -190,11 +190,9 @@ def test_of_several_samples_a_bad_one_does_not_stop_the_others(tmp_path):
     (tmp_path / "in/metadata/B.json").write_text("{")
     reports = []
     with pytest.raises(SomeFailed, match="1 of 3 slides failed: B: "):
-        prepare_source(tmp_path / "in", tmp_path / "out", **HEST_SIZES, report=reports.append)
+        prepare(tmp_path / "in", tmp_path / "out", **HEST_SIZES, report=reports.append)
     assert [done.slide for done in reports] == ["A", "C"]
     # no kit: who belongs together is not known
     assert not (tmp_path / "out/splits").exists()
-    (done,) = prepare_source(
-        tmp_path / "in", tmp_path / "out", SourceOptions(name="C"), **HEST_SIZES
-    )
-    assert done.complete_before
+    (done,) = prepare(tmp_path / "in", tmp_path / "out", SourceOptions(name="C"), **HEST_SIZES)
+    assert done.up_to_date

@@ -20,7 +20,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.expression import read_h5ad, write_expression
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.stages.embed import embed_file
+from stflow_graph.preparation.embedding import embed_file
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 

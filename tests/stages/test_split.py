@@ -40,10 +40,10 @@ def test_the_same_again_writes_nothing_and_other_splits_are_kept(cohort):
     with pytest.raises(BadInput, match="8 other files.*--overwrite"):
         split(cohort.root, table=file)
     assert len(Dataset("d", cohort.root).folds()) == 4
-    assert not split(cohort.root, table=file, overwrite=True).complete_before
+    assert not split(cohort.root, table=file, overwrite=True).up_to_date
     before = {f: f.stat().st_mtime_ns for f in (cohort.root / "splits").iterdir()}
     again = split(cohort.root, table=file)
-    assert again.complete_before
+    assert again.up_to_date
     assert {f: f.stat().st_mtime_ns for f in (cohort.root / "splits").iterdir()} == before
     assert len(again.folds) == 3  # one for each patient
 

@@ -62,7 +62,7 @@ def test_what_is_there_is_kept_and_another_image_refused(svs, tmp_path):
     first = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
     content = first.patches.read_bytes()
     again = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
-    assert again.complete_before
+    assert again.up_to_date
     assert (again.n_patches, again.tissue) == (first.n_patches, first.tissue)
     write_svs(svs, slide()[::-1], "0.5")
     with pytest.raises(BadInput, match=r"S1.h5: output: .*image_sha256.*--overwrite"):

@@ -11,7 +11,7 @@ import torch
 from toy import write_slide
 
 from stflow_graph.config import load_config
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput, Diverged
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import sha256

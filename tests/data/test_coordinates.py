@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stflow_graph.data.places import patch_centres, to_centres
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.coordinates import patch_centres, to_centres
+from stflow_graph.data.load import load_slide
 from stflow_graph.io.embeddings import write_embeddings
-from stflow_graph.io.expression import read_places, write_expression
+from stflow_graph.io.expression import read_positions, write_expression
 from stflow_graph.io.patches import open_patches
 
 RNG = np.random.default_rng(0)
@@ -114,12 +114,12 @@ def test_without_expression_the_file_tells_or_a_warning_says(
 
 def test_places_are_read_without_the_counts(tmp_path):
     path = write_adata(tmp_path)
-    barcodes, coords = read_places(path)
+    barcodes, coords = read_positions(path)
     assert barcodes == BARCODES
     np.testing.assert_array_equal(coords, CENTRES)
     with h5py.File(path, "r+") as file:
         del file["obsm/spatial"]
-    assert read_places(path) is None
+    assert read_positions(path) is None
 
 
 def test_a_slide_of_corners_and_its_expression_has_centres(tmp_path):

@@ -1,7 +1,7 @@
-"""Corners or centres: what a file's coordinates are, told by the places of the same spots.
+"""Corner or centre coordinates, detected by comparison with the positions of the same spots.
 
 HEST's patch files hold the top-left corners of patches, its .h5ad files the centres of the same
-spots; other tools hold centres in both. Where a slide has both files the difference tells.
+spots; other tools store centres in both. The difference decides for a slide with both files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stflow_graph.io.expression import read_places
+from stflow_graph.data.barcodes import common_rows
+from stflow_graph.io.expression import read_positions
 from stflow_graph.io.patches import CENTRE, TOP_LEFT, PatchFile
 
 _ROUNDING = 2.0  # px; both files are rounded, HEST's to whole halves of a patch
@@ -21,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class Placed(NamedTuple):
-    """Coordinates and what they are.
+    """Coordinates and their convention.
 
     Attributes:
         coords: ``[N, 2]`` level-0 pixels (x, y).
-        convention: ``"centre"``, or None where nothing tells.
+        convention: ``"centre"``, or None if it is unknown.
     """
 
     coords: np.ndarray
@@ -41,53 +42,50 @@ def to_centres(
     size: float | None = None,
     stated: str | None = None,
 ) -> Placed:
-    """Return coordinates as centres, judged by known centres of the same spots.
+    """Return coordinates as centres, by comparison with the centres of the same spots.
 
     The difference must be the same for all spots: none for centres, half a patch along both axes
-    for top-left corners. Any other is warned of with its size, and the coordinates stay.
+    for top-left corners. Any other is logged as a warning, and the coordinates stay.
 
     Args:
         coords: ``[N, 2]`` level-0 pixels (x, y).
         centres: ``[N, 2]`` of the same spots.
-        file: where ``coords`` are from, for the warning.
-        other: where ``centres`` are from.
-        size: edge of a patch, level-0 px; None takes any equal difference along both axes.
-        stated: what the file says its coordinates are; only our two words are understood.
+        file: source of ``coords``, for the warning.
+        other: source of ``centres``.
+        size: edge of a patch, level-0 px; None accepts any equal difference along both axes.
+        stated: the convention that the file states; a difference is logged as a warning.
     """
     offset = np.median(centres - coords, axis=0)
     spread = float(np.abs(centres - coords - offset).max())
     tolerance = _ROUNDING if size is None else min(_ROUNDING, size / 8)
     half = offset.mean() if size is None else size / 2
-    found = None
+    convention = None
     if spread <= tolerance:
         if np.abs(offset).max() <= tolerance:
-            found = CENTRE
+            convention = CENTRE
         elif half > 0 and np.abs(offset - half).max() <= tolerance:
-            found = TOP_LEFT
-    if found is None:
+            convention = TOP_LEFT
+    if convention is None:
         logger.warning(
             "%s: coords: the spots' centres in %s lie %+.0f, %+.0f px away (median; the others up "
             "to %.0f px from that), neither 0 nor half a patch; they stay as they are",
             *(file, other, *offset, spread),
         )
         return Placed(coords, None)
-    if stated in (CENTRE, TOP_LEFT) and stated != found:
+    if stated in (CENTRE, TOP_LEFT) and stated != convention:
         logger.warning(
             "%s: coords: stated as %s, but the spots' centres in %s lie %+.0f, %+.0f px away, so "
             "they are taken as %s",
-            *(file, stated, other, *offset, found),
+            *(file, stated, other, *offset, convention),
         )
-    return Placed(coords + offset if found == TOP_LEFT else coords, CENTRE)
+    return Placed(coords + offset if convention == TOP_LEFT else coords, CENTRE)
 
 
 def patch_centres(patches: PatchFile) -> Placed:
     """Return the centres of a file's patches.
 
-    What is in ``adata/<slide>.h5ad`` beside the folder of the patches decides, then what the
-    file says of itself. Where nothing tells, the coordinates stay and a warning says so.
-
-    Args:
-        patches: the open file.
+    The positions in ``adata/<slide>.h5ad`` beside the folder of the patches decide, or else the
+    convention that the file states. Without either the coordinates stay, with a warning.
     """
     expression = patches.path.parent.parent / "adata" / f"{patches.path.stem}.h5ad"
     measured = _measured(patches, expression) if expression.is_file() else None
@@ -98,8 +96,8 @@ def patch_centres(patches: PatchFile) -> Placed:
     if patches.convention == TOP_LEFT and patches.size_level0 is not None:
         return Placed(patches.coords + patches.size_level0 / 2, CENTRE)
     logger.warning(
-        "%s: coords: nothing tells whether they are centres or corners of patches; kept as they "
-        "are (%s would tell)",
+        "%s: coords: unknown whether they are centres or corners of patches; kept as they are "
+        "(%s would decide)",
         patches.path,
         expression,
     )
@@ -107,19 +105,18 @@ def patch_centres(patches: PatchFile) -> Placed:
 
 
 def _measured(patches: PatchFile, expression: Path) -> Placed | None:
-    """Return the centres if the places of the expression tell them."""
-    places = read_places(expression)
-    if places is None:
+    """Return the centres by comparison with the positions of the expression, if it has any."""
+    positions = read_positions(expression)
+    if positions is None:
         return None
-    barcodes, centres = places
-    row = {barcode: i for i, barcode in enumerate(barcodes)}
-    common = [i for i, barcode in enumerate(patches.barcodes) if barcode in row]
-    if not common:
+    barcodes, centres = positions
+    rows, expression_rows = common_rows(patches.barcodes, barcodes)
+    if not len(rows):
         return None
-    coords = patches.coords[common]
+    coords = patches.coords[rows]
     placed = to_centres(
         coords,
-        centres[[row[patches.barcodes[i]] for i in common]],
+        centres[expression_rows],
         file=patches.path,
         other=expression,
         size=patches.size_level0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stflow_graph.data.slide import load_slide
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadInput
 from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.expression import write_expression
