@@ -20,7 +20,7 @@ import sklearn
 from stflow_graph.evaluation.baselines import DARKNESS, NAMES
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.cells import safe_cell
-from stflow_graph.stats import metrics
+from stflow_graph.stats import ensembles, metrics, resampling
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
 from stflow_graph.version import __version__
 
@@ -37,7 +37,7 @@ OTHERS = (
     "crps",
     "energy_score",
     "energy_distance",
-    *(f"coverage_{100 * level:.0f}" for level in metrics.LEVELS),
+    *(f"coverage_{100 * level:.0f}" for level in ensembles.LEVELS),
     "width_80",
 )
 
@@ -57,7 +57,7 @@ class Score:
 
     per_gene: dict[str, np.ndarray]
     overall: dict[str, float]
-    coverage: list[metrics.Coverage]
+    coverage: list[ensembles.Coverage]
 
     def mean(self, metric: str) -> float:
         """Return a metric over all genes, NaN where it is not defined."""
@@ -234,12 +234,12 @@ def _with_units(score: Score, predicted: np.ndarray, truth: np.ndarray) -> Score
 
 def _with_samples(score: Score, samples: np.ndarray, truth: np.ndarray) -> Score:
     per_gene = {
-        "crps": metrics.crps_per_gene(samples, truth),
-        "energy_distance": metrics.energy_distance_per_gene(samples, truth),
+        "crps": ensembles.crps_per_gene(samples, truth),
+        "energy_distance": ensembles.energy_distance_per_gene(samples, truth),
     }
-    coverage = metrics.coverage(samples, truth)
+    coverage = ensembles.coverage(samples, truth)
     overall = {
-        "energy_score": metrics.energy_score(samples, truth),
+        "energy_score": ensembles.energy_score(samples, truth),
         **{f"coverage_{100 * each.level:.0f}": each.covered for each in coverage},
         "width_80": next(each.width for each in coverage if each.level == 0.8),
     }
@@ -271,13 +271,13 @@ def make_table(
         difference, difference_interval = None, None
         if best is not None and kind == "model":
             difference = means[name] - means[best]
-            difference_interval = metrics.interval(resampled[name] - resampled[best])
+            difference_interval = resampling.interval(resampled[name] - resampled[best])
         row = Row(
             name,
             kind,
             {s.name: s.scores[name].mean("pearson") for s in slides if name in s.scores},
             means[name],
-            metrics.interval(resampled[name]),
+            resampling.interval(resampled[name]),
             difference,
             difference_interval,
             means[name] / ceiling if ceiling > 0 else float("nan"),
@@ -320,7 +320,7 @@ def _bootstrap(
     total = {name: np.zeros(n_bootstrap) for name in names}
     for slide in slides:
         rng = rng_for(seed, slide.name, "bootstrap")
-        found = metrics.bootstrap_pearson(slide.predictions, slide.truth, rng, n_bootstrap)
+        found = resampling.bootstrap_pearson(slide.predictions, slide.truth, rng, n_bootstrap)
         for name in names:
             total[name] += found.get(name, np.nan)
     return {name: values / len(slides) for name, values in total.items()}

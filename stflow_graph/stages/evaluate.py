@@ -44,6 +44,7 @@ from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import CENTRE
 from stflow_graph.io.predictions import Prediction, prediction_of, read_prediction
 from stflow_graph.stats import metrics
+from stflow_graph.stats.resampling import noise_ceiling
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -349,7 +350,7 @@ def _open_slide(
         um_per_px=expression.um_per_px,
         truth=y,
         truth_file=str(file or ""),
-        ceiling=metrics.noise_ceiling(
+        ceiling=noise_ceiling(
             counts.toarray(),
             total,
             lambda half, n: to_target(sp.csr_matrix(half), n, target),

@@ -22,6 +22,7 @@ from stflow_graph.io.predictions import write_prediction
 from stflow_graph.stages import evaluate as stage
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stats import metrics
+from stflow_graph.stats.ensembles import crps_per_gene
 
 FILES = {"metrics.json", "metrics.csv", "report.html"}
 
@@ -315,7 +316,7 @@ def test_samples_give_scores_of_distributions(predict, cohort, tmp_path):
     slide = found.slides[0]
     np.testing.assert_allclose(
         slide.scores["graph"].per_gene["crps"],
-        metrics.crps_per_gene(prediction.samples, slide.truth),
+        crps_per_gene(prediction.samples, slide.truth),
     )
     stored = strict_json(tmp_path / "out" / "metrics.json")
     coverage = stored["models"]["graph"]["slides"]["A"]["coverage"]
