@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -113,3 +114,8 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def rng_for(seed: int, slide: str, purpose: str) -> np.random.Generator:
+    """Return a generator keyed by slide and purpose, so that slides do not affect each other."""
+    return np.random.default_rng([seed, zlib.crc32(f"{purpose}:{slide}".encode())])

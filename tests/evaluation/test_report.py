@@ -130,7 +130,7 @@ def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypa
 
 
 def test_maps_are_limited_on_many_slides_and_scores_are_not(found, monkeypatch):
-    monkeypatch.setattr(report, "MOST_MAPS", 1)
+    monkeypatch.setattr(report, "MAX_MAPS", 1)
     page = Page(render_report(found))
     assert len(page.all("img")) == 9
     assert "Maps are shown for the first 1 slide" in page.text
