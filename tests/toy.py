@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from stflow_graph.data.splits import embedding_path
-from stflow_graph.io.embeddings import write_embeddings
+from stflow_graph.io.embeddings import read_embeddings, write_embeddings
 from stflow_graph.io.expression import write_expression
 
 GENES = [f"G{i}" for i in range(6)]
@@ -69,3 +69,13 @@ def write_slide(
     weights = np.random.default_rng(0).normal(size=(channels, len(GENES))) / 3
     counts = rng.poisson(np.exp(1 + x @ weights))
     write_expression(expression, sp.csr_matrix(counts), barcodes, GENES, coords, um_per_px=1.0)
+
+
+def add_encoder(cohort: Cohort, name: str, noise: float) -> None:
+    """Write embeddings of another encoder: the toy's with noise."""
+    for slide in cohort.slides:
+        embeddings = read_embeddings(cohort.embedding(slide))
+        x = embeddings.x + noise * np.random.default_rng(0).normal(size=embeddings.x.shape)
+        path = embedding_path(cohort.embeddings, cohort.name, name, slide)
+        with write_embeddings(path, embeddings.barcodes, embeddings.coords, CHANNELS, {}) as writer:
+            writer.append(x.astype(np.float32))

@@ -106,13 +106,16 @@ def _headlines(evaluation: Evaluation, models: Sequence[str]) -> dict[str, Any]:
         "test_rows": rows,
         "test_best": best,
         "training_lines": [
-            f"{name} on slide {slide.name}: {_number(slide.scores[name].mean('pearson'))} "
-            f"({TRAINING_SLIDE})"
+            f"Slide {slide.name}: {_model_scores(slide, models)} ({TRAINING_SLIDE})"
             for slide in evaluation.slides
-            for name in models
-            if slide.held_out is False and name in slide.scores
+            if slide.held_out is False
         ],
     }
+
+
+def _model_scores(slide: SlideEvaluation, models: Sequence[str]) -> str:
+    scores = {name: slide.scores[name].mean("pearson") for name in models if name in slide.scores}
+    return ", ".join(f"{name} {_number(score)}" for name, score in scores.items())
 
 
 def _strips(evaluation: Evaluation) -> dict[str, str]:
