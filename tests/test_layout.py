@@ -98,8 +98,9 @@ def test_every_data_file_ships():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     package = ROOT / "stflow_graph"
     others = (path for path in package.rglob("*") if path.suffix not in (".py", ".pyc"))
-    files = {path.relative_to(package).as_posix() for path in others if path.is_file()}
-    assert files == set(settings["package-data"]["stflow_graph"])
+    files = {path for path in others if path.is_file()}
+    patterns = settings["package-data"]["stflow_graph"]
+    assert files == {path for pattern in patterns for path in package.glob(pattern)}
 
 
 def test_every_module_lives_in_a_package():

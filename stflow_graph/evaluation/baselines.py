@@ -76,48 +76,30 @@ def fit_gene_mean(train: Sequence[Slide]) -> Predictor:
 def fit_ridge(
     train: Sequence[Slide],
     *,
-    n_components: int = 256,
-    alpha: float | None = None,
-    seed: int = 0,
-) -> Predictor:
-    """Fit HEST-bench's ridge, with an intercept and an exact solver instead of LSQR.
-
-    The components are centred, so the intercept changes no correlation.
-
-    Args:
-        train: training slides with ``y``.
-        n_components: number of principal components, at most the rank of the data.
-        alpha: L2 penalty; None takes HEST's 100 / (components · genes).
-        seed: of the randomised PCA.
-
-    Source: Jaume et al., HEST-1k, NeurIPS 2024.
-    """
-    if alpha is None:
-        alpha = _hest_alpha(train, n_components)
-    # the only solver that is stable at such a small penalty for any rank
-    return _fit_probe(train, Ridge(alpha=alpha, solver="svd"), n_components, seed)
-
-
-def fit_hest_ridge(
-    train: Sequence[Slide],
-    *,
     n_components: int | None = 256,
     alpha: float | None = None,
-    seed: int = 1,
+    seed: int = 0,
+    exact: bool = True,
 ) -> Predictor:
-    """Fit the ridge of HEST-bench's code exactly: no intercept, LSQR, seed 1.
+    """Fit HEST-bench's ridge on principal components of the standardised embeddings.
 
     Args:
         train: training slides with ``y``.
-        n_components: as :func:`fit_ridge`; None fits the raw embeddings, unscaled.
+        n_components: number of components, at most the rank of the data; None fits the raw
+            embeddings, unscaled.
         alpha: L2 penalty; None takes HEST's 100 / (columns · genes).
         seed: of the randomised PCA.
+        exact: use an exact solver and an intercept, which changes no correlation as components are
+            centred; False follows HEST's code: LSQR without intercept.
 
     Source: Jaume et al., HEST-1k, NeurIPS 2024; ``hest/bench/trainer.py``.
     """
     if alpha is None:
-        alpha = _hest_alpha(train, n_components)
-    ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000)
+        alpha = 100 / (_n_columns(train, n_components) * train[0].truth.shape[1])
+    if exact:
+        ridge = Ridge(alpha=alpha, solver="svd")  # stable at a small penalty for any rank
+    else:
+        ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000)
     return _fit_probe(train, ridge, n_components, seed)
 
 
@@ -131,15 +113,11 @@ def fit_forest(
 
     Args:
         train: training slides with ``y``.
-        n_components: as :func:`fit_hest_ridge`.
+        n_components: as :func:`fit_ridge`.
         seed: of the randomised PCA and of the trees.
     """
     forest = RandomForestRegressor(70, min_samples_leaf=5, random_state=seed)
     return _fit_probe(train, forest, n_components, seed)
-
-
-def _hest_alpha(train: Sequence[Slide], n_components: int | None) -> float:
-    return 100 / (_n_columns(train, n_components) * train[0].truth.shape[1])
 
 
 def _n_columns(train: Sequence[Slide], n_components: int | None) -> int:

@@ -17,7 +17,7 @@ from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide, check_one_width, load_sample
 from stflow_graph.data.splits import Dataset, Fold, Sample
 from stflow_graph.errors import BadConfig
-from stflow_graph.evaluation.baselines import Predictor, fit_forest, fit_hest_ridge
+from stflow_graph.evaluation.baselines import Predictor, fit_forest, fit_ridge
 from stflow_graph.evaluation.hest_results import results_fold, results_kfold
 from stflow_graph.io.atomic import read_json, sha256, write_json
 from stflow_graph.stats.metrics import mean_of_defined, std_of_defined
@@ -57,11 +57,12 @@ class ProbeSettings:
 
     def fit(self, train: Sequence[Slide]) -> Predictor:
         """Fit on training slides with ``y``."""
+        n_components, seed = self.n_components, self.seed
         if self.method == "ridge":
-            return fit_hest_ridge(
-                train, n_components=self.n_components, alpha=self.alpha, seed=self.seed
+            return fit_ridge(
+                train, n_components=n_components, alpha=self.alpha, seed=seed, exact=False
             )
-        return fit_forest(train, n_components=self.n_components, seed=self.seed)
+        return fit_forest(train, n_components=n_components, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)

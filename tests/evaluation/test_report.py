@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from stflow_graph.data.slide import load_slide
 from stflow_graph.evaluation import report
+from stflow_graph.evaluation.page import number
 from stflow_graph.evaluation.report import render_report
 from stflow_graph.io.expression import read_expression, write_expression
 from stflow_graph.io.predictions import write_prediction
@@ -27,6 +28,7 @@ class Page(HTMLParser):
         self.tags, self.open, self.text = [], [], ""
         self.feed(html)
         assert not self.open
+        self.text = " ".join(self.text.split())  # as a browser shows it
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -179,4 +181,4 @@ def test_a_prediction_without_any_correlation_has_a_report(cohort, tmp_path):
     ],
 )
 def test_numbers_read_well(value, sign, text):
-    assert report._number(value, sign=sign) == text
+    assert number(value, sign=sign) == text

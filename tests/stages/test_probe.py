@@ -118,10 +118,8 @@ def test_finished_folds_are_kept_and_others_made(cohort, tmp_path, monkeypatch):
     (first,) = run(cohort, tmp_path / "out")
     (tmp_path / "out/cohort/toy/split1/results.json").unlink()
     calls = []
-    fit = encoder_probe.fit_hest_ridge
-    monkeypatch.setattr(
-        encoder_probe, "fit_hest_ridge", lambda *a, **k: calls.append(1) or fit(*a, **k)
-    )
+    fit = encoder_probe.fit_ridge
+    monkeypatch.setattr(encoder_probe, "fit_ridge", lambda *a, **k: calls.append(1) or fit(*a, **k))
     (again,) = run(cohort, tmp_path / "out")
     assert (len(calls), again.up_to_date) == (1, False)
     np.testing.assert_array_equal(again.folds, first.folds)
