@@ -47,7 +47,7 @@ from stflow_graph.simulation.cohort import simulate_cohort
 from stflow_graph.stages.embed import embed
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
-from stflow_graph.stats import metrics
+from stflow_graph.stats import ensembles, metrics, resampling
 
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {},
@@ -192,7 +192,7 @@ def read_truths(target: str, options: argparse.Namespace) -> dict[str, Truth]:
             expression = read_expression(each.expr_path, genes)
             place = {barcode: i for i, barcode in enumerate(expression.barcodes)}
             rows = [place[barcode] for barcode in slide.barcodes]
-            ceiling = metrics.noise_ceiling(
+            ceiling = resampling.noise_ceiling(
                 expression.counts[rows].toarray(),
                 expression.total[rows],
                 lambda half, total: to_target(sp.csr_matrix(half), total, target),
@@ -240,7 +240,7 @@ def score(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, Any]:
         here = [cell for cell in cells if cell.slide == slide]
         means = {f"{cell.model}/{cell.seed}": cell.mean for cell in here}
         rng = np.random.default_rng([0, slides.index(slide)])
-        boot = metrics.bootstrap_pearson(means, truth.y, rng, 1000)
+        boot = resampling.bootstrap_pearson(means, truth.y, rng, 1000)
         for name in names:
             own = [cell for cell in here if cell.model == name]
             per_gene = [metrics.pearson_per_gene(cell.mean, truth.y) for cell in own]
@@ -251,7 +251,7 @@ def score(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, Any]:
                 resampled[name] += drawn / len(slides)
                 if name == names[0]:
                     of_reference = drawn
-                table[name]["behind_by_slide"][slide] = metrics.interval(of_reference - drawn)
+                table[name]["behind_by_slide"][slide] = resampling.interval(of_reference - drawn)
     reference = names[0]
     for name in names:
         by_slide = list(table[name]["slides"].values())
@@ -262,9 +262,9 @@ def score(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, Any]:
             "mean": float(np.mean(seeds)),
             "sd": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0,
             "seeds": seeds.tolist(),
-            "interval": metrics.interval(resampled[name]),
+            "interval": resampling.interval(resampled[name]),
             "behind": float(np.mean(table[reference].get("seeds", seeds)) - np.mean(seeds)),
-            "behind_interval": metrics.interval(resampled[reference] - resampled[name]),
+            "behind_interval": resampling.interval(resampled[reference] - resampled[name]),
         }
     return table
 
@@ -289,13 +289,13 @@ def structure(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[str, dict
                 ),
                 "gene-gene": metrics.gene_correlation_distance(values, truth.y),
                 "Δ Moran": metrics.mean_of_defined(metrics.morans_i(values, weights) - moran),
-                "CRPS": metrics.mean_of_defined(metrics.crps_per_gene(values[None], truth.y)),
+                "CRPS": metrics.mean_of_defined(ensembles.crps_per_gene(values[None], truth.y)),
             }
             if cell.samples is not None and name.endswith("mean"):
                 measures["CRPS"] = metrics.mean_of_defined(
-                    metrics.crps_per_gene(cell.samples, truth.y)
+                    ensembles.crps_per_gene(cell.samples, truth.y)
                 )
-                for each in metrics.coverage(cell.samples, truth.y):
+                for each in ensembles.coverage(cell.samples, truth.y):
                     measures[f"{100 * each.level:.0f}%"] = each.covered
                     if each.level == 0.8:
                         measures["80% width"] = each.width
@@ -313,7 +313,7 @@ def coverage_by_slide(cells: Sequence[Cell], truths: dict[str, Truth]) -> dict[s
         if cell.samples is None:
             continue
         of_slide = found.setdefault(cell.model, {}).setdefault(cell.slide, {})
-        for each in metrics.coverage(cell.samples, truths[cell.slide].y):
+        for each in ensembles.coverage(cell.samples, truths[cell.slide].y):
             of_slide.setdefault(f"{100 * each.level:.0f}%", []).append(each.covered)
     return {
         model: {s: {k: float(np.mean(v)) for k, v in levels.items()} for s, levels in of.items()}

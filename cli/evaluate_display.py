@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from stflow_graph.evaluation.scores import Evaluation
+    from stflow_graph.evaluation.records import Evaluation
 
 _MOST_SLIDES = 6
 _MEASURES = {

@@ -14,7 +14,7 @@ from .probe_display import score_tables
 from .progress import spot_progress
 
 if TYPE_CHECKING:
-    from stflow_graph.stages.probe import Cell
+    from stflow_graph.evaluation.encoder_probe import Cell
 
 
 def probe(
@@ -46,9 +46,9 @@ def probe(
         raise typer.BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
     from stflow_graph.encoders import create_encoder
     from stflow_graph.encoders.catalogue import canonical_name
+    from stflow_graph.evaluation.encoder_probe import ProbeSettings
     from stflow_graph.models.build import pick_device
     from stflow_graph.preparation.embedding import EmbedSettings
-    from stflow_graph.stages.probe import ProbeSettings
     from stflow_graph.stages.probe import probe as run
 
     components = pca if dimreduce == "pca" else None
@@ -76,7 +76,7 @@ def probe(
             console = Console(width=None if sys.stdout.isatty() else 160)
             names = [canonical_name(name) for name in encoders]
             console.print(score_tables(cells, names, settings))
-            n_kept = sum(cell.complete_before for cell in cells)
+            n_kept = sum(cell.up_to_date for cell in cells)
             kept = f", {n_kept} of {len(cells)} scores there already" if n_kept else ""
             line = f"results: {out / 'dataset_results.json'}{kept}"
             console.print(line, soft_wrap=True, markup=False, highlight=False)

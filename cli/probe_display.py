@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from stflow_graph.stages.probe import Cell, ProbeSettings
+    from stflow_graph.evaluation.encoder_probe import Cell, ProbeSettings
 
 
 def score_tables(cells: Sequence[Cell], encoders: Sequence[str], settings: ProbeSettings) -> Group:

@@ -46,7 +46,7 @@ def sample(
     console = Console()
 
     def show(done: Sampled) -> None:
-        state = "is there already" if done.complete_before else "written"
+        state = "is there already" if done.up_to_date else "written"
         fold = "" if done.fold is None else f", fold {done.fold}"
         fold += ", which held it out" if done.held_out else ""
         console.print(

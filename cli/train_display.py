@@ -76,7 +76,7 @@ class TrainDisplay:
                 f"{r.validation_pearson:.3f}",
                 ", ".join(r.test_pearson),
                 f"{mean_of_defined(r.pearson):.3f}",
-                "complete before" if r.complete_before else "",
+                "complete before" if r.up_to_date else "",
             )
         self._console.print(table)
         for protocol in dict.fromkeys(r.protocol for r in results):

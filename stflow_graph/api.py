@@ -16,14 +16,14 @@ from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder, create_encoder
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.evaluation.scores import Evaluation
+from stflow_graph.evaluation.records import Evaluation
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.models.build import pick_device
 from stflow_graph.preparation.embedding import EmbedSettings, embed_slide
-from stflow_graph.stages.evaluate import evaluate_in_memory
+from stflow_graph.stages.evaluate import evaluate as run_evaluation
 from stflow_graph.stages.train import surroundings
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.loop import EpochRecord
@@ -169,8 +169,8 @@ def evaluate(
     Raises:
         BadInput: data that cannot be used or do not belong together.
     """
-    given = list(predictions) if isinstance(predictions, Sequence) else [predictions]
-    return evaluate_in_memory(given, truth, n_bootstrap=n_bootstrap, seed=seed)
+    several = predictions if isinstance(predictions, Sequence) else [predictions]
+    return run_evaluation(several, truth, n_bootstrap=n_bootstrap, seed=seed)
 
 
 def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:

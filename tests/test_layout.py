@@ -102,6 +102,15 @@ def test_every_package_ships():
     assert packages | {"stflow_graph_cli"} == set(settings["packages"])
 
 
+def test_every_data_file_ships():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "stflow_graph"
+    others = (path for path in package.rglob("*") if path.suffix not in (".py", ".pyc"))
+    files = {path for path in others if path.is_file()}
+    patterns = settings["package-data"]["stflow_graph"]
+    assert files == {path for pattern in patterns for path in package.glob(pattern)}
+
+
 def test_every_module_lives_in_a_package():
     for path in FILES:
         assert (path.parent / "__init__.py").exists(), path

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 import torch
+from artefacts import read_embeddings
 from torch import nn
 
 from stflow_graph.data.splits import embedding_path
@@ -96,3 +97,13 @@ def write_images(path: Path, n: int = 7, seed: int = 0) -> np.ndarray:
     with write_patches(path, barcodes, coords, size=8, size_level0=16.0, um_per_px=0.5) as writer:
         writer.append(images)
     return images
+
+
+def add_encoder(cohort: Cohort, name: str, noise: float) -> None:
+    """Write embeddings of another encoder: the toy's with noise."""
+    for slide in cohort.slides:
+        embeddings = read_embeddings(cohort.embedding(slide))
+        x = embeddings.x + noise * np.random.default_rng(0).normal(size=embeddings.x.shape)
+        path = embedding_path(cohort.embeddings, cohort.name, name, slide)
+        with write_embeddings(path, embeddings.barcodes, embeddings.coords, CHANNELS, {}) as writer:
+            writer.append(x.astype(np.float32))

@@ -1,17 +1,17 @@
-"""Baselines that a model must beat, fitted on training slides only.
+"""Baselines for comparison with models, fitted on training slides only.
 
-A baseline is a function that fits on training slides and returns a function of a slide: both see
-the embeddings, only the first sees expression. A further one is a line in :func:`fit_baselines`.
+A baseline is a function that fits on training slides and returns a predictor, a function of a
+slide's embeddings and positions. To add one, write a line in :func:`fit_baselines`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
@@ -19,13 +19,10 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from stflow_graph.data.load import load_sample, load_slide
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
-from stflow_graph.data.splits import Dataset, find_embedding
 from stflow_graph.data.validation import split_validation
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.patches import open_patches
 from stflow_graph.stats.metrics import neighbour_mean
 from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
@@ -36,75 +33,22 @@ GENE_MEAN, RIDGE, SMOOTHED_RIDGE = "gene mean", "ridge", "smoothed ridge"
 TUNED_RIDGE, CONTEXT_RIDGE = "tuned ridge", "context ridge"
 FOREST, SIMPLE_GNN = "random forest", "simple GNN"
 DARKNESS = "darkness"
-SLOW = (FOREST, SIMPLE_GNN)  # a minute where the others take seconds
+SLOW = (FOREST, SIMPLE_GNN)  # a minute; the others take seconds
 NAMES = (GENE_MEAN, DARKNESS, RIDGE, SMOOTHED_RIDGE, TUNED_RIDGE, CONTEXT_RIDGE, *SLOW)
-_PATCHES_AT_ONCE = 64
+_BATCH = 64
 _SMOOTHINGS = (0, 6, 18)
 _CONTEXT_HOPS = (1, 4, 16)
-_FEWEST_SPOTS = 5  # of one or two slides, to hold parts of them out
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSide:
-    """What a fold's models were trained on, and where it is.
-
-    Attributes:
-        dataset: the data set on disk.
-        embed_dataroot: root of the embeddings.
-        encoder: whose embeddings.
-        target: see ``data.normalise``.
-        genes: G names.
-        slides: names of the training slides.
-        matching: how genes are found that a slide names otherwise.
-    """
-
-    dataset: Dataset
-    embed_dataroot: str
-    encoder: str
-    target: str
-    genes: tuple[str, ...]
-    slides: tuple[str, ...]
-    matching: GeneMatching = DEFAULT_MATCHING
-
-    def load(self) -> list[Slide]:
-        """Read the training slides with their expression.
-
-        Raises:
-            BadInput: none are named, or the data set's splits lack some.
-        """
-        known = {sample.id: sample for sample in self.dataset.samples()}
-        absent = [name for name in self.slides if name not in known]
-        if absent or not self.slides:
-            found = unquoted(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
-            raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
-        places = self.embed_dataroot, self.encoder, self.genes, self.target, self.matching
-        return [load_sample(known[name], *places) for name in self.slides]
-
-    def load_other(self, name: str, barcodes: Sequence[str], coords: np.ndarray) -> Slide:
-        """Read the embeddings of N spots of a further slide, without expression.
-
-        Args:
-            name: the slide.
-            barcodes: N spots wanted, in this order.
-            coords: ``[N, 2]`` where they are.
-
-        Raises:
-            BadInput: a spot has no embedding.
-        """
-        file = find_embedding(self.embed_dataroot, self.dataset.name, self.encoder, name)
-        slide = load_slide(file)
-        rows = _rows(slide.barcodes, barcodes, file, "barcodes")
-        return dataclasses.replace(slide, x=slide.x[rows], coords=coords, barcodes=list(barcodes))
+_MIN_SPOTS = 5  # of one or two slides, to hold out parts of them
 
 
 def fit_baselines(
     train: Sequence[Slide], *, slow: bool = False, seed: int = 0
 ) -> dict[str, Predictor]:
-    """Fit every baseline that learns; each predicts ``[N, G]`` float64, log1p units.
+    """Fit every trained baseline; predictors return ``[N, G]`` float64, log1p units.
 
     Args:
         train: training slides with ``y``, all of the same genes.
-        slow: whether those of ``SLOW`` are among them.
+        slow: whether to include those of ``SLOW``.
         seed: of the randomised PCA, the forest and the GNN.
     """
     ridge = fit_ridge(train, seed=seed)
@@ -125,55 +69,37 @@ def fit_baselines(
 
 def fit_gene_mean(train: Sequence[Slide]) -> Predictor:
     """Predict each gene's mean over the spots of the training slides."""
-    mean = np.concatenate([_expression(slide) for slide in train]).mean(axis=0)
+    mean = np.concatenate([slide.truth.astype(np.float64) for slide in train]).mean(axis=0)
     return lambda slide: np.tile(mean, (len(slide), 1))
 
 
 def fit_ridge(
     train: Sequence[Slide],
     *,
-    n_components: int = 256,
-    alpha: float | None = None,
-    seed: int = 0,
-) -> Predictor:
-    """Fit HEST-bench's ridge with an intercept, which it leaves out, and by an exact solver.
-
-    The components are centred, so the intercept changes no correlation.
-
-    Args:
-        train: training slides with ``y``.
-        n_components: principal components; fewer where the data have fewer.
-        alpha: L2 penalty; None takes HEST's 100 / (components · genes).
-        seed: of the randomised PCA.
-
-    Source: Jaume et al., HEST-1k, NeurIPS 2024.
-    """
-    if alpha is None:
-        alpha = _hests_alpha(train, n_components)
-    # the one solver that is steady at so small a penalty, whatever the rank
-    return _fit_probe(train, Ridge(alpha=alpha, solver="svd"), n_components, seed)
-
-
-def fit_hest_ridge(
-    train: Sequence[Slide],
-    *,
     n_components: int | None = 256,
     alpha: float | None = None,
-    seed: int = 1,
+    seed: int = 0,
+    exact: bool = True,
 ) -> Predictor:
-    """Fit the ridge of HEST-bench's code to the letter: no intercept, LSQR, seed 1.
+    """Fit HEST-bench's ridge on principal components of the standardised embeddings.
 
     Args:
         train: training slides with ``y``.
-        n_components: as :func:`fit_ridge`; None takes the embeddings as they are, unscaled.
+        n_components: number of components, at most the rank of the data; None fits the raw
+            embeddings, unscaled.
         alpha: L2 penalty; None takes HEST's 100 / (columns · genes).
         seed: of the randomised PCA.
+        exact: use an exact solver and an intercept, which changes no correlation as components are
+            centred; False follows HEST's code: LSQR without intercept.
 
     Source: Jaume et al., HEST-1k, NeurIPS 2024; ``hest/bench/trainer.py``.
     """
     if alpha is None:
-        alpha = _hests_alpha(train, n_components)
-    ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000)
+        alpha = 100 / (_n_columns(train, n_components) * train[0].truth.shape[1])
+    if exact:
+        ridge = Ridge(alpha=alpha, solver="svd")  # stable at a small penalty for any rank
+    else:
+        ridge = Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000)
     return _fit_probe(train, ridge, n_components, seed)
 
 
@@ -182,20 +108,16 @@ def fit_forest(
 ) -> Predictor:
     """Fit a random forest of HEST-bench's 70 trees on the same components as :func:`fit_ridge`.
 
-    One forest predicts all genes. HEST grows one a gene, which it does on a GPU: with 50 genes
-    that is thirty times the work.
+    One forest predicts all genes; HEST fits a forest per gene on a GPU, for 50 genes thirty times
+    the work.
 
     Args:
         train: training slides with ``y``.
-        n_components: as :func:`fit_hest_ridge`.
+        n_components: as :func:`fit_ridge`.
         seed: of the randomised PCA and of the trees.
     """
     forest = RandomForestRegressor(70, min_samples_leaf=5, random_state=seed)
     return _fit_probe(train, forest, n_components, seed)
-
-
-def _hests_alpha(train: Sequence[Slide], n_components: int | None) -> float:
-    return 100 / (_n_columns(train, n_components) * _expression(train[0]).shape[1])
 
 
 def _n_columns(train: Sequence[Slide], n_components: int | None) -> int:
@@ -209,9 +131,9 @@ def _n_columns(train: Sequence[Slide], n_components: int | None) -> int:
 def _fit_probe(
     train: Sequence[Slide], regressor: BaseEstimator, n_components: int | None, seed: int
 ) -> Predictor:
-    """Fit a regressor on the components of standardised embeddings, or on them as they are."""
+    """Fit a regressor on components of standardised embeddings, or on the raw embeddings."""
     x = np.concatenate([slide.x for slide in train]).astype(np.float64)
-    y = np.concatenate([_expression(slide) for slide in train])
+    y = np.concatenate([slide.truth.astype(np.float64) for slide in train])
     steps: list[BaseEstimator] = [regressor]
     if n_components is not None:
         reduce = PCA(_n_columns(train, n_components), random_state=seed)
@@ -226,13 +148,13 @@ def fit_tuned_ridge(
     """Fit a ridge whose penalty and smoothing are chosen on held-out training slides.
 
     Embeddings are scaled and expression is centred within each slide; candidates are scored by
-    the mean PCC on parts of the training slides that were left out of the fit in turn
-    (``data.validation.split_validation``), then the best is fitted on all.
+    the mean PCC in cross-validation over the training slides
+    (``data.validation.split_validation``), and the best is refitted on all.
 
     Args:
         train: training slides with ``y``.
-        hops: also see the embeddings averaged along the spatial graph, ``graph.diffuse``: the
-            linear model of what a graph denoiser's first layer sees.
+        hops: numbers of diffusion steps along the spatial graph whose averages of the embeddings
+            are further features: a linear model on the inputs of a graph denoiser's first layer.
         seed: of the split, where there are only one or two slides.
     """
     features = functools.cache(lambda slide: _features(slide, hops))  # every split reads them
@@ -247,15 +169,15 @@ def fit_tuned_ridge(
         return HeldOutPart(features(slide), slide.truth, finishes)
 
     scores = np.full((len(ALPHAS), len(_SMOOTHINGS)), np.nan)
-    if len(train) >= 3 or min(map(len, train)) >= _FEWEST_SPOTS:
+    if len(train) >= 3 or min(map(len, train)) >= _MIN_SPOTS:
         splits = split_validation(train, seed, max(2, len(train)))
         parts = [[held_out(slide) for slide in validate] for _, validate in splits]
         scores = held_out_scores((path(learn) for learn, _ in splits), parts)
-    # slides too small or too even to score: the middle of the grid
+    # no score is defined on very small or constant slides: the middle of the grid
     best = np.nanargmax(scores) if np.isfinite(scores).any() else scores.size // 2
     i, j = np.unravel_index(best, scores.shape)
     weights = path(train).weights(ALPHAS[i])
-    level = np.mean([_expression(slide).mean(axis=0) for slide in train], axis=0)
+    level = np.mean([slide.truth.astype(np.float64).mean(axis=0) for slide in train], axis=0)
     return lambda slide: (
         level + _smooth(_features(slide, hops) @ weights, slide.coords, _SMOOTHINGS[j])
     )
@@ -278,7 +200,7 @@ def _features(slide: Slide, hops: Sequence[int]) -> np.ndarray:
 
 
 def smoothed(predictor: Predictor, n_neighbors: int = 6) -> Predictor:
-    """Average a prediction over each spot and its nearest spots, all with the same weight."""
+    """Average a prediction over each spot and its nearest spots with equal weights."""
     return lambda slide: _smooth(predictor(slide), slide.coords, n_neighbors)
 
 
@@ -291,11 +213,11 @@ def _smooth(values: np.ndarray, coords: np.ndarray, n_neighbors: int) -> np.ndar
 
 
 def darkness(patches: str | Path, barcodes: Sequence[str]) -> np.ndarray:
-    """Return how dark each spot's patch is, 255 − mean red value, ``[N]`` float64.
+    """Return the darkness of each spot's patch, 255 − mean red value, ``[N]`` float64.
 
-    Haematoxylin absorbs red, so it follows the number of cells and with them sequencing depth. It
-    is untrained and has no unit of expression: only its correlations mean something. Patches are
-    read in order and a few at a time.
+    Haematoxylin absorbs red, so darkness follows the number of cells and thus sequencing depth. It
+    is untrained and not in units of expression: only its correlations are meaningful. Patches are
+    read sequentially in small batches.
 
     Args:
         patches: patch file of the slide.
@@ -305,24 +227,25 @@ def darkness(patches: str | Path, barcodes: Sequence[str]) -> np.ndarray:
         BadInput: a spot has no patch, or the file cannot be read.
     """
     with open_patches(patches) as file:
-        rows = _rows(file.barcodes, barcodes, patches, "barcode")
+        rows = rows_of(barcodes, file.barcodes, patches, "barcode")
         dark = np.empty(len(file))
-        for start in range(0, len(file), _PATCHES_AT_ONCE):
-            red = file.images[start : start + _PATCHES_AT_ONCE, :, :, 0]
-            dark[start : start + _PATCHES_AT_ONCE] = 255 - red.mean(axis=(1, 2), dtype=np.float64)
+        for start in range(0, len(file), _BATCH):
+            red = file.images[start : start + _BATCH, :, :, 0]
+            dark[start : start + _BATCH] = 255 - red.mean(axis=(1, 2), dtype=np.float64)
     return dark[rows]
 
 
-def _expression(slide: Slide) -> np.ndarray:
-    if slide.y is None:
-        raise ValueError(f"slide {slide.name} has no expression to fit on")
-    return slide.y.astype(np.float64)
+def rows_of(
+    barcodes: Sequence[str], available: Sequence[str], file: str | Path, field: str
+) -> np.ndarray:
+    """Return the rows of some spots among all those of a file.
 
-
-def _rows(known: Sequence[str], wanted: Sequence[str], file: str | Path, field: str) -> np.ndarray:
-    place = {barcode: i for i, barcode in enumerate(known)}
-    absent = [barcode for barcode in wanted if barcode not in place]
+    Raises:
+        BadInput: a spot is absent; names the file and the field.
+    """
+    rows = pd.Index(available).get_indexer(barcodes)
+    absent = [barcode for barcode, row in zip(barcodes, rows, strict=True) if row < 0]
     if absent:
-        found = unquoted(f"{len(absent)} of {len(wanted)} spots absent, such as {absent[:3]}")
+        found = unquoted(f"{len(absent)} of {len(barcodes)} spots absent, such as {absent[:3]}")
         raise BadInput(file, field, found, "every predicted spot")
-    return np.array([place[barcode] for barcode in wanted], dtype=np.int64)
+    return rows

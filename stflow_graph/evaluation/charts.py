@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
@@ -16,39 +16,33 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from stflow_graph.evaluation.page import render
+
 COLOUR_MAP = "viridis"
-_MAP_PX = 520  # longest edge of a map's file; the page shows it at half that, for sharp screens
-_MOST_BARS = 80
-_LABEL = 14  # characters of a gene's name that fit below its bar
-_TOP, _PLOT, _LEFT, _BELOW = 10, 200, 38, 80
+_MAP_PX = 520  # longest edge of a map's file, twice its size on the page for sharp screens
+_MAX_BARS = 80
+_TOP, _PLOT, _LEFT = 10, 200, 38
 _BAR_UM = np.array([10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000])
 
 
 def strip_chart(
     mean: float, interval: tuple[float, float], limit: float, span: tuple[float, float]
-) -> str:
+) -> Markup:
     """Return an SVG line with a dot at a mean, a bar for its interval and a dashed limit.
 
     Args:
-        mean: where the dot is; there is none for NaN.
+        mean: position of the dot, NaN for none.
         interval: ends of the bar, NaN for none.
-        limit: where the dashed line is, NaN for none.
-        span: values at the chart's left and right edge.
+        limit: position of the dashed line, NaN for none.
+        span: values at the left and right edge of the chart.
     """
-    width, height = 170, 16
 
-    def x(value: float) -> str:
-        share = (min(max(value, span[0]), span[1]) - span[0]) / (span[1] - span[0])
-        return f"{5 + (width - 10) * share:.1f}"
+    def x(value: float) -> float:
+        return 5 + 160 * (np.clip(value, *span) - span[0]) / (span[1] - span[0])
 
-    marks = f'<line class="axis" x1="{x(0)}" x2="{x(0)}" y1="0" y2="{height}"/>'
-    if np.isfinite(limit):
-        marks += f'<line class="limit" x1="{x(limit)}" x2="{x(limit)}" y1="0" y2="{height}"/>'
-    if np.isfinite(interval).all():
-        marks += f'<line class="span" x1="{x(interval[0])}" x2="{x(interval[1])}" y1="8" y2="8"/>'
-    if np.isfinite(mean):
-        marks += f'<circle cx="{x(mean)}" cy="8" r="4"/>'
-    return f'<svg class="strip" viewBox="0 0 {width} {height}" aria-hidden="true">{marks}</svg>'
+    low, high = map(x, interval)
+    values = {"zero": x(0), "mean": x(mean), "low": low, "high": high, "limit": x(limit)}
+    return render("strip.svg.jinja", **values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +50,9 @@ class Series:
     """A score per gene.
 
     Attributes:
-        name: whose score.
+        name: of the model, baseline or reference.
         style: class of its marks in the page's style sheet.
-        values: ``[G]``, NaN where not defined.
+        values: ``[G]``, NaN where undefined.
     """
 
     name: str
@@ -68,97 +62,68 @@ class Series:
 
 def gene_chart(
     genes: Sequence[str], bars: Series, dots: Sequence[Series], limit: Series, label: str
-) -> str:
+) -> Markup:
     """Return an SVG bar chart of a score per gene, best first.
 
     Args:
         genes: G names.
-        bars: decides the order; genes without this score are left out.
+        bars: determines the order; genes without this score are omitted.
         dots: drawn beside the bars.
         limit: drawn as a line across each bar.
-        label: what the chart shows, for who cannot see it.
+        label: description for screen readers.
     """
     order = [int(i) for i in np.argsort(-bars.values, kind="stable") if np.isfinite(bars.values[i])]
-    if len(order) > _MOST_BARS:
-        order = [*order[: _MOST_BARS // 2], *order[-_MOST_BARS // 2 :]]
-    known = np.concatenate([each.values[order] for each in (bars, limit, *dots)])
-    known = known[np.isfinite(known)]
-    low = float(np.floor(5 * known.min(initial=0.0)) / 5)
-    high = float(np.ceil(5 * known.max(initial=0.2)) / 5)
+    if len(order) > _MAX_BARS:
+        order = [*order[: _MAX_BARS // 2], *order[-_MAX_BARS // 2 :]]
+    values = np.concatenate([series.values[order] for series in (bars, limit, *dots)])
+    values = values[np.isfinite(values)]
+    low = float(np.floor(5 * values.min(initial=0.0)) / 5)
+    high = float(np.ceil(5 * values.max(initial=0.2)) / 5)
     step = min(40.0, 1060 / max(len(order), 1))
-    width = _LEFT + step * len(order) + 8
-    parts = [_grid(low, high, width)]
-    for place, i in enumerate(order):
-        middle = _LEFT + step * (place + 0.5)
-        hint = ", ".join(f"{each.name} {each.values[i]:.2f}" for each in (bars, *dots, limit))
-        marks = _marks(i, middle, step, (low, high), bars, dots, limit)
-        parts.append(f"<g><title>{escape(f'{genes[i]}: {hint}')}</title>{marks}</g>")
-        name = genes[i] if len(genes[i]) <= _LABEL else genes[i][: _LABEL - 1] + "…"
-        turned = f"translate({middle + 4:.1f},{_TOP + _PLOT + 12}) rotate(-58)"
-        parts.append(f'<text class="gene" transform="{turned}">{escape(name)}</text>')
-    return (
-        f'<svg class="genes" viewBox="0 0 {width:.0f} {_TOP + _PLOT + _BELOW}" '
-        f'style="width:{width:.0f}px" role="img" aria-label="{escape(label)}">'
-        f"{''.join(parts)}</svg>"
+
+    def y(value: float) -> float:
+        return _TOP + _PLOT * (high - value) / (high - low)
+
+    return render(
+        "genes.svg.jinja",
+        label=label,
+        width=_LEFT + step * len(order) + 8,
+        step=step,
+        left=_LEFT,
+        top=_TOP,
+        plot=_PLOT,
+        bars=bars,
+        limit=limit,
+        ticks=[(tick / 5, y(tick / 5)) for tick in range(round(5 * low), round(5 * high) + 1)],
+        genes=[
+            {
+                "name": genes[i],
+                "hint": ", ".join(f"{s.name} {s.values[i]:.2f}" for s in (bars, *dots, limit)),
+                "x": _LEFT + step * (place + 0.5),
+                "bar": sorted((y(0), y(bars.values[i]))),
+                "limit": y(limit.values[i]),
+                "dots": [(dot.style, y(dot.values[i])) for dot in dots],
+            }
+            for place, i in enumerate(order)
+        ],
     )
 
 
-def _height(value: float, span: tuple[float, float]) -> float:
-    return _TOP + _PLOT * (span[1] - value) / (span[1] - span[0])
-
-
-def _grid(low: float, high: float, width: float) -> str:
-    lines = ""
-    for tick in np.arange(round(5 * low), round(5 * high) + 1) / 5:
-        kind, y = "axis" if tick == 0 else "grid", _height(tick, (low, high))
-        lines += f'<line class="{kind}" x1="{_LEFT}" x2="{width - 8:.0f}" y1="{y}" y2="{y}"/>'
-        text = f"{tick:.1f}".replace("-", "−")
-        lines += f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5}">{text}</text>'
-    return lines
-
-
-def _marks(
-    i: int,
-    middle: float,
-    step: float,
-    span: tuple[float, float],
-    bars: Series,
-    dots: Sequence[Series],
-    limit: Series,
-) -> str:
-    """Return the bar, dots and limit of gene ``i`` around x = ``middle``."""
-    ends = sorted((_height(0, span), _height(bars.values[i], span)))
-    width = 0.64 * step
-    marks = (
-        f'<rect class="{bars.style}" x="{middle - width / 2:.1f}" y="{ends[0]:.1f}" '
-        f'width="{width:.1f}" height="{ends[1] - ends[0]:.1f}"/>'
-    )
-    if np.isfinite(limit.values[i]):
-        y, x = _height(limit.values[i], span), (middle - 0.42 * step, middle + 0.42 * step)
-        marks += f'<line class="{limit.style}" x1="{x[0]:.1f}" x2="{x[1]:.1f}" y1="{y:.1f}" '
-        marks += f'y2="{y:.1f}"/>'
-    for dot in dots:
-        if np.isfinite(dot.values[i]):
-            y = _height(dot.values[i], span)
-            marks += f'<circle class="{dot.style}" cx="{middle:.1f}" cy="{y:.1f}" r="3.2"/>'
-    return marks
-
-
-def colour_scale() -> str:
+def colour_scale() -> Markup:
     """Return the maps' colours as a CSS gradient, lowest value first."""
     colours = ", ".join(to_hex(c) for c in colormaps[COLOUR_MAP](np.linspace(0, 1, 12)))
-    return f"linear-gradient(to right, {colours})"
+    return Markup(f"linear-gradient(to right, {colours})")
 
 
 @dataclasses.dataclass(frozen=True)
 class MapFrame:
-    """What all maps of a slide share.
+    """Geometry shared by all maps of a slide.
 
     Attributes:
         coords: ``[N, 2]`` px (x, y).
-        pitch: distance of neighbouring spots, px; they are drawn as wide.
+        pitch: distance of neighbouring spots and diameter of their discs, px.
         box: left, top, right and bottom edge, px.
-        bar_um: length of the scale bar, µm, None where px have no length.
+        bar_um: length of the scale bar, µm, None if the size of a pixel is unknown.
         bar_px: the same in px.
     """
 
@@ -193,12 +158,12 @@ class MapFrame:
 
 
 def map_png(frame: MapFrame, values: np.ndarray, limits: tuple[float, float]) -> bytes:
-    """Return a map of a slide as PNG: a disc a spot, y downwards as in the image, no background.
+    """Return a map of a slide as PNG: a disc per spot, y downwards, transparent background.
 
     Args:
         frame: from :meth:`MapFrame.of`.
         values: ``[N]``.
-        limits: values of the first and the last colour; values beyond take these.
+        limits: values of the first and the last colour; values beyond are clipped.
     """
     (width, height), (left, top, right, bottom) = frame.size, frame.box
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
@@ -208,7 +173,7 @@ def map_png(frame: MapFrame, values: np.ndarray, limits: tuple[float, float]) ->
     axes.set_axis_off()
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
-    # on slides of very many spots a disc would be smaller than a pixel and vanish
+    # with very many spots, discs smaller than a pixel would vanish
     diameter = np.full(len(values), max(0.94 * frame.pitch, (right - left) / width))
     discs = EllipseCollection(
         diameter,
@@ -227,7 +192,7 @@ def map_png(frame: MapFrame, values: np.ndarray, limits: tuple[float, float]) ->
         y, start = bottom - 0.02 * (bottom - top), left + 0.3 * frame.pitch
         axes.plot([start, start + frame.bar_px], [y, y], color="#6b7280", linewidth=3)
     canvas.draw()
-    # 256 colours do for one scale and its soft edges, in a third of the bytes
+    # 256 colours suffice for one scale with antialiasing, in a third of the bytes
     image = Image.fromarray(np.asarray(canvas.buffer_rgba()))
     file = io.BytesIO()
     image.quantize(256, method=Image.Quantize.FASTOCTREE).save(file, format="png")

@@ -1,7 +1,7 @@
-"""Results in the form of HEST-bench's JSON files, so that code which reads its results reads ours.
+"""Results in the form of HEST-bench's JSON files, readable by code written for its results.
 
-What is not defined, such as the correlation of a constant gene, is None, ``null`` in JSON, where
-HEST's own code would write ``NaN``, which is not JSON.
+Undefined values, such as the correlation of a constant gene, are None (``null``); HEST's own code
+writes ``NaN``, which is not JSON.
 
 Source: Jaume et al., HEST-1k, NeurIPS 2024, and its ``hest/bench``.
 """
@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stflow_graph.stats.metrics import (
     mean_of_defined,
     mse_per_gene,
     none_if_nan,
     pearson_per_gene,
+    quantile_of_defined,
     r2_per_gene,
+    std_of_defined,
 )
 
 _QUARTILES = {"q1": 0.25, "q2": 0.5, "q3": 0.75}
@@ -42,9 +45,16 @@ def results_fold(genes: Sequence[str], predicted: np.ndarray, truth: np.ndarray)
             for gene, value in zip(genes, pearson, strict=True)
         ],
         "pearson_mean": none_if_nan(mean_of_defined(pearson)),
-        "pearson_std": none_if_nan(_std_of_defined(pearson)),
-        **{f"l2_error_{name}": _quantile(errors, share) for name, share in _QUARTILES.items()},
-        **{f"r2_score_{name}": _quantile(r2, share) for name, share in _QUARTILES.items()},
+        "pearson_std": none_if_nan(std_of_defined(pearson)),
+        **_quartiles("l2_error", errors),
+        **_quartiles("r2_score", r2),
+    }
+
+
+def _quartiles(metric: str, values: np.ndarray) -> dict[str, float | None]:
+    return {
+        f"{metric}_{name}": none_if_nan(quantile_of_defined(values, probability))
+        for name, probability in _QUARTILES.items()
     }
 
 
@@ -55,24 +65,23 @@ def results_kfold(folds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     fold's mean is over its genes that have one.
 
     Args:
-        folds: for each fold its genes' correlations, NaN where not defined; folds may differ in
+        folds: the correlation of each gene in each fold, NaN where undefined; folds may differ in
             their genes.
     """
-    genes = list(dict.fromkeys(gene for fold in folds for gene in fold))
-    columns = {gene: np.array([fold.get(gene, np.nan) for fold in folds]) for gene in genes}
-    means = np.array([mean_of_defined(np.array(list(fold.values()))) for fold in folds])
+    table = pd.DataFrame(folds).astype(float)  # a row a fold, a column a gene
+    means = np.array([mean_of_defined(row) for row in table.to_numpy()])
     return {
         "pearson_corrs": [
             {
                 "name": gene,
                 "pearson_corrs": [none_if_nan(value) for value in column],
                 "mean": none_if_nan(mean_of_defined(column)),
-                "std": none_if_nan(_std_of_defined(column)),
+                "std": none_if_nan(std_of_defined(column)),
             }
-            for gene, column in columns.items()
+            for gene, column in table.items()
         ],
         "pearson_mean": none_if_nan(mean_of_defined(means)),
-        "pearson_std": none_if_nan(_std_of_defined(means)),
+        "pearson_std": none_if_nan(std_of_defined(means)),
         "mean_per_split": [none_if_nan(value) for value in means],
     }
 
@@ -81,9 +90,8 @@ def results_encoders(scores: Mapping[str, tuple[float, float]]) -> dict[str, Any
     """Return the encoders of one data set, best first, ``enc_results.json``.
 
     Args:
-        scores: for each encoder the mean and the standard deviation over folds.
+        scores: mean and standard deviation over folds, by encoder.
     """
-    ordered = sorted(scores, key=lambda name: _ascending(scores[name][0]), reverse=True)
     return {
         "results": [
             {
@@ -91,7 +99,7 @@ def results_encoders(scores: Mapping[str, tuple[float, float]]) -> dict[str, Any
                 "pearson_mean": none_if_nan(scores[name][0]),
                 "pearson_std": none_if_nan(scores[name][1]),
             }
-            for name in ordered
+            for name in _best_first({name: mean for name, (mean, _) in scores.items()})
         ]
     }
 
@@ -100,16 +108,15 @@ def results_datasets(scores: Mapping[str, Mapping[str, tuple[float, float]]]) ->
     """Return all data sets and the encoders' averages over them, ``dataset_results.json``.
 
     Args:
-        scores: for each data set what :func:`results_encoders` takes.
+        scores: the argument of :func:`results_encoders`, by data set.
     """
     averages = average_encoders(scores)
-    ordered = sorted(averages, key=lambda name: _ascending(averages[name]), reverse=True)
     return {
         "results": [
             {"dataset_name": name, **results_encoders(of_encoders)}
             for name, of_encoders in scores.items()
         ],
-        "average": {name: none_if_nan(averages[name]) for name in ordered},
+        "average": {name: none_if_nan(averages[name]) for name in _best_first(averages)},
     }
 
 
@@ -125,15 +132,5 @@ def average_encoders(
     }
 
 
-def _ascending(value: float) -> float:
-    return value if np.isfinite(value) else -np.inf
-
-
-def _std_of_defined(values: np.ndarray) -> float:
-    defined = values[np.isfinite(values)]
-    return float(defined.std()) if len(defined) else float("nan")
-
-
-def _quantile(values: np.ndarray, share: float) -> float | None:
-    defined = values[np.isfinite(values)]
-    return float(np.quantile(defined, share)) if len(defined) else None
+def _best_first(scores: Mapping[str, float]) -> list[str]:
+    return sorted(scores, key=lambda name: np.nan_to_num(scores[name], nan=-np.inf), reverse=True)

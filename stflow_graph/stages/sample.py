@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """A slide's prediction on disk; ``complete_before`` if there was nothing to do."""
+    """A slide's prediction on disk; ``up_to_date`` if there was nothing to do."""
 
     slide: str
     n_spots: int
     fold: int | None
     held_out: bool
     path: Path
-    complete_before: bool
+    up_to_date: bool
 
 
 def sample(
@@ -136,7 +136,7 @@ def _sample_slide(
         provenance = _provenance(fold, source, settings)
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
-            return dataclasses.replace(result, complete_before=True)
+            return dataclasses.replace(result, up_to_date=True)
         write_prediction_blocks(
             path,
             predictor.blocks(source, settings),

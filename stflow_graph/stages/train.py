@@ -62,7 +62,7 @@ class FoldResult:
         pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
             for constant genes.
         test_pearson: the same for each test slide alone.
-        complete_before: whether there was nothing left to do.
+        up_to_date: whether there was nothing left to do.
         protocol: what was measured, see ``data.protocol``.
     """
 
@@ -74,7 +74,7 @@ class FoldResult:
     genes: list[str]
     pearson: np.ndarray
     test_pearson: dict[str, np.ndarray]
-    complete_before: bool
+    up_to_date: bool
     protocol: str
 
 
@@ -228,7 +228,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
         "epochs": config.train.epochs,
     }
     write_json(folder / "result.json", content)
-    return _as_result(inputs, folder, content, complete_before=False)
+    return _as_result(inputs, folder, content, up_to_date=False)
 
 
 def _score_test(
@@ -294,11 +294,11 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are wanted: resume from the state
     load_checkpoint(folder / "checkpoint")
-    return _as_result(inputs, folder, stored, complete_before=True)
+    return _as_result(inputs, folder, stored, up_to_date=True)
 
 
 def _as_result(
-    inputs: _Inputs, folder: Path, content: dict[str, Any], *, complete_before: bool
+    inputs: _Inputs, folder: Path, content: dict[str, Any], *, up_to_date: bool
 ) -> FoldResult:
     """Return a fold's result from the content of ``result.json``, where null stands for NaN."""
 
@@ -314,7 +314,7 @@ def _as_result(
         inputs.genes,
         array(content["pearson"]),
         {slide: array(values) for slide, values in content["test_pearson"].items()},
-        complete_before,
+        up_to_date,
         inputs.protocol,
     )
 

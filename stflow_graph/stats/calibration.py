@@ -1,4 +1,4 @@
-"""How far samples must spread, and which genes to trust: learned from held-out training slides."""
+"""Per-gene calibration of sample spread and expected accuracy on held-out training slides."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stflow_graph.stats.metrics import LEVELS, intervals, most_coverage, pearson_per_gene
+from stflow_graph.stats.ensembles import LEVELS, intervals, max_coverage
+from stflow_graph.stats.metrics import pearson_per_gene
 
 _SPREADS = np.geomspace(0.25, 8.0, 41)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """What a denoiser predicts for a training slide that it was not trained on.
+    """Prediction of a training slide by a denoiser that was not trained on it.
 
     Attributes:
         mean: ``[N, G]`` log1p units.
-        samples: ``[S, N, G]``, or None of a denoiser whose samples are not calibrated.
+        samples: ``[S, N, G]``, or None for a denoiser without calibrated samples.
         truth: ``[N, G]``.
     """
 
@@ -29,12 +30,12 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What held-out training slides say of each gene.
+    """Spread of the samples and expected accuracy, gene by gene.
 
     Attributes:
         spread: ``[G]`` factor of the samples' distances from the mean; NaN where samples were not
             calibrated.
-        pearson: ``[G]`` mean over held-out slides of the PCC of mean and truth; NaN where the gene
+        pearson: ``[G]`` PCC of mean and truth, averaged over held-out slides; NaN where the gene
             was constant in all.
         pearson_sd: ``[G]`` its standard deviation over the slides; NaN with fewer than two.
     """
@@ -45,26 +46,22 @@ class Calibration:
 
     @classmethod
     def fit(cls, parts: Sequence[HeldOut]) -> Calibration:
-        """Choose each gene's spread so that central intervals hold what they should.
+        """Choose each gene's spread by the coverage of central intervals.
 
         Of a grid, the factor whose 50, 80 and 90% intervals are nearest to their nominal
         coverage, summed over levels, all held-out spots together. Expression is not negative, so
-        samples are cut at 0; where most counts are 0, intervals that reach 0 hold more than they
-        should, whatever the factor.
+        samples are clipped at 0; where most counts are 0, intervals that reach 0 cover more than
+        their nominal level, whatever the factor.
         """
         scores = np.stack([pearson_per_gene(part.mean, part.truth) for part in parts])
-        known = np.isfinite(scores)
-        count = known.sum(axis=0)
-        total = np.where(known, scores, 0).sum(axis=0)
-        mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-        squares = np.where(known, (scores - mean) ** 2, 0).sum(axis=0)
-        sd = np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
-        return cls(_fit_spread(parts), mean, sd)
+        defined = np.ma.masked_invalid(scores)
+        mean, sd = defined.mean(axis=0), defined.std(axis=0, ddof=1)
+        return cls(_fit_spread(parts), mean.filled(np.nan), sd.filled(np.nan))
 
     def apply(self, mean: np.ndarray, samples: np.ndarray) -> np.ndarray:
         """Return the samples ``[S, N, G]`` spread about the mean ``[N, G]``, none negative.
 
-        Samples that were not calibrated are returned as they are.
+        Samples that were not calibrated are returned unchanged.
         """
         if np.isnan(self.spread).any():
             return samples
@@ -78,13 +75,13 @@ def _fit_spread(parts: Sequence[HeldOut]) -> np.ndarray:
     mean = np.concatenate([part.mean for part in parts])
     truth = np.concatenate([part.truth for part in parts])
     samples = np.concatenate([np.asarray(part.samples) for part in parts], axis=1)
-    # spreading samples keeps their order, so quantiles are spread like samples
+    # spreading preserves the samples' order, so their quantiles are spread alike
     bounds = [intervals(samples, level) for level in LEVELS]
     missed = np.zeros((len(_SPREADS), n_genes))
     for row, factor in zip(missed, _SPREADS, strict=True):
         for level, (low, high) in zip(LEVELS, bounds, strict=True):
             inside = (_spread(mean, low, factor) <= truth) & (truth <= _spread(mean, high, factor))
-            row += np.abs(inside.mean(axis=0) - most_coverage(level, len(samples)))
+            row += np.abs(inside.mean(axis=0) - max_coverage(level, len(samples)))
     return _SPREADS[missed.argmin(axis=0)]
 
 

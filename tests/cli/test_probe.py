@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from stflow_graph_cli.main import app, spread
-from test_probe import add_encoder
+from toy import add_encoder
 from typer.testing import CliRunner
 
 

@@ -16,13 +16,13 @@ from stflow_graph.evaluation.baselines import (
     GENE_MEAN,
     RIDGE,
     SMOOTHED_RIDGE,
-    TrainingSide,
     darkness,
     fit_baselines,
     fit_gene_mean,
     fit_ridge,
     smoothed,
 )
+from stflow_graph.evaluation.training_side import TrainingSide
 from stflow_graph.io.patches import write_patches
 from stflow_graph.stats import metrics
 from stflow_graph.stats.metrics import pearson_per_gene
@@ -141,7 +141,7 @@ def test_all_baselines_are_fitted_and_never_see_the_slide_they_predict(slides):
     again = fit_baselines(train)
     for name, predictor in fitted.items():
         np.testing.assert_array_equal(predictor(test), again[name](test))
-    with pytest.raises(ValueError, match="no expression"):
+    with pytest.raises(ValueError, match="without its expression"):
         fit_baselines([blind(test)])
 
 
@@ -184,10 +184,10 @@ def test_a_training_side_reads_its_slides_and_the_test_slide_without_truth(side,
     assert [slide.name for slide in loaded] == ["A", "C"]
     assert all(slide.y.shape == (36, 2) for slide in loaded)
     wanted = ["2x1", "0x0"]
-    other = side.load_other("B", wanted, np.zeros((2, 2)))
+    other = side.load_test_slide("B", wanted, np.zeros((2, 2)))
     assert (other.y, other.barcodes, len(other)) == (None, wanted, 2)
     with pytest.raises(BadInput, match=r"B\.h5: barcodes: found 1 of 2 spots absent.*'9x9'"):
-        side.load_other("B", ["0x0", "9x9"], np.zeros((2, 2)))
+        side.load_test_slide("B", ["0x0", "9x9"], np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize("names", [(), ("A", "Z")])

@@ -11,6 +11,7 @@ from artefacts import write_prediction
 
 from stflow_graph.data.load import load_slide
 from stflow_graph.evaluation import report
+from stflow_graph.evaluation.page import number
 from stflow_graph.evaluation.report import render_report
 from stflow_graph.io.expression import read_expression, write_expression
 from stflow_graph.stages.evaluate import evaluate
@@ -27,6 +28,7 @@ class Page(HTMLParser):
         self.tags, self.open, self.text = [], [], ""
         self.feed(html)
         assert not self.open
+        self.text = " ".join(self.text.split())  # as a browser shows it
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -130,7 +132,7 @@ def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypa
 
 
 def test_maps_are_limited_on_many_slides_and_scores_are_not(found, monkeypatch):
-    monkeypatch.setattr(report, "MOST_MAPS", 1)
+    monkeypatch.setattr(report, "MAX_MAPS", 1)
     page = Page(render_report(found))
     assert len(page.all("img")) == 9
     assert "Maps are shown for the first 1 slide" in page.text
@@ -179,4 +181,4 @@ def test_a_prediction_without_any_correlation_has_a_report(cohort, tmp_path):
     ],
 )
 def test_numbers_read_well(value, sign, text):
-    assert report._number(value, sign=sign) == text
+    assert number(value, sign=sign) == text

@@ -7,16 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stflow_graph.evaluation.scores import (
-    CEILING,
-    TRUE_MEAN,
-    Evaluation,
-    SlideEvaluation,
-    as_csv,
-    make_table,
-    rng_for,
-    score_slide,
-)
+from stflow_graph.evaluation.output import as_csv
+from stflow_graph.evaluation.records import CEILING, TRUE_MEAN, Evaluation, SlideEvaluation
+from stflow_graph.evaluation.scores import score_slide
+from stflow_graph.evaluation.table import make_table
+from stflow_graph.stats.resampling import rng_for
 
 N, G = 40, 4
 

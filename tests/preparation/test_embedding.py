@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from artefacts import read_embeddings
 from real import BENCH, EMBEDDINGS, needs_real_slides
 from toy import toy_encoder, write_images
 
 from stflow_graph.encoders import create_encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, SomeFailed
-from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.patches import write_patches
 from stflow_graph.preparation.embedding import EmbedSettings, embed_file, embed_files
 

@@ -14,13 +14,14 @@ from toy import GENES, write_slide
 
 from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadInput
+from stflow_graph.evaluation import training_side
 from stflow_graph.evaluation.baselines import NAMES, SLOW
-from stflow_graph.evaluation.scores import CEILING
+from stflow_graph.evaluation.records import CEILING
 from stflow_graph.io.expression import TRUE_MEAN, read_expression, write_expression
 from stflow_graph.io.patches import write_patches
-from stflow_graph.stages import evaluate as stage
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stats import metrics
+from stflow_graph.stats.ensembles import crps_per_gene
 
 FILES = {"metrics.json", "metrics.csv", "report.html"}
 
@@ -231,13 +232,13 @@ def test_baselines_are_scored_beside_the_model_and_the_best_is_compared(predict,
 def test_baselines_are_fitted_once_a_fold_on_its_training_slides(
     predict, cohort, tmp_path, monkeypatch
 ):
-    fitted, fit = [], stage.fit_baselines
+    fitted, fit = [], training_side.fit_baselines
 
     def counting(train, *, slow, seed):
         fitted.append([slide.name for slide in train])
         return fit(train, slow=slow, seed=seed)
 
-    monkeypatch.setattr(stage, "fit_baselines", counting)
+    monkeypatch.setattr(training_side, "fit_baselines", counting)
     files = []
     for slide in "AB":
         for denoiser in ("graph", "transformer"):
@@ -314,7 +315,7 @@ def test_samples_give_scores_of_distributions(predict, cohort, tmp_path):
     slide = found.slides[0]
     np.testing.assert_allclose(
         slide.scores["graph"].per_gene["crps"],
-        metrics.crps_per_gene(prediction.samples, slide.truth),
+        crps_per_gene(prediction.samples, slide.truth),
     )
     stored = strict_json(tmp_path / "out" / "metrics.json")
     coverage = stored["models"]["graph"]["slides"]["A"]["coverage"]
@@ -587,5 +588,5 @@ def test_predictions_of_two_protocols_get_a_line(predict, cohort, tmp_path):
     protocol = strict_json(tmp_path / "out/metrics.json")["protocol"]
     assert protocol["names"] == ["one"]
     assert protocol["slides"]["A"]["name"] == "one"
-    assert "<p class='facts'>one</p>" in (tmp_path / "out/report.html").read_text()
+    assert '<p class="facts">one</p>' in (tmp_path / "out/report.html").read_text()
     assert score(None).protocols == []

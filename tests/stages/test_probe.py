@@ -14,15 +14,14 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from toy import GENES, SLIDES, write_slide
+from toy import GENES, SLIDES, add_encoder, write_slide
 
-from stflow_graph.data.splits import embedding_path
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
-from stflow_graph.io.embeddings import write_embeddings
+from stflow_graph.evaluation import encoder_probe
+from stflow_graph.evaluation.encoder_probe import ProbeSettings
 from stflow_graph.io.patches import write_patches
-from stflow_graph.stages import probe as stage
-from stflow_graph.stages.probe import ProbeSettings, probe
+from stflow_graph.stages.probe import probe
 
 
 def no_encoder(name):
@@ -96,17 +95,6 @@ def test_scores_are_those_of_scikit_learn_on_the_same_folds(
     assert cell.mean > 0.2  # the toy's expression is log-linear in its embeddings
 
 
-def add_encoder(cohort, name, noise):
-    """Write embeddings of another encoder: the toy's with noise."""
-    for slide in SLIDES:
-        known = read_embeddings(cohort.embedding(slide))
-        x = known.x + noise * np.random.default_rng(0).normal(size=known.x.shape)
-        path = embedding_path(cohort.embeddings, cohort.name, name, slide)
-        width = x.shape[1]
-        with write_embeddings(path, known.barcodes, known.coords, width, {}) as writer:
-            writer.append(x.astype(np.float32))
-
-
 def test_the_files_are_hests_and_the_better_encoder_comes_first(cohort, tmp_path):
     add_encoder(cohort, "noisy", 3.0)
     cells = run(cohort, tmp_path / "out", ["noisy", "toy"])
@@ -130,13 +118,13 @@ def test_finished_folds_are_kept_and_others_made(cohort, tmp_path, monkeypatch):
     (first,) = run(cohort, tmp_path / "out")
     (tmp_path / "out/cohort/toy/split1/results.json").unlink()
     calls = []
-    fit = stage.fit_hest_ridge
-    monkeypatch.setattr(stage, "fit_hest_ridge", lambda *a, **k: calls.append(1) or fit(*a, **k))
+    fit = encoder_probe.fit_ridge
+    monkeypatch.setattr(encoder_probe, "fit_ridge", lambda *a, **k: calls.append(1) or fit(*a, **k))
     (again,) = run(cohort, tmp_path / "out")
-    assert (len(calls), again.complete_before) == (1, False)
+    assert (len(calls), again.up_to_date) == (1, False)
     np.testing.assert_array_equal(again.folds, first.folds)
     (last,) = run(cohort, tmp_path / "out")
-    assert (len(calls), last.complete_before) == (1, True)
+    assert (len(calls), last.up_to_date) == (1, True)
     run(cohort, tmp_path / "out", overwrite=True)
     assert len(calls) == 1 + len(SLIDES)
 
@@ -149,7 +137,7 @@ def test_results_of_other_settings_or_inputs_are_refused(cohort, tmp_path):
     with pytest.raises(BadConfig, match="embeddings/B, expression/B changed"):
         run(cohort, tmp_path / "out")
     (cell,) = run(cohort, tmp_path / "out", overwrite=True)
-    assert not cell.complete_before
+    assert not cell.up_to_date
 
 
 def colours(x):
@@ -192,7 +180,7 @@ def test_what_is_missing_is_embedded_once_and_nothing_else(cohort, tmp_path):
     assert (made, seen, cell.n_embedded) == (["colours"], ["A", "B"], 2)
     assert kept.read_bytes() == before
     (cell,) = run(cohort, tmp_path / "o", ["colours"])
-    assert (cell.n_embedded, cell.complete_before) == (0, True)
+    assert (cell.n_embedded, cell.up_to_date) == (0, True)
 
 
 def test_a_slide_with_neither_embeddings_nor_patches_stops_its_encoder_alone(cohort, tmp_path):

@@ -100,9 +100,9 @@ def test_what_is_there_is_left_and_told(run, cohort, tmp_path):
     told = []
     for overwrite in (False, False, True):
         sample(run, files, tmp_path / "out", overwrite=overwrite, report=told.append)
-    assert [t.complete_before for t in told] == [False, True, False]
+    assert [t.up_to_date for t in told] == [False, True, False]
     (done,) = sample(run, files, tmp_path / "out", SampleSettings(seed=5))
-    assert not done.complete_before
+    assert not done.up_to_date
 
 
 def test_folders_folds_and_checkpoints_can_be_given(run, cohort, tmp_path):
@@ -143,7 +143,7 @@ def test_a_grid_of_trident_gives_expression_at_the_centres(run, tmp_path, magnif
     expected = (0.25, True) if magnification else (None, False)
     stored = found.provenance
     assert (stored["um_per_px"], stored["um_per_px_estimated"]) == expected
-    assert sample(run, [path], tmp_path / "out")[0].complete_before
+    assert sample(run, [path], tmp_path / "out")[0].up_to_date
 
 
 def test_patches_of_hest_give_expression_at_the_spots_centres(run, tmp_path):
@@ -268,14 +268,14 @@ def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
     sample(run, files, tmp_path / "out")
     for image in (tmp_path / "images", tmp_path / "images" / "A.png"):
         told = sample(run, files, tmp_path / "out", SampleSettings(image=image))
-        assert told[0].complete_before == (image.suffix == ".png")  # the same image either way
+        assert told[0].up_to_date == (image.suffix == ".png")  # the same image either way
         library = read_h5ad(told[0].path).uns["spatial"]["A"]
         np.testing.assert_array_equal(library["images"]["hires"], pixels)
         assert library["scalefactors"]["tissue_hires_scalef"] == 1
         assert 45 < library["scalefactors"]["spot_diameter_fullres"] < 60
     with monkeypatch.context() as patch:  # a slide that is there is not read and reduced again
         patch.setattr("stflow_graph.inference.settings.read_picture", None)
-        assert sample(run, files, tmp_path / "out", SampleSettings(image=image))[0].complete_before
+        assert sample(run, files, tmp_path / "out", SampleSettings(image=image))[0].up_to_date
     with pytest.raises(BadInput, match=r"B.jpg"):
         sample(run, [cohort.embedding("B")], tmp_path / "out", SampleSettings(image=image.parent))
     Image.fromarray(pixels[:100]).save(tmp_path / "images" / "A.png")

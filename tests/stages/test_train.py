@@ -76,7 +76,7 @@ def test_a_finished_run_is_left_as_it_is(cohort, tmp_path):
     run(cohort, tmp_path / "run")
     before = sha256(tmp_path / "run" / WEIGHTS)
     (again,) = run(cohort, tmp_path / "run", report=lambda _: pytest.fail("trained again"))
-    assert again.complete_before
+    assert again.up_to_date
     assert sha256(tmp_path / "run" / WEIGHTS) == before
 
 
@@ -159,7 +159,7 @@ def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(coh
     with pytest.raises(BadConfig, match="embeddings/B, expression/B changed"):
         run(cohort, tmp_path / "run")
     (result,) = run(cohort, tmp_path / "run", overwrite=True, train__lr=1e-3)
-    assert not result.complete_before
+    assert not result.up_to_date
 
 
 def test_a_checkpoint_of_another_version_is_refused_with_the_way_out(cohort, tmp_path):

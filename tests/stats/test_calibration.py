@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stflow_graph.stats.calibration import Calibration, HeldOut
-from stflow_graph.stats.metrics import coverage
+from stflow_graph.stats.ensembles import coverage
 
 
 def part(seed: int, *, spread: np.ndarray, n: int = 800, level: float = 10.0) -> HeldOut:

@@ -5,10 +5,10 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from stflow_graph.data.slide import Slide
-from stflow_graph.nn.ridge_head import LinearPart
+from stflow_graph.nn.ridge_head import RidgeHead
 from stflow_graph.stats import ridge
 from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
-from stflow_graph.training.ridge import choose_input_dropout, fit_linear_parts
+from stflow_graph.training.ridge import choose_input_dropout, fit_ridge_heads
 
 
 def slides(n: int = 4, spots: int = 60, channels: int = 20, noise: float = 1.0) -> list[Slide]:
@@ -98,10 +98,10 @@ def test_the_ridge_has_the_share_that_held_out_slides_ask_for(error, share):
     # the weights that the slides were made with; a ridge errs by about .5
     weights = np.random.default_rng(9).normal(size=(20, 3))
     means = {s: s.x @ weights + error * rng.normal(size=s.y.shape) for s in given}
-    parts = [LinearPart(20, 3, 3) for _ in given]
-    alpha, found = fit_linear_parts(parts, parted, features, means, paths, [np.zeros(3)] * 4)
+    parts = [RidgeHead(20, 3, 3) for _ in given]
+    alpha, found = fit_ridge_heads(parts, parted, features, means, paths, [np.zeros(3)] * 4)
     assert found == share
-    assert [float(part.share) for part in parts] == [share] * 4
+    assert [float(part.mixing_weight) for part in parts] == [share] * 4
     assert alpha in ALPHAS
 
 
@@ -112,6 +112,6 @@ def test_the_ridge_stays_out_where_no_held_out_slide_can_be_scored():
     parted = splits(given)
     paths = [fit(learn) for learn, _ in parted]
     means = {slide: slide.truth for slide in given}
-    part = LinearPart(20, 3, 3)
-    assert fit_linear_parts([part] * 4, parted, features, means, paths, [np.zeros(3)] * 4) is None
-    assert float(part.share) == 0
+    part = RidgeHead(20, 3, 3)
+    assert fit_ridge_heads([part] * 4, parted, features, means, paths, [np.zeros(3)] * 4) is None
+    assert float(part.mixing_weight) == 0

@@ -1,0 +1,144 @@
+"""Predictions and truth of a slide brought to the same spots and genes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stflow_graph.data.barcodes import match_barcodes
+from stflow_graph.data.coordinates import to_centres
+from stflow_graph.data.normalise import to_target
+from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.evaluation.files import ModelPrediction, Models, read_truth
+from stflow_graph.evaluation.records import TRUE_MEAN, SlideEvaluation
+from stflow_graph.io.expression import Expression
+from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.io.patches import CENTRE
+from stflow_graph.stats.metrics import morans_i, neighbour_mean
+from stflow_graph.stats.resampling import noise_ceiling, rng_for
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_MIN_SPOTS = 3
+
+
+def align_slides(
+    predictions: Mapping[str, Models],
+    truth: str | Path | AnnData | Mapping[str, AnnData],
+    matching: GeneMatching,
+    seed: int,
+) -> list[SlideEvaluation]:
+    """Read the truth of every slide and align its predictions to it.
+
+    Args:
+        predictions: from :func:`files.read_predictions`.
+        truth: see ``stages.evaluate``.
+        matching: how genes with other names are matched.
+        seed: of the thinning behind the noise ceiling.
+
+    Raises:
+        BadInput: no truth for a slide, too few spots or genes in common, or models that predict
+            different spots or genes.
+    """
+    firsts = {label: next(iter(models.values())) for label, models in predictions.items()}
+    names = list(dict.fromkeys(first.slide for first in firsts.values()))
+    if len(names) > 1 and not isinstance(truth, str | Path | Mapping):
+        raise BadInput("truth", "slide", unquoted(f"one for slides {names[:3]}"), "slide to counts")
+    return [
+        _align(label, predictions[label], *read_truth(truth, first, matching), seed)
+        for label, first in firsts.items()
+    ]
+
+
+def _align(
+    label: str, models: Models, expression: Expression, truth_file: str, seed: int
+) -> SlideEvaluation:
+    first = next(iter(models.values()))
+    prediction, target = first.prediction, first.text("target")
+    origin = truth_file or f"truth of {first.slide}"
+    rows, truth_rows = match_barcodes(prediction.barcodes, expression.barcodes, first.path, origin)
+    if len(rows) < _MIN_SPOTS:
+        found = unquoted(f"{len(rows)} spots with a truth")
+        raise BadInput(first.path, "barcodes", found, f"at least {_MIN_SPOTS} to correlate")
+    counts, total = expression.counts[truth_rows], expression.total[truth_rows]
+    y = to_target(counts, total, target)
+    coords = prediction.coords[rows]
+    if expression.coords is not None:
+        centres = expression.coords[truth_rows]
+        coords = to_centres(coords, centres, file=first.path, other=origin, stated=CENTRE).coords
+    barcodes = [prediction.barcodes[i] for i in rows]
+    means, samples = _values(models, barcodes, expression.genes)
+    if expression.true_mean is not None and target == "log1p":
+        means[TRUE_MEAN] = expression.true_mean[truth_rows]
+    trained_on = {name for item in models.values() for name in item.train_slides}
+    return SlideEvaluation(
+        id=first.slide,
+        name=label,
+        dataset=first.key[0],
+        fold=first.fold,
+        target=target,
+        genes=expression.genes,
+        barcodes=barcodes,
+        coords=coords,
+        um_per_px=expression.um_per_px,
+        truth=y,
+        truth_file=truth_file,
+        ceiling=_ceiling(counts, total, target, rng_for(seed, label, "thinning")),
+        moran=morans_i(y, neighbour_mean(coords)),
+        n_predicted=len(prediction.barcodes),
+        held_out=first.slide not in trained_on if trained_on else None,
+        predictions=means,
+        samples=samples,
+        scores={},
+        provenance={name: item.provenance for name, item in models.items()},
+        absent_genes=expression.absent,
+        matched_genes=expression.matched,
+    )
+
+
+def _ceiling(
+    counts: sp.csr_matrix, total: np.ndarray, target: str, rng: np.random.Generator
+) -> np.ndarray:
+    return noise_ceiling(
+        counts.toarray(), total, lambda half, n: to_target(sp.csr_matrix(half), n, target), rng
+    )
+
+
+def _values(
+    models: Models, barcodes: Sequence[str], genes: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return each model's mean ``[N, G]`` and samples ``[S, N, G]`` of these spots and genes."""
+    first = next(iter(models.values()))
+    means, samples = {}, {}
+    for name, item in models.items():
+        _check_same(item, first)
+        prediction = item.prediction
+        rows, columns = np.ix_(
+            pd.Index(prediction.barcodes).get_indexer(barcodes),
+            pd.Index(prediction.genes).get_indexer(genes),
+        )
+        means[name] = prediction.mean[rows, columns]
+        if prediction.samples is not None and len(prediction.samples) > 1:
+            samples[name] = prediction.samples[:, rows, columns]
+    return means, samples
+
+
+def _check_same(item: ModelPrediction, first: ModelPrediction) -> None:
+    """Refuse a prediction of other spots or genes than those of the first."""
+    here, there = item.prediction, first.prediction
+    differing = sorted(set(here.genes) ^ set(there.genes))
+    if differing:
+        found = unquoted(f"{len(differing)} others, such as {differing[:3]}")
+        raise BadInput(item.path, "var_names", found, f"the genes of {first.path}")
+    if set(here.barcodes) != set(there.barcodes):
+        present = set(here.barcodes)
+        absent = [barcode for barcode in there.barcodes if barcode not in present]
+        found = unquoted(f"{len(present)} spots, {len(absent)} absent, such as {absent[:3]}")
+        expected = f"the {len(there.barcodes)} spots of {first.path}"
+        raise BadInput(item.path, "obs_names", found, expected)

@@ -1,0 +1,169 @@
+"""Records of an evaluation: scores, slides, rows of the table, and all of them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stflow_graph.stats.ensembles import Coverage
+from stflow_graph.stats.metrics import is_constant, mean_of_defined
+
+Kind = Literal["model", "baseline", "reference"]
+CEILING = "noise ceiling"
+TRUE_MEAN = "true mean (simulator)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Scores of one prediction of one slide.
+
+    Attributes:
+        per_gene: metric to ``[G]``, NaN where undefined: pearson, spearman, moran; in the units of
+            expression mse, r2, relative_variation; for samples crps, energy_distance.
+        overall: metrics of all genes together: moran_difference (prediction − truth),
+            gene_correlation_distance; for samples energy_score, coverage_50 and so on, width_80.
+        coverage: the same coverage beside that of a calibrated model; empty without samples.
+    """
+
+    per_gene: dict[str, np.ndarray]
+    overall: dict[str, float]
+    coverage: list[Coverage]
+
+    def mean(self, metric: str) -> float:
+        """Return a metric over all genes, NaN where it is undefined."""
+        if metric in self.overall:
+            return self.overall[metric]
+        return mean_of_defined(self.per_gene.get(metric, np.empty(0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideEvaluation:
+    """One slide: the truth, predictions for its N spots and G genes, and their scores.
+
+    Attributes:
+        id: the slide's name.
+        name: the same, prefixed with its data set where two data sets share the name.
+        dataset: its data set, "" if none.
+        fold: the fold of its models, None if unknown.
+        target: unit of the expression, see ``data.normalise``.
+        genes: G names.
+        barcodes: N spots with a prediction and a truth.
+        coords: ``[N, 2]`` level-0 pixels (x, y).
+        um_per_px: micrometres per pixel, None if unknown.
+        truth: ``[N, G]`` in the units of the target.
+        truth_file: its file, "" for counts in memory.
+        ceiling: ``[G]`` noise ceiling of the Pearson correlation.
+        moran: ``[G]`` Moran's I of the truth.
+        n_predicted: number of predicted spots; those beyond N have no truth.
+        held_out: False if a model was trained on this slide; None if unknown.
+        predictions: row of the table to ``[N, G]``.
+        samples: row of the table to ``[S, N, G]``.
+        scores: row of the table to its score.
+        provenance: model to the provenance in its file.
+        absent_genes: predicted genes that are absent from the truth and not among the G.
+        matched_genes: sentence on genes matched by another name; "" if none.
+    """
+
+    id: str
+    name: str
+    dataset: str
+    fold: int | None
+    target: str
+    genes: list[str]
+    barcodes: list[str]
+    coords: np.ndarray
+    um_per_px: float | None
+    truth: np.ndarray
+    truth_file: str
+    ceiling: np.ndarray
+    moran: np.ndarray
+    n_predicted: int
+    held_out: bool | None
+    predictions: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]
+    scores: dict[str, Score]
+    provenance: dict[str, dict[str, Any]]
+    absent_genes: list[str] = dataclasses.field(default_factory=list)
+    matched_genes: str = ""
+
+    def __len__(self) -> int:
+        return len(self.barcodes)
+
+    @property
+    def constant_genes(self) -> list[str]:
+        """Genes whose truth is constant, so that correlations are undefined."""
+        return [self.genes[i] for i in np.flatnonzero(is_constant(self.truth))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table of scores.
+
+    Attributes:
+        name: model, baseline or reference.
+        kind: which of the three.
+        slides: slide to its mean Pearson correlation over genes.
+        mean: their mean, NaN unless every slide has one; so are the others.
+        interval: 95% spot-bootstrap interval of the mean.
+        difference: mean − the best baseline's; None except for models beside baselines.
+        difference_interval: its 95% spot-bootstrap interval.
+        of_ceiling: mean / the noise ceiling's mean.
+        others: further metrics, means over slides.
+    """
+
+    name: str
+    kind: Kind
+    slides: dict[str, float]
+    mean: float
+    interval: tuple[float, float]
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    of_ceiling: float
+    others: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Result of ``evaluate``.
+
+    Attributes:
+        target: unit of the expression, see ``data.normalise``.
+        slides: in the order of the predictions.
+        rows: the table: models, baselines, references.
+        best_baseline: the baseline of the highest mean over all slides, None if none.
+        notes: warnings: exclusions and their reasons.
+        n_bootstrap: resamples behind each interval.
+        seed: of the resamples, the thinning and the baselines.
+        out: folder of ``metrics.json``, ``metrics.csv`` and ``report.html``; None if not written.
+        protocols: names of the evaluation protocols, see ``data.protocol``; empty for foreign
+            predictions.
+    """
+
+    target: str
+    slides: list[SlideEvaluation]
+    rows: list[Row]
+    best_baseline: str | None
+    notes: list[str]
+    n_bootstrap: int
+    seed: int
+    out: Path | None = None
+    protocols: list[str] = dataclasses.field(default_factory=list)
+
+    def table(self) -> pd.DataFrame:
+        """Return a row per model, baseline and reference: the mean PCC and the other metrics."""
+        columns = {
+            row.name: {
+                "kind": row.kind,
+                "pearson": row.mean,
+                "low": row.interval[0],
+                "high": row.interval[1],
+                "of_ceiling": row.of_ceiling,
+                **row.others,
+            }
+            for row in self.rows
+        }
+        return pd.DataFrame.from_dict(columns, orient="index")

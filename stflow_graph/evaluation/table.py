@@ -1,0 +1,112 @@
+"""The table over slides: a row per model, baseline and reference, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stflow_graph.evaluation.baselines import NAMES
+from stflow_graph.evaluation.records import CEILING, TRUE_MEAN, Kind, Row, SlideEvaluation
+from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
+from stflow_graph.stats.resampling import bootstrap_pearson, interval, rng_for
+
+POOLED = "pearson_pooled"
+# metric: heading, description
+MEASURES = {
+    POOLED: ("pooled PCC", "over the spots of all test slides of a fold together"),
+    "spearman": ("Spearman", "rank correlation over spots"),
+    "mse": ("MSE", "mean squared error"),
+    "r2": ("R²", "1 − MSE / variance of the truth; 0 is the slide's own mean"),
+    "moran_difference": ("Δ Moran", "Moran's I of prediction − truth; above 0 is too smooth"),
+    "relative_variation": ("RVD", "relative variation distance; 1 is a constant prediction"),
+    "gene_correlation_distance": ("gene-gene", "mean difference of gene-gene correlations"),
+    "crps": ("CRPS", "continuous ranked probability score of the samples"),
+    "energy_score": ("energy", "energy score of the samples, all genes together"),
+    "energy_distance": ("energy dist.", "between the distributions of values over a slide"),
+    "coverage_50": ("in 50%", "share of the truth inside the samples' 50% interval"),
+    "coverage_80": ("in 80%", "the same, 80%"),
+    "coverage_90": ("in 90%", "the same, 90%"),
+    "width_80": ("80% width", "mean width of the 80% interval; narrower is sharper"),
+}
+
+
+def make_table(
+    slides: Sequence[SlideEvaluation], n_bootstrap: int, seed: int
+) -> tuple[list[Row], str | None]:
+    """Return the rows, models first, and the name of the best baseline."""
+    kinds = _kinds(slides)
+    means = {name: _over_slides(slides, name, "pearson") for name in kinds}
+    resampled = _bootstrap(slides, list(kinds), n_bootstrap, seed)
+    ranked = [n for n in kinds if kinds[n] == "baseline" and np.isfinite(means[n])]
+    best = max(ranked, key=lambda name: means[name]) if ranked else None
+    ceilings = {slide.name: mean_of_defined(slide.ceiling) for slide in slides}
+    ceiling = float(np.mean(list(ceilings.values())))
+    rows = []
+    for name, kind in kinds.items():
+        difference, difference_interval = None, None
+        if best is not None and kind == "model":
+            difference = means[name] - means[best]
+            difference_interval = interval(resampled[name] - resampled[best])
+        row = Row(
+            name,
+            kind,
+            {s.name: s.scores[name].mean("pearson") for s in slides if name in s.scores},
+            means[name],
+            interval(resampled[name]),
+            difference,
+            difference_interval,
+            means[name] / ceiling if ceiling > 0 else float("nan"),
+            {metric: _over_slides(slides, name, metric) for metric in MEASURES},
+        )
+        rows.append(row)
+    undefined = (float("nan"), float("nan"))
+    rows.append(Row(CEILING, "reference", ceilings, ceiling, undefined, None, None, 1.0, {}))
+    return rows, best
+
+
+def _kinds(slides: Sequence[SlideEvaluation]) -> dict[str, Kind]:
+    """Return the kind of each row, in the table's order."""
+    names = list(dict.fromkeys(name for slide in slides for name in slide.scores))
+    models = {name for slide in slides for name in slide.provenance}
+    kinds: dict[str, Kind] = {name: "model" for name in names if name in models}
+    kinds |= {name: "baseline" for name in names if name in NAMES}
+    return kinds | {name: "reference" for name in names if name == TRUE_MEAN}
+
+
+def _over_slides(slides: Sequence[SlideEvaluation], name: str, metric: str) -> float:
+    """Return the mean over slides; NaN unless all have it, as other means are not comparable."""
+    if any(name not in slide.scores for slide in slides):
+        return float("nan")
+    if metric == POOLED:
+        return _pooled(slides, name)
+    return float(np.mean([slide.scores[name].mean(metric) for slide in slides]))
+
+
+def _pooled(slides: Sequence[SlideEvaluation], name: str) -> float:
+    """Return HEST-bench's score: the spots of a fold's test slides together, mean over folds."""
+    folds: dict[tuple[Any, ...], list[SlideEvaluation]] = {}
+    for slide in slides:
+        folds.setdefault((slide.dataset, slide.fold, *slide.genes), []).append(slide)
+    pooled = [
+        pearson_per_gene(
+            np.concatenate([slide.predictions[name] for slide in fold]),
+            np.concatenate([slide.truth for slide in fold]),
+        )
+        for fold in folds.values()
+    ]
+    return float(np.mean([mean_of_defined(scores) for scores in pooled]))
+
+
+def _bootstrap(
+    slides: Sequence[SlideEvaluation], names: Sequence[str], n_bootstrap: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Return each row's mean over slides in resamples of the spots within slides, ``[B]``."""
+    total = {name: np.zeros(n_bootstrap) for name in names}
+    for slide in slides:
+        rng = rng_for(seed, slide.name, "bootstrap")
+        resampled = bootstrap_pearson(slide.predictions, slide.truth, rng, n_bootstrap)
+        for name in names:
+            total[name] += resampled.get(name, np.nan)
+    return {name: values / len(slides) for name, values in total.items()}

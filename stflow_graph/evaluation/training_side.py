@@ -1,0 +1,171 @@
+"""The training slides behind the models of a slide, and baselines fitted on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stflow_graph.data.load import load_sample, load_slide
+from stflow_graph.data.slide import Slide
+from stflow_graph.data.splits import Dataset, find_datasets, find_embedding
+from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.evaluation.baselines import (
+    DARKNESS,
+    Predictor,
+    darkness,
+    fit_baselines,
+    rows_of,
+)
+from stflow_graph.evaluation.files import ModelPrediction, Models
+from stflow_graph.evaluation.records import SlideEvaluation
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSide:
+    """The training slides of a fold's models, on disk.
+
+    Attributes:
+        dataset: the data set on disk.
+        embed_dataroot: root of the embeddings.
+        encoder: the encoder's name.
+        target: see ``data.normalise``.
+        genes: G names.
+        slides: names of the training slides.
+        matching: how genes with other names are matched.
+    """
+
+    dataset: Dataset
+    embed_dataroot: str
+    encoder: str
+    target: str
+    genes: tuple[str, ...]
+    slides: tuple[str, ...]
+    matching: GeneMatching = DEFAULT_MATCHING
+
+    def load(self) -> list[Slide]:
+        """Read the training slides with their expression.
+
+        Raises:
+            BadInput: none are named, or some are missing from the data set's splits.
+        """
+        samples = {sample.id: sample for sample in self.dataset.samples()}
+        absent = [name for name in self.slides if name not in samples]
+        if absent or not self.slides:
+            found = unquoted(f"{len(absent)} of {len(self.slides)} absent, such as {absent[:3]}")
+            raise BadInput(self.dataset.path, "splits", found, "the models' training slides")
+        options = self.embed_dataroot, self.encoder, self.genes, self.target, self.matching
+        return [load_sample(samples[name], *options) for name in self.slides]
+
+    def load_test_slide(self, name: str, barcodes: Sequence[str], coords: np.ndarray) -> Slide:
+        """Read the embeddings of N spots of another slide, without expression.
+
+        Args:
+            name: the slide.
+            barcodes: N spots, in this order.
+            coords: ``[N, 2]`` their positions.
+
+        Raises:
+            BadInput: a spot has no embedding.
+        """
+        file = find_embedding(self.embed_dataroot, self.dataset.name, self.encoder, name)
+        slide = load_slide(file)
+        rows = rows_of(barcodes, slide.barcodes, file, "barcodes")
+        return dataclasses.replace(slide, x=slide.x[rows], coords=coords, barcodes=list(barcodes))
+
+
+def add_baselines(
+    slides: Sequence[SlideEvaluation],
+    predictions: Mapping[str, Models],
+    source_dataroot: str | Path | None,
+    embed_dataroot: str | Path | None,
+    matching: GeneMatching,
+    *,
+    slow: bool,
+    seed: int,
+    report: Callable[[str], None],
+) -> list[str]:
+    """Add the baselines' predictions to each slide, fitted once per fold.
+
+    Args:
+        slides: aligned slides.
+        predictions: their models by the slides' labels.
+        source_dataroot: root with the training slides; None takes the one in the provenance.
+        embed_dataroot: root with their embeddings; None takes the one in the provenance.
+        matching: how genes with other names are matched.
+        slow: whether those of ``baselines.SLOW`` are among them.
+        seed: of the baselines.
+        report: called with a line of progress per slide.
+
+    Returns:
+        Warnings about baselines that are missing.
+
+    Raises:
+        BadInput: models of one slide with different training slides or encoders, or files that
+            cannot be used.
+    """
+
+    @functools.cache
+    def fitted(side: TrainingSide) -> dict[str, Predictor]:
+        return fit_baselines(side.load(), slow=slow, seed=seed)
+
+    notes = []
+    for slide in slides:
+        report(f"baselines of {slide.name}")
+        models = list(predictions[slide.name].values())
+        side = _training_side(models, source_dataroot, embed_dataroot)
+        side = dataclasses.replace(side, genes=tuple(slide.genes), matching=matching)
+        if slide.id in side.slides:
+            notes.append(f"{slide.name}: no baselines, as they would be fitted on this slide")
+            continue
+        predictors = fitted(side)
+        embedded = side.load_test_slide(slide.id, slide.barcodes, slide.coords)
+        for name, predictor in predictors.items():
+            slide.predictions[name] = predictor(embedded)
+        patches = side.dataset.path / "patches" / f"{slide.id}.h5"
+        if patches.is_file():
+            dark = darkness(patches, slide.barcodes)
+            slide.predictions[DARKNESS] = np.repeat(dark[:, None], len(slide.genes), axis=1)
+        else:
+            notes.append(f"{slide.name}: no row darkness, as there is no file {patches}")
+    return notes
+
+
+def _training_side(
+    models: Sequence[ModelPrediction], source: str | Path | None, embed: str | Path | None
+) -> TrainingSide:
+    """Return the training side of a slide's models, which must be the same for all."""
+    first = models[0]
+    for other in models[1:]:
+        for name in ("train_slides", "encoder"):
+            found, expected = (m.prediction.provenance.get(name) for m in (other, first))
+            if found != expected:
+                fix = "evaluate them in runs of their own, or without --baselines"
+                raise BadInput(other.path, name, found, f"the same as in {first.path}", fix)
+    roots = {"source_dataroot": source, "embed_dataroot": embed}
+    for name, root in roots.items():
+        roots[name] = root or first.text(name)
+        if not roots[name]:
+            fix = f"give --{name.replace('_', '-')}"
+            raise BadInput(first.path, name, None, "the root that trained the model", fix)
+    return TrainingSide(
+        _dataset(first, str(roots["source_dataroot"])),
+        str(roots["embed_dataroot"]),
+        first.text("encoder"),
+        first.text("target"),
+        tuple(first.prediction.genes),
+        tuple(first.train_slides),
+    )
+
+
+def _dataset(item: ModelPrediction, root: str) -> Dataset:
+    name = item.text("dataset")
+    # a data set folder may have been renamed since
+    datasets = find_datasets(root, [name] if name and not (Path(root) / "splits").is_dir() else [])
+    if len(datasets) > 1:
+        raise BadInput(item.path, "dataset", None, f"a data set in {root}")
+    return datasets[0]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from scipy.integrate import trapezoid
+
+from stflow_graph.stats.ensembles import (
+    coverage,
+    crps_per_gene,
+    energy_distance_per_gene,
+    energy_score,
+)
+
+
+def test_crps_equals_the_integral_that_defines_it():
+    rng = np.random.default_rng(0)
+    samples, truth = rng.normal(size=(5, 3, 2)), rng.normal(size=(3, 2))
+    z = np.linspace(-6, 6, 48_001)[:, None, None]
+    below = np.mean([one <= z for one in samples], axis=0)
+    integral = trapezoid((below - (truth <= z)) ** 2, z[:, 0, 0], axis=0)
+    np.testing.assert_allclose(crps_per_gene(samples, truth), integral.mean(0), atol=5e-4)
+    np.testing.assert_allclose(
+        crps_per_gene(samples[:1], truth), np.abs(samples[0] - truth).mean(0)
+    )
+
+
+def test_crps_of_many_normal_samples_is_the_known_one():
+    rng = np.random.default_rng(0)
+    truth = np.array([[0.0, 1.3]])
+    found = crps_per_gene(rng.normal(size=(200_000, 1, 2)), truth)
+    y = truth[0]
+    normal = scipy.stats.norm
+    known = y * (2 * normal.cdf(y) - 1) + 2 * normal.pdf(y) - 1 / np.sqrt(np.pi)
+    np.testing.assert_allclose(found, known, atol=5e-3)
+
+
+def test_energy_score_of_one_gene_is_crps_and_grows_with_correlation_that_is_wrong():
+    rng = np.random.default_rng(0)
+    samples, truth = rng.normal(size=(6, 20, 1)), rng.normal(size=(20, 1))
+    assert energy_score(samples, truth) == pytest.approx(crps_per_gene(samples, truth)[0])
+    one = rng.normal(size=(400, 1))
+    x = rng.normal(size=(100, 400, 1))
+    together, opposed = np.concatenate([x, x], axis=2), np.concatenate([x, -x], axis=2)
+    truth = np.hstack([one, one])
+    assert energy_score(together, truth) < energy_score(opposed, truth) - 0.05
+    np.testing.assert_allclose(
+        crps_per_gene(together, truth), crps_per_gene(opposed, truth), atol=0.05
+    )
+
+
+def test_energy_distance_is_0_for_the_same_values_wherever_they_lie(pair):
+    p, t = pair
+    shuffled = np.random.default_rng(0).permuted(t, axis=0)
+    np.testing.assert_allclose(energy_distance_per_gene(np.stack([shuffled, t]), t), 0, atol=1e-7)
+    assert (energy_distance_per_gene(p[None], t) > 0.1).all()
+
+
+@pytest.mark.parametrize("n_samples", [2, 8, 25])
+def test_coverage_of_a_calibrated_ensemble_is_what_it_says(n_samples):
+    rng = np.random.default_rng(0)
+    draws = rng.gamma(2.0, size=(n_samples + 1, 20_000, 2))
+    for each in coverage(draws[1:], draws[0]):
+        assert each.calibrated == pytest.approx(min(each.level, (n_samples - 1) / (n_samples + 1)))
+        assert each.covered == pytest.approx(each.calibrated, abs=0.02)
+    narrow = coverage(draws[1:] * 0.1, draws[0])
+    for wide, tenth in zip(coverage(draws[1:], draws[0]), narrow, strict=True):
+        assert tenth.width == pytest.approx(wide.width / 10)
+    assert all(each.covered < each.calibrated for each in narrow)
+
+
+def test_coverage_of_values_that_many_samples_share_does_not_depend_on_the_number_of_samples():
+    rng = np.random.default_rng(0)
+    draws = np.maximum(rng.normal(size=(40, 20_000, 2)), 0)  # half of all are 0
+    # 19 samples: every end is a sample; 16: ends of the 50% interval lie between two
+    of_19, of_16 = (coverage(draws[1 : 1 + n], draws[0])[0].covered for n in (19, 16))
+    assert of_19 == pytest.approx(0.75, abs=0.01)
+    assert of_16 == pytest.approx(of_19, abs=0.01)
