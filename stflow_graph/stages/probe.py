@@ -24,7 +24,7 @@ from stflow_graph.evaluation.encoder_probe import Cell, EncoderProbe, ProbeSetti
 from stflow_graph.evaluation.hest_results import results_datasets, results_encoders
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
 from stflow_graph.io.cells import safe_cell
-from stflow_graph.stages.embed import EmbedSettings, Progress, embed_files
+from stflow_graph.preparation.embedding import EmbedSettings, Progress, embed_files
 
 
 def probe(
