@@ -174,11 +174,11 @@ def evaluate(
 
 
 def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
-    known = {name: place for name, place in OPTIONS.items() if name not in _NOT_OPTIONS}
-    unknown = sorted(options.keys() - known.keys())
+    names = {name: place for name, place in OPTIONS.items() if name not in _NOT_OPTIONS}
+    unknown = sorted(options.keys() - names.keys())
     if unknown:
-        raise BadConfig(f"train: unknown option {unknown[0]!r}; known: {', '.join(known)}")
-    return {known[name]: value for name, value in options.items()}
+        raise BadConfig(f"train: unknown option {unknown[0]!r}; known: {', '.join(names)}")
+    return {names[name]: value for name, value in options.items()}
 
 
 def _config(

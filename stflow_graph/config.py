@@ -192,31 +192,16 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 # short names of the most frequent settings, for the command line and ``api.train``
 OPTIONS = {
-    "source_dataroot": "data.source_dataroot",
-    "embed_dataroot": "data.embed_dataroot",
-    "datasets": "data.datasets",
-    "encoder": "data.encoder",
-    "gene_list": "data.gene_list",
-    "target": "data.target",
-    "allow_patient_overlap": "data.allow_patient_overlap",
-    "gene_aliases": "data.gene_aliases",
-    "duplicate_genes": "data.duplicate_genes",
-    "denoiser": "denoiser.name",
-    "n_layers": "denoiser.n_layers",
-    "n_heads": "denoiser.n_heads",
-    "hidden_channels": "denoiser.hidden_channels",
-    "n_neighbors": "graph.n_neighbors",
-    "prior": "flow.prior",
-    "sampler": "flow.sampler",
-    "n_sample_steps": "flow.n_sample_steps",
-    "batch_size": "train.batch_size",
-    "max_spots_per_batch": "train.max_spots_per_batch",
-    "epochs": "train.epochs",
-    "lr": "train.lr",
-    "members": "train.members",
-    "seed": "train.seed",
-    "folds": "train.folds",
-    "device": "train.device",
+    name: f"{section}.{name.replace('denoiser', 'name')}"
+    for section, names in (
+        ("data", "source_dataroot embed_dataroot datasets encoder gene_list target"),
+        ("data", "allow_patient_overlap gene_aliases duplicate_genes"),
+        ("denoiser", "denoiser n_layers n_heads hidden_channels"),
+        ("graph", "n_neighbors"),
+        ("flow", "prior sampler n_sample_steps"),
+        ("train", "batch_size max_spots_per_batch epochs lr members seed folds device"),
+    )
+    for name in names.split()
 }
 
 
@@ -276,31 +261,20 @@ def parse_config(values: Mapping[str, Any], origin: str | Path) -> Config:
 
 
 def _problem(details: Any) -> str:
-    # the discriminated union puts the chosen denoiser's name into the location
     place = [str(part) for part in details["loc"]]
-    record: type[BaseModel] = _SECTIONS.get(place[0] if place else "", Config)
-    if len(place) == 3 and place[0] == "denoiser":
-        record = _DENOISERS[place.pop(1)]
-    if not place:
+    if not place:  # of the configuration as a whole
         return str(details["ctx"]["error"])
+    record: Any = Config.model_fields[place[0]].annotation if len(place) > 1 else Config
+    if len(place) == 3 and place[0] == "denoiser":
+        # the discriminated union puts the denoiser's name into the location
+        names = {"graph": GraphDenoiserConfig, "transformer": TransformerDenoiserConfig}
+        record = names[place.pop(1)]
     name = ".".join(place)
     if details["type"] == "extra_forbidden":
         return f"unknown name {name}; known: {', '.join(record.model_fields)}"
     if details["type"] == "missing":
         return f"{name} is needed"
     return f"{name} = {details['input']!r}: {details['msg']}"
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "data": DataConfig,
-    "graph": GraphConfig,
-    "flow": FlowConfig,
-    "train": TrainConfig,
-}
-_DENOISERS: dict[str, type[BaseModel]] = {
-    "graph": GraphDenoiserConfig,
-    "transformer": TransformerDenoiserConfig,
-}
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:

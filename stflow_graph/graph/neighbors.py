@@ -18,11 +18,11 @@ from torch import Tensor
 
 from stflow_graph.graph.backends import Search, make_search
 
-# distances this near to each other are one: the rounding of a rotated array is far below
+# relative difference of distances that count as tied, far above the rounding of a rotated array
 _TIED = 1e-9
 # spots whose candidates are compared at a time
 _ROWS = 2**16
-# of the distance of 8th neighbours: what is nearer is at the same place
+# of the distance of 8th neighbours: nearer spots share a place
 _SAME_PLACE = 1e-3
 
 
@@ -85,8 +85,10 @@ def nearest_neighbors(
     parts, start = [], 0
     for part in _split(pos.detach().double(), batch):
         search = make_search(part, backend)
-        found = _search_slide(part, min(k, len(part) - 1), slack, same_place, search)
-        parts.append((found[0] + start, found[1] + start, *found[2:]))
+        target, source, *lengths = _search_slide(
+            part, min(k, len(part) - 1), slack, same_place, search
+        )
+        parts.append((target + start, source + start, *lengths))
         start += len(part)
     target, source, distance, nearest = (torch.cat(column) for column in zip(*parts, strict=True))
     order = torch.argsort(target * max(len(pos), 1) + source)
@@ -119,8 +121,8 @@ def _nearest_place(points: np.ndarray) -> np.ndarray:
         return np.empty(0)
     distance = cKDTree(points).query(points, k=min(len(points), 9))[0][:, 1:]
     apart = distance > _SAME_PLACE * np.quantile(distance[:, -1], 0.9)
-    found = np.where(apart, distance, np.inf).min(axis=1)
-    return found[np.isfinite(found)]
+    nearest = np.where(apart, distance, np.inf).min(axis=1)
+    return nearest[np.isfinite(nearest)]
 
 
 def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
@@ -132,34 +134,36 @@ def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
     return list(pos.split(sizes[sizes > 0].tolist()))
 
 
-_Found = tuple[Tensor, Tensor, Tensor, Tensor]
+_SlideEdges = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _search_slide(pos: Tensor, k: int, slack: float, same_place: float, search: Search) -> _Found:
+def _search_slide(
+    pos: Tensor, k: int, slack: float, same_place: float, search: Search
+) -> _SlideEdges:
     """Return (target, source, distance, d_k of the target) of all edges of one slide."""
     n = len(pos)
     rows, width = torch.arange(n, device=pos.device), min(n, 2 * k + 6)
-    found: list[_Found] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
+    edges: list[_SlideEdges] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
     while k > 0 and len(rows):
-        left = []
+        remaining = []
         for part in rows.split(_ROWS):
             index = search(part, width)
             distance = (pos[index] - pos[part, None]).square().sum(-1).sqrt()
             itself = index == part[:, None]
             others = distance.masked_fill(itself, torch.inf)
             nearest = others.kthvalue(k, dim=1, keepdim=True).values.clamp(min=same_place)
-            # what was not proposed is further than all that was
+            # spots that are not candidates are farther than all candidates
             beyond = distance.amax(dim=1, keepdim=True) > (1 + slack) * nearest * (1 + _TIED)
             done = beyond.squeeze(1) | (width == n)
             exact = slack == 0
             keep = _exactly(others, index, nearest, k) if exact else _ties(others, nearest, slack)
             place, column = (keep & done[:, None]).nonzero(as_tuple=True)
-            found.append(
+            edges.append(
                 (part[place], index[place, column], distance[place, column], nearest[place, 0])
             )
-            left.append(part[~done])
-        rows, width = torch.cat(left), min(n, 2 * width)
-    target, source, distance, d_k = (torch.cat(column) for column in zip(*found, strict=True))
+            remaining.append(part[~done])
+        rows, width = torch.cat(remaining), min(n, 2 * width)
+    target, source, distance, d_k = (torch.cat(column) for column in zip(*edges, strict=True))
     return target, source, distance, d_k
 
 

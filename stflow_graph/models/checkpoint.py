@@ -203,13 +203,13 @@ def _network(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _card(checkpoint: Checkpoint, licence: str | None) -> str:
-    known = checkpoint.calibration
+    calibration = checkpoint.calibration
     return model_card(
         checkpoint.config,
         checkpoint.genes,
         checkpoint.in_channels,
         checkpoint.n_members,
         checkpoint.provenance,
-        None if known is None else known.pearson,
+        None if calibration is None else calibration.pearson,
         licence,
     )

@@ -27,9 +27,10 @@ named above, of patches of the same size in µm as in training.
 _LIMITS = """
 ## Intended use and limits
 
-For research only, not for diagnosis. The model knows the genes, tissue, stain and scanner of its
-training slides; a slide from another laboratory may do worse. The validation score is optimistic,
-as held-out training slides chose the epoch. Look at the score of each gene before you rely on it.
+For research only, not for diagnosis. The model covers the genes, tissue, stain and scanner of its
+training slides; predictions for slides of another laboratory may be worse. The validation score is
+optimistic, as held-out training slides chose the epoch. Check the score of each gene before relying
+on it.
 """
 
 
@@ -48,9 +49,9 @@ def model_card(
         config: of the training run.
         genes: G names.
         in_channels: channels of the embeddings.
-        n_members: denoisers whose mean is taken.
-        provenance: what ``train`` knew of the data, and what it found.
-        pearson: ``[G]`` PCC of each gene on held-out training slides, None if not known.
+        n_members: ensemble size.
+        provenance: of the data and of the training.
+        pearson: ``[G]`` PCC of each gene on held-out training slides, None if unknown.
         licence: of the weights, as the hub spells it; None leaves it to be named.
     """
     where = "" if provenance.get("fold") is None else f", fold {provenance['fold']}"
@@ -88,13 +89,13 @@ def _table(
     slides = [str(name) for name in provenance.get("train_slides") or []]
     tested = [str(name) for name in provenance.get("test_slides") or []]
     rows = {
-        "protocol": provenance.get("protocol") or "not known",
+        "protocol": provenance.get("protocol") or "unknown",
         "denoiser": config.denoiser.name,
-        "encoder": f"{config.data.encoder or 'not known'} ({in_channels} channels)",
+        "encoder": f"{config.data.encoder or 'unknown'} ({in_channels} channels)",
         "target": config.data.target,
-        "genes": f"{len(genes)} ({config.data.gene_list or 'a list of its own'})",
-        "trained on": ", ".join(slides) or "not known",
-        "never seen in training": ", ".join(tested) or "not known",
+        "genes": f"{len(genes)} ({config.data.gene_list or 'custom list'})",
+        "trained on": ", ".join(slides) or "unknown",
+        "never seen in training": ", ".join(tested) or "unknown",
         "validation PCC": "none" if score is None else f"{score:.3f}",
         "members": n_members,
         "seed": config.train.seed,
@@ -111,7 +112,7 @@ def _cell(value: object) -> str:
 
 
 def _trust(genes: Sequence[str], pearson: np.ndarray | None) -> str:
-    """Say which genes were predicted best and worst on slides held out of training."""
+    """Return a section on the genes predicted best and worst on held-out slides."""
     if pearson is None:
         return ""
     order = [i for i in np.argsort(-pearson, kind="stable") if np.isfinite(pearson[i])]
@@ -122,20 +123,20 @@ def _trust(genes: Sequence[str], pearson: np.ndarray | None) -> str:
         for part in (order[:5], order[-5:])
     )
     return (
-        "\n## Which genes to trust\n\n"
+        "\n## Expected accuracy per gene\n\n"
         "PCC on training slides that the predicting member had not seen; all genes are in\n"
         f"`calibration.csv`. Best: {best}. Worst: {worst}.\n"
     )
 
 
 def _licences(encoder: str, licence: str | None) -> str:
-    weights = licence or "to be named by who publishes them"
-    known = ENCODERS.get(encoder)
+    weights = licence or "to be stated by the publisher"
+    entry = ENCODERS.get(encoder)
     terms = "see the page of its weights; many pathology encoders allow research only"
-    if known is not None:
-        terms = f"{known.licence}, {known.page}"
+    if entry is not None:
+        terms = f"{entry.licence}, {entry.page}"
     return (
         f"\n## Licences\n\nThese weights: {weights}.\n"
         f"The encoder {_cell(encoder)}, which is not part of this folder: {terms}.\n"
-        "The terms of the training slides and of the encoder bind what is learned from them.\n"
+        "The terms of the training slides and of the encoder apply to models trained on them.\n"
     )

@@ -89,13 +89,6 @@ class GraphDenoiser(Pretrained):
             global_attention=global_attention,
         )
 
-    def reset_parameters(self) -> None:
-        """Draw new weights."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if module is not self and callable(reset):
-                reset()
-
     def forward(self, y_t: Tensor, t: Tensor, data: Data) -> Tensor:
         """Return the estimate of y₁, ``[N, G]``.
 

@@ -43,6 +43,13 @@ class Pretrained(nn.Module):
         """Return a network with new weights from its :attr:`arguments`."""
         return cls(**arguments)
 
+    def reset_parameters(self) -> None:
+        """Draw new weights."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json``, ``model.safetensors`` and ``README.md`` as a folder.
 

@@ -157,13 +157,15 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    found = []
+    differences = []
     for section in sorted({*old, *new}):
         before, after = old.get(section, {}), new.get(section, {})
         for key in sorted({*before, *after}):
             if before.get(key) != after.get(key):
-                found.append(f"{section}.{key} = {before.get(key)!r} (now {after.get(key)!r})")
-    return found
+                differences.append(
+                    f"{section}.{key} = {before.get(key)!r} (now {after.get(key)!r})"
+                )
+    return differences
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,10 +151,7 @@ def fit_fold(
     data = _FoldData(slides, config)
     splits = split_validation(slides, _stream(config, fold), config.train.members)
     paths = _ridge_paths(splits, data)
-    if getattr(config.denoiser, "input_dropout", None) == "auto":
-        rate = choose_input_dropout(splits, data.features, paths)
-        chosen = config.denoiser.model_copy(update={"input_dropout": rate})
-        config = config.model_copy(update={"denoiser": chosen})
+    config = _with_input_dropout(config, splits, data, paths)
     members: list[_Member] = []
     histories: list[list[EpochRecord]] = []
     for i, (learn, validate) in enumerate(splits):
@@ -207,6 +204,20 @@ def _ridge_paths(
         RidgePath.fit([data.features(s) for s in learn], [s.truth for s in learn])
         for learn, _ in splits
     ]
+
+
+def _with_input_dropout(
+    config: Config,
+    splits: Sequence[tuple[list[Slide], list[Slide]]],
+    data: _FoldData,
+    paths: Sequence[RidgePath],
+) -> Config:
+    """Return the configuration with the input dropout that ``"auto"`` stands for."""
+    if getattr(config.denoiser, "input_dropout", None) != "auto":
+        return config
+    rate = choose_input_dropout(splits, data.features, paths)
+    chosen = config.denoiser.model_copy(update={"input_dropout": rate})
+    return config.model_copy(update={"denoiser": chosen})
 
 
 def _has_ridge_head(config: Config) -> bool:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trackers:
-    """Writes every epoch's record, a log a member; says so, and does nothing, without TensorBoard.
+    """Writes every epoch's record, one log per member; a no-op without TensorBoard.
 
     Args:
         folder: of the logs; member m's are in ``member<m>``.

@@ -68,14 +68,14 @@ def test_the_card_says_what_the_hub_and_a_reader_ask(run, tmp_path):
     assert card.data.license == "cc-by-nc-4.0"
     assert card.data.library_name == "stflow_graph"
     assert {"spatial-transcriptomics", "encoder:toy"} <= set(card.data.tags)
-    for heading in ("How to use", "Intended use and limits", "Which genes", "Licences"):
+    for heading in ("How to use", "Intended use and limits", "Expected accuracy", "Licences"):
         assert f"## {heading}" in card.text
     assert "| trained on | B, C, D |" in card.text
     assert "| never seen in training | A |" in card.text
     assert "encoder toy, which is not part" in card.text
     unnamed = (run / "fold0" / "checkpoint" / "README.md").read_text()
     assert "license" not in yaml.safe_load(unnamed.split("---")[1])
-    assert "to be named" in unnamed
+    assert "to be stated" in unnamed
 
 
 def test_the_card_of_hostile_names_is_still_a_card(run, tmp_path):

@@ -329,7 +329,7 @@ def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path
         low, high = (weights[f"members.{i}.flow.{end}"] for end in ("lowest", "highest"))
         assert (low < high).all()
         assert (high - low).max() < 1e3
-    assert "## Which genes to trust" in (folder / "README.md").read_text()
+    assert "## Expected accuracy per gene" in (folder / "README.md").read_text()
     with (folder / "calibration.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["gene"] for row in rows] == [f"G{i}" for i in range(6)]
