@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch_geometric.data import Data
 
-from stflow_graph.config import Config
+from stflow_graph.config import Config, DataConfig
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, unquoted
@@ -62,6 +63,16 @@ def slide_data(slide: Slide, config: Config, normalisation: Normalisation) -> Da
         data.y = torch.from_numpy(normalisation.targets(slide.y))
     transformed: Data = build_graph(config)(data)
     return transformed
+
+
+def normalisation_of(slides: Sequence[Slide], config: DataConfig) -> Normalisation:
+    """Return the scaling of input and output, fitted on training slides."""
+    return Normalisation.fit(
+        [slide.x for slide in slides],
+        [slide.truth for slide in slides],
+        config.standardize,
+        config.center_targets,
+    )
 
 
 def check_enough_spots(n_spots: int, n_neighbors: int, file: str | Path) -> None:

@@ -29,8 +29,9 @@ from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stflow_graph.stats.metrics import none_if_nan, pearson_per_gene
+from stflow_graph.stats.metrics import pearson_per_gene
 from stflow_graph.training.fold import fit_fold
+from stflow_graph.training.fold_result import FoldResult, history_csv
 from stflow_graph.training.loop import EpochRecord
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
@@ -45,37 +46,6 @@ class Progress:
     folder: Path
     member: int
     epoch: EpochRecord
-
-
-@dataclasses.dataclass(frozen=True)
-class FoldResult:
-    """A trained fold.
-
-    Attributes:
-        dataset: the data set's name.
-        fold: the split's number.
-        folder: where its checkpoint is.
-        best: the epoch that each member chose on the slides it held out.
-        validation_pearson: PCC, mean over genes and training slides, of each slide's prediction by
-            the member that held it out.
-        genes: G names.
-        pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
-            for constant genes.
-        test_pearson: the same for each test slide alone.
-        up_to_date: whether there was nothing left to do.
-        protocol: what was measured, see ``data.protocol``.
-    """
-
-    dataset: str
-    fold: int
-    folder: Path
-    best: list[EpochRecord]
-    validation_pearson: float
-    genes: list[str]
-    pearson: np.ndarray
-    test_pearson: dict[str, np.ndarray]
-    up_to_date: bool
-    protocol: str
 
 
 Report = Callable[[Progress], None]
@@ -206,7 +176,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
 
         def on_epoch(histories: list[list[EpochRecord]]) -> None:
             member, last = len(histories) - 1, histories[-1][-1]
-            write_text(folder / "history.csv", _csv(histories))
+            write_text(folder / "history.csv", history_csv(histories))
             trackers.log(member, last)
             if report:
                 report(Progress(inputs.dataset, fold.index, folder, member, last))
@@ -218,19 +188,20 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     save_checkpoint(folder / "checkpoint", checkpoint)
     tests = [_load(sample, config, genes, inputs.matching) for sample in fold.test]
     pearson, of_slides = _score_test(checkpoint, tests)
-    content = {
-        "format": "stflow_graph.fold/2",
-        "protocol": inputs.protocol,
-        "best": [dataclasses.asdict(record) for record in fitted.best],
-        "validation_pearson": none_if_nan(fitted.validation_pearson),
-        "genes": genes,
-        "pearson": [none_if_nan(value) for value in pearson],
-        "test_pearson": {k: [none_if_nan(x) for x in v] for k, v in of_slides.items()},
-        "inputs": inputs.hashes,
-        "epochs": config.train.epochs,
-    }
-    write_json(folder / "result.json", content)
-    return _as_result(inputs, folder, content, up_to_date=False)
+    result = FoldResult(
+        inputs.dataset,
+        fold.index,
+        folder,
+        fitted.best,
+        fitted.validation_pearson,
+        genes,
+        pearson,
+        of_slides,
+        False,
+        inputs.protocol,
+    )
+    result.save(inputs=inputs.hashes, epochs=config.train.epochs)
+    return result
 
 
 def _score_test(
@@ -295,37 +266,5 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are wanted: resume from the state
-    load_checkpoint(folder / "checkpoint")
-    return _as_result(inputs, folder, stored, up_to_date=True)
-
-
-def _as_result(
-    inputs: _Inputs, folder: Path, content: dict[str, Any], *, up_to_date: bool
-) -> FoldResult:
-    """Return a fold's result from the content of ``result.json``, where null stands for NaN."""
-
-    def array(values: Sequence[float | None]) -> np.ndarray:
-        return np.array(values, dtype=np.float64)
-
-    return FoldResult(
-        inputs.dataset,
-        inputs.fold.index,
-        folder,
-        [EpochRecord(**record) for record in content["best"]],
-        float(array([content["validation_pearson"]])[0]),
-        inputs.genes,
-        array(content["pearson"]),
-        {slide: array(values) for slide, values in content["test_pearson"].items()},
-        up_to_date,
-        inputs.protocol,
-    )
-
-
-def _csv(histories: Sequence[Sequence[EpochRecord]]) -> str:
-    names = [field.name for field in dataclasses.fields(EpochRecord)]
-    rows = [
-        ",".join([str(member), *(f"{getattr(record, name):.6g}" for name in names)])
-        for member, history in enumerate(histories)
-        for record in history
-    ]
-    return "\n".join([",".join(["member", *names]), *rows]) + "\n"
+    load_checkpoint(folder / "checkpoint")  # complete and undamaged
+    return FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)

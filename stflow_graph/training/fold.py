@@ -17,7 +17,12 @@ from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
-from stflow_graph.inference.inputs import SlideInputs, slide_data, slide_inputs
+from stflow_graph.inference.inputs import (
+    SlideInputs,
+    normalisation_of,
+    slide_data,
+    slide_inputs,
+)
 from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_context, build_denoiser, pick_device
 from stflow_graph.models.checkpoint import Checkpoint
@@ -99,7 +104,7 @@ class _FoldData:
 
     def __init__(self, slides: Sequence[Slide], config: Config) -> None:
         self.config, self.device = config, pick_device(config.train.device)
-        self.normalisation = _normalisation(slides, config)
+        self.normalisation = normalisation_of(slides, config.data)
         self.data = functools.cache(self._data)
         self.with_context = functools.cache(self._with_context)
 
@@ -196,8 +201,10 @@ def _ridge_paths(
 ) -> list[RidgePath]:
     """Return ridge regressions on what each member learns from, if the configuration uses any."""
     denoiser = data.config.denoiser
-    if denoiser.name != "graph" or not (
-        denoiser.input_dropout == "auto" or _has_ridge_head(data.config)
+    if denoiser.name != "graph":
+        return []
+    if denoiser.input_dropout != "auto" and not (
+        denoiser.ridge_rank and data.config.flow.kind != "graph"
     ):
         return []
     return [
@@ -220,10 +227,6 @@ def _with_input_dropout(
     return config.model_copy(update={"denoiser": chosen})
 
 
-def _has_ridge_head(config: Config) -> bool:
-    return config.flow.kind != "graph" and getattr(config.denoiser, "ridge_rank", 0) > 0
-
-
 def _new_member(
     data: _FoldData,
     config: Config,
@@ -232,7 +235,7 @@ def _new_member(
     stream: int,
 ) -> _Member:
     # the level of the prediction must not come from the slides held out
-    level = _normalisation(learn, config).y_mean
+    level = normalisation_of(learn, config.data).y_mean
     with torch.random.fork_rng():
         torch.manual_seed(stream)
         network = build_denoiser(config, learn[0].x.shape[1], len(level)).to(data.device)
@@ -292,15 +295,6 @@ def _finish(member: _Member, data: _FoldData, config: Config) -> list[HeldOut]:
         )
         parts.append(HeldOut(predicted.mean, predicted.samples, inputs.slide.truth))
     return parts
-
-
-def _normalisation(slides: Sequence[Slide], config: Config) -> Normalisation:
-    return Normalisation.fit(
-        [slide.x for slide in slides],
-        [slide.truth for slide in slides],
-        config.data.standardize,
-        config.data.center_targets,
-    )
 
 
 def _stream(config: Config, *numbers: int) -> int:

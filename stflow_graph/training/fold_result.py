@@ -1,0 +1,104 @@
+"""A trained fold's result, and the history of its training, on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stflow_graph.io.atomic import write_json
+from stflow_graph.stats.metrics import none_if_nan
+from stflow_graph.training.loop import EpochRecord
+
+FORMAT = "stflow_graph.fold/2"
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldResult:
+    """A trained fold.
+
+    Attributes:
+        dataset: the data set's name.
+        fold: the split's number.
+        folder: where its checkpoint is.
+        best: the epoch that each member chose on the slides it held out.
+        validation_pearson: PCC, mean over genes and training slides, of each slide's prediction by
+            the member that held it out.
+        genes: G names.
+        pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
+            for constant genes.
+        test_pearson: the same for each test slide alone.
+        up_to_date: whether there was nothing left to do.
+        protocol: what was measured, see ``data.protocol``.
+    """
+
+    dataset: str
+    fold: int
+    folder: Path
+    best: list[EpochRecord]
+    validation_pearson: float
+    genes: list[str]
+    pearson: np.ndarray
+    test_pearson: dict[str, np.ndarray]
+    up_to_date: bool
+    protocol: str
+
+    def save(self, *, inputs: Mapping[str, str], epochs: int) -> None:
+        """Write ``result.json`` into the fold's folder; null stands for NaN.
+
+        Args:
+            inputs: hashes of the files that the result depends on.
+            epochs: maximum number of epochs that training was allowed.
+        """
+        content = {
+            "format": FORMAT,
+            "protocol": self.protocol,
+            "best": [dataclasses.asdict(record) for record in self.best],
+            "validation_pearson": none_if_nan(self.validation_pearson),
+            "genes": self.genes,
+            "pearson": _nullable(self.pearson),
+            "test_pearson": {k: _nullable(v) for k, v in self.test_pearson.items()},
+            "inputs": dict(inputs),
+            "epochs": epochs,
+        }
+        write_json(self.folder / "result.json", content)
+
+    @classmethod
+    def from_json(
+        cls, dataset: str, fold: int, folder: Path, content: Mapping[str, Any]
+    ) -> FoldResult:
+        """Return a complete fold's result from the content of ``result.json``."""
+        return cls(
+            dataset,
+            fold,
+            folder,
+            [EpochRecord(**record) for record in content["best"]],
+            float(_array([content["validation_pearson"]])[0]),
+            content["genes"],
+            _array(content["pearson"]),
+            {slide: _array(values) for slide, values in content["test_pearson"].items()},
+            True,
+            content["protocol"],
+        )
+
+
+def history_csv(histories: Sequence[Sequence[EpochRecord]]) -> str:
+    """Return the epochs of all members as a table, a row each."""
+    names = [field.name for field in dataclasses.fields(EpochRecord)]
+    rows = [
+        ",".join([str(member), *(f"{getattr(record, name):.6g}" for name in names)])
+        for member, history in enumerate(histories)
+        for record in history
+    ]
+    return "\n".join([",".join(["member", *names]), *rows]) + "\n"
+
+
+def _nullable(values: np.ndarray) -> list[float | None]:
+    return [none_if_nan(value) for value in values]
+
+
+def _array(values: Sequence[float | None]) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
