@@ -22,7 +22,6 @@ from stflow_graph.nn.block import (
 from stflow_graph.nn.checks import check_graph, check_rows
 from stflow_graph.nn.context_embedding import ContextEmbedding
 from stflow_graph.nn.ridge_head import RidgeHead
-from stflow_graph.nn.spot_flow import SpotFlow
 
 
 class Encoding(NamedTuple):
@@ -90,7 +89,6 @@ class GraphEncoder(nn.Module):
         super().__init__()
         self.in_channels, self.n_genes, self.channels = in_channels, n_genes, hidden_channels
         self.embed_x = ContextEmbedding(in_channels, hidden_channels, context_hops, input_dropout)
-        SpotFlow(hidden_channels, n_genes)  # TEMPORARY: the order of draws before the split
         self.ridge_head = (
             RidgeHead(in_channels, n_genes, ridge_rank, context_hops) if ridge_rank else None
         )
