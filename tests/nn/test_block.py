@@ -13,10 +13,10 @@ from torch_geometric.transforms import Compose
 
 from stflow_graph.graph import (
     NeighbourhoodContext,
-    STFlowGraph,
     SimilarityEdges,
     SpatialGraph,
     SpatialTiles,
+    STFlowGraph,
 )
 from stflow_graph.nn.conv import AdaptedConv
 from stflow_graph.nn.denoiser import GraphDenoiser

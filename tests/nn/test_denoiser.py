@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
-from stflow_graph.graph import STFlowGraph, SimilarityEdges, SpatialGraph
+from stflow_graph.graph import SimilarityEdges, SpatialGraph, STFlowGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
 from stflow_graph.nn.global_attention import GLOBAL_ATTENTIONS
 
