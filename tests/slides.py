@@ -84,4 +84,4 @@ def reach(edge_index: Tensor, spot: int, n_hops: int) -> set[int]:
 
 def change(actual: Tensor, expected: Tensor) -> float:
     """Return the difference relative to the expected values, in the Euclidean norm."""
-    return float((actual - expected).norm() / expected.norm())
+    return ((actual - expected).norm() / expected.norm()).item()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
 from torch_geometric.utils import softmax
 
 
@@ -168,7 +169,7 @@ class PyGAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Draw new weights."""
         for module in (self.norm, self.attention, self.out):
-            module.reset_parameters()
+            reset(module)  # its children where the layer has no method of its own
 
     def forward(self, x: Tensor, batch: Tensor, n_slides: int) -> Tensor:
         """Return the global term of every spot, ``[N, C]``; arguments as of LatentAttention."""

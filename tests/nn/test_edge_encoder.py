@@ -1,11 +1,12 @@
-"""Encoders of edges: what they may not see, and that one family of functions is the other."""
+"""Encoders of edges: their invariances, and the equality of their families of functions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from stflow_graph.nn.edge_encoder import FrameEncoder, InvariantEncoder
+from stflow_graph.nn.conv.frame_averaged import FrameEncoder
+from stflow_graph.nn.edge_encoder import InvariantEncoder
 
 
 def edges(n: int, weight: float | None = None) -> torch.Tensor:
@@ -21,7 +22,7 @@ def encoder(request):
 
 
 @pytest.mark.parametrize("signs", [(-1, 1), (1, -1), (-1, -1)])
-def test_the_signs_of_a_frame_do_not_matter(encoder, signs):
+def test_the_signs_of_a_frame_are_irrelevant(encoder, signs):
     attr = edges(50)
     flipped = attr.clone()
     flipped[:, :2] *= torch.tensor(signs)
@@ -38,18 +39,30 @@ def test_an_axis_of_no_weight_may_point_anywhere(encoder):
     assert torch.equal(encoder(attr), encoder(turned))
 
 
+def test_further_columns_are_read_as_they_are():
+    torch.manual_seed(0)
+    encoder = InvariantEncoder(8, in_features=7).double()
+    attr = torch.cat([edges(50), torch.ones(50, 1).double()], dim=1)
+    spatial = InvariantEncoder(8).double()
+    with torch.no_grad():
+        spatial.hidden.weight.copy_(encoder.hidden.weight[:, :6])
+        spatial.hidden.bias.copy_(encoder.hidden.bias + encoder.hidden.weight[:, 6])
+    spatial.out.load_state_dict(encoder.out.state_dict())
+    torch.testing.assert_close(encoder(attr), spatial(edges(50)))
+
+
 def test_an_average_over_signs_is_learned_by_the_encoder_of_invariants():
     torch.manual_seed(0)
-    averaged, invariant = FrameEncoder(1, 8), InvariantEncoder(1, 64)
+    averaged, invariant = FrameEncoder(1, 8), InvariantEncoder(1, hidden_channels=64)
     with torch.no_grad():
         averaged.framed.weight.mul_(3)  # far from linear
     attr = edges(4000, weight=1.0).float()
-    wanted = averaged(attr).detach()
+    target = averaged(attr).detach()
     optimizer = torch.optim.Adam(invariant.parameters(), lr=1e-2)
     for _ in range(400):
-        loss = (invariant(attr[:3000]) - wanted[:3000]).square().mean()
+        loss = (invariant(attr[:3000]) - target[:3000]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    left = (invariant(attr[3000:]) - wanted[3000:]).square().mean() / wanted.var()
-    assert left < 0.01
+    error = (invariant(attr[3000:]) - target[3000:]).square().mean() / target.var()
+    assert error < 0.01

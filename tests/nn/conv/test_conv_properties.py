@@ -2,161 +2,131 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import pytest
 import torch
+from slides import array, change, motion, noise, reordered, scattered, seeded, slide
+from torch import nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATv2Conv, GENConv, GraphConv, SAGEConv, TransformerConv
-from torch_geometric.transforms import BaseTransform
 
+<<<<<<< HEAD
 from stflow_graph.graph import SpatialGraph, STFlowGraph
+=======
+from stflow_graph.graph import SimilarityEdges, SpatialGraph, STFlowGraph
+>>>>>>> refs/heads/nntests
 from stflow_graph.graph.stflow import stflow_edge_geometry
 from stflow_graph.nn import conv as convs
-from stflow_graph.nn.conv import AdaptedConv, FrameAveragedConv
+from stflow_graph.nn.conv import AdaptedConv, AdditiveConv, STFlowConv
+from stflow_graph.nn.conv.edge_attention import EdgeAttentionConv
 
-CHANNELS, GENES, K = 16, 5, 6
-
-
-def spots(n: int, seed: int) -> Data:
-    generator = torch.Generator().manual_seed(seed)
-    return Data(
-        x=torch.randn(n, CHANNELS, generator=generator),
-        y=torch.randn(n, GENES, generator=generator),
-        pos=torch.rand(n, 2, generator=generator).double() * 100,
-    )
-
-
-def lattice(n: int = 8) -> Data:
-    data = spots(n * n, 3)
-    i, j = (g.flatten().double() for g in torch.meshgrid(*[torch.arange(n)] * 2, indexing="ij"))
-    data.pos = torch.stack([i + 0.5 * (j % 2), j * math.sqrt(3) / 2], 1)
-    return data
-
-
-def geometry(layer) -> BaseTransform:
-    """Return the transform that makes what the layer reads."""
-    published = getattr(layer, "attention", None) == "stflow"
-    return STFlowGraph(K) if published else SpatialGraph(K)
-
-
-LAYERS = {
-    "FrameAveragedConv-additive": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8),
-    "FrameAveragedConv-dot": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8, "dot"),
-    "FrameAveragedConv-signed": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8, signed=True),
-    "FrameAveragedConv-three-body": lambda: FrameAveragedConv(
-        CHANNELS, GENES, 4, 8, three_body=True
-    ),
-    "FrameAveragedConv-stflow": lambda: FrameAveragedConv(CHANNELS, GENES, 4, 8, "stflow"),
-    "AdaptedConv-GATv2Conv": lambda: AdaptedConv(
-        GATv2Conv, CHANNELS, GENES, 8, {"heads": 4, "add_self_loops": False}
-    ),
-    "AdaptedConv-TransformerConv": lambda: AdaptedConv(
-        TransformerConv, CHANNELS, GENES, 8, {"heads": 4}
-    ),
-    "AdaptedConv-GENConv": lambda: AdaptedConv(GENConv, CHANNELS, GENES, 8),
-    "AdaptedConv-GraphConv": lambda: AdaptedConv(GraphConv, CHANNELS, GENES, 8),
-    "AdaptedConv-SAGEConv": lambda: AdaptedConv(SAGEConv, CHANNELS, GENES, 8),
+C, G, K = 16, 5, 6
+# layers of PyG, which AdaptedConv is tested around
+ADAPTED = {
+    GATv2Conv: {"heads": 4, "add_self_loops": False},
+    TransformerConv: {"heads": 4},
+    GENConv: {},
+    GraphConv: {},
+    SAGEConv: {},
 }
+LAYERS = {
+    name: partial(getattr(convs, name), C, G) for name in convs.__all__ if name != "AdaptedConv"
+}
+LAYERS["AdditiveConv, typed edges"] = partial(AdditiveConv, C, G, edge_features=7)
+for pyg, options in ADAPTED.items():
+    LAYERS[f"AdaptedConv, {pyg.__name__}"] = partial(AdaptedConv, pyg, C, G, 8, options)
+OURS = [name for name, make in LAYERS.items() if isinstance(make(), EdgeAttentionConv)]
 
 
-def test_every_layer_is_here():
-    assert {name.split("-")[0] for name in LAYERS} == set(convs.__all__)
+def make(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return LAYERS[name]().eval()
 
 
 @pytest.fixture(params=LAYERS)
 def layer(request):
-    torch.manual_seed(0)
-    return LAYERS[request.param]().eval()
+    return make(request.param)
 
 
-@pytest.fixture(params=[name for name in LAYERS if name.startswith("FrameAveragedConv")])
+@pytest.fixture(params=OURS)
 def ours(request):
     """A layer of ours: edges fade with their weight, and shapes are checked."""
-    torch.manual_seed(0)
-    return LAYERS[request.param]().eval()
+    return make(request.param)
+
+
+def spots(n: int | str = 40) -> Data:
+    """Return n spots in pixels, or an array."""
+    return slide(array(n) if isinstance(n, str) else scattered(n) * 100, C, G)
+
+
+def graph(layer, data: Data) -> Data:
+    """Return the slide with what the layer reads of it."""
+    if isinstance(layer, STFlowConv):
+        return STFlowGraph(K)(data)
+    data = SpatialGraph(K)(data)
+    typed = isinstance(layer, AdditiveConv) and layer.edge_encoder.in_features == 7
+    return SimilarityEdges(3)(data) if typed else data
 
 
 def run(layer, data: Data) -> torch.Tensor:
     return layer(data.x, data.y, data.edge_index, data.edge_attr, data.edge_weight)
 
 
-def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
-    return bool((a - b).norm() <= tolerance * b.norm())
-
-
 def test_permuting_spots_permutes_the_output(layer):
-    data, order = spots(40, 0), torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    shuffled = Data(x=data.x[order], y=data.y[order], pos=data.pos[order])
-    out, out_shuffled = (run(layer, geometry(layer)(d)) for d in (data, shuffled))
-    assert torch.allclose(out[order], out_shuffled, atol=1e-5)
+    data, order = spots(), torch.randperm(40, generator=seeded(1))
+    out, shuffled = (run(layer, graph(layer, d)) for d in (data, reordered(data, order)))
+    assert torch.allclose(out[order], shuffled, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: spots(40, 0), lattice], ids=["random", "lattice"])
-def test_motions_leave_the_output_unchanged(layer, make):
-    published = getattr(layer, "attention", None) == "stflow"
-    if published and make is lattice:
+@pytest.mark.parametrize("kind", ["scattered", "hexagonal"])
+def test_motions_and_units_leave_the_output_unchanged_and_tiny_moves_change_little(layer, kind):
+    published = isinstance(layer, STFlowConv)
+    if published and kind == "hexagonal":
         pytest.skip("published frames are arbitrary on lattices")
-    data, moved = make(), make()
-    angle = 0.8
-    rotation = torch.tensor(
-        [[math.cos(angle), -math.sin(angle)], [-math.sin(angle), -math.cos(angle)]]
-    ).double()
+    data, moved, shaken = (spots(40 if kind == "scattered" else kind) for _ in range(3))
     unit = 1.0 if published else 31.0  # published frames are in pixels
-    moved.pos = moved.pos @ rotation.T * unit + 500
-    assert close(*(run(layer, geometry(layer)(d)) for d in (moved, data)), 1e-4)
+    moved.pos = moved.pos @ motion(0.8, reflect=True).T * unit + 500
+    pitch = 100 / 40**0.5 if kind == "scattered" else 1.0
+    shaken.pos = shaken.pos + 1e-6 * pitch * noise(*shaken.pos.shape, seed=5)
+    out, out_moved, out_shaken = (run(layer, graph(layer, d)) for d in (data, moved, shaken))
+    assert change(out_moved, out) <= 1e-4
+    assert change(out_shaken, out) <= 1e-3
 
 
 def test_published_frames_are_arbitrary_on_lattices():
-    torch.manual_seed(0)
-    layer = LAYERS["FrameAveragedConv-stflow"]().eval()
-    data, moved = lattice(), lattice()
-    rotation = torch.tensor([[math.cos(0.8), -math.sin(0.8)], [math.sin(0.8), math.cos(0.8)]])
-    moved.pos = moved.pos @ rotation.double().T
-    # the same edges, so that only the frames differ
+    layer, data, moved = make("STFlowConv"), spots("hexagonal"), spots("hexagonal")
+    moved.pos = moved.pos @ motion(0.8).T
     data = STFlowGraph(K)(data)
-    moved.edge_index = data.edge_index
+    moved.edge_index = data.edge_index  # the same edges, so that only the frames differ
     moved.edge_attr = stflow_edge_geometry(moved.pos, data.edge_index).float()
-    assert not close(run(layer, moved), run(layer, data), 1e-3)
-
-
-@pytest.mark.parametrize("make", [lambda: spots(40, 0), lattice], ids=["random", "lattice"])
-def test_tiny_moves_change_little(layer, make):
-    if getattr(layer, "attention", None) == "stflow" and make is lattice:
-        pytest.skip("published frames are arbitrary on lattices")
-    data, moved = geometry(layer)(make()), make()
-    noise = torch.randn(moved.pos.shape, generator=torch.Generator().manual_seed(5)).double()
-    pitch = 100 / math.sqrt(40) if data.pos.max() > 20 else 1.0
-    moved.pos = moved.pos + 1e-6 * pitch * noise
-    assert close(run(layer, geometry(layer)(moved)), run(layer, data), 1e-3)
+    assert change(run(layer, moved), run(layer, data)) > 1e-3
 
 
 def test_a_slide_in_a_batch_is_as_it_is_alone(layer):
-    slides = [geometry(layer)(spots(n, n)) for n in (30, 12)]
+    slides = [graph(layer, spots(n)) for n in (30, 12)]
     together = run(layer, Batch.from_data_list(slides))
-    alone = torch.cat([run(layer, slide) for slide in slides])
+    alone = torch.cat([run(layer, data) for data in slides])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_isolated_spots_and_empty_graphs_give_finite_output(layer):
-    data = spots(6, 0)
+    data, width = spots(6), graph(layer, spots(6)).edge_attr.size(1)
     index = torch.tensor([[1, 2], [0, 0]])  # spots 1-5 have no neighbours
-    width = layer.edge_encoder.in_features if layer.edge_encoder is not None else 6
     out = layer(data.x, data.y, index, torch.rand(2, width), torch.ones(2))
     none = layer(data.x, data.y, torch.empty(2, 0).long(), torch.rand(0, width), torch.ones(0))
     assert torch.isfinite(out).all()
     assert torch.isfinite(none).all()
     assert torch.allclose(none[1:], out[1:])
-    if isinstance(layer, FrameAveragedConv):  # without neighbours the state plays no part
+    if isinstance(layer, EdgeAttentionConv):  # the update is of the neighbours alone
         assert torch.allclose(out[1], out[2])
 
 
 def test_gradients_reach_every_parameter_and_input(layer):
-    data = geometry(layer)(spots(30, 0))
+    data = graph(layer, spots(30))
     data.x.requires_grad_()
     data.y.requires_grad_()
-    probe = torch.randn(30, CHANNELS, generator=torch.Generator().manual_seed(2))
-    (run(layer, data) * probe).sum().backward()
+    (run(layer, data) * noise(30, C, seed=2)).sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -167,8 +137,24 @@ def test_gradients_reach_every_parameter_and_input(layer):
     assert data.y.grad.abs().sum() > 0
 
 
+def test_the_signs_of_the_axes_are_irrelevant(layer):
+    data = graph(layer, spots(30))
+    out = run(layer, data)
+    data.edge_attr[:, :2] *= torch.tensor([1.0, -1.0])
+    assert torch.allclose(run(layer, data), out, atol=1e-6)
+
+
+def test_reset_parameters_draws_anew_and_repr_names_the_layer(layer):
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    layer.reset_parameters()
+    changed = {k for k, v in layer.state_dict().items() if not torch.equal(before[k], v)}
+    assert {k for k, v in before.items() if v.dim() > 1} <= changed
+    assert type(layer).__name__ in repr(layer)
+    assert str(C) in repr(layer)
+
+
 def test_an_edge_of_weight_near_zero_is_no_edge(ours):
-    data = geometry(ours)(spots(30, 0))
+    data = graph(ours, spots(30))
     keep = torch.arange(data.num_edges) % 5 != 0
     weight = torch.where(keep, 1.0, 1e-12)
     faded = ours(data.x, data.y, data.edge_index, data.edge_attr, weight)
@@ -176,43 +162,31 @@ def test_an_edge_of_weight_near_zero_is_no_edge(ours):
     assert torch.allclose(faded, cut, atol=1e-5)
 
 
-def test_signs_of_the_axes_play_no_part(layer):
-    data = geometry(layer)(spots(30, 0))
-    flipped = data.edge_attr.clone()
-    signs = torch.tensor([[1.0, -1.0]]).repeat(30, 1)[data.edge_index[1]]
-    flipped[:, :2] *= signs
-    out = layer(data.x, data.y, data.edge_index, flipped, data.edge_weight)
-    assert torch.allclose(out, run(layer, data), atol=1e-6)
-
-
-def test_reset_parameters_draws_anew_and_repr_names_the_layer(layer):
-    before = {k: v.clone() for k, v in layer.state_dict().items()}
-    layer.reset_parameters()
-    changed = {k for k, v in layer.state_dict().items() if not torch.equal(before[k], v)}
-    assert {k for k, v in before.items() if v.dim() > 1} <= changed | {"edge_encoder.signs"}
-    assert type(layer).__name__ in repr(layer)
-    assert str(CHANNELS) in repr(layer)
-
-
 @pytest.mark.parametrize("wrong", ["x", "y", "edge_attr", "edge_index", "edge_weight"])
 def test_wrong_shapes_are_printed(ours, wrong):
-    data = geometry(ours)(spots(30, 0))
+    data = graph(ours, spots(30))
     data.edge_weight = torch.ones(data.num_edges)
     inputs = {key: data[key] for key in ("x", "y", "edge_index", "edge_attr", "edge_weight")}
     inputs[wrong] = inputs[wrong][..., :-1]
-    found = ", ".join(map(str, inputs[wrong].shape))
-    with pytest.raises(ValueError, match=rf"{wrong} must be .*got \[{found}\]"):
-        ours(**inputs)
+    shape = ", ".join(map(str, inputs[wrong].shape))
+    name = {"x": "h"}.get(wrong, wrong)
+    with pytest.raises(ValueError, match=rf"{name} must be .*got \[{shape}\]"):
+        ours(*inputs.values())
 
 
 @pytest.mark.parametrize("spot", [-1, 30])
 def test_edges_out_of_range_are_refused(ours, spot):
-    data = geometry(ours)(spots(30, 0))
+    data = graph(ours, spots(30))
     data.edge_index[0, 0] = spot
     with pytest.raises((IndexError, RuntimeError, ValueError), match=r"\[0, 29\]|edge_index"):
         run(ours, data)
 
 
-def test_options_that_a_layer_lacks_are_refused():
+def test_heads_that_do_not_divide_and_unknown_options_are_refused():
+    for name in OURS:
+        with pytest.raises(ValueError, match="heads must divide channels and edge_channels"):
+            LAYERS[name].func(15, G, heads=4)
+        with pytest.raises(ValueError, match="got 4, 16, 6"):
+            LAYERS[name].func(16, G, heads=4, edge_channels=6)
     with pytest.raises(ValueError, match=r"GATv2Conv\(16, 16, .*heeds"):
-        AdaptedConv(GATv2Conv, CHANNELS, GENES, 8, {"heeds": 4})
+        AdaptedConv(GATv2Conv, C, G, 8, {"heeds": 4})
