@@ -108,5 +108,5 @@ def test_a_file_that_is_no_prediction_is_refused(tmp_path):
     write_expression(path, sp.eye(3), list("abc"), list("xyz"), np.eye(3, 2), um_per_px=1.0)
     with pytest.raises(BadInput, match=r"uns.*um_per_px.*stflow-graph sample"):
         read_prediction(path)
-    with pytest.raises(BadInput, match=r"uns.*nothing.*stflow-graph sample"):
+    with pytest.raises(BadInput, match=r"uns.*no keys.*stflow-graph sample"):
         read_provenance(path)
