@@ -64,8 +64,8 @@ SCALES = {
 def test_the_scale_is_read_where_it_can_be_trusted(tmp_path, kind):
     make, expected = SCALES[kind]
     make(tmp_path / "image")
-    found = scale(tmp_path / "image")
-    assert found == (None if expected is None else pytest.approx(expected, rel=1e-4))
+    result = scale(tmp_path / "image")
+    assert result == (None if expected is None else pytest.approx(expected, rel=1e-4))
 
 
 @pytest.mark.parametrize("make", [resolution(40_000, 20_000), ome(0.25, 0.5)])

@@ -26,17 +26,17 @@ def store(tmp_path):
 
 
 def test_centroids_become_pixels_of_the_image(store, tmp_path):
-    folder, made = store
+    folder, stored = store
     (source,) = find_slides(folder, ONE)
     assert (source.name, source.platform) == ("slide", "SpatialData")
     data = source.read()
-    np.testing.assert_allclose(data.spots.coords, made.pixels, atol=1e-9)
-    np.testing.assert_array_equal(data.expression.counts.toarray(), made.counts)
+    np.testing.assert_allclose(data.spots.coords, stored.pixels, atol=1e-9)
+    np.testing.assert_array_equal(data.expression.counts.toarray(), stored.counts)
     (done,) = prepare(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
-    np.testing.assert_allclose(read_expression(done.adata).coords, made.pixels)
+    np.testing.assert_allclose(read_expression(done.adata).coords, stored.pixels)
     with open_patches(done.patches) as patches:
-        for shown, (x, y) in zip(patches.images, made.pixels.astype(int), strict=True):
-            np.testing.assert_array_equal(shown, made.image[y - 5 : y + 5, x - 5 : x + 5])
+        for shown, (x, y) in zip(patches.images, stored.pixels.astype(int), strict=True):
+            np.testing.assert_array_equal(shown, stored.image[y - 5 : y + 5, x - 5 : x + 5])
     (again,) = prepare(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
     assert again.up_to_date
 

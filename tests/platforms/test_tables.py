@@ -36,12 +36,12 @@ def test_counts_are_read_as_written_from_every_format(tmp_path, name):
         write_expression(path, sp.csr_matrix(COUNTS), BARCODES, GENES, coords, um_per_px=0.5)
     else:
         write(path, text_of(separator="," if ".csv" in name else "\t"))
-    found = read_counts(path)
-    assert (found.barcodes, found.genes) == (BARCODES, GENES)
-    assert found.counts.dtype == np.float32
-    assert found.counts.nnz == np.count_nonzero(COUNTS)
-    np.testing.assert_array_equal(found.counts.toarray(), COUNTS)
-    np.testing.assert_array_equal(found.total, COUNTS.sum(axis=1))
+    result = read_counts(path)
+    assert (result.barcodes, result.genes) == (BARCODES, GENES)
+    assert result.counts.dtype == np.float32
+    assert result.counts.nnz == np.count_nonzero(COUNTS)
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
+    np.testing.assert_array_equal(result.total, COUNTS.sum(axis=1))
 
 
 def test_whole_numbers_may_be_written_as_decimals_and_lines_may_end_in_crlf(tmp_path):
