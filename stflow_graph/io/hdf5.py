@@ -46,10 +46,11 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     except BlockingIOError:
         raise BadInput(path, "file", unquoted("a lock"), "a file that nobody is writing") from None
     except OSError as error:
-        text = str(error)
+        text = " ".join(str(error).split())
         if "truncated" in text:
             fix = "copy it again or rerun the command that wrote it"
-            raise BadInput(path, "content", unquoted(_truncation(text)), "all bytes", fix) from None
+            found = unquoted(text[text.find("truncated") :].rstrip(")"))
+            raise BadInput(path, "content", found, "all bytes", fix) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
         try:
@@ -62,10 +63,6 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
                 raise
             expected = "data that can be read and match their checksum"
             raise BadInput(path, "content", str(error), expected) from None
-
-
-def _truncation(text: str) -> str:
-    return text[text.find("truncated") :].rstrip(")").replace("\n", " ")
 
 
 def _check_contents(path: Path, file: h5py.File) -> None:

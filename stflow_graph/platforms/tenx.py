@@ -17,11 +17,10 @@ import scipy.io
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
-from stflow_graph.io.atomic import check_file
+from stflow_graph.io.atomic import check_file, required_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered, totals
 from stflow_graph.io.hdf5 import check_unique, dataset, keys_of, open_h5, read_strings
-from stflow_graph.platforms.source import required_file
 
 GENE_EXPRESSION = "Gene Expression"
 GENE_NAMES = ("symbols", "ids")
