@@ -11,6 +11,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse as sp
 from PIL import Image
 
@@ -148,6 +149,7 @@ def write_visium(folder: Path, release: int = 2) -> pd.DataFrame:
 
 def write_visium_hd(folder: Path, sizes=(8, 16)) -> pd.DataFrame:
     """Write ``outs/binned_outputs/``; return the positions of the bins of the first size."""
+    pytest.importorskip("pyarrow", reason="Parquet is an extra")
     um_per_px, first = 0.5, None
     for size in sizes:
         part = folder / f"outs/binned_outputs/square_{size:03d}um"
@@ -186,6 +188,7 @@ def write_xenium(folder: Path, *, parquet: bool = True) -> np.ndarray:
     cells = pd.DataFrame({"cell_id": barcodes, "transcript_counts": 1})
     cells["x_centroid"], cells["y_centroid"] = centroids.T
     if parquet:
+        pytest.importorskip("pyarrow", reason="Parquet is an extra")
         cells.to_parquet(folder / "cells.parquet", index=False)
     else:
         cells.to_csv(folder / "cells.csv.gz", index=False)
@@ -266,8 +269,8 @@ def write_spatialdata(
 
     The image is scaled by 2 and shifted, and the circles by 0.5, to the shared coordinates.
     """
+    spatialdata = pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     import geopandas
-    import spatialdata
     from shapely import Point
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Scale, Sequence, Translation

@@ -39,8 +39,6 @@ WRITERS = {
 
 
 def make(kind, folder):
-    if kind == "visium-hd":
-        pytest.importorskip("pyarrow", reason="Parquet is an extra")
     WRITERS[kind](folder)
     return folder / "x" if kind == "xenium" else folder
 

@@ -20,7 +20,6 @@ ONE = SourceOptions(um_per_px=0.5)
 
 @pytest.fixture
 def store(tmp_path):
-    pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     folder = tmp_path / "slide.zarr"
     return folder, write_spatialdata(folder)
 
@@ -82,7 +81,6 @@ def test_a_broken_store_is_refused(store):
     ],
 )
 def test_bad_stores_are_refused(tmp_path, change, message):
-    pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     write_spatialdata(tmp_path / "s.zarr", **change)
     with pytest.raises(BadInput, match=message):
         prepare(tmp_path / "s.zarr", tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
