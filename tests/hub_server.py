@@ -44,7 +44,7 @@ class FakeHub:
 
     def asked(self, part: str) -> list[str | None]:
         """Return the ranges of the requests whose path has ``part``."""
-        return [wanted for _, path, wanted in self.requests if part in path]
+        return [requested for _, path, requested in self.requests if part in path]
 
 
 @contextmanager
@@ -130,9 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]
-        wanted, headers, status = self.headers.get("Range"), {}, 200
-        if wanted:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        requested, headers, status = self.headers.get("Range"), {}, 200
+        if requested:
+            start = int(requested.removeprefix("bytes=").rstrip("-"))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             content, status = content[start:], 206
         limit = self.hub.breaks_after

@@ -11,6 +11,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import pytest
 import scipy.sparse as sp
 from PIL import Image
 
@@ -65,18 +66,21 @@ def counts_of(n: int, seed: int = 0, g: int = len(SYMBOLS)) -> np.ndarray:
     return np.random.default_rng(seed).poisson(0.8, (n, g)).astype(np.int32)
 
 
+def _write_matrix(group: h5py.Group, counts: np.ndarray, barcodes: list[str]) -> None:
+    matrix = sp.csr_matrix(counts)
+    group["data"], group["indices"] = matrix.data, matrix.indices.astype(np.int64)
+    group["indptr"] = matrix.indptr.astype(np.int64)
+    group["shape"] = np.array(counts.shape[::-1], dtype=np.int32)
+    group["barcodes"] = np.array(barcodes, dtype="S")
+
+
 def write_tenx(path: Path, counts: np.ndarray, barcodes: list[str], *, types=TYPES, **attrs):
     """Write a feature-barcode matrix as Cell Ranger 3 and later lay it out."""
-    matrix = sp.csr_matrix(counts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file.attrs.update({"filetype": "matrix", **attrs})
-        group = file.create_group("matrix")
-        group["data"], group["indices"] = matrix.data, matrix.indices.astype(np.int64)
-        group["indptr"] = matrix.indptr.astype(np.int64)
-        group["shape"] = np.array(counts.shape[::-1], dtype=np.int32)
-        group["barcodes"] = np.array(barcodes, dtype="S")
-        features = group.create_group("features")
+        _write_matrix(file.create_group("matrix"), counts, barcodes)
+        features = file.create_group("matrix/features")
         features["id"], features["name"] = np.array(IDS, "S"), np.array(SYMBOLS, "S")
         features["feature_type"] = np.array(types, "S")
         features["genome"] = np.array(["GRCh38"] * len(IDS), "S")
@@ -86,12 +90,9 @@ def write_tenx(path: Path, counts: np.ndarray, barcodes: list[str], *, types=TYP
 
 def write_tenx_v2(path: Path, counts: np.ndarray, barcodes: list[str]) -> Path:
     """Write a matrix as Cell Ranger 2 laid it out."""
-    matrix = sp.csr_matrix(counts)
     with h5py.File(path, "w") as file:
         group = file.create_group("GRCh38")
-        group["data"], group["indices"] = matrix.data, matrix.indices.astype(np.int64)
-        group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), counts.shape[::-1]
-        group["barcodes"] = np.array(barcodes, "S")
+        _write_matrix(group, counts, barcodes)
         group["genes"], group["gene_names"] = np.array(IDS, "S"), np.array(SYMBOLS, "S")
     return path
 
@@ -148,23 +149,17 @@ def write_visium(folder: Path, release: int = 2) -> pd.DataFrame:
 
 def write_visium_hd(folder: Path, sizes=(8, 16)) -> pd.DataFrame:
     """Write ``outs/binned_outputs/``; return the positions of the bins of the first size."""
+    pytest.importorskip("pyarrow", reason="Parquet is an extra")
     um_per_px, first = 0.5, None
     for size in sizes:
         part = folder / f"outs/binned_outputs/square_{size:03d}um"
         (part / "spatial").mkdir(parents=True)
         rows, cols = (axis.ravel() for axis in np.mgrid[:6, :9])
-        positions = pd.DataFrame(
-            {
-                "barcode": [
-                    f"s_{size:03d}um_{r:05d}_{c:05d}-1" for r, c in zip(rows, cols, strict=True)
-                ],
-                "in_tissue": (rows + cols > 2).astype(int),
-                "array_row": rows,
-                "array_col": cols,
-                "pxl_row_in_fullres": (rows + 0.5) * 8 / um_per_px,
-                "pxl_col_in_fullres": (cols + 0.5) * 8 / um_per_px,
-            }
-        )
+        names = [f"s_{size:03d}um_{r:05d}_{c:05d}-1" for r, c in zip(rows, cols, strict=True)]
+        positions = pd.DataFrame({"barcode": names, "in_tissue": (rows + cols > 2).astype(int)})
+        positions["array_row"], positions["array_col"] = rows, cols
+        positions["pxl_row_in_fullres"] = (rows + 0.5) * 8 / um_per_px
+        positions["pxl_col_in_fullres"] = (cols + 0.5) * 8 / um_per_px
         positions.to_parquet(part / "spatial/tissue_positions.parquet", index=False)
         scales = {
             "bin_size_um": float(size),
@@ -193,6 +188,7 @@ def write_xenium(folder: Path, *, parquet: bool = True) -> np.ndarray:
     cells = pd.DataFrame({"cell_id": barcodes, "transcript_counts": 1})
     cells["x_centroid"], cells["y_centroid"] = centroids.T
     if parquet:
+        pytest.importorskip("pyarrow", reason="Parquet is an extra")
         cells.to_parquet(folder / "cells.parquet", index=False)
     else:
         cells.to_csv(folder / "cells.csv.gz", index=False)
@@ -233,17 +229,15 @@ def write_stimage(folder: Path, name: str, platform: str = "ST") -> pd.DataFrame
     """Write one slide of legacy ST or Visium as published; return its coordinates."""
     if platform == "ST":
         ys, xs = (axis.ravel() for axis in np.mgrid[1:5, 1:6])
-        barcodes = [f"{name}_{x}x{y}" for x, y in zip(xs, ys, strict=True)]
-        jitter = np.random.default_rng(0).normal(0, 0.6, (2, len(xs)))
-        columns = {"yaxis": 200 / 5 * ys + jitter[0], "xaxis": 200 / 5 * xs + jitter[1]}
-        radius, scale = 50 / 5, 5.0
+        names = [f"{x}x{y}" for x, y in zip(xs, ys, strict=True)]
+        ys, xs = 40 * np.array([ys, xs]) + np.random.default_rng(0).normal(0, 0.6, (2, len(xs)))
+        radius = 50 / 5
     else:
-        positions, scale = visium_positions(), UM_PER_PX
-        barcodes = [f"{name}_{barcode}" for barcode in positions.barcode]
-        columns = {"yaxis": positions.pxl_row_in_fullres, "xaxis": positions.pxl_col_in_fullres}
-        radius = 32.5 / scale
-    coords = pd.DataFrame({**{k: np.asarray(v) for k, v in columns.items()}, "r": radius})
-    coords.index = barcodes
+        names, _, _, _, ys, xs = visium_positions().to_numpy().T
+        radius = 32.5 / UM_PER_PX
+    barcodes = [f"{name}_{barcode}" for barcode in names]
+    coords = pd.DataFrame({"yaxis": ys, "xaxis": xs, "r": radius}, index=barcodes)
+    coords = coords.astype(float)
     for part in ("coord", "gene_exp", "image"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     coords.to_csv(folder / "coord" / f"{name}_coord.csv")
@@ -275,8 +269,8 @@ def write_spatialdata(
 
     The image is scaled by 2 and shifted, and the circles by 0.5, to the shared coordinates.
     """
+    spatialdata = pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     import geopandas
-    import spatialdata
     from shapely import Point
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Scale, Sequence, Translation

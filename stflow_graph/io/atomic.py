@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,18 @@ def listed(folder: Path) -> str:
     """Return the first names in a folder, for messages."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return unquoted(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
+
+
+def required_file(folder: Path, role: str, names: Iterable[str]) -> Path:
+    """Return the first of several files, or folders, that a folder has.
+
+    Raises:
+        BadInput: it has none; the message lists those it has.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise BadInput(folder, role, listed(folder), " or ".join(names))
 
 
 def check_file(path: str | Path) -> Path:

@@ -23,7 +23,7 @@ from stflow_graph.io.gene_names import (
     MatchedGenes,
     match_genes,
 )
-from stflow_graph.io.hdf5 import check_unique, open_h5, read_strings
+from stflow_graph.io.hdf5 import check_unique, keys_of, open_h5, read_strings
 
 if TYPE_CHECKING:
     import anndata
@@ -140,8 +140,7 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
 
     with open_h5(path) as file:
         if "obs" not in file or "var" not in file or "X" not in file:
-            keys = unquoted("keys " + ", ".join(map(repr, file)))
-            raise BadInput(path, "content", keys, "an .h5ad with X, obs and var")
+            raise BadInput(path, "content", keys_of(file), "an .h5ad with X, obs and var")
     with (
         as_bad_input(path, "content", "an .h5ad that anndata can read"),
         warnings.catch_warnings(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -46,10 +46,11 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     except BlockingIOError:
         raise BadInput(path, "file", unquoted("a lock"), "a file that nobody is writing") from None
     except OSError as error:
-        text = str(error)
+        text = " ".join(str(error).split())
         if "truncated" in text:
             fix = "copy it again or rerun the command that wrote it"
-            raise BadInput(path, "content", unquoted(_truncation(text)), "all bytes", fix) from None
+            found = unquoted(text[text.find("truncated") :].rstrip(")"))
+            raise BadInput(path, "content", found, "all bytes", fix) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
         try:
@@ -58,23 +59,16 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # a disk's error, not the file's
-            if any(words in repr(error) for words in _WORDS_OF_HDF5):
-                raise BadInput(
-                    path, "content", str(error), "data that can be read and match their checksum"
-                ) from None
-            raise
-
-
-def _truncation(text: str) -> str:
-    inside = text[text.find("truncated") :].rstrip(")")
-    return inside.replace("\n", " ")
+            if not any(words in repr(error) for words in _WORDS_OF_HDF5):
+                raise
+            expected = "data that can be read and match their checksum"
+            raise BadInput(path, "content", str(error), expected) from None
 
 
 def _check_contents(path: Path, file: h5py.File) -> None:
-    stored_size = path.stat().st_size
     pending: list[tuple[str, h5py.Group]] = [("", file)]
-    seen = {file.id.__hash__()}
-    declared = count = 0
+    seen = {hash(file.id)}
+    declared, stored, count = 0, path.stat().st_size, 0
     while pending:
         prefix, group = pending.pop()
         for name in group:
@@ -86,31 +80,23 @@ def _check_contents(path: Path, file: h5py.File) -> None:
             if not isinstance(link, h5py.HardLink):
                 raise BadInput(path, full, unquoted(type(link).__name__), "data inside the file")
             item = group[name]
-            if isinstance(item, h5py.Group):
-                if item.id.__hash__() not in seen:
-                    seen.add(item.id.__hash__())
-                    pending.append((full, item))
+            if isinstance(item, h5py.Group) and hash(item.id) not in seen:
+                seen.add(hash(item.id))
+                pending.append((full, item))
             elif isinstance(item, h5py.Dataset):
                 if item.is_virtual or item.external:
-                    raise BadInput(
-                        path, full, unquoted("data stored elsewhere"), "data in the file"
-                    )
+                    raise BadInput(path, full, unquoted("external data"), "data inside the file")
                 declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
-    if declared > _SMALL + _MAX_RATIO * stored_size:
-        raise BadInput(
-            path,
-            "size",
-            unquoted(f"{declared:,} bytes declared, {stored_size:,} stored"),
-            "real data",
-        )
-    if str(file.attrs.get("format", "")).startswith("stflow_graph") and not file.attrs.get(
-        "complete", 0
-    ):
+    if declared > _SMALL + _MAX_RATIO * stored:
+        found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
+        raise BadInput(path, "size", found, "real data")
+    is_ours = str(file.attrs.get("format", "")).startswith("stflow_graph")
+    if is_ours and not file.attrs.get("complete", 0):
         fix = "rerun the command that wrote it"
         raise BadInput(path, "complete", unquoted("no mark"), "a completed write", fix)
 
 
-def dataset(group: h5py.Group, names: Sequence[str], field: str | None = None) -> h5py.Dataset:
+def dataset(group: h5py.Group, names: Sequence[str]) -> h5py.Dataset:
     """Return the first dataset that exists among ``names`` (accepted spellings) in a file or group.
 
     Raises:
@@ -119,10 +105,15 @@ def dataset(group: h5py.Group, names: Sequence[str], field: str | None = None) -
     for name in names:
         if isinstance(group.get(name), h5py.Dataset):
             return group[name]
-    keys = unquoted("keys " + ", ".join(sorted(map(repr, group))[:20]) if len(group) else "no keys")
     expected = " or ".join(repr(name) for name in names)
     prefix = "" if isinstance(group, h5py.File) else f"{group.name[1:]}/"
-    raise BadInput(group.file.filename, field or prefix + names[0], keys, expected)
+    raise BadInput(group.file.filename, prefix + names[0], keys_of(group), expected)
+
+
+def keys_of(group: Iterable[str]) -> str:
+    """Return the keys of a group, or another container, for messages."""
+    keys = sorted(map(repr, group))[:20]
+    return unquoted(f"keys {', '.join(keys)}" if keys else "no keys")
 
 
 def read_strings(data: h5py.Dataset) -> list[str]:

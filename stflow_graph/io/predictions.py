@@ -15,7 +15,7 @@ import pandas as pd
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.expression import read_h5ad, spatial
-from stflow_graph.io.hdf5 import check_unique, open_h5
+from stflow_graph.io.hdf5 import check_unique, keys_of, open_h5
 from stflow_graph.io.picture import Picture
 
 if TYPE_CHECKING:
@@ -227,10 +227,8 @@ def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, A
             return provenance
     except (TypeError, ValueError, AttributeError):
         pass
-    names = ", ".join(map(repr, keys))
-    found = unquoted(f"keys {names}" if names else "nothing")
     fix = "give a file that `stflow-graph sample` wrote"
-    raise BadInput(path, "uns", found, f"{KEY!r} with its provenance", fix)
+    raise BadInput(path, "uns", keys_of(keys), f"{KEY!r} with its provenance", fix)
 
 
 def read_prediction(path: str | Path) -> Prediction:

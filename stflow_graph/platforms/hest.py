@@ -10,13 +10,7 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import read_object
 from stflow_graph.io.expression import read_expression
 from stflow_graph.platforms.array_scale import positive
-from stflow_graph.platforms.source import (
-    SlideData,
-    SlideSource,
-    SourceOptions,
-    Sources,
-    places_of,
-)
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources, places_of
 
 # in HEST's order of trust: from the spots' distances, from the image's metadata
 _SCALES = ("pixel_size_um_estimated", "pixel_size_um_embedded")
@@ -51,11 +45,7 @@ def _read(inputs: Mapping[str, Path]) -> SlideData:
     expression = read_expression(inputs["counts"])
     scale = expression.um_per_px
     if "metadata" in inputs:
-        scale = _um_per_px(inputs["metadata"]) or scale
+        file, metadata = inputs["metadata"], read_object(inputs["metadata"])
+        key = next((key for key in _SCALES if metadata.get(key) is not None), None)
+        scale = scale if key is None else positive(metadata[key], file, key)
     return SlideData(places_of(expression, inputs["counts"]), expression, scale)
-
-
-def _um_per_px(path: Path) -> float | None:
-    metadata = read_object(path)
-    key = next((key for key in _SCALES if metadata.get(key) is not None), None)
-    return None if key is None else positive(metadata[key], path, key)

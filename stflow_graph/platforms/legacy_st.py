@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from stflow_graph.io.atomic import required_file
 from stflow_graph.platforms.array_scale import um_per_px_of_array
-from stflow_graph.platforms.source import (
-    SlideData,
-    SlideSource,
-    SourceOptions,
-    Sources,
-    required_file,
-)
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
 from stflow_graph.platforms.tables import read_counts, read_spots
 
 _SELECTION = "_selection.tsv"

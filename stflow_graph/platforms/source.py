@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +11,7 @@ from typing import TypeAlias
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.io.atomic import listed, sha256
+from stflow_graph.io.atomic import sha256
 from stflow_graph.io.expression import Expression
 from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
 
@@ -110,18 +110,6 @@ class SourceOptions:
 NO_OPTIONS = SourceOptions()
 # the slides of a folder by name, each with the function that returns it
 Sources: TypeAlias = Mapping[str, Callable[[], SlideSource]]
-
-
-def required_file(folder: Path, role: str, names: Iterable[str]) -> Path:
-    """Return the first of several files, or folders, that a folder has.
-
-    Raises:
-        BadInput: it has none; the message lists those it has.
-    """
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
-    raise BadInput(folder, role, listed(folder), " or ".join(names))
 
 
 def tables_source(

@@ -7,15 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import read_object
+from stflow_graph.io.atomic import read_object, required_file
 from stflow_graph.platforms.array_scale import check_scale, positive, um_per_px_of_array
-from stflow_graph.platforms.source import (
-    SlideData,
-    SlideSource,
-    SourceOptions,
-    Sources,
-    required_file,
-)
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
 from stflow_graph.platforms.tables import read_spots
 from stflow_graph.platforms.tenx import read_tenx, software, tenx_files
 

@@ -13,15 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.atomic import required_file
 from stflow_graph.io.columns import numbers, read_columns
 from stflow_graph.platforms.array_scale import um_per_px_of_array, um_per_px_of_pitch
-from stflow_graph.platforms.source import (
-    SlideData,
-    SlideSource,
-    SourceOptions,
-    Sources,
-    required_file,
-)
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
 from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
 
 _COORDS, _COUNTS = "_coord.csv", "_count.csv"

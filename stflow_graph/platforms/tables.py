@@ -72,21 +72,17 @@ def read_spots(path: str | Path) -> SpotTable:
     columns = read_columns(path, no_header=_POSITIONS)
     barcode = next((columns[name] for name in _BARCODE if name in columns), None)
     pixels = next((pair for pair in _PIXELS if columns.keys() >= set(pair)), None)
-    array = _ARRAY if columns.keys() >= set(_ARRAY) else None
-    if columns.keys() >= set(_XY):
-        if pixels is not None:
-            array = array or _XY
-        elif barcode is not None:
-            pixels = _XY
+    array = next((pair for pair in (_ARRAY, _XY) if columns.keys() >= set(pair)), None)
+    if pixels is None and barcode is not None and columns.keys() >= set(_XY):
+        pixels, array = _XY, None if array == _XY else array
     if pixels is None or (barcode is None and array is None):
         expected = "barcode (or array places x, y) and pixels pixel_x, pixel_y"
         raise BadInput(path, "columns", list(columns), expected)
     places = None
     if array is not None:
         places = np.stack([whole_numbers(columns[n], path, n) for n in array], axis=1)
-    if barcode is None:
-        assert places is not None
-        barcode = [f"{x}x{y}" for x, y in places]
+        barcode = [f"{x}x{y}" for x, y in places] if barcode is None else barcode
+    assert barcode is not None
     barcodes = texts(barcode)
     if not barcodes:
         raise BadInput(path, "rows", unquoted("0 spots"), "at least one spot")

@@ -8,8 +8,8 @@ with ``features/{id, name, feature_type, genome}``; that of version 2 a group pe
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -17,11 +17,10 @@ import scipy.io
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
-from stflow_graph.io.atomic import check_file
+from stflow_graph.io.atomic import check_file, required_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered, totals
-from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
-from stflow_graph.platforms.source import required_file
+from stflow_graph.io.hdf5 import check_unique, dataset, keys_of, open_h5, read_strings
 
 GENE_EXPRESSION = "Gene Expression"
 GENE_NAMES = ("symbols", "ids")
@@ -34,13 +33,12 @@ _FOLDER_FILES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Features:
-    """The features of a matrix: their ids, symbols, and types ([] where a layout has none)."""
+class _Features(NamedTuple):
+    """The features of a matrix; the old layout has no types."""
 
     ids: list[str]
     symbols: list[str]
-    types: list[str]
+    types: list[str] = []
 
 
 def read_tenx(path: str | Path, gene_names: str = "symbols") -> Expression:
@@ -112,20 +110,12 @@ def _expression(
 
 
 def _read_h5(file: h5py.File) -> tuple[sp.csr_matrix, list[str], _Features]:
-    group = file.get("matrix")
-    if isinstance(group, h5py.Group):
-        inner = group.get("features")
-        if not isinstance(inner, h5py.Group):
-            keys = unquoted("keys " + ", ".join(map(repr, group)))
-            raise BadInput(file.filename, "matrix", keys, "also 'features'")
-        ids, symbols = (read_strings(dataset(inner, [key])) for key in ("id", "name"))
-        types = read_strings(dataset(inner, ["feature_type"]))
-    else:
-        group = _genome(file)
-        ids, symbols = (read_strings(dataset(group, [key])) for key in ("genes", "gene_names"))
-        types = []
+    group, keys = file.get("matrix"), ["features/id", "features/name", "features/feature_type"]
+    if not isinstance(group, h5py.Group):
+        group, keys = _genome(file), ["genes", "gene_names"]
+    ids, symbols, *types = (read_strings(dataset(group, [key])) for key in keys)
     barcodes = read_strings(dataset(group, ["barcodes"]))
-    features = _Features(ids, symbols, types)
+    features = _Features(ids, symbols, *types)
     _check_lengths(group, barcodes, features)
     return _read_rows(group, (len(barcodes), len(ids))), barcodes, features
 
@@ -134,10 +124,8 @@ def _genome(file: h5py.File) -> h5py.Group:
     genomes = [name for name, item in file.items() if isinstance(item, h5py.Group)]
     of_genes = [name for name in genomes if "gene_names" in file[name]]
     if len(of_genes) != 1:
-        keys = unquoted("keys " + ", ".join(map(repr, file)) if len(file) else "no keys")
-        raise BadInput(
-            file.filename, "matrix", keys, "a group 'matrix', or one genome with 'gene_names'"
-        )
+        expected = "a group 'matrix', or one genome with 'gene_names'"
+        raise BadInput(file.filename, "matrix", keys_of(file), expected)
     return file[of_genes[0]]
 
 
@@ -190,7 +178,7 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
     columns = [list(c) for c in zip(*read_rows(files["features"]), strict=True)]
     if len(columns) < 2:
         raise BadInput(files["features"], "columns", unquoted("1"), "ids and names")
-    features = _Features(columns[0], columns[1], columns[2] if len(columns) > 2 else [])
+    features = _Features(*columns[:3])
     path = check_file(files["counts"])
     with as_bad_input(path, "content", "a Matrix Market file"):
         matrix = scipy.io.mmread(path)

@@ -15,18 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import read_object
+from stflow_graph.io.atomic import read_object, required_file
 from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.platforms.array_scale import positive
-from stflow_graph.platforms.source import (
-    SlideData,
-    SlideSource,
-    SourceOptions,
-    Sources,
-    required_file,
-)
+from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
 from stflow_graph.platforms.tables import SpotTable
 from stflow_graph.platforms.tenx import read_tenx, tenx_files
 

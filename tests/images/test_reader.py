@@ -36,8 +36,8 @@ def test_levels_are_found_with_their_downsample(tmp_path, name):
         assert image.downsamples == [(step, step) for step in steps]
         np.testing.assert_array_equal(image.read_window(0, 0, 1501, 1283), PIXELS)
         if steps[1] == 4:
-            found = image.read_window(10, 20, 100, 90, level=1)
-            np.testing.assert_array_equal(found, halved(halved(PIXELS))[20:110, 10:110])
+            result = image.read_window(10, 20, 100, 90, level=1)
+            np.testing.assert_array_equal(result, halved(halved(PIXELS))[20:110, 10:110])
 
 
 @pytest.mark.parametrize("name", WRITERS)

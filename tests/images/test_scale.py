@@ -26,10 +26,13 @@ def resolution(x, y=None, unit="CENTIMETER", **options):
     return lambda path: tifffile.imwrite(path, PIXELS, **{**TILED, **options}, **per_unit)
 
 
-def ome(**metadata):
+def ome(x, y=None, unit=None):
+    sizes = {"PhysicalSizeX": x, "PhysicalSizeY": y, "PhysicalSizeXUnit": unit}
+    about = {"axes": "YXS", "PhysicalSizeYUnit": unit, **sizes}
+
     def make(path):
-        about = {"axes": "YXS", **metadata}
-        tifffile.imwrite(path.with_suffix(".ome.tif"), PIXELS, **TILED, metadata=about)
+        metadata = {key: value for key, value in about.items() if value is not None}
+        tifffile.imwrite(path.with_suffix(".ome.tif"), PIXELS, **TILED, metadata=metadata)
         path.with_suffix(".ome.tif").rename(path)
 
     return make
@@ -48,21 +51,10 @@ SCALES = {
     "no unit": (resolution(40_000, unit="NONE"), None),
     "printer's": (resolution(300, unit="INCH"), None),
     "one": (resolution(1), None),
-    "ome": (ome(PhysicalSizeX=0.34, PhysicalSizeY=0.34), 0.34),
-    "ome in nm": (
-        ome(
-            PhysicalSizeX=250.0,
-            PhysicalSizeXUnit="nm",
-            PhysicalSizeY=250.0,
-            PhysicalSizeYUnit="nm",
-        ),
-        0.25,
-    ),
-    "ome in pixels": (
-        ome(PhysicalSizeX=1.0, PhysicalSizeXUnit="pixel", PhysicalSizeY=1.0),
-        None,
-    ),
-    "ome of x alone": (ome(PhysicalSizeX=0.5), 0.5),
+    "ome": (ome(0.34, 0.34), 0.34),
+    "ome in nm": (ome(250.0, 250.0, "nm"), 0.25),
+    "ome in pixels": (ome(1.0, 1.0, "pixel"), None),
+    "ome of x alone": (ome(0.5), 0.5),
     "jpeg": (pillow("JPEG"), None),
     "png": (pillow("PNG"), None),
 }
@@ -72,13 +64,11 @@ SCALES = {
 def test_the_scale_is_read_where_it_can_be_trusted(tmp_path, kind):
     make, expected = SCALES[kind]
     make(tmp_path / "image")
-    found = scale(tmp_path / "image")
-    assert found == (None if expected is None else pytest.approx(expected, rel=1e-4))
+    result = scale(tmp_path / "image")
+    assert result == (None if expected is None else pytest.approx(expected, rel=1e-4))
 
 
-@pytest.mark.parametrize(
-    "make", [resolution(40_000, 20_000), ome(PhysicalSizeX=0.25, PhysicalSizeY=0.5)]
-)
+@pytest.mark.parametrize("make", [resolution(40_000, 20_000), ome(0.25, 0.5)])
 def test_pixels_that_are_not_square_are_refused(tmp_path, make):
     make(tmp_path / "image")
     with pytest.raises(BadInput, match=r"pixel size: found 0.25 x 0.5 µm.*resample"):

@@ -22,8 +22,8 @@ def test_a_scanners_own_format_is_read_by_openslide(tmp_path):
         assert image.um_per_px == pytest.approx(0.5)
         assert image.downsamples == [(1, 1), (2, 2), (4, 4)]
         np.testing.assert_array_equal(image.read_window(0, 0, 1100, 900), PIXELS)
-        found = image.read_window(3, 5, 200, 100, level=1)
-        np.testing.assert_array_equal(found, halved(PIXELS)[5:105, 3:203])
+        result = image.read_window(3, 5, 200, 100, level=1)
+        np.testing.assert_array_equal(result, halved(PIXELS)[5:105, 3:203])
         outside = image.read_window(1050, 880, 100, 60)
     assert (outside[20:] == 255).all()
     assert (outside[:, 50:] == 255).all()

@@ -24,13 +24,13 @@ def write(path, frame=FRAME):
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.tsv", "t.parquet"])
-@pytest.mark.parametrize("wanted", [(), ("x", "id")])
-def test_columns_are_read_as_written(tmp_path, name, wanted):
+@pytest.mark.parametrize("requested", [(), ("x", "id")])
+def test_columns_are_read_as_written(tmp_path, name, requested):
     path = write(tmp_path / name)
-    found = read_columns(path, wanted)
-    assert set(found) == set(wanted or NAMES)
-    assert texts(found["id"]) == list(FRAME["id"])
-    np.testing.assert_array_equal(numbers(found["x"], path, "x"), FRAME["x"])
+    result = read_columns(path, requested)
+    assert set(result) == set(requested or NAMES)
+    assert texts(result["id"]) == list(FRAME["id"])
+    np.testing.assert_array_equal(numbers(result["x"], path, "x"), FRAME["x"])
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])

@@ -22,11 +22,11 @@ def write(path, n=5, width=3, **attrs):
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "a.h5"
     x, coords, barcodes = write(path, encoder="e", um_per_px=0.5)
-    found = read_embeddings(path)
-    np.testing.assert_array_equal(found.x, x)
-    np.testing.assert_array_equal(found.coords, coords)
-    assert found.barcodes == barcodes
-    assert read_attrs(path)["encoder"] == found.attrs["encoder"] == "e"
+    result = read_embeddings(path)
+    np.testing.assert_array_equal(result.x, x)
+    np.testing.assert_array_equal(result.coords, coords)
+    assert result.barcodes == barcodes
+    assert read_attrs(path)["encoder"] == result.attrs["encoder"] == "e"
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path):
@@ -45,9 +45,9 @@ def test_other_tools_spellings_are_accepted(tmp_path, key, shape, kind):
     edit_h5(path, key, np.array(barcodes, dtype=kind).reshape(shape))
     edit_h5(path, "features", x.astype(">f2"))
     edit_h5(path, "embeddings", None)
-    found = read_embeddings(path)
-    assert found.barcodes == barcodes
-    assert found.x.dtype == np.float32
+    result = read_embeddings(path)
+    assert result.barcodes == barcodes
+    assert result.x.dtype == np.float32
 
 
 @pytest.mark.parametrize(

@@ -25,18 +25,18 @@ def write(path, counts=COUNTS, barcodes=BARCODES, genes=GENES, **extra):
 
 def test_what_is_written_is_read(tmp_path):
     path = write(tmp_path / "a.h5ad", layers={TRUE_MEAN: COUNTS / 2})
-    found = read_expression(path)
-    np.testing.assert_array_equal(found.counts.toarray(), COUNTS)
-    assert (found.barcodes, found.genes, found.um_per_px) == (BARCODES, GENES, 0.5)
-    np.testing.assert_array_equal(found.total, [3, 3, 0])
-    np.testing.assert_array_equal(found.coords, np.eye(3, 2))
-    np.testing.assert_array_equal(found.true_mean, COUNTS / 2)
+    result = read_expression(path)
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
+    assert (result.barcodes, result.genes, result.um_per_px) == (BARCODES, GENES, 0.5)
+    np.testing.assert_array_equal(result.total, [3, 3, 0])
+    np.testing.assert_array_equal(result.coords, np.eye(3, 2))
+    np.testing.assert_array_equal(result.true_mean, COUNTS / 2)
 
 
 def test_genes_come_in_the_order_asked_for_and_totals_over_all(tmp_path):
-    found = read_expression(write(tmp_path / "a.h5ad"), ["MGP", "ERBB2"])
-    np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2, 0]])
-    np.testing.assert_array_equal(found.total, [3, 3, 0])
+    result = read_expression(write(tmp_path / "a.h5ad"), ["MGP", "ERBB2"])
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS[:, [2, 0]])
+    np.testing.assert_array_equal(result.total, [3, 3, 0])
 
 
 def test_dense_and_csc_files_are_read_alike(tmp_path):
@@ -74,9 +74,9 @@ def test_absent_genes_are_counted_and_five_shown(tmp_path):
     path = write(tmp_path / "a.h5ad")
     with pytest.raises(BadInput, match=r"6 of 7 genes absent, such as \['A', 'B', 'C', 'D', 'E'\]"):
         read_expression(path, [*"ABCDEF", "ACTB"])
-    found = read_expression(path, ["MGP", "A"], min_fraction=0.5)
-    assert (found.genes, found.absent) == (["MGP"], ["A"])
-    np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2]])
+    result = read_expression(path, ["MGP", "A"], min_fraction=0.5)
+    assert (result.genes, result.absent) == (["MGP"], ["A"])
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS[:, [2]])
 
 
 @pytest.mark.parametrize("key", ["indices", "indptr"])
@@ -111,11 +111,11 @@ def test_var_may_hold_the_other_names(tmp_path, column):
     by_symbol = column == "gene_ids"
     names, others = (GENES, IDS) if by_symbol else (IDS, GENES)
     path = write(tmp_path / "a.h5ad", genes=names, var={column: others})
-    wanted = [others[2], others[0]]
-    found = read_expression(path, wanted)
-    np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, [2, 0]])
-    assert found.genes == wanted
-    assert found.matched == f"2 of 2 genes matched by {'Ensembl ID' if by_symbol else 'symbol'}"
+    requested = [others[2], others[0]]
+    result = read_expression(path, requested)
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS[:, [2, 0]])
+    assert result.genes == requested
+    assert result.matched == f"2 of 2 genes matched by {'Ensembl ID' if by_symbol else 'symbol'}"
     assert read_expression(path, [names[1]]).matched == ""
 
 
@@ -135,12 +135,12 @@ def test_a_gene_that_stands_twice_is_summed_or_taken_first_if_that_is_asked_for(
         read_expression(path, ["B", "A"])
     summed = COUNTS[:, [0, 1]] + COUNTS[:, [2]] * [1, 0]
     for genes in (None, ["A", "B"]):
-        found = read_expression(path, genes, matching=GeneMatching({}, "sum"))
-        np.testing.assert_array_equal(found.counts.toarray(), summed)
-        assert found.counts.dtype == np.float32
-        assert found.genes == ["A", "B"]
-        assert found.true_mean is None  # a mean of logarithms cannot be summed
-        found = read_expression(path, genes, matching=GeneMatching({}, "first"))
-        np.testing.assert_array_equal(found.counts.toarray(), COUNTS[:, :2])
-        np.testing.assert_array_equal(found.true_mean, COUNTS[:, :2] / 2)
-        np.testing.assert_array_equal(found.total, COUNTS.sum(axis=1))
+        result = read_expression(path, genes, matching=GeneMatching({}, "sum"))
+        np.testing.assert_array_equal(result.counts.toarray(), summed)
+        assert result.counts.dtype == np.float32
+        assert result.genes == ["A", "B"]
+        assert result.true_mean is None  # a mean of logarithms cannot be summed
+        result = read_expression(path, genes, matching=GeneMatching({}, "first"))
+        np.testing.assert_array_equal(result.counts.toarray(), COUNTS[:, :2])
+        np.testing.assert_array_equal(result.true_mean, COUNTS[:, :2] / 2)
+        np.testing.assert_array_equal(result.total, COUNTS.sum(axis=1))

@@ -19,12 +19,12 @@ X = features(len(CORNERS))
 
 def test_trident_features_have_centres_and_barcodes(tmp_path):
     path = write_trident(tmp_path / "S1.h5", CORNERS, X)
-    with open_embeddings(path) as found:
-        np.testing.assert_array_equal(found.coords, CORNERS + 256)
-        np.testing.assert_array_equal(found.read(), X)
-        assert found.barcodes[:2] == ["512x0", "1024x0"]
-        assert found.encoder == "uni_v1"
-        assert found.attrs == {
+    with open_embeddings(path) as result:
+        np.testing.assert_array_equal(result.coords, CORNERS + 256)
+        np.testing.assert_array_equal(result.read(), X)
+        assert result.barcodes[:2] == ["512x0", "1024x0"]
+        assert result.encoder == "uni_v1"
+        assert result.attrs == {
             "convention": "centre",
             "patch_size_level0": 512,
             "um_per_px": 0.25,
@@ -34,9 +34,9 @@ def test_trident_features_have_centres_and_barcodes(tmp_path):
 
 def test_features_with_a_batch_axis_are_the_same(tmp_path):
     path = write_trident(tmp_path / "S1.h5", CORNERS, X[None])
-    with open_embeddings(path) as found:
-        np.testing.assert_array_equal(found.read(), X)
-        blocks = [x for _, x in found.blocks(4)]
+    with open_embeddings(path) as result:
+        np.testing.assert_array_equal(result.read(), X)
+        blocks = [x for _, x in result.blocks(4)]
     np.testing.assert_array_equal(np.concatenate(blocks), X)
 
 
@@ -55,8 +55,8 @@ def test_encoders_have_our_names(tmp_path, name, ours):
     by_attribute = write_trident(tmp_path / "a" / "S1.h5", CORNERS, X, encoder=name)
     by_folder = write_trident(tmp_path / f"features_{name}" / "S1.h5", CORNERS, X, encoder=None)
     for path in (by_attribute, by_folder):
-        with open_embeddings(path) as found:
-            assert found.encoder == ours
+        with open_embeddings(path) as result:
+            assert result.encoder == ours
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_the_magnification_gives_an_estimate_or_nothing(tmp_path):
 def test_clam_features_take_their_size_from_the_file_of_places(tmp_path, caplog):
     tensor = write_clam(tmp_path, "S1", CORNERS, X)
     for path in (tensor, tmp_path / "h5_files" / "S1.h5"):
-        found = read_embeddings(path)
-        np.testing.assert_array_equal(found.coords, CORNERS + 256)
-        np.testing.assert_array_equal(found.x, X)
-        assert "um_per_px" not in found.attrs
+        result = read_embeddings(path)
+        np.testing.assert_array_equal(result.coords, CORNERS + 256)
+        np.testing.assert_array_equal(result.x, X)
+        assert "um_per_px" not in result.attrs
     assert not caplog.records
 
 
@@ -95,10 +95,10 @@ def test_trident_tensors_find_their_places(tmp_path):
     save_h5(tmp_path / "patches/S1_patches.h5", {"coords": CORNERS}, {"coords": coords_attrs()})
     (tmp_path / "features_uni_v1").mkdir()
     torch.save(torch.from_numpy(X).half(), tmp_path / "features_uni_v1/S1.pt")
-    with open_embeddings(tmp_path / "features_uni_v1/S1.pt") as found:
-        assert (found.encoder, found.attrs["um_per_px"]) == ("uni_v1", 0.25)
-        np.testing.assert_array_equal(found.coords, CORNERS + 256)
-        np.testing.assert_allclose(found.read(), X, atol=2e-3)
+    with open_embeddings(tmp_path / "features_uni_v1/S1.pt") as result:
+        assert (result.encoder, result.attrs["um_per_px"]) == ("uni_v1", 0.25)
+        np.testing.assert_array_equal(result.coords, CORNERS + 256)
+        np.testing.assert_allclose(result.read(), X, atol=2e-3)
 
 
 def test_a_size_that_is_stated_nowhere_is_the_step_and_said(tmp_path, caplog):

@@ -23,12 +23,12 @@ def write(path):
 
 def test_what_is_written_is_read_with_its_units(tmp_path):
     images = write(tmp_path / "a.h5")
-    with open_patches(tmp_path / "a.h5") as found:
-        np.testing.assert_array_equal(found.images[()], images)
-        np.testing.assert_array_equal(found.coords, COORDS)
-        assert found.barcodes == BARCODES
-        assert (found.convention, found.um_per_px, len(found)) == ("centre", 0.5, 2)
-        assert found.images.attrs["downsample"] == pytest.approx(16.5 / 8)
+    with open_patches(tmp_path / "a.h5") as result:
+        np.testing.assert_array_equal(result.images[()], images)
+        np.testing.assert_array_equal(result.coords, COORDS)
+        assert result.barcodes == BARCODES
+        assert (result.convention, result.um_per_px, len(result)) == ("centre", 0.5, 2)
+        assert result.images.attrs["downsample"] == pytest.approx(16.5 / 8)
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,5 @@ def test_hest_files_without_a_convention_say_so(tmp_path):
         file["img"], file["coords"] = np.zeros((2, 8, 8, 3), np.uint8), COORDS
         file["barcode"] = np.array(BARCODES, dtype=object).reshape(2, 1)
         file["img"].attrs["pixel_size"] = 0.25
-    with open_patches(tmp_path / "a.h5") as found:
-        assert (found.convention, found.um_per_px) == (None, 0.25)
+    with open_patches(tmp_path / "a.h5") as result:
+        assert (result.convention, result.um_per_px) == (None, 0.25)

@@ -35,12 +35,12 @@ def write(path, samples=SAMPLES, provenance=PROVENANCE):
 
 
 def test_what_is_written_is_read(tmp_path):
-    found = read_prediction(write(tmp_path / "a.h5ad"))
-    np.testing.assert_allclose(found.mean, SAMPLES.mean(0), rtol=1e-6)
-    np.testing.assert_array_equal(found.samples, SAMPLES)
-    np.testing.assert_array_equal(found.coords, np.arange(8).reshape(4, 2))
-    assert (found.barcodes, found.genes, found.slide) == (list("abcd"), ["G1", "G2"], "A1")
-    assert {key: found.provenance[key] for key in PROVENANCE} == PROVENANCE
+    result = read_prediction(write(tmp_path / "a.h5ad"))
+    np.testing.assert_allclose(result.mean, SAMPLES.mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(result.samples, SAMPLES)
+    np.testing.assert_array_equal(result.coords, np.arange(8).reshape(4, 2))
+    assert (result.barcodes, result.genes, result.slide) == (list("abcd"), ["G1", "G2"], "A1")
+    assert {key: result.provenance[key] for key in PROVENANCE} == PROVENANCE
 
 
 def test_anndata_opens_it_with_the_deviation_of_the_samples(tmp_path):
@@ -70,9 +70,12 @@ def write_blocks(path, given):
 
 def test_blocks_give_the_file_that_the_whole_gives(tmp_path):
     write_blocks(tmp_path / "b.h5ad", blocks(1, 3, 4))
-    whole, found = read_prediction(write(tmp_path / "a.h5ad")), read_prediction(tmp_path / "b.h5ad")
-    np.testing.assert_array_equal(found.mean, whole.mean)
-    np.testing.assert_array_equal(found.samples, whole.samples)
+    whole, result = (
+        read_prediction(write(tmp_path / "a.h5ad")),
+        read_prediction(tmp_path / "b.h5ad"),
+    )
+    np.testing.assert_array_equal(result.mean, whole.mean)
+    np.testing.assert_array_equal(result.samples, whole.samples)
     assert read_provenance(tmp_path / "b.h5ad") == whole.provenance
     assert chunk_rows(50) * 50 * 4 <= 2**20 < (chunk_rows(50) + 1) * 50 * 4
     assert chunk_rows(10**7) == 1
@@ -108,5 +111,5 @@ def test_a_file_that_is_no_prediction_is_refused(tmp_path):
     write_expression(path, sp.eye(3), list("abc"), list("xyz"), np.eye(3, 2), um_per_px=1.0)
     with pytest.raises(BadInput, match=r"uns.*um_per_px.*stflow-graph sample"):
         read_prediction(path)
-    with pytest.raises(BadInput, match=r"uns.*nothing.*stflow-graph sample"):
+    with pytest.raises(BadInput, match=r"uns.*no keys.*stflow-graph sample"):
         read_provenance(path)

@@ -117,8 +117,8 @@ def test_what_is_pushed_is_what_is_saved(api, tmp_path):
     network = GraphDenoiser(6, 5, **SMALL)
     url = network.push_to_hub("me/model", token="secret", private=True, commit_message="First")
     assert url == "https://hub/me/model/commit/1"
-    (_, made), (_, sent) = api.calls
-    assert (made["token"], made["private"], made["exist_ok"]) == ("secret", True, True)
+    (_, created), (_, sent) = api.calls
+    assert (created["token"], created["private"], created["exist_ok"]) == ("secret", True, True)
     assert sent["commit_message"] == "First"
     network.save_pretrained(tmp_path / "model")
     saved = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}

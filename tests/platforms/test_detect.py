@@ -39,31 +39,29 @@ WRITERS = {
 
 
 def make(kind, folder):
-    if kind == "visium-hd":
-        pytest.importorskip("pyarrow", reason="Parquet is an extra")
     WRITERS[kind](folder)
     return folder / "x" if kind == "xenium" else folder
 
 
 def test_every_format_has_a_writer_here():
-    assert {known.name for known in FORMATS} == set(WRITERS)
+    assert {format.name for format in FORMATS} == set(WRITERS)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_folder_is_recognised_by_its_files_as_one_thing_only(tmp_path, kind):
     folder = make(kind, tmp_path)
     assert [f.name for f in FORMATS if f.slides(folder, NO_OPTIONS)] == [kind]
-    found, forced = find_slides(folder), find_slides(folder, format=kind)
-    assert [slide.name for slide in found] == [slide.name for slide in forced]
-    assert found
+    result, forced = find_slides(folder), find_slides(folder, format=kind)
+    assert [slide.name for slide in result] == [slide.name for slide in forced]
+    assert result
 
 
-@pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
-def test_a_format_that_is_forced_on_another_folder_is_refused(tmp_path, known):
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_a_format_that_is_forced_on_another_folder_is_refused(tmp_path, format):
     (tmp_path / "notes.txt").write_text("x")
-    text = f"source: found 'notes.txt', expected one of: {known.name} ({known.evidence})"
+    text = f"source: found 'notes.txt', expected one of: {format.name} ({format.evidence})"
     with pytest.raises(BadInput, match=f"{re.escape(text)}$"):
-        find_slides(tmp_path, format=known.name)
+        find_slides(tmp_path, format=format.name)
 
 
 @pytest.mark.parametrize("kind", ["hest", "stimage", "legacy-st", "kit"])
@@ -79,7 +77,7 @@ def test_an_unknown_folder_is_told_what_is_looked_for(tmp_path):
         BadInput, match=r"source: found 'notes\.txt', expected one of: kit"
     ) as error:
         find_slides(tmp_path)
-    assert all(known.name in str(error.value) for known in FORMATS)
+    assert all(format.name in str(error.value) for format in FORMATS)
     assert "\n" not in str(error.value)
     with pytest.raises(BadInput, match="no such folder"):
         find_slides(tmp_path / "none")

@@ -13,12 +13,12 @@ METADATA, ADATA = "metadata/TENX1.json", "st/TENX1.h5ad"
 
 
 def test_every_sample_is_found_with_its_files(tmp_path):
-    made = {name: write_hest(tmp_path, name, seed) for seed, name in enumerate(("A1", "B2"))}
+    samples = {name: write_hest(tmp_path, name, seed) for seed, name in enumerate(("A1", "B2"))}
     sources = find_slides(tmp_path)
     assert [source.name for source in sources] == ["A1", "B2"]
     for source in sources:
         assert set(source.inputs) == {"counts", "image", "metadata", "patches"}
-        data, adata = source.read(), made[source.name]
+        data, adata = source.read(), samples[source.name]
         assert data.um_per_px == 1.0
         assert data.spots.barcodes == list(adata.obs_names)
         np.testing.assert_array_equal(data.spots.coords, adata.obsm["spatial"])

@@ -65,7 +65,6 @@ def test_outs_itself_a_folder_of_mtx_and_a_prefix_are_the_same_slide(tmp_path):
 
 @pytest.mark.parametrize("asked", [None, 8, 16])
 def test_visium_hd_bins_are_chosen_by_size(tmp_path, asked):
-    pytest.importorskip("pyarrow", reason="Parquet is an extra")
     inside = write_visium_hd(tmp_path / "hd")
     source = only_slide(tmp_path / "hd", "visium-hd", bin_um=asked)
     size = asked or 8
@@ -83,13 +82,11 @@ def test_visium_hd_bins_are_chosen_by_size(tmp_path, asked):
     "part", ["outs", "outs/binned_outputs", "outs/binned_outputs/square_008um"]
 )
 def test_visium_hd_may_be_given_at_any_depth(tmp_path, part):
-    pytest.importorskip("pyarrow", reason="Parquet is an extra")
     write_visium_hd(tmp_path / "hd", sizes=(8,))
     assert only_slide(tmp_path / "hd" / part, "visium-hd").read().um_per_px == 0.5
 
 
 def test_bins_that_are_not_there_are_refused(tmp_path):
-    pytest.importorskip("pyarrow", reason="Parquet is an extra")
     write_visium_hd(tmp_path)
     with pytest.raises(
         BadInput, match="found bins of 8 µm, 16 µm, expected bins of 2 µm.*--bin-um"
@@ -136,7 +133,6 @@ def test_bad_visium_folders_are_refused(tmp_path, file, change, message):
     ],
 )
 def test_bad_scales_of_bins_are_refused(tmp_path, values, message):
-    pytest.importorskip("pyarrow", reason="Parquet is an extra")
     write_visium_hd(tmp_path)
     corrupt(tmp_path / "outs/binned_outputs/square_008um" / SCALES, values)
     with pytest.raises(BadInput, match=message):

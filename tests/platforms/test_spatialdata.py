@@ -20,23 +20,22 @@ ONE = SourceOptions(um_per_px=0.5)
 
 @pytest.fixture
 def store(tmp_path):
-    pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     folder = tmp_path / "slide.zarr"
     return folder, write_spatialdata(folder)
 
 
 def test_centroids_become_pixels_of_the_image(store, tmp_path):
-    folder, made = store
+    folder, stored = store
     (source,) = find_slides(folder, ONE)
     assert (source.name, source.platform) == ("slide", "SpatialData")
     data = source.read()
-    np.testing.assert_allclose(data.spots.coords, made.pixels, atol=1e-9)
-    np.testing.assert_array_equal(data.expression.counts.toarray(), made.counts)
+    np.testing.assert_allclose(data.spots.coords, stored.pixels, atol=1e-9)
+    np.testing.assert_array_equal(data.expression.counts.toarray(), stored.counts)
     (done,) = prepare(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
-    np.testing.assert_allclose(read_expression(done.adata).coords, made.pixels)
+    np.testing.assert_allclose(read_expression(done.adata).coords, stored.pixels)
     with open_patches(done.patches) as patches:
-        for shown, (x, y) in zip(patches.images, made.pixels.astype(int), strict=True):
-            np.testing.assert_array_equal(shown, made.image[y - 5 : y + 5, x - 5 : x + 5])
+        for shown, (x, y) in zip(patches.images, stored.pixels.astype(int), strict=True):
+            np.testing.assert_array_equal(shown, stored.image[y - 5 : y + 5, x - 5 : x + 5])
     (again,) = prepare(folder, tmp_path / "out", ONE, patch_px=10, patch_um=5.0)
     assert again.up_to_date
 
@@ -82,7 +81,6 @@ def test_a_broken_store_is_refused(store):
     ],
 )
 def test_bad_stores_are_refused(tmp_path, change, message):
-    pytest.importorskip("spatialdata", reason="SpatialData is an extra")
     write_spatialdata(tmp_path / "s.zarr", **change)
     with pytest.raises(BadInput, match=message):
         prepare(tmp_path / "s.zarr", tmp_path / "out", ONE, patch_px=10, patch_um=5.0)

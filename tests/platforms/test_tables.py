@@ -36,12 +36,12 @@ def test_counts_are_read_as_written_from_every_format(tmp_path, name):
         write_expression(path, sp.csr_matrix(COUNTS), BARCODES, GENES, coords, um_per_px=0.5)
     else:
         write(path, text_of(separator="," if ".csv" in name else "\t"))
-    found = read_counts(path)
-    assert (found.barcodes, found.genes) == (BARCODES, GENES)
-    assert found.counts.dtype == np.float32
-    assert found.counts.nnz == np.count_nonzero(COUNTS)
-    np.testing.assert_array_equal(found.counts.toarray(), COUNTS)
-    np.testing.assert_array_equal(found.total, COUNTS.sum(axis=1))
+    result = read_counts(path)
+    assert (result.barcodes, result.genes) == (BARCODES, GENES)
+    assert result.counts.dtype == np.float32
+    assert result.counts.nnz == np.count_nonzero(COUNTS)
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
+    np.testing.assert_array_equal(result.total, COUNTS.sum(axis=1))
 
 
 def test_whole_numbers_may_be_written_as_decimals_and_lines_may_end_in_crlf(tmp_path):
@@ -111,29 +111,22 @@ PLAIN = "barcode,x,y\na,2307.86,3500.48\nb,1989.71,3506.03\n"
 COORDS = [[2307.86, 3500.48], [1989.71, 3506.03]]
 
 
-def test_a_legacy_spot_table_names_spots_by_array_place(tmp_path):
-    found = read_spots(write(tmp_path / "s.tsv", LEGACY))
-    assert found.barcodes == ["9x13", "8x13"]
-    np.testing.assert_array_equal(found.coords, COORDS)
-    np.testing.assert_array_equal(found.selected, [True, False])
-    np.testing.assert_array_equal(found.array, [[9, 13], [8, 13]])
-
-
-def test_in_a_visium_table_rows_are_y(tmp_path):
-    found = read_spots(write(tmp_path / "tissue_positions.csv", VISIUM))
-    assert found.barcodes == ["AC-1", "GT-1"]
-    np.testing.assert_array_equal(found.coords, COORDS)
-    np.testing.assert_array_equal(found.selected, [False, True])
-    np.testing.assert_array_equal(found.array, [[9, 13], [8, 13]])
-
-
-@pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
-def test_a_plain_table_has_barcodes_and_pixels(tmp_path, name):
-    found = read_spots(write(tmp_path / name, PLAIN))
-    assert found.barcodes == ["a", "b"]
-    np.testing.assert_array_equal(found.coords, COORDS)
-    assert found.selected is None
-    assert found.array is None
+@pytest.mark.parametrize(
+    ("name", "text", "barcodes", "selected", "array"),
+    [
+        ("s.tsv", LEGACY, ["9x13", "8x13"], [True, False], [[9, 13], [8, 13]]),
+        # rows are y
+        ("tissue_positions.csv", VISIUM, ["AC-1", "GT-1"], [False, True], [[9, 13], [8, 13]]),
+        ("s.csv", PLAIN, ["a", "b"], None, None),
+        ("s.csv.gz", PLAIN, ["a", "b"], None, None),
+    ],
+)
+def test_spot_tables_of_every_kind_are_read(tmp_path, name, text, barcodes, selected, array):
+    spots = read_spots(write(tmp_path / name, text))
+    assert spots.barcodes == barcodes
+    np.testing.assert_array_equal(spots.coords, COORDS)
+    np.testing.assert_array_equal(spots.selected, selected)
+    np.testing.assert_array_equal(spots.array, array)
 
 
 @pytest.mark.parametrize(

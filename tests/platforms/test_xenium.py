@@ -19,8 +19,6 @@ def bundle(tmp_path):
 
 @pytest.mark.parametrize("parquet", [False, True])
 def test_cells_lie_where_the_alignment_puts_them_in_the_image(tmp_path, parquet):
-    if parquet:
-        pytest.importorskip("pyarrow", reason="Parquet is an extra")
     places = write_xenium(tmp_path / "x", parquet=parquet)
     source = only_slide(tmp_path / "x", "xenium")
     assert (source.name, source.platform, source.unit) == ("x", "Xenium, 2.0.0.6", "cells")
