@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -112,18 +111,32 @@ def simulate_cohort(
         for i, patient in enumerate(patients)
     ]
     genes = make_gene_model(_rng(seed, _COHORT, 0, "genes"))
-    measured = []
+    expected, counted = [], []
     with atomic_folder(out) as folder:
         for i, patient in enumerate(patients):
             level = _rng(seed, _PATIENT, patient, "level").normal(size=len(genes.genes))
             writer = _SlideWriter(slides[i], n_spots, partial(_rng, seed, _SLIDE, i))
             writer.write_patches(folder / "patches", patch_size, progress)
-            measured.append(writer.write_counts(folder / "adata", genes, genes.patient_sd * level))
-        ceiling = _noise_ceiling(genes, measured)
+            written = writer.write_counts(folder / "adata", genes, genes.patient_sd * level)
+            expected.append(written[0])
+            counted.append(written[1])
+        ceiling = _noise_ceiling(genes, expected, counted)
         names, patients_of, tested = zip(*map(dataclasses.astuple, slides), strict=True)
         write_splits(folder / "splits", split_files(names, tested, patients_of))
         write_gene_list(folder / GENE_LIST, genes.modelled)
-        write_json(folder / DESCRIPTION, _description(seed, n_spots, genes, slides, ceiling))
+        description = {
+            "format": FORMAT,
+            "seed": seed,
+            "n_spots": n_spots,
+            "pitch_um": PITCH_UM,
+            "patch_um": PATCH_UM,
+            "um_per_px": UM_PER_PX,
+            "coupling_range_um": genes.coupling_rings * PITCH_UM,
+            "slides": [dataclasses.asdict(slide) for slide in slides],
+            "noise_ceiling": ceiling,
+            "model": genes.describe(),
+        }
+        write_json(folder / DESCRIPTION, description)
     by_class = {name: [genes.genes[j] for j in genes.rows(name)] for name in CLASSES}
     return SimulatedCohort(out, slides, n_spots, n_folds, by_class, ceiling)
 
@@ -163,14 +176,6 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise BadInput(out, "output", found, "nothing but a simulated cohort to overwrite")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """A slide's log1p(counts) ``[N, G]``, and their expectation."""
-
-    counted: np.ndarray
-    expected: np.ndarray
-
-
 class _SlideWriter:
     """One slide of the cohort: its tissue and its files."""
 
@@ -200,8 +205,14 @@ class _SlideWriter:
                 if progress is not None:
                     progress(self._slide.id, writer.written, len(centres))
 
-    def write_counts(self, folder: Path, genes: GeneModel, level: np.ndarray) -> _Measured:
-        """Draw and write the counts at the patient's ``level [G]``; return them with the truth."""
+    def write_counts(
+        self, folder: Path, genes: GeneModel, level: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw and write the counts at the patient's ``level [G]``.
+
+        Returns:
+            The expectation of log1p(counts), and log1p(counts), both ``[N, G]``.
+        """
         tissue = self._tissue
         nuclei, shares = tissue.spot_nuclei(), tissue.spot_regions()
         features = np.concatenate([shares, tissue.spot_states()], axis=1)
@@ -228,7 +239,7 @@ class _SlideWriter:
             layers={TRUE_MEAN: expected},
             uns={"patient": self._slide.patient},
         )
-        return _Measured(np.log1p(counts), expected)
+        return expected, np.log1p(counts)
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
@@ -238,14 +249,11 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _noise_ceiling(
-    genes: GeneModel, slides: Sequence[_Measured]
+    genes: GeneModel, expected: Sequence[np.ndarray], counted: Sequence[np.ndarray]
 ) -> dict[str, dict[str, float | None]]:
     """Return by class the correlation that a perfect model of the tissue would reach."""
-    within = np.array([pearson_per_gene(slide.expected, slide.counted) for slide in slides])
-    pooled = pearson_per_gene(
-        np.concatenate([slide.expected for slide in slides]),
-        np.concatenate([slide.counted for slide in slides]),
-    )
+    within = np.array(list(map(pearson_per_gene, expected, counted)))
+    pooled = pearson_per_gene(np.concatenate(expected), np.concatenate(counted))
     return {
         name: {
             kind: none_if_nan(mean_of_defined(values[..., genes.rows(name)]))
@@ -253,27 +261,3 @@ def _noise_ceiling(
         }
         for name in CLASSES
     }
-
-
-def _description(
-    seed: int,
-    n_spots: int,
-    genes: GeneModel,
-    slides: Sequence[SimulatedSlide],
-    ceiling: dict[str, dict[str, float | None]],
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "seed": seed,
-        "n_spots": n_spots,
-        "pitch_um": PITCH_UM,
-        "patch_um": PATCH_UM,
-        "um_per_px": UM_PER_PX,
-        "coupling_range_um": genes.coupling_rings * PITCH_UM,
-        "slides": [dataclasses.asdict(slide) for slide in slides],
-        "noise_ceiling": ceiling,
-        "model": genes.describe(),
-    }
-
-
-__all__ = ["SimulatedCohort", "SimulatedSlide", "simulate_cohort"]

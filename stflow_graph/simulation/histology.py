@@ -253,6 +253,3 @@ def _stamps(rng: np.random.Generator) -> np.ndarray:
     noise = gaussian_filter(rng.standard_normal((n, _STAMP, _STAMP)), (0, 1.3, 1.3))
     chromatin = 1 + clumps * noise / noise.std()
     return (edge * (inside + (rim - inside) * radius**3) * chromatin).astype(np.float32)
-
-
-__all__ = ["Painter", "Stain"]
