@@ -12,7 +12,7 @@ from rich.text import Text
 from .progress import byte_progress
 
 if TYPE_CHECKING:
-    from stflow_graph.stages.download import Downloaded, Wanted
+    from stflow_graph.stages.download import Downloaded, Selection
 
 
 def download(
@@ -44,23 +44,23 @@ def download(
     if folder is None:
         raise typer.BadParameter("--weights-root is needed" if encoder else "--out is needed")
     from stflow_graph.io.hub import Hub, read_token
-    from stflow_graph.stages.download import Wanted
+    from stflow_graph.stages.download import Selection
     from stflow_graph.stages.download import download as run
 
     if datasets:
-        wanted = Wanted.bench([] if datasets == ["all"] else datasets, revision)
+        selection = Selection.bench([] if datasets == ["all"] else datasets, revision)
     elif encoder:
-        wanted = Wanted.weights(encoder, revision)
+        selection = Selection.weights(encoder, revision)
     else:
-        wanted = Wanted.repository(str(repo), repo_type, include or [], revision)
+        selection = Selection.repository(str(repo), repo_type, include or [], revision)
     hub = Hub(token=None if token_file is None else read_token(token_file))
     with byte_progress() as progress:
-        done = run(wanted, folder, hub=hub, overwrite=overwrite, progress=progress)
-    for line in _summary(done, wanted, folder):
+        done = run(selection, folder, hub=hub, overwrite=overwrite, progress=progress)
+    for line in _summary(done, selection, folder):
         Console().print(Text(line), soft_wrap=True)
 
 
-def _summary(done: Downloaded, wanted: Wanted, folder: Path) -> list[str]:
+def _summary(done: Downloaded, selection: Selection, folder: Path) -> list[str]:
     kept = f", {len(done.kept)} there already" if done.kept else ""
     files = f"{len(done.fetched)} files fetched{kept}, {done.n_bytes / 1e9:,.2f} GB in all"
-    return [f"{wanted.repo.id} at {done.commit[:12]}: {files}: {folder}"]
+    return [f"{selection.repo.id} at {done.commit[:12]}: {files}: {folder}"]

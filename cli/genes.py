@@ -75,11 +75,10 @@ def _show(console: Console, chosen: ChosenGenes, score: str, top: int) -> None:
         table = Table("", "gene", title=title)
         for heading in ("mean count", "least share of spots", score):
             table.add_column(heading, justify="right")
-        best = chosen.genes.top(top)
-        rows = zip(best.genes, best.mean, best.share, best.score, strict=True)
-        for rank, (gene, mean, share, value) in enumerate(rows, 1):
+        best = chosen.genes.head(top)
+        for rank, (gene, mean, share, value) in enumerate(best.itertuples(), 1):
             table.add_row(str(rank), escape(gene), f"{mean:.2f}", f"{share:.0%}", f"{value:.3f}")
         console.print(table)
     state = "there already" if chosen.up_to_date else "written"
-    line = f"{chosen.file}: {len(chosen.genes.genes)} genes, {state}"
+    line = f"{chosen.file}: {len(chosen.genes)} genes, {state}"
     console.print(line, soft_wrap=True, markup=False, highlight=False)

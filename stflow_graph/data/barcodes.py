@@ -1,4 +1,4 @@
-"""Matching the spots of two files by barcode."""
+"""Matching the spots of two files by barcode, which is unique in each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stflow_graph.errors import BadInput, unquoted
 
 
 def common_rows(left: Sequence[str], right: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of ``left`` that are in ``right``, in order, and their rows in ``right``."""
-    place = {barcode: i for i, barcode in enumerate(right)}
-    rows = [i for i, barcode in enumerate(left) if barcode in place]
-    return np.array(rows, dtype=np.int64), np.array([place[left[i]] for i in rows], dtype=np.int64)
+    rows = pd.Index(right, dtype=object).get_indexer(pd.Index(left, dtype=object))
+    return np.flatnonzero(rows >= 0), rows[rows >= 0]
 
 
 def match_barcodes(
@@ -27,11 +27,9 @@ def match_barcodes(
     """
     rows, right_rows = common_rows(left, right)
     if 2 * len(rows) < min(len(left), len(right)):
-        matched = set(rows.tolist())
-        missing = [barcode for i, barcode in enumerate(left) if i not in matched]
         found = unquoted(
             f"{len(rows)} of {len(left)} barcodes in {Path(right_file).name}; "
-            f"not there: {missing[:3]}, there: {list(right[:3])}"
+            f"not there: {_first_absent(left, right)}, there: {list(right[:3])}"
         )
         fix = "check that both files are of one slide and that suffixes such as '-1' agree"
         raise BadInput(left_file, "barcodes", found, "the same barcodes in both", fix)
@@ -41,15 +39,19 @@ def match_barcodes(
 def rows_of(
     barcodes: Sequence[str], stored: Sequence[str], file: str | Path, field: str = "barcodes"
 ) -> np.ndarray:
-    """Return the row of every barcode in those that a file stores.
+    """Return the rows of all ``barcodes`` in those that a file stores.
 
     Raises:
         BadInput: some are absent; counts them and shows three.
     """
-    found, rows = common_rows(barcodes, stored)
-    if len(found) < len(barcodes):
-        present = set(stored)
-        absent = [barcode for barcode in barcodes if barcode not in present]
-        text = unquoted(f"{len(absent)} of {len(barcodes)} spots absent, such as {absent[:3]}")
-        raise BadInput(file, field, text, "every spot of the slide")
+    present, rows = common_rows(barcodes, stored)
+    if n_absent := len(barcodes) - len(present):
+        absent = _first_absent(barcodes, stored)
+        found = unquoted(f"{n_absent} of {len(barcodes)} spots absent, such as {absent}")
+        raise BadInput(file, field, found, "every spot of the slide")
     return rows
+
+
+def _first_absent(left: Sequence[str], right: Sequence[str]) -> list[str]:
+    present = set(right)
+    return [barcode for barcode in left if barcode not in present][:3]

@@ -236,7 +236,7 @@ def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) ->
     return Path(root) / dataset / encoder / "fp32" / f"{sample}.h5"
 
 
-def known_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path | None:
+def existing_embedding(root: str | Path, dataset: str, encoder: str, sample: str) -> Path | None:
     """Return a slide's embedding file in any supported layout, None if there is none.
 
     An encoder's folder may have its own name or an alias (STFlow's ``uni_v1_official``).
@@ -259,7 +259,7 @@ def find_embedding(root: str | Path, dataset: str, encoder: str, sample: str) ->
     Raises:
         BadInput: there is none; names the path where ``embed`` writes it.
     """
-    file = known_embedding(root, dataset, encoder, sample)
+    file = existing_embedding(root, dataset, encoder, sample)
     if file is None:
         first = embedding_path(root, dataset, encoder, sample)
         fix = f"run `stflow-graph embed` with --encoder {encoder}"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
@@ -19,10 +18,10 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stflow_graph.data.barcodes import rows_of
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
-from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.patches import open_patches
 from stflow_graph.stats.metrics import neighbour_mean
 from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
@@ -233,19 +232,3 @@ def darkness(patches: str | Path, barcodes: Sequence[str]) -> np.ndarray:
             red = file.images[start : start + _BATCH, :, :, 0]
             dark[start : start + _BATCH] = 255 - red.mean(axis=(1, 2), dtype=np.float64)
     return dark[rows]
-
-
-def rows_of(
-    barcodes: Sequence[str], available: Sequence[str], file: str | Path, field: str
-) -> np.ndarray:
-    """Return the rows of some spots among all those of a file.
-
-    Raises:
-        BadInput: a spot is absent; names the file and the field.
-    """
-    rows = pd.Index(available).get_indexer(barcodes)
-    absent = [barcode for barcode, row in zip(barcodes, rows, strict=True) if row < 0]
-    if absent:
-        found = unquoted(f"{len(absent)} of {len(barcodes)} spots absent, such as {absent[:3]}")
-        raise BadInput(file, field, found, "every predicted spot")
-    return rows

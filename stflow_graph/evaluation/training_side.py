@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stflow_graph.data.barcodes import rows_of
 from stflow_graph.data.load import load_sample, load_slide
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, find_datasets, find_embedding
@@ -18,7 +19,6 @@ from stflow_graph.evaluation.baselines import (
     Predictor,
     darkness,
     fit_baselines,
-    rows_of,
 )
 from stflow_graph.evaluation.files import ModelPrediction, Models
 from stflow_graph.evaluation.records import SlideEvaluation

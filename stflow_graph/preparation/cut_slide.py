@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
+from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
 from stflow_graph.io.hdf5 import open_h5
@@ -38,14 +38,12 @@ _SAME_SCALE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class _Joined:
-    """A slide's tables, and the rows of both that are of the same spots."""
+    """A slide's tables, the rows of both that are of the same spots, and how many are not."""
 
     data: SlideData
     rows: np.ndarray
     expression_rows: np.ndarray
-    not_selected: int
-    only_in_spots: int
-    only_in_counts: int
+    left_out: dict[str, int]
 
     @property
     def barcodes(self) -> list[str]:
@@ -89,25 +87,33 @@ def cut_slide(
         image = stack.enter_context(source.image()) if stored is None else None
         data = source.read()
         kept = _join(data, source, stored)
-        scale = _um_per_px(source, data, image)
+        coords, scale = kept.coords, _um_per_px(source, data, image)
         um_per_px = check_scale(scale, request["patch_um"], source.image_file)
         edge = request["patch_um"] / um_per_px  # level-0 px
-        if notice is not None and source.platform:
-            n = len(data.spots.barcodes) - kept.not_selected
-            recognised = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
-            notice(f"{source.name}: {recognised}")
-        if image is not None:
-            _check_inside(kept.coords, image.size, source.spots_file)
-            read = patch_reader(image, kept.coords, edge, request["patch_px"])
-        else:
-            assert stored is not None
-            read = _stored_reader(kept, stored, edge, source.spots_file)
         provenance = {**request, "um_per_px": um_per_px, "version": __version__}
         if source.platform:
             provenance["platform"] = source.platform
-        size = None if image is None else image.size
-        record = {**provenance, **_measure(kept, size, edge, um_per_px)}
-        cut_patches(patches, read, kept.barcodes, kept.coords, edge, record, progress)
+            n = len(data.spots.barcodes) - kept.left_out["not_selected"]
+            recognised = f"{source.platform}, {n:,} {source.unit}, {um_per_px:.3f} µm/px"
+            if notice is not None:
+                notice(f"{source.name}: {recognised}")
+        n_padded = 0
+        if image is not None:
+            _check_inside(coords, image.size, source.spots_file)
+            read = patch_reader(image, coords, edge, request["patch_px"])
+            padded = (coords < edge / 2) | (coords > np.array(image.size) - edge / 2)
+            n_padded = int(padded.any(axis=1).sum())
+        else:
+            assert stored is not None
+            read = _stored_reader(kept, stored, edge, source.spots_file)
+        record = {
+            **provenance,
+            **kept.left_out,
+            "n_spots": len(coords),
+            "n_padded": n_padded,
+            "pitch_um": median_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
+        }
+        cut_patches(patches, read, kept.barcodes, coords, edge, record, progress)
     _write_adata(adata, kept, provenance)
     return record
 
@@ -140,9 +146,8 @@ def _stored_patches(
     stored = stack.enter_context(open_patches(source.inputs["patches"]))
     size = stored.images.shape[2]
     shown_um = size * _HEST_UM_PER_PX
-    edge = stored.images.attrs.get("patch_size_src")
-    if edge is not None and stored.um_per_px is not None:
-        shown_um = float(edge) * stored.um_per_px
+    if stored.size_level0 is not None and stored.um_per_px is not None:
+        shown_um = stored.size_level0 * stored.um_per_px
     if size == request["patch_px"] and abs(shown_um / request["patch_um"] - 1) < _SAME_SCALE:
         return stored
     if "image" not in source.inputs:
@@ -165,15 +170,12 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
         chosen = chosen[match_barcodes(names, stored.barcodes, file, stored.path)[0]]
     names = [table.barcodes[i] for i in chosen]
     rows, expression_rows = match_barcodes(names, expression.barcodes, file, counts)
-    placed = set(table.barcodes)
-    return _Joined(
-        data,
-        chosen[rows],
-        expression_rows,
-        not_selected=n - len(chosen),
-        only_in_spots=len(chosen) - len(rows),
-        only_in_counts=sum(barcode not in placed for barcode in expression.barcodes),
-    )
+    left_out = {
+        "not_selected": n - len(chosen),
+        "only_in_spots": len(chosen) - len(rows),
+        "only_in_counts": len(set(expression.barcodes) - set(table.barcodes)),
+    }
+    return _Joined(data, chosen[rows], expression_rows, left_out)
 
 
 def _um_per_px(source: SlideSource, data: SlideData, image: ImageReader | None) -> float | None:
@@ -216,25 +218,6 @@ def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -
 
 def _outside(coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.any((coords < 0) | (coords > np.array(size)), axis=1)
-
-
-def _measure(
-    kept: _Joined, size: tuple[int, int] | None, edge: float, um_per_px: float
-) -> dict[str, Any]:
-    coords = kept.coords
-    n_padded = 0
-    if size is not None:
-        padded = ((coords < edge / 2) | (coords > np.array(size) - edge / 2)).any(axis=1)
-        n_padded = int(padded.sum())
-    nearest = cKDTree(coords).query(coords, k=2)[0][:, 1] if len(coords) > 1 else np.nan
-    return {
-        "n_spots": len(coords),
-        "not_selected": kept.not_selected,
-        "only_in_spots": kept.only_in_spots,
-        "only_in_counts": kept.only_in_counts,
-        "n_padded": n_padded,
-        "pitch_um": float(np.median(nearest) * um_per_px),
-    }
 
 
 def _write_adata(path: Path, kept: _Joined, record: dict[str, Any]) -> None:

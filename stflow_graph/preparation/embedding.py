@@ -28,13 +28,12 @@ from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.version import __version__
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-# a patch whose grey values all lie this close together shows no tissue
-_BLANK_RANGE = 8
+_BLANK_RANGE = 8  # a patch of a smaller range of grey values shows no tissue
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """An embedding file: its slide, spots, blank patches, and whether it was complete before."""
+    """An embedding file: its slide, spots, blank patches, and whether it was up to date."""
 
     slide: str
     path: Path
@@ -48,8 +47,8 @@ class EmbedSettings:
     """How to embed.
 
     Attributes:
-        batch_size: patches at a time.
-        device: where the encoder runs.
+        batch_size: patches per batch.
+        device: device of the encoder.
         precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         workers: processes that read ahead; 0 reads in a thread, enough on a CPU.
     """
@@ -68,8 +67,7 @@ class EmbedSettings:
         if self.precision not in PRECISIONS:
             raise BadConfig(f"precision {self.precision!r}: expected {', '.join(PRECISIONS)}")
         if self.precision == "auto":
-            on_gpu = torch.device(self.device).type == "cuda"
-            if not on_gpu:
+            if torch.device(self.device).type != "cuda":
                 return None
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
@@ -93,23 +91,13 @@ def embed_files(
         SomeFailed: some of several files failed; the others are written.
     """
     with _readers(settings.workers) as pool:
-        work = [
-            (
-                source.stem,
-                partial(
-                    embed_file,
-                    source,
-                    target,
-                    encoder,
-                    settings,
-                    overwrite=overwrite,
-                    progress=progress,
-                    pool=pool,
-                ),
-            )
-            for source, target in jobs
-        ]
-        return attempt_each(work)
+        run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool)
+        return attempt_each(
+            [
+                (source.stem, partial(run, source, target, encoder, settings))
+                for source, target in jobs
+            ]
+        )
 
 
 def embed_file(
@@ -124,16 +112,16 @@ def embed_file(
 ) -> Embedded:
     """Embed one patch file.
 
-    A target made from the same patches with the same weights is left as it is. Embeddings do not
-    depend on the batch size beyond rounding, nor on who reads, and are stored as float32. Their
-    coordinates are the patches' centres wherever anything tells, see ``data.coordinates``.
+    A target made from the same patches with the same weights is kept. Embeddings do not depend on
+    the workers, nor on the batch size beyond rounding, and are stored as float32 with the centres
+    of the patches, see ``data.coordinates``.
 
     Args:
         source: the patch file.
         target: the embedding file.
         encoder: the patch encoder.
         settings: batch size, device, precision, workers.
-        overwrite: embed anew what is complete.
+        overwrite: replace an existing target.
         progress: called with (slide, spots done, spots in all).
         pool: reads the batches, ``settings.workers`` ahead; None makes one.
 
@@ -144,24 +132,27 @@ def embed_file(
     source, target = Path(source), Path(target)
     readers = contextlib.nullcontext(pool) if pool else _readers(settings.workers)
     with open_patches(source) as patches, readers as reader:
-        placed = patch_centres(patches)
+        placed, dtype, n = patch_centres(patches), settings.dtype(), len(patches)
         attrs = {
             "encoder": encoder.name,
             "weights_sha256": encoder.weights_sha256,
             "patches_sha256": sha256(source),
-            "precision": "fp32" if settings.dtype() is None else str(settings.dtype())[6:],
+            "precision": "fp32" if dtype is None else str(dtype).removeprefix("torch."),
             "um_per_px": patches.um_per_px,
             "convention": placed.convention,
             "patch_size_level0": patches.size_level0,
             "version": __version__,
         }
         if target.exists() and not overwrite:
-            n_blank = _complete(target, attrs)
-            return Embedded(source.stem, target, len(patches), n_blank, True)
-        patches = dataclasses.replace(patches, coords=placed.coords)
-        batches = _batches(patches, settings, reader)
-        n_blank = _write(target, patches, batches, encoder, settings, attrs, progress)
-    return Embedded(source.stem, target, len(patches), n_blank, False)
+            return Embedded(source.stem, target, n, _check_current(target, attrs), True)
+        report = None if progress is None else partial(progress, source.stem)
+        batches, n_blank, width = _batches(patches, settings, reader), 0, encoder.width
+        with write_embeddings(target, patches.barcodes, placed.coords, width, attrs) as writer:
+            for x, blank in _encode(batches, n, encoder, settings, report):
+                writer.append(x)
+                n_blank += blank
+            writer.attrs["n_blank"] = n_blank
+    return Embedded(source.stem, target, n, n_blank, False)
 
 
 def embed_slide(
@@ -197,38 +188,14 @@ def embed_slide(
     return dataclasses.replace(slide, x=x, encoder=encoder.name)
 
 
-def _complete(target: Path, attrs: Mapping[str, object]) -> int:
-    """Return the number of blank patches of a target that is what would be written."""
+def _check_current(target: Path, attrs: Mapping[str, object]) -> int:
+    """Return the blank patches of an existing target, which must have these attributes."""
     stored = read_attrs(target)
     for key in ("encoder", "weights_sha256", "patches_sha256", "precision", "convention"):
         if stored.get(key) != attrs[key] or stored.get("format") != FORMAT:
-            raise BadInput(
-                target,
-                key,
-                stored.get(key),
-                f"{attrs[key]!r}",
-                "--overwrite to embed anew, or another place",
-            )
+            fix = "--overwrite to embed anew, or another place"
+            raise BadInput(target, key, stored.get(key), f"{attrs[key]!r}", fix)
     return int(stored.get("n_blank", 0))
-
-
-def _write(
-    target: Path,
-    patches: PatchFile,
-    batches: Iterable[np.ndarray],
-    encoder: Encoder,
-    settings: EmbedSettings,
-    attrs: Mapping[str, object],
-    progress: Progress | None,
-) -> int:
-    report = None if progress is None else partial(progress, patches.path.stem)
-    n_blank = 0
-    with write_embeddings(target, patches.barcodes, patches.coords, encoder.width, attrs) as writer:
-        for x, blank in _encode(batches, len(patches), encoder, settings, report):
-            writer.append(x)
-            n_blank += blank
-        writer.attrs["n_blank"] = n_blank
-    return n_blank
 
 
 def _encode(
@@ -260,7 +227,7 @@ def _encode(
 
 @contextlib.contextmanager
 def _readers(workers: int) -> Iterator[Executor]:
-    """Give a pool that reads patches: processes, or one thread where ``workers`` is 0."""
+    """Yield a pool that reads patches: processes, or one thread if ``workers`` is 0."""
     pool: Executor = ThreadPoolExecutor(1)
     if workers:  # neither CUDA nor HDF5 survives a fork
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))

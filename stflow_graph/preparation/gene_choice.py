@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 Method = Literal["hvg", "mean", "moran"]
@@ -25,50 +26,26 @@ class GeneStatistics:
     """Per-gene summary of one slide.
 
     Attributes:
-        genes: G names.
         n_spots: number of spots.
-        share: ``[G]`` fraction of the spots with a count of the gene.
-        total: ``[G]`` sum of the counts over spots.
-        squares: ``[G]`` sum of the squared counts over spots.
-        moran: ``[G]`` Moran's I of log1p(counts), NaN where undefined; None if not computed.
+        table: indexed by gene, with the ``total`` of the counts and of their ``squares`` over
+            spots, the ``share`` of the spots with a count, and, if computed, ``moran``, Moran's I
+            of log1p(counts), NaN where undefined.
     """
 
-    genes: list[str]
     n_spots: int
-    share: np.ndarray
-    total: np.ndarray
-    squares: np.ndarray
-    moran: np.ndarray | None = None
+    table: pd.DataFrame
 
     @classmethod
     def of(cls, counts: sp.csr_matrix, genes: Sequence[str]) -> GeneStatistics:
-        """Summarise raw counts, ``[N, G]``."""
+        """Summarise raw counts, ``[N, G]``, of distinct genes."""
         counts = counts.astype(np.float64)
         counts.eliminate_zeros()
-        total, squares = (np.asarray(m.sum(axis=0)).reshape(-1) for m in (counts, counts.power(2)))
-        share = counts.getnnz(axis=0) / counts.shape[0]
-        return cls(list(genes), counts.shape[0], share, total, squares)
-
-
-@dataclasses.dataclass(frozen=True)
-class RankedGenes:
-    """Qualified genes, the best first.
-
-    Attributes:
-        genes: G names.
-        mean: ``[G]`` mean count over the spots of all slides.
-        share: ``[G]`` fraction of the spots with a count of the gene, minimum over slides.
-        score: ``[G]`` the score that they are ranked by.
-    """
-
-    genes: list[str]
-    mean: np.ndarray
-    share: np.ndarray
-    score: np.ndarray
-
-    def top(self, n: int) -> RankedGenes:
-        """Return the best n."""
-        return RankedGenes(self.genes[:n], self.mean[:n], self.share[:n], self.score[:n])
+        columns = {
+            "share": counts.getnnz(axis=0) / counts.shape[0],
+            "total": np.asarray(counts.sum(axis=0)).ravel(),
+            "squares": np.asarray(counts.power(2).sum(axis=0)).ravel(),
+        }
+        return cls(counts.shape[0], pd.DataFrame(columns, index=pd.Index(genes, dtype=object)))
 
 
 def rank_genes(
@@ -78,7 +55,7 @@ def rank_genes(
     min_fraction: float = 0.1,
     panel: Collection[str] | None = None,
     n_bins: int = 20,
-) -> RankedGenes:
+) -> pd.DataFrame:
     """Rank the genes that are counted in at least ``min_fraction`` of the spots of every slide.
 
     ``hvg``: by dispersion log(variance / mean) of the counts, standardised among genes of similar
@@ -93,35 +70,29 @@ def rank_genes(
         panel: candidates, such as the genes that test slides measure too; None means all.
         n_bins: see above.
 
+    Returns:
+        Qualified genes as the index, the best first: their ``mean`` count over the spots of all
+        slides, the minimum ``share`` of the spots with a count over slides, and their ``score``.
+
     Source: Satija et al. 2015, Nat. Biotechnol. 33, 495-502, as scanpy's flavour "seurat" on log1p
     counts; HEST-bench (Jaume et al., NeurIPS 2024), ``get_k_genes``.
     """
-    places = [{gene: i for i, gene in enumerate(slide.genes)} for slide in slides]
-    shared = set.intersection(*map(set, places))
-    names = sorted(shared if panel is None else shared & set(panel))
-    names = [name for name in names if not any(part in name for part in _CONTROLS)]
-    columns = [np.array([place[name] for name in names], dtype=np.int64) for place in places]
-    pairs = list(zip(slides, columns, strict=True))
+    genes = set.intersection(*(set(slide.table.index) for slide in slides))
+    genes = genes if panel is None else genes & set(panel)
+    names = sorted(gene for gene in genes if not any(part in gene for part in _CONTROLS))
+    tables = [slide.table.loc[names] for slide in slides]
     n = sum(slide.n_spots for slide in slides)
-    mean = np.sum([slide.total[c] for slide, c in pairs], axis=0) / n
-    share = np.min([slide.share[c] for slide, c in pairs], axis=0)
+    mean = np.sum([table["total"] for table in tables], axis=0) / n
+    share = np.min([table["share"] for table in tables], axis=0)
     if method == "hvg":
-        squares = np.sum([slide.squares[c] for slide, c in pairs], axis=0)
+        squares = np.sum([table["squares"] for table in tables], axis=0)
         variance = (squares - n * mean**2) / max(n - 1, 1)
         score = _dispersion(mean, variance, share >= min_fraction, n_bins)
-    elif method == "mean":
-        score = mean
     else:
-        score = np.mean([_moran(slide)[c] for slide, c in pairs], axis=0)
-    rows = np.flatnonzero((share >= min_fraction) & np.isfinite(score))
-    rows = rows[np.argsort(-score[rows], kind="stable")]
-    return RankedGenes([names[i] for i in rows], mean[rows], share[rows], score[rows])
-
-
-def _moran(slide: GeneStatistics) -> np.ndarray:
-    if slide.moran is None:
-        raise ValueError("these statistics have no Moran's I")
-    return slide.moran
+        score = mean if method == "mean" else np.mean([t["moran"] for t in tables], axis=0)
+    ranked = pd.DataFrame({"mean": mean, "share": share, "score": score}, index=names)
+    ranked = ranked[(share >= min_fraction) & np.isfinite(score)]
+    return ranked.sort_values("score", ascending=False, kind="stable")
 
 
 def _dispersion(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.splits import Fold, Sample
@@ -18,7 +19,6 @@ from stflow_graph.preparation.gene_choice import (
     METHODS,
     GeneStatistics,
     Method,
-    RankedGenes,
     rank_genes,
 )
 from stflow_graph.stats.metrics import morans_i, neighbour_mean
@@ -62,7 +62,7 @@ class ChosenGenes:
         dataset: the data set's name.
         fold: the fold's number.
         file: the gene list.
-        genes: the chosen genes, the best first.
+        genes: the chosen genes, the best first, as ``rank_genes`` returns them.
         n_qualified: number of genes that qualified.
         up_to_date: the same list existed already; nothing was written.
     """
@@ -70,7 +70,7 @@ class ChosenGenes:
     dataset: str
     fold: int
     file: Path
-    genes: RankedGenes
+    genes: pd.DataFrame
     n_qualified: int
     up_to_date: bool
 
@@ -101,9 +101,9 @@ def write_gene_lists(
             if sample.id not in statistics:
                 statistics[sample.id] = _statistics(sample, rule, matching)
         ranked = _rank(fold, statistics, rule, panel)
-        file, best = folder / rule.file_name(fold.index), ranked.top(rule.n_genes)
-        before = _write(file, best.genes, rule.method, overwrite)
-        n_qualified = len(ranked.genes)
+        file, best = folder / rule.file_name(fold.index), ranked.head(rule.n_genes)
+        before = _write(file, list(best.index), rule.method, overwrite)
+        n_qualified = len(ranked)
         chosen.append(ChosenGenes(slides[0].dataset, fold.index, file, best, n_qualified, before))
         if report:
             report(chosen[-1])
@@ -117,8 +117,9 @@ def _statistics(sample: Sample, rule: GeneRule, matching: GeneMatching) -> GeneS
         return statistics
     if expression.coords is None:
         raise BadInput(sample.expr_path, "obsm", unquoted("no 'spatial'"), "places of the spots")
-    columns = np.flatnonzero(statistics.share >= rule.min_fraction)
-    return dataclasses.replace(statistics, moran=_morans_i(expression, expression.coords, columns))
+    columns = np.flatnonzero(statistics.table["share"] >= rule.min_fraction)
+    moran = _morans_i(expression, expression.coords, columns)
+    return dataclasses.replace(statistics, table=statistics.table.assign(moran=moran))
 
 
 def _morans_i(expression: Expression, coords: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -135,19 +136,19 @@ def _morans_i(expression: Expression, coords: np.ndarray, columns: np.ndarray) -
 
 def _rank(
     fold: Fold, statistics: dict[str, GeneStatistics], rule: GeneRule, panel: set[str] | None
-) -> RankedGenes:
-    measured = [set(statistics[sample.id].genes) for sample in (*fold.train, *fold.test)]
+) -> pd.DataFrame:
+    measured = [set(statistics[sample.id].table.index) for sample in (*fold.train, *fold.test)]
     shared = set.intersection(*measured, *([] if panel is None else [panel]))
     training = [statistics[sample.id] for sample in fold.train]
     ranked = rank_genes(training, rule.method, min_fraction=rule.min_fraction, panel=shared)
-    if not ranked.genes:
+    if ranked.empty:
         source = rule.panel or fold.train[0].expr_path.parent
         found = unquoted(f"0 of {len(shared)} genes that the slides of fold {fold.index} share")
         expected = f"genes counted in {rule.min_fraction:.0%} of the spots of every training slide"
         raise BadInput(source, "genes", found, expected, "give a lower --least-share")
-    if len(ranked.genes) < rule.n_genes:
+    if len(ranked) < rule.n_genes:
         logger.warning(
-            "fold %d: only %d of %d genes qualify", fold.index, len(ranked.genes), rule.n_genes
+            "fold %d: only %d of %d genes qualify", fold.index, len(ranked), rule.n_genes
         )
     return ranked
 

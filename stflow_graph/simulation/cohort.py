@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,25 +18,18 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_folder, write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
 from stflow_graph.io.patches import write_patches
+from stflow_graph.simulation.fields import PATCH, PATCH_UM, PITCH_UM, REGIONS, UM_PER_PX
 from stflow_graph.simulation.gene_model import CLASSES, GeneModel, make_gene_model
 from stflow_graph.simulation.histology import Painter
-from stflow_graph.simulation.tissue import (
-    PATCH,
-    PATCH_UM,
-    PITCH_UM,
-    REGIONS,
-    UM_PER_PX,
-    RngFor,
-    make_tissue,
-    neighbour_means,
-)
+from stflow_graph.simulation.tissue import RngFor, make_tissue, neighbour_means
+from stflow_graph.stats.metrics import mean_of_defined, none_if_nan, pearson_per_gene
 
 FORMAT = "stflow_graph.simulation/1"
 GENE_LIST = "var_50genes.json"
 DESCRIPTION = "simulation.json"
 _ENTRIES = {"patches", "adata", "splits", GENE_LIST, DESCRIPTION}
 _BATCH = 32
-# a generator's key is (seed, whose it is, number, purpose)
+# the key of a generator is (seed, one of these, number, purpose)
 _COHORT, _PATIENT, _SLIDE = 0, 1, 2
 
 Progress = Callable[[str, int, int], None]
@@ -61,10 +53,10 @@ class SimulatedCohort:
         slides: the slides in order.
         n_spots: spots of each slide.
         n_folds: folds of ``splits/``.
-        genes: genes by class, those beyond the gene list included.
+        genes: genes by class, including those beyond the gene list.
         noise_ceiling: by class, the mean over genes of the Pearson correlation of the true mean
             with log1p(counts): ``"slide"`` within slides, ``"pooled"`` over all spots; None where
-            it is not defined.
+            undefined.
     """
 
     path: Path
@@ -96,15 +88,14 @@ def simulate_cohort(
     given the tissue, the slide's depth and the patient's levels; what is left is noise.
 
     Args:
-        out: the folder to make; it may exist empty.
-        n_slides: slides, two a patient where that leaves a patient for each fold, else one.
+        out: the folder to write; it may exist empty.
+        n_slides: slides, two per patient if that leaves a patient for each fold, else one.
         n_spots: spots of each slide, on a hexagonal array of 100 µm pitch.
-        seed: decides everything random.
-        n_folds: folds, by patient: each slide is tested once; there are no
-            more folds than patients.
+        seed: of everything random.
+        n_folds: folds by patient, each slide tested once; at most one per patient.
         patch_size: edge of the stored patches, px; they cover 112 µm, 224 px at level 0.
-        overwrite: replace a cohort that is there.
-        progress: called with the slide's name, the patches done and the patches in all.
+        overwrite: replace an existing cohort.
+        progress: called with the slide's name, the patches done and all its patches.
 
     Raises:
         BadInput: a number out of range, or a folder that holds something else.
@@ -120,18 +111,32 @@ def simulate_cohort(
         for i, patient in enumerate(patients)
     ]
     genes = make_gene_model(_rng(seed, _COHORT, 0, "genes"))
-    measured = []
+    expected, counted = [], []
     with atomic_folder(out) as folder:
         for i, patient in enumerate(patients):
             level = _rng(seed, _PATIENT, patient, "level").normal(size=len(genes.genes))
-            maker = _SlideMaker(slides[i], n_spots, partial(_rng, seed, _SLIDE, i))
-            maker.write_patches(folder / "patches", patch_size, progress)
-            measured.append(maker.write_counts(folder / "adata", genes, genes.patient_sd * level))
-        ceiling = _noise_ceiling(genes, measured)
+            writer = _SlideWriter(slides[i], n_spots, partial(_rng, seed, _SLIDE, i))
+            writer.write_patches(folder / "patches", patch_size, progress)
+            written = writer.write_counts(folder / "adata", genes, genes.patient_sd * level)
+            expected.append(written[0])
+            counted.append(written[1])
+        ceiling = _noise_ceiling(genes, expected, counted)
         names, patients_of, tested = zip(*map(dataclasses.astuple, slides), strict=True)
         write_splits(folder / "splits", split_files(names, tested, patients_of))
         write_gene_list(folder / GENE_LIST, genes.modelled)
-        write_json(folder / DESCRIPTION, _description(seed, n_spots, genes, slides, ceiling))
+        description = {
+            "format": FORMAT,
+            "seed": seed,
+            "n_spots": n_spots,
+            "pitch_um": PITCH_UM,
+            "patch_um": PATCH_UM,
+            "um_per_px": UM_PER_PX,
+            "coupling_range_um": genes.coupling_rings * PITCH_UM,
+            "slides": [dataclasses.asdict(slide) for slide in slides],
+            "noise_ceiling": ceiling,
+            "model": genes.describe(),
+        }
+        write_json(folder / DESCRIPTION, description)
     by_class = {name: [genes.genes[j] for j in genes.rows(name)] for name in CLASSES}
     return SimulatedCohort(out, slides, n_spots, n_folds, by_class, ceiling)
 
@@ -144,15 +149,15 @@ def _rng(seed: int, kind: int, number: int, purpose: str) -> np.random.Generator
 def _check_numbers(
     out: Path, n_slides: int, n_spots: int, seed: int, n_folds: int, patch_size: int
 ) -> None:
-    for field, value, least, most in (
+    for field, value, low, high in (
         ("slides", n_slides, 2, 9999),
         ("spots", n_spots, 1, 20_000),
         ("seed", seed, 0, 2**63 - 1),
         ("folds", n_folds, 2, 9999),
         ("patch size", patch_size, 8, PATCH),
     ):
-        if not least <= value <= most:
-            raise BadInput(out, field, value, f"a whole number from {least} to {most}")
+        if not low <= value <= high:
+            raise BadInput(out, field, value, f"a whole number from {low} to {high}")
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
@@ -164,23 +169,15 @@ def _check_folder(out: Path, overwrite: bool) -> None:
     if present and not overwrite:
         found = unquoted(f"{len(present)} entries, such as {present[:3]}")
         raise BadInput(out, "output", found, "an empty or new folder", "add --overwrite")
-    # what we did not write is not ours to remove
+    # never remove files of others
     foreign = [name for name in present if name not in _ENTRIES]
     if foreign:
         found = unquoted(f"{len(foreign)} other entries, such as {foreign[:3]}")
         raise BadInput(out, "output", found, "nothing but a simulated cohort to overwrite")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """A slide's log1p(counts) ``[N, G]`` as seen, and what was expected."""
-
-    seen: np.ndarray
-    expected: np.ndarray
-
-
-class _SlideMaker:
-    """One slide of the cohort: its tissue, and the files made from it."""
+class _SlideWriter:
+    """One slide of the cohort: its tissue and its files."""
 
     def __init__(self, slide: SimulatedSlide, n_spots: int, rng_for: RngFor) -> None:
         self._slide, self._rng_for = slide, rng_for
@@ -208,8 +205,14 @@ class _SlideMaker:
                 if progress is not None:
                     progress(self._slide.id, writer.written, len(centres))
 
-    def write_counts(self, folder: Path, genes: GeneModel, level: np.ndarray) -> _Measured:
-        """Draw and write the counts at the patient's ``level [G]``; return them with the truth."""
+    def write_counts(
+        self, folder: Path, genes: GeneModel, level: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw and write the counts at the patient's ``level [G]``.
+
+        Returns:
+            The expectation of log1p(counts), and log1p(counts), both ``[N, G]``.
+        """
         tissue = self._tissue
         nuclei, shares = tissue.spot_nuclei(), tissue.spot_regions()
         features = np.concatenate([shares, tissue.spot_states()], axis=1)
@@ -236,7 +239,7 @@ class _SlideMaker:
             layers={TRUE_MEAN: expected},
             uns={"patient": self._slide.patient},
         )
-        return _Measured(np.log1p(counts), expected)
+        return expected, np.log1p(counts)
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
@@ -246,55 +249,15 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _noise_ceiling(
-    genes: GeneModel, slides: Sequence[_Measured]
+    genes: GeneModel, expected: Sequence[np.ndarray], counted: Sequence[np.ndarray]
 ) -> dict[str, dict[str, float | None]]:
     """Return by class the correlation that a perfect model of the tissue would reach."""
-    within = np.array([_pearson(slide.expected, slide.seen) for slide in slides])
-    pooled = _pearson(
-        np.concatenate([slide.expected for slide in slides]),
-        np.concatenate([slide.seen for slide in slides]),
-    )
+    within = np.array(list(map(pearson_per_gene, expected, counted)))
+    pooled = pearson_per_gene(np.concatenate(expected), np.concatenate(counted))
     return {
         name: {
-            "slide": _mean(within[:, genes.rows(name)]),
-            "pooled": _mean(pooled[genes.rows(name)]),
+            kind: none_if_nan(mean_of_defined(values[..., genes.rows(name)]))
+            for kind, values in (("slide", within), ("pooled", pooled))
         }
         for name in CLASSES
     }
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the correlation of each column, ``[G]``; NaN where one is constant."""
-    a, b = (values - values.mean(axis=0, dtype=np.float64) for values in (a, b))
-    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    defined = scale > 1e-9 * len(a)
-    return np.where(defined, (a * b).sum(axis=0) / np.where(defined, scale, 1), np.nan)
-
-
-def _mean(values: np.ndarray) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else None
-
-
-def _description(
-    seed: int,
-    n_spots: int,
-    genes: GeneModel,
-    slides: Sequence[SimulatedSlide],
-    ceiling: dict[str, dict[str, float | None]],
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "seed": seed,
-        "n_spots": n_spots,
-        "pitch_um": PITCH_UM,
-        "patch_um": PATCH_UM,
-        "um_per_px": UM_PER_PX,
-        "coupling_range_um": genes.coupling_rings * PITCH_UM,
-        "slides": [dataclasses.asdict(slide) for slide in slides],
-        "noise_ceiling": ceiling,
-        "model": genes.describe(),
-    }
-
-
-__all__ = ["SimulatedCohort", "SimulatedSlide", "simulate_cohort"]

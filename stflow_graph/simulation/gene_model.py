@@ -1,4 +1,4 @@
-"""The simulated counts: which tissue state drives which gene, and the noise of the measurement.
+"""The model of simulated counts: the drivers of each gene and the measurement noise.
 
 For spot s and gene g, with states a_s of the spot's own patch and their mean ā_s over the rings of
 neighbours,
@@ -7,8 +7,8 @@ neighbours,
     count_sg ~ D_g · Poisson(λ_sg Γ_sg e^{ε_s})
 
 with ε_s ~ N(0, σ²) the random part of a spot's depth, Γ_sg of mean 1 and variance 1/θ (so counts
-are negative binomial), D_g ~ Bernoulli(1 − π) the dropout, and d_s the depth that the slide and
-the cells in the patch explain. Each gene has one of w_g ("own"), c_g ("neighbour"), a level l_g of
+are negative binomial), D_g ~ Bernoulli(1 − π) the dropout, and d_s the depth explained by the slide
+and the cells in the patch. Each gene has one of w_g ("own"), c_g ("neighbour"), a level l_g of
 its patient ("slide") or none of them ("noise" and the genes beyond the modelled ones).
 """
 
@@ -19,30 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from stflow_graph.simulation.tissue import REGIONS, STATES
+from stflow_graph.simulation.fields import REGIONS, STATES
 
 FEATURES = (*REGIONS, *STATES)
-MODELLED = {"own": 20, "neighbour": 15, "slide": 5, "noise": 10}
-BEYOND = {"housekeeping": 6, "unexpressed": 4}
-CLASSES = {**MODELLED, **BEYOND}
-
-_PREFIX = {
-    "own": "OWN",
-    "neighbour": "NBR",
-    "slide": "SLD",
-    "noise": "NSE",
-    "housekeeping": "HKG",
-    "unexpressed": "OFF",
+# prefix of the names, number of genes, and range of the mean count at features, level and depth 0
+_CLASSES = {
+    "own": ("OWN", 20, (2.0, 9.0)),
+    "neighbour": ("NBR", 15, (3.0, 10.0)),
+    "slide": ("SLD", 5, (2.0, 9.0)),
+    "noise": ("NSE", 10, (1.0, 9.0)),
+    "housekeeping": ("HKG", 6, (15.0, 40.0)),
+    "unexpressed": ("OFF", 4, (0.002, 0.01)),
 }
-# the range of a class's mean count where features, level and depth are 0
-_MEAN_COUNT = {
-    "own": (2.0, 9.0),
-    "neighbour": (3.0, 10.0),
-    "slide": (2.0, 9.0),
-    "noise": (1.0, 9.0),
-    "housekeeping": (15.0, 40.0),
-    "unexpressed": (0.002, 0.01),
-}
+CLASSES = {name: n for name, (_, n, _) in _CLASSES.items()}
+_BEYOND = ("housekeeping", "unexpressed")  # the gene list
+MODELLED = {name: n for name, n in CLASSES.items() if name not in _BEYOND}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +70,7 @@ class GeneModel:
 
     @property
     def modelled(self) -> list[str]:
-        """The genes of the gene list: those whose classes are in ``MODELLED``."""
+        """The genes of the gene list, of the classes in ``MODELLED``."""
         pairs = zip(self.genes, self.classes, strict=True)
         return [gene for gene, which in pairs if which in MODELLED]
 
@@ -109,9 +100,8 @@ class GeneModel:
 
     def log_depth(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return d_s for the number of nuclei in each patch ``[N]`` and a random slide depth."""
-        # 10 stands for what a patch without nuclei still yields, 70 is a usual patch's nuclei
-        seen = self.depth_cells * np.log((cells + 10) / 80)
-        return seen + rng.normal(0, self.depth_slide_sd)
+        # a patch without nuclei yields as much as 10; a typical patch has 70
+        return self.depth_cells * np.log((cells + 10) / 80) + rng.normal(0, self.depth_slide_sd)
 
     def sample(self, log_rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return counts ``[N, G]`` int64 at log λ."""
@@ -126,7 +116,7 @@ class GeneModel:
         return (1 - self.dropout) * mean
 
     def describe(self) -> dict[str, Any]:
-        """Return the model as JSON: its formula, its parameters and each gene's."""
+        """Return the model as JSON: its formula, its parameters and those of every gene."""
         numbers = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -154,8 +144,8 @@ class GeneModel:
 def make_gene_model(rng: np.random.Generator) -> GeneModel:
     """Return a gene model with random levels and loadings; the classes and drivers are fixed."""
     classes = [name for name, count in CLASSES.items() for _ in range(count)]
-    genes = [f"{_PREFIX[name]}{i + 1:02d}" for name, n in CLASSES.items() for i in range(n)]
-    low, high = np.log([_MEAN_COUNT[name] for name in classes]).T
+    genes = [f"{prefix}{i + 1:02d}" for prefix, n, _ in _CLASSES.values() for i in range(n)]
+    low, high = np.log([_CLASSES[name][2] for name in classes]).T
     own, coupling = np.zeros((2, len(FEATURES), len(genes)))
     for i in range(MODELLED["own"]):
         # every feature in turn, and a weaker second one
@@ -187,14 +177,14 @@ def expected_log1p(log_mean: np.ndarray, dispersion: float, log_sd: float) -> np
     step = 0.4
     s = np.arange(-30.0, 4.0, step)
     weight = step * np.exp(-np.exp(s))
-    lost = -np.expm1(-np.exp(s))  # 1 − u
+    one_minus_u = -np.expm1(-np.exp(s))
     z, z_weight = np.polynomial.hermite_e.hermegauss(9)
     z_weight = z_weight / z_weight.sum()
     total = np.zeros(np.shape(log_mean))
     for shift, share in zip(log_sd * z, z_weight, strict=True):
         mean = np.exp(log_mean + shift) / dispersion
-        for one, w in zip(lost, weight, strict=True):
-            total -= share * w * np.expm1(-dispersion * np.log1p(mean * one))
+        for v, w in zip(one_minus_u, weight, strict=True):
+            total -= share * w * np.expm1(-dispersion * np.log1p(mean * v))
     return total
 
 

@@ -2,8 +2,8 @@
 
 Two stains absorb light by Beer and Lambert's law, channel by channel:
 I = I₀ exp(−(c_H v_H + c_E v_E)), where c are concentrations and v the stains' optical densities
-(Ruifrok & Johnston 2001). The slide decides v, I₀ and how strong the stains are; the tissue
-decides c at every pixel. A pixel depends on its position on the slide alone.
+(Ruifrok & Johnston 2001). The slide determines v, I₀ and the stains' strength, the tissue c at
+every pixel. A pixel depends on its position on the slide alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from stflow_graph.simulation.tissue import NUCLEI, STATES, STEP, RngFor, Tissue
+from stflow_graph.simulation.fields import STATES, STEP
+from stflow_graph.simulation.structures import NUCLEI
+from stflow_graph.simulation.tissue import RngFor, Tissue
 
 _TEXTURE = 512  # px; textures repeat with this period
 _STAMP = 33  # px, edge of a nucleus stamp
@@ -43,7 +45,7 @@ class Stain:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Stain:
-        """Return a stain near the usual: colours turned a little, strengths by a sixth."""
+        """Return a typical stain with small variation of colours, and of strengths by a sixth."""
         strength = np.exp(rng.normal(0, (0.13, 0.17)))
         vectors = np.array([[0.66, 0.69, 0.30], [0.10, 0.87, 0.42]])
         vectors = np.abs(vectors + rng.normal(0, 0.03, (2, 3)))
@@ -65,8 +67,8 @@ class Painter:
     """Draws windows of one slide.
 
     Args:
-        tissue: what is where.
-        rng_for: gives a fresh generator for a purpose.
+        tissue: the tissue to draw.
+        rng_for: returns a fresh generator for a purpose.
     """
 
     def __init__(self, tissue: Tissue, rng_for: RngFor) -> None:
@@ -101,7 +103,7 @@ class Painter:
         haematoxylin *= 1 + 0.25 * grain
         eosin *= np.exp(0.32 * collagen) * (1 + 0.16 * grain)
         fat = _tiled(self._fat, x, y)
-        # fat cells keep their shape at a region's edge: the deeper in, the more of them are white
+        # fat cells keep their shape at a region's edge: further inside, more of them are white
         full = np.clip(6 * (adipose - 0.5) + 0.8 * grain * (1 - adipose), 0, 1)
         eosin += full * (fat - eosin)
         haematoxylin *= 1 - full * (1 - 0.3 * fat)
@@ -211,7 +213,7 @@ def _fat(rng: np.random.Generator) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """How a kind of nucleus looks: half axes in px, spread of sizes, rim, inside, chromatin."""
+    """Appearance of a kind of nucleus: half axes in px, spread of sizes, rim, inside, chromatin."""
 
     long: float
     short: float
@@ -251,6 +253,3 @@ def _stamps(rng: np.random.Generator) -> np.ndarray:
     noise = gaussian_filter(rng.standard_normal((n, _STAMP, _STAMP)), (0, 1.3, 1.3))
     chromatin = 1 + clumps * noise / noise.std()
     return (edge * (inside + (rim - inside) * radius**3) * chromatin).astype(np.float32)
-
-
-__all__ = ["Painter", "Stain"]

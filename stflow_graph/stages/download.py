@@ -1,4 +1,4 @@
-"""The download stage: data sets and weights from the Hugging Face hub, complete or not at all."""
+"""The download stage: data sets and weights from the Hugging Face hub, resumable and checked."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Selection:
     """Files of a repository.
 
     Attributes:
         repo: the repository.
-        patterns: as of a shell, ``*`` matches ``/`` too; each must match a file.
-        ignored: patterns of files left out.
-        first_only: the first pattern that matches is enough.
-        folder: the files go to this folder under ``out``, without the repository's folders; None
-            keeps the repository's layout.
+        patterns: shell patterns, of which ``*`` also matches ``/``; each must match a file.
+        ignored: patterns of files to leave out.
+        first_only: use the first pattern that matches a file.
+        folder: folder under ``out`` for all files; None keeps the repository's folders.
     """
 
     repo: Repo
@@ -41,17 +40,17 @@ class Wanted:
     folder: str | None = None
 
     @classmethod
-    def bench(cls, datasets: Sequence[str] = (), revision: str = "main") -> Wanted:
-        """Return data sets of HEST-bench, none meaning all, for a HEST-bench root."""
+    def bench(cls, datasets: Sequence[str] = (), revision: str = "main") -> Selection:
+        """Return data sets of HEST-bench, by default all, for a HEST-bench root."""
         patterns = tuple(f"{name}/*" for name in datasets) or ("*",)
         return cls(Repo(HEST_BENCH, "dataset", revision), patterns, (_WEIGHTS_IN_BENCH,))
 
     @classmethod
-    def weights(cls, encoder: str, revision: str = "main") -> Wanted:
+    def weights(cls, encoder: str, revision: str = "main") -> Selection:
         """Return the weights of an encoder, for a weights root.
 
         Raises:
-            BadConfig: an unknown name, or they are not on the hub.
+            BadConfig: an unknown encoder, or one whose weights are not on the hub.
         """
         entry = entry_of(encoder)
         if entry.hub is None:
@@ -63,8 +62,8 @@ class Wanted:
     @classmethod
     def repository(
         cls, name: str, kind: str, patterns: Sequence[str] = (), revision: str = "main"
-    ) -> Wanted:
-        """Return files of any repository, no patterns meaning all.
+    ) -> Selection:
+        """Return files of any repository, by default all.
 
         Raises:
             BadConfig: an unknown kind.
@@ -74,36 +73,35 @@ class Wanted:
         return cls(Repo(name, kind, revision), tuple(patterns) or ("*",))
 
     def choose(self, files: Sequence[RemoteFile]) -> dict[str, RemoteFile]:
-        """Return the files wanted, each under its path in the folder of the download.
+        """Return the selected files by their paths in the folder of the download.
 
         Raises:
             BadConfig: a pattern matches no file; lists the repository's folders.
         """
-        files = [f for f in files if not any(fnmatchcase(f.path, each) for each in self.ignored)]
-        found = {p: [f for f in files if fnmatchcase(f.path, p)] for p in self.patterns}
+        files = [f for f in files if not any(fnmatchcase(f.path, p) for p in self.ignored)]
+        matches = {p: [f for f in files if fnmatchcase(f.path, p)] for p in self.patterns}
         if self.first_only:
-            found = dict([(p, some) for p, some in found.items() if some][:1]) or found
-        absent = [pattern for pattern, some in found.items() if not some]
-        if absent:
-            known = sorted({file.path.split("/")[0] for file in files})
-            raise BadConfig(
-                f"{self.repo.id}: no file {' or '.join(absent)}; it has {', '.join(known[:20])}"
-            )
-        chosen = [file for some in found.values() for file in some]
-        if self.folder is None:
-            return {file.path: file for file in chosen}
-        return {f"{self.folder}/{file.path.rsplit('/')[-1]}": file for file in chosen}
+            matches = dict([(p, some) for p, some in matches.items() if some][:1]) or matches
+        unmatched = [pattern for pattern, some in matches.items() if not some]
+        if unmatched:
+            tops = ", ".join(sorted({file.path.split("/")[0] for file in files})[:20])
+            raise BadConfig(f"{self.repo.id}: no file {' or '.join(unmatched)}; it has {tops}")
+        return {
+            file.path if self.folder is None else f"{self.folder}/{file.path.rsplit('/')[-1]}": file
+            for some in matches.values()
+            for file in some
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Downloaded:
-    """What a download has done.
+    """The result of a download.
 
     Attributes:
         commit: of the repository.
-        fetched: files that were fetched, now or in parts before.
-        kept: files that were there already.
-        n_bytes: size of all of them.
+        fetched: files fetched, some of them resumed.
+        kept: files that were complete already.
+        n_bytes: total size.
     """
 
     commit: str
@@ -113,36 +111,36 @@ class Downloaded:
 
 
 def download(
-    wanted: Wanted,
+    selection: Selection,
     out: str | Path,
     *,
     hub: Hub | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Downloaded:
-    """Fetch files of the hub into a folder; run it again to go on where it stopped.
+    """Fetch files of the hub into a folder; an interrupted download is resumed by the next call.
 
-    A file is at its final path when it is complete and its checksum is the hub's, never before.
-    Files that are there are checked and not fetched again. ``out/download.json`` tells the commit
-    and the SHA-256 of each file.
+    A file has its final path only once it is complete and its checksum is the hub's. Existing
+    files are checked and not fetched again. ``out/download.json`` records the commit and the
+    SHA-256 of each file.
 
     Args:
-        wanted: which files.
+        selection: the files.
         out: a HEST-bench root, a weights root or any folder.
-        hub: the client; None takes the user's environment.
-        overwrite: replace files of another content that did not come from here.
-        progress: called with (path, bytes there, bytes in all), both of all files together.
+        hub: the client; None uses the user's environment.
+        overwrite: replace files of other content that are not in ``download.json``.
+        progress: called with (path, bytes done, bytes in all), both of all files together.
 
     Raises:
         BadConfig: no such repository, revision or file, or no access to it.
-        BadInput: a file of another content is in the way.
-        StorageFailed: not enough disk, no network, or a transfer that was corrupt.
+        BadInput: a file of other content exists at a file's path.
+        StorageFailed: not enough disk, no network, or a corrupt transfer.
     """
     out, hub = Path(out), hub or Hub()
-    commit, files = hub.list_files(wanted.repo)
-    chosen = wanted.choose(files)
-    with _only_one(out):
-        manifest = _Manifest(out / MANIFEST)
+    commit, files = hub.list_files(selection.repo)
+    chosen = selection.choose(files)
+    with _lock(out):
+        manifest = _Manifest(out / MANIFEST, selection.repo, commit)
         targets = {name: _inside(out, name) for name in chosen}
         kept = {name: file for name, file in chosen.items() if file.is_at(targets[name])}
         missing = {name: file for name, file in chosen.items() if name not in kept}
@@ -150,19 +148,19 @@ def download(
             if targets[name].exists() and not (overwrite or manifest.has(name, targets[name])):
                 fix = "move it away, choose another folder, or give --overwrite"
                 found = unquoted("another content")
-                raise BadInput(targets[name], "file", found, f"that of {wanted.repo.id}", fix)
+                raise BadInput(targets[name], "file", found, f"that of {selection.repo.id}", fix)
         _check_space(out, [(file, targets[name]) for name, file in missing.items()])
         total = sum(file.size for file in chosen.values())
         done = total - sum(file.size for file in missing.values())
-        manifest.add(kept, wanted.repo, commit, targets)
+        manifest.add(kept, targets)
         for name, file in missing.items():
 
             def report(n: int, name: str = name, before: int = done) -> None:
                 if progress:
                     progress(name, before + n, total)
 
-            hub.fetch(wanted.repo, commit, file, targets[name], report)
-            manifest.add({name: file}, wanted.repo, commit, targets)
+            hub.fetch(selection.repo, commit, file, targets[name], report)
+            manifest.add({name: file}, targets)
             done += file.size
     return Downloaded(
         commit, [targets[name] for name in missing], [targets[name] for name in kept], total
@@ -170,29 +168,30 @@ def download(
 
 
 class _Manifest:
-    """Where each file came from, and its checksum."""
+    """The origin and checksum of each file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, repo: Repo, commit: str) -> None:
         self._path = path
+        self._origin = {
+            "repo": repo.id,
+            "kind": repo.kind,
+            "revision": repo.revision,
+            "commit": commit,
+        }
         stored = read_json(path) if path.exists() else {}
         files = stored.get("files") if isinstance(stored, dict) else None
         self._files: dict[str, dict[str, Any]] = files if isinstance(files, dict) else {}
 
     def has(self, name: str, path: Path) -> bool:
-        """Return whether a file is still what was fetched."""
+        """Return whether a file is unchanged since it was fetched."""
         entry = self._files.get(name)
         return entry is not None and entry.get("sha256") == sha256(path)
 
-    def add(
-        self, files: Mapping[str, RemoteFile], repo: Repo, commit: str, paths: Mapping[str, Path]
-    ) -> None:
-        """Note complete files."""
+    def add(self, files: Mapping[str, RemoteFile], paths: Mapping[str, Path]) -> None:
+        """Record complete files."""
         new = {
             name: {
-                "repo": repo.id,
-                "kind": repo.kind,
-                "revision": repo.revision,
-                "commit": commit,
+                **self._origin,
                 "size": file.size,
                 "sha256": file.digest if len(file.digest) == 64 else sha256(paths[name]),
             }
@@ -205,8 +204,8 @@ class _Manifest:
 
 
 @contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Keep a second download out of a folder."""
+def _lock(out: Path) -> Iterator[None]:
+    """Prevent a second download into the same folder."""
     from filelock import FileLock, Timeout
 
     if out.exists() and not out.is_dir():
@@ -220,7 +219,7 @@ def _only_one(out: Path) -> Iterator[None]:
 
 
 def _inside(out: Path, name: str) -> Path:
-    """Return the path of a file, which no link may lead out of the folder."""
+    """Return the path of a file, refusing links out of the folder."""
     path = out / name
     if not path.parent.resolve().is_relative_to(out.resolve()):
         raise BadInput(path, "output", unquoted("a link out of the folder"), f"a path in {out}")
@@ -228,15 +227,11 @@ def _inside(out: Path, name: str) -> Path:
 
 
 def _check_space(out: Path, files: Sequence[tuple[RemoteFile, Path]]) -> None:
-    have = [part.stat().st_size for file, path in files if (part := file.part(path)).exists()]
-    needed = sum(file.size for file, _ in files) - sum(have)
+    parts = [part.stat().st_size for file, path in files if (part := file.part(path)).exists()]
+    needed = sum(file.size for file, _ in files) - sum(parts)
     free = shutil.disk_usage(out).free
     if needed > free:
         raise StorageFailed(
-            f"{out}: {_gigabytes(needed)} are to come and {_gigabytes(free)} are free. "
+            f"{out}: {needed / 1e9:,.2f} GB are needed and {free / 1e9:,.2f} GB are free. "
             "Fix: make room, choose fewer data sets, or another folder"
         )
-
-
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB"

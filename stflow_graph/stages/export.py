@@ -1,8 +1,7 @@
-"""Predictions in other formats: CSV and Parquet tables of spots x genes, SpatialData."""
+"""The export stage: predictions as CSV and Parquet tables of spots x genes, or SpatialData."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gzip
 import io
@@ -21,12 +20,12 @@ from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
 from stflow_graph.io.predictions import chunk_rows, read_provenance
 
 _BLOCK_BYTES = 2**25
-_PLACES = ("barcode", "x", "y")
+_SPOT_COLUMNS = ["barcode", "x", "y"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written: where, and how many spots and genes."""
+    """An exported file, and its numbers of spots and genes."""
 
     path: Path
     n_spots: int
@@ -35,7 +34,7 @@ class Exported:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """An open prediction and the part of it that is wanted."""
+    """An open prediction, and the genes and values to export."""
 
     file: h5py.File
     slide: str
@@ -54,6 +53,16 @@ class _Source:
             rows = slice(start, min(start + step, len(self.barcodes)))
             yield rows, self.values[rows][:, self.columns]
 
+    def tables(self) -> Iterator[pd.DataFrame]:
+        """Yield blocks of rows with barcode, x, y and the genes' values."""
+        if clash := set(_SPOT_COLUMNS) & set(self.genes):
+            expected = f"no gene of the name of a column ({', '.join(_SPOT_COLUMNS)})"
+            raise BadInput(self.file.filename, "var_names", sorted(clash), expected)
+        for rows, values in self.blocks():
+            spots = pd.DataFrame(self.coords[rows], columns=_SPOT_COLUMNS[1:])
+            spots.insert(0, "barcode", self.barcodes[rows])
+            yield pd.concat([spots, pd.DataFrame(values, columns=self.genes)], axis=1)
+
 
 def export(
     prediction: str | Path,
@@ -66,17 +75,18 @@ def export(
     """Write a prediction as a table of spots x genes, with barcode, x and y in level-0 pixels.
 
     CSV and Parquet are written in blocks of rows, whatever the size of the slide; SpatialData
-    holds what is asked for in memory.
+    needs the exported values in memory.
 
     Args:
         prediction: a file that ``sample`` wrote.
-        to: ``.csv``, ``.csv.gz``, ``.parquet`` or ``.zarr`` (SpatialData), which decides.
-        genes: the genes wanted, in this order; none means all.
+        to: the output; its ending, ``.csv``, ``.csv.gz``, ``.parquet`` or ``.zarr`` (SpatialData),
+            sets the format.
+        genes: genes to export, in this order; none means all.
         layer: ``"mean"``, ``"std"`` or ``"sample_<i>"``.
-        overwrite: replace what is there.
+        overwrite: replace an existing output.
 
     Raises:
-        BadInput: no such prediction, layer or gene, or there is something at ``to``.
+        BadInput: no such prediction, layer or gene, or ``to`` exists.
         BadConfig: another ending.
         MissingDependency: the package for the format is not installed.
     """
@@ -99,13 +109,13 @@ def _writer(to: Path) -> Callable[[_Source, Path], None]:
     raise BadConfig(f"{to}: expected a name that ends in {', '.join(_WRITERS)}")
 
 
-def _open(file: h5py.File, slide: str, wanted: Sequence[str], layer: str) -> _Source:
+def _open(file: h5py.File, slide: str, chosen: Sequence[str], layer: str) -> _Source:
     barcodes, genes = (_index(file, name) for name in ("obs", "var"))
-    check_unique(wanted, file.filename, "genes wanted")
-    place = {gene: i for i, gene in enumerate(genes)}
-    absent = [gene for gene in wanted if gene not in place]
+    check_unique(chosen, file.filename, "genes to export")
+    column = {gene: i for i, gene in enumerate(genes)}
+    absent = [gene for gene in chosen if gene not in column]
     if absent:
-        found = unquoted(f"{len(absent)} of {len(wanted)} genes absent, such as {absent[:3]}")
+        found = unquoted(f"{len(absent)} of {len(chosen)} genes absent, such as {absent[:3]}")
         raise BadInput(file.filename, "var_names", found, "the genes of the prediction")
     key = "X" if layer == "mean" else f"layers/{layer}"
     values = file.get(key)
@@ -118,14 +128,14 @@ def _open(file: h5py.File, slide: str, wanted: Sequence[str], layer: str) -> _So
         slide,
         barcodes,
         check_coords(coords, file.filename, "obsm['spatial']", len(barcodes)),
-        list(wanted) or genes,
-        np.array([place[gene] for gene in wanted or genes]),
+        list(chosen) or genes,
+        np.array([column[gene] for gene in chosen or genes]),
         values,
     )
 
 
 def _index(file: h5py.File, name: str) -> list[str]:
-    """Return the names of spots or genes, wherever the data frame keeps them."""
+    """Return the names of spots or genes, the index of a stored data frame."""
     return read_strings(dataset(file, [f"{name}/{file[name].attrs.get('_index', '_index')}"]))
 
 
@@ -138,12 +148,9 @@ def _write_csv(source: _Source, to: Path) -> None:
         gzip.GzipFile("", "wb", 6, raw, mtime=0) if zipped else raw as packed,
         io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
     ):
-        header = [safe_cell(gene) for gene in source.genes]
-        csv.writer(text, lineterminator="\n").writerow([*_PLACES, *header])
-        for rows, values in source.blocks():
-            table = _table(source, rows, values)
-            table["barcode"] = table["barcode"].map(safe_cell)
-            table.to_csv(text, header=False, index=False, float_format="%.7g", lineterminator="\n")
+        for i, table in enumerate(source.tables()):
+            table = table.rename(columns=safe_cell).assign(barcode=table["barcode"].map(safe_cell))
+            table.to_csv(text, header=i == 0, index=False, float_format="%.7g", lineterminator="\n")
 
 
 def _write_parquet(source: _Source, to: Path) -> None:
@@ -155,24 +162,13 @@ def _write_parquet(source: _Source, to: Path) -> None:
     writer: pq.ParquetWriter | None = None
     with atomic_path(to) as temporary:
         try:
-            for rows, values in source.blocks():
-                frame = _table(source, rows, values)
+            for frame in source.tables():
                 table = pa.Table.from_pandas(frame, preserve_index=False)
                 writer = writer or pq.ParquetWriter(temporary, table.schema)
                 writer.write_table(table)
         finally:
             if writer is not None:
                 writer.close()
-
-
-def _table(source: _Source, rows: slice, values: np.ndarray) -> pd.DataFrame:
-    if taken := set(_PLACES) & set(source.genes):
-        expected = f"no gene of the name of a column ({', '.join(_PLACES)})"
-        raise BadInput(source.file.filename, "var_names", sorted(taken), expected)
-    table = pd.DataFrame(values, columns=source.genes)
-    table[list(_PLACES[1:])] = source.coords[rows]
-    table["barcode"] = source.barcodes[rows]
-    return table[[*_PLACES, *source.genes]]
 
 
 def _write_spatialdata(source: _Source, to: Path) -> None:
@@ -218,7 +214,7 @@ def _write_spatialdata(source: _Source, to: Path) -> None:
 
 
 def _drawing(source: _Source) -> tuple[float, np.ndarray | None, float]:
-    """Return the spots' diameter, and the picture with its scale, that the prediction carries."""
+    """Return the spots' diameter, and the prediction's picture with its scale, if any."""
     library = source.file.get(f"uns/spatial/{source.slide}")
     if not isinstance(library, h5py.Group):
         return 1.0, None, 1.0

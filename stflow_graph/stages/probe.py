@@ -13,9 +13,9 @@ from stflow_graph.data.splits import (
     Dataset,
     Sample,
     embedding_path,
+    existing_embedding,
     find_datasets,
     find_embedding,
-    known_embedding,
 )
 from stflow_graph.encoders import Encoder, create_encoder
 from stflow_graph.encoders.catalogue import canonical_name
@@ -114,7 +114,7 @@ def _check_distinct_files(dataset: Dataset, root: Path, encoders: Sequence[str])
     owner: dict[Path, str] = {}
     for encoder in encoders:
         for sample in dataset.samples():
-            file = known_embedding(root, dataset.name, encoder, sample.id)
+            file = existing_embedding(root, dataset.name, encoder, sample.id)
             if file is not None and owner.setdefault(file, encoder) != encoder:
                 found = unquoted(f"the same file for {owner[file]} and {encoder}")
                 fix = f"put the files in a folder named as their encoder, such as {encoder}/"
@@ -128,7 +128,9 @@ def _missing(dataset: Dataset, root: Path, encoder: str) -> list[Sample]:
         BadInput: a slide has neither embeddings nor patches.
     """
     missing = [
-        s for s in dataset.samples() if known_embedding(root, dataset.name, encoder, s.id) is None
+        sample
+        for sample in dataset.samples()
+        if existing_embedding(root, dataset.name, encoder, sample.id) is None
     ]
     for sample in missing:
         if not sample.patches_path.is_file():

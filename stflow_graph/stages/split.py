@@ -23,15 +23,15 @@ from stflow_graph.preparation.group_folds import group_folds
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """What :func:`split` made.
+    """The result of :func:`split`.
 
     Attributes:
-        folder: where the split files are.
-        source: the table that named the groups, or the folder of the .h5ad files.
+        folder: the folder of the split files.
+        source: the table with the groups, or the folder of the .h5ad files.
         folds: the folds.
-        n_spots: spots of each slide.
+        n_spots: number of spots of each slide.
         not_there: slides of the table that the data set does not have.
-        up_to_date: the same files were there; nothing was written.
+        up_to_date: the same files existed; nothing was written.
     """
 
     folder: Path
@@ -61,16 +61,16 @@ def split(
 
     Args:
         folder: the data set folder.
-        k: folds; None makes one for each patient.
+        k: number of folds; None makes one for each patient.
         table: table of slides and patients, such as a kit's ``dataset.csv`` or HEST's metadata.
-        columns: the columns that make a group; of several, their values together.
+        columns: the columns that define a group, together.
         stratify: a column whose values are spread evenly over the folds.
-        by_spots: balance the folds' numbers of spots, or else of slides.
+        by_spots: balance the folds' numbers of spots, instead of slides.
         seed: decides among patients of equal weight.
-        overwrite: replace other split files that are there.
+        overwrite: replace other split files.
 
     Raises:
-        BadInput: no slides, patients unknown or too few, or other splits are there.
+        BadInput: no slides, patients unknown or too few, or other splits exist.
     """
     folder = Path(folder)
     files = {file.stem: file for file in sorted((folder / "adata").glob("*.h5ad"))}
@@ -79,73 +79,62 @@ def split(
     slides = [check_name(name, file) for name, file in files.items()]
     n_spots = {name: count_spots(file) for name, file in files.items()}
     source = Path(table) if table else find_table(folder, columns[0])
-    groups = _of_slides(files, source, columns)
-    found = source or folder / "adata"
-    n_groups = len({groups[name] for name in slides})
+    origin = source or folder / "adata"
+    groups = _all_groups(files, source, columns, origin)
+    n_groups = len(set(groups))
     k = n_groups if k is None else k
     if not 2 <= k <= n_groups:
-        text = unquoted(f"{n_groups} groups ({', '.join(sorted(set(groups.values()))[:5])})")
-        raise BadInput(found, "/".join(columns), text, f"at least {max(k, 2)}, one for each fold")
-    strata = None if stratify is None else _of_slides(files, source, [stratify])
-    tested = group_folds(
-        [groups[name] for name in slides],
-        k,
-        weights=[max(n_spots[name], 1) for name in slides] if by_spots else None,
-        strata=None if strata is None else [strata[name] for name in slides],
-        seed=seed,
-    )
+        found = unquoted(f"{n_groups} groups ({', '.join(sorted(set(groups))[:5])})")
+        expected = f"at least {max(k, 2)}, one for each fold"
+        raise BadInput(origin, "/".join(columns), found, expected)
+    strata = _all_groups(files, source, [stratify], origin) if stratify else None
+    weights = [max(n_spots[name], 1) for name in slides] if by_spots else None
+    tested = group_folds(groups, k, weights=weights, strata=strata, seed=seed)
     # another group, such as the slide, must not pass for the patient
     patients = groups if PATIENT in columns else _patients(files, source)
-    made = split_files(slides, tested.tolist(), [patients[name] for name in slides])
-    before = _write(folder / "splits", made, overwrite)
-    known = read_groups(source, columns) if source else {}
-    return Split(
-        folder / "splits",
-        found,
-        Dataset(folder.resolve().name, folder).folds(),
-        n_spots,
-        [name for name in known if name not in files],
-        before,
+    up_to_date = _write(
+        folder / "splits", split_files(slides, tested.tolist(), patients), overwrite
     )
+    in_table = read_groups(source, columns) if source else {}
+    not_there = [name for name in in_table if name not in files]
+    folds = Dataset(folder.resolve().name, folder).folds()
+    return Split(folder / "splits", origin, folds, n_spots, not_there, up_to_date)
 
 
-def _of_slides(
-    files: Mapping[str, Path], source: Path | None, columns: Sequence[str]
-) -> dict[str, str]:
-    """Return what the columns say of each slide; every slide must be known."""
-    found = _stated(files, source, columns)
-    unknown = [name for name, group in found.items() if not group]
-    if unknown:
-        place = source or next(iter(files.values())).parent
-        text = unquoted(f"none for {len(unknown)} of {len(files)} slides, such as {unknown[:3]}")
-        fix = f"give a table of all slides with --table or as one of {', '.join(TABLES)}"
-        raise BadInput(place, "/".join(columns), text, "a value for every slide", fix)
-    return found
-
-
-def _stated(
-    files: Mapping[str, Path], source: Path | None, columns: Sequence[str]
-) -> dict[str, str]:
-    """Return the group of each slide, "" where it is not known."""
+def _groups(files: Mapping[str, Path], source: Path | None, columns: Sequence[str]) -> list[str]:
+    """Return the group of each slide, "" if it is unknown."""
     if source is None:
-        return {name: stored_group(file, columns) for name, file in files.items()}
-    known = read_groups(source, columns)
-    return {name: known.get(name, "") for name in files}
+        return [stored_group(file, columns) for file in files.values()]
+    groups = read_groups(source, columns)
+    return [groups.get(name, "") for name in files]
 
 
-def _patients(files: Mapping[str, Path], source: Path | None) -> dict[str, str]:
+def _all_groups(
+    files: Mapping[str, Path], source: Path | None, columns: Sequence[str], origin: Path
+) -> list[str]:
+    """Return the group of each slide, all of which must be known."""
+    groups = _groups(files, source, columns)
+    unknown = [name for name, group in zip(files, groups, strict=True) if not group]
+    if unknown:
+        found = unquoted(f"none for {len(unknown)} of {len(files)} slides, such as {unknown[:3]}")
+        fix = f"give a table of all slides with --table or as one of {', '.join(TABLES)}"
+        raise BadInput(origin, "/".join(columns), found, "a value for every slide", fix)
+    return groups
+
+
+def _patients(files: Mapping[str, Path], source: Path | None) -> list[str]:
     if source is not None and PATIENT not in read_text_columns(source):
-        return dict.fromkeys(files, "")
-    return _stated(files, source, [PATIENT])
+        return []
+    return _groups(files, source, [PATIENT])
 
 
-def _write(folder: Path, made: Mapping[str, str], overwrite: bool) -> bool:
-    """Write the files unless they are there; return whether they were."""
-    there = {file.name: file.read_bytes() for file in folder.glob("*.csv")}
-    if there == {name: text.encode() for name, text in made.items()}:
+def _write(folder: Path, contents: Mapping[str, str], overwrite: bool) -> bool:
+    """Write the files; return True, writing nothing, if the same files exist."""
+    existing = {file.name: file.read_bytes() for file in folder.glob("*.csv")}
+    if existing == {name: text.encode() for name, text in contents.items()}:
         return True
-    if there and not overwrite:
-        fix = "give --overwrite to replace them"
-        raise BadInput(folder, "splits", unquoted(f"{len(there)} other files"), "no splits", fix)
-    write_splits(folder, made)
+    if existing and not overwrite:
+        found = unquoted(f"{len(existing)} other files")
+        raise BadInput(folder, "splits", found, "no splits", "give --overwrite to replace them")
+    write_splits(folder, contents)
     return False

@@ -12,7 +12,8 @@ from stflow_graph.io.atomic import sha256
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.patches import CENTRE, open_patches
 from stflow_graph.simulation.cohort import SimulatedCohort, simulate_cohort
-from stflow_graph.simulation.tissue import PATCH, UM_PER_PX, neighbour_means
+from stflow_graph.simulation.fields import PATCH, UM_PER_PX
+from stflow_graph.simulation.tissue import neighbour_means
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import nbinom, poisson
 
+from stflow_graph.simulation.fields import REGIONS
 from stflow_graph.simulation.gene_model import (
     CLASSES,
     FEATURES,
@@ -11,7 +12,6 @@ from stflow_graph.simulation.gene_model import (
     expected_log1p,
     make_gene_model,
 )
-from stflow_graph.simulation.tissue import REGIONS
 
 LOG_MEAN = np.log([1e-4, 0.05, 0.7, 4.0, 30.0, 150.0])
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stflow_graph.simulation.fields import PATCH, REGIONS, STATES
 from stflow_graph.simulation.histology import Painter, Stain
-from stflow_graph.simulation.tissue import PATCH, REGIONS, STATES, Tissue, make_tissue
+from stflow_graph.simulation.tissue import Tissue, make_tissue
 
 
 def rng_for(seed: int, purpose: str) -> np.random.Generator:

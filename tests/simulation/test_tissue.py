@@ -7,16 +7,9 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
-from stflow_graph.simulation.tissue import (
-    NUCLEI,
-    PATCH,
-    PITCH,
-    STATES,
-    STEP,
-    Tissue,
-    make_tissue,
-    neighbour_means,
-)
+from stflow_graph.simulation.fields import PATCH, PITCH, STATES, STEP
+from stflow_graph.simulation.structures import NUCLEI
+from stflow_graph.simulation.tissue import Tissue, make_tissue, neighbour_means
 
 
 def rng_for(seed: int, purpose: str) -> np.random.Generator:

@@ -35,8 +35,8 @@ def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method
     assert [chosen.file.name for chosen in done] == [rule.file_name(i) for i in range(4)]
     before = lists(cohort)
     for chosen in done:
-        assert set(read_gene_list(chosen.file)) == set(chosen.genes.genes)
-        assert len(chosen.genes.genes) == 3
+        assert set(read_gene_list(chosen.file)) == set(chosen.genes.index)
+        assert len(chosen.genes) == 3
         assert not chosen.up_to_date
     # slide A is tested by fold 0, so its counts may decide the other folds' lists alone
     change(cohort, "A", np.array([1, 1, 1, 0, 0, 0]))
@@ -50,7 +50,7 @@ def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method
 
 def test_morans_i_is_that_of_the_metrics(cohort):
     (chosen,) = choose_genes(cohort.root, GeneRule("moran", n_genes=6), folds=[0])
-    found = dict(zip(chosen.genes.genes, chosen.genes.score, strict=True))
+    found = chosen.genes["score"]
     slides = [load_slide(cohort.embedding(s), cohort.expression(s)) for s in "BCD"]
     expected = np.mean([morans_i(s.truth, neighbour_mean(s.coords)) for s in slides], axis=0)
     np.testing.assert_allclose([found[g] for g in GENES], expected, rtol=1e-6)
@@ -84,7 +84,7 @@ def test_a_gene_that_a_test_slide_does_not_measure_is_not_chosen(cohort):
     adata = anndata.read_h5ad(cohort.expression("A"))
     adata[:, GENES[1:]].write_h5ad(cohort.expression("A"))
     (chosen,) = choose_genes(cohort.root, GeneRule(n_genes=6), folds=[0])
-    assert sorted(chosen.genes.genes) == GENES[1:]
+    assert sorted(chosen.genes.index) == GENES[1:]
 
 
 def test_no_gene_and_shared_patients_are_refused(cohort):
@@ -101,7 +101,7 @@ def test_the_stored_lists_of_real_slides_are_found(tmp_path):
     for method, name, overlaps in (("hvg", "var", (50, 50, 46)), ("mean", "mean", (50, 50, 50))):
         for chosen in choose_genes(BENCH, GeneRule(method), out=tmp_path):
             stored = read_gene_list(BENCH / f"{name}_50genes_fold{chosen.fold}.json")
-            overlap = len(set(stored) & set(chosen.genes.genes))
+            overlap = len(set(stored) & set(chosen.genes.index))
             assert overlap == overlaps[chosen.fold], (method, chosen.fold)
             if overlap == 50:
                 assert read_gene_list(chosen.file) == stored

@@ -11,7 +11,7 @@ from hub_server import COMMIT, FakeHub, serve
 
 from stflow_graph.errors import BadConfig, BadInput, StorageFailed
 from stflow_graph.io.hub import Hub
-from stflow_graph.stages.download import Wanted, download
+from stflow_graph.stages.download import Selection, download
 
 BENCH = "datasets/MahmoodLab/hest-bench"
 CHUNK = 1000
@@ -40,9 +40,9 @@ def server(monkeypatch):
         yield hub
 
 
-def run(server, out, wanted=None, token="hf_other", **options):
-    wanted = wanted or Wanted.bench(["IDC"])
-    return download(wanted, out, hub=Hub(server.url, token), **options)
+def run(server, out, selection=None, token="hf_other", **options):
+    selection = selection or Selection.bench(["IDC"])
+    return download(selection, out, hub=Hub(server.url, token), **options)
 
 
 def files_of(folder):
@@ -70,7 +70,7 @@ def test_a_data_set_is_fetched_in_its_layout_with_a_manifest(server, tmp_path):
 
 
 def test_all_of_the_bench_leaves_the_weights_out(server, tmp_path):
-    run(server, tmp_path, Wanted.bench())
+    run(server, tmp_path, Selection.bench())
     assert (tmp_path / "PRAD/patches/B.h5").exists()
     assert not (tmp_path / "fm_v1").exists()
 
@@ -98,17 +98,17 @@ def test_a_newer_version_replaces_what_was_fetched_before(server, tmp_path):
 
 @pytest.mark.parametrize("came", [0, CHUNK, 3 * CHUNK + 10])
 def test_a_transfer_that_broke_off_goes_on_where_it_was(server, tmp_path, came):
-    wanted = Wanted.repository("MahmoodLab/hest-bench", "dataset", ["IDC/patches/*"])
+    selection = Selection.repository("MahmoodLab/hest-bench", "dataset", ["IDC/patches/*"])
     server.breaks_after = came
     with pytest.raises(StorageFailed, match="answered 503"):
-        run(server, tmp_path, wanted)
+        run(server, tmp_path, selection)
     (part,) = files_of(tmp_path)
     assert part.startswith("IDC/patches/.A.h5.")
     kept = (tmp_path / part).stat().st_size
     assert kept == came // CHUNK * CHUNK
     server.gone = False
     server.requests.clear()
-    run(server, tmp_path, wanted)
+    run(server, tmp_path, selection)
     assert set(server.asked("resolve")) == {f"bytes={kept}-" if kept else None}
     assert files_of(tmp_path) == ["IDC/patches/A.h5", "download.json"]
     assert (tmp_path / "IDC/patches/A.h5").read_bytes() == content(5 * CHUNK)
@@ -138,10 +138,10 @@ def test_a_corrupt_transfer_is_discarded_and_named(server, tmp_path):
 def test_parts_of_another_content_are_not_continued(server, tmp_path):
     server.breaks_after = 2 * CHUNK
     with pytest.raises(StorageFailed):
-        run(server, tmp_path, Wanted.weights("uni_v1"))
+        run(server, tmp_path, Selection.weights("uni_v1"))
     server.gone = False
     server.repos["models/MahmoodLab/UNI"]["pytorch_model.bin"] = content(3 * CHUNK, 7)
-    run(server, tmp_path, Wanted.weights("uni_v1"))
+    run(server, tmp_path, Selection.weights("uni_v1"))
     assert (tmp_path / "uni_v1/pytorch_model.bin").read_bytes() == content(3 * CHUNK, 7)
     assert files_of(tmp_path) == ["download.json", "uni_v1/pytorch_model.bin"]
 
@@ -150,7 +150,7 @@ def test_parts_of_another_content_are_not_continued(server, tmp_path):
 def test_a_licence_to_accept_is_one_line_with_the_page(server, tmp_path, status, code):
     server.refuse["models/MahmoodLab/UNI"] = (status, code)
     with pytest.raises(BadConfig) as caught:
-        run(server, tmp_path, Wanted.weights("uni"))
+        run(server, tmp_path, Selection.weights("uni"))
     message = str(caught.value)
     assert message.startswith(f"{server.url}/MahmoodLab/UNI: no access")
     assert f"HTTP {status}" in message
@@ -158,44 +158,44 @@ def test_a_licence_to_accept_is_one_line_with_the_page(server, tmp_path, status,
     assert "hf_other" not in message
     assert "\n" not in message
     assert "uni_v1/pytorch_model.bin" not in files_of(tmp_path)
-    run(server, tmp_path, Wanted.weights("uni"), token="hf_good")
+    run(server, tmp_path, Selection.weights("uni"), token="hf_good")
     assert files_of(tmp_path) == ["download.json", "uni_v1/pytorch_model.bin"]
 
 
 def test_what_is_not_there_is_named(server, tmp_path):
     with pytest.raises(BadConfig, match="no such repository"):
-        run(server, tmp_path, Wanted.repository("nobody/nothing", "dataset"))
+        run(server, tmp_path, Selection.repository("nobody/nothing", "dataset"))
     with pytest.raises(BadConfig, match="no such revision"):
-        run(server, tmp_path, Wanted.bench(["IDC"], "v9"))
+        run(server, tmp_path, Selection.bench(["IDC"], "v9"))
     with pytest.raises(BadConfig, match=r"no file COAD/\*; it has IDC, PRAD, README.md"):
-        run(server, tmp_path, Wanted.bench(["IDC", "COAD"]))
+        run(server, tmp_path, Selection.bench(["IDC", "COAD"]))
     with pytest.raises(BadConfig, match="expected owner/name"):
-        run(server, tmp_path, Wanted.repository("a/b/c", "dataset"))
+        run(server, tmp_path, Selection.repository("a/b/c", "dataset"))
     with pytest.raises(BadConfig, match="expected dataset or model"):
-        Wanted.repository("a/b", "space")
+        Selection.repository("a/b", "space")
     with pytest.raises(BadConfig, match="unknown encoder 'nonesuch'.*known: .*uni_v1"):
-        Wanted.weights("nonesuch")
+        Selection.weights("nonesuch")
     assert files_of(tmp_path) == []
 
 
 def test_weights_take_the_first_file_that_is_there(server, tmp_path):
     files = server.repos["models/MahmoodLab/UNI"]
     files["model.safetensors"] = files.pop("pytorch_model.bin")
-    run(server, tmp_path, Wanted.weights("uni_v1_official"))
+    run(server, tmp_path, Selection.weights("uni_v1_official"))
     assert files_of(tmp_path) == ["download.json", "uni_v1/model.safetensors"]
-    run(server, tmp_path, Wanted.weights("ctranspath"))
+    run(server, tmp_path, Selection.weights("ctranspath"))
     assert (tmp_path / "ctranspath/CHIEF_CTransPath.pth").read_bytes() == content(300, 3)
 
 
 def test_too_little_disk_is_said_before_anything_is_fetched(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=6 * CHUNK)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(StorageFailed, match=r"0\.00 GB are to come and 0\.00 GB are free"):
+    with pytest.raises(StorageFailed, match=r"0\.00 GB are needed and 0\.00 GB are free"):
         run(server, tmp_path)
     assert not server.asked("resolve")
     # what has come already needs no room
-    wanted = Wanted.repository("MahmoodLab/hest-bench", "dataset", ["IDC/patches/*"])
-    run(server, tmp_path, wanted)
+    selection = Selection.repository("MahmoodLab/hest-bench", "dataset", ["IDC/patches/*"])
+    run(server, tmp_path, selection)
     run(server, tmp_path)
 
 
@@ -211,14 +211,14 @@ def test_a_disk_that_fills_up_is_one_line_and_the_part_is_kept(server, tmp_path,
 
     monkeypatch.setattr(io_hub._Counted, "write", full)
     with pytest.raises(StorageFailed, match="No space left"):
-        run(server, tmp_path, Wanted.weights("uni"))
+        run(server, tmp_path, Selection.weights("uni"))
     (part,) = files_of(tmp_path)
     assert (tmp_path / part).stat().st_size == 2 * CHUNK
 
 
 def test_no_network_is_one_line(tmp_path):
     with pytest.raises(StorageFailed, match="cannot be reached") as caught:
-        download(Wanted.bench(["IDC"]), tmp_path, hub=Hub("http://127.0.0.1:9"))
+        download(Selection.bench(["IDC"]), tmp_path, hub=Hub("http://127.0.0.1:9"))
     assert "\n" not in str(caught.value)
 
 
