@@ -66,13 +66,13 @@ def run(cohort, tmp_path):
 
 
 @pytest.fixture
-def found(run):
+def evaluation(run):
     return run()
 
 
-def test_the_page_is_sound_accessible_and_needs_no_network(found):
-    html = render_report(found)
-    assert html == (found.out / "report.html").read_text()
+def test_the_page_is_sound_accessible_and_needs_no_network(evaluation):
+    html = render_report(evaluation)
+    assert html == (evaluation.out / "report.html").read_text()
     page = Page(html)
     assert page.all("html")[0]["lang"] == "en"
     assert "graph: predicted expression on 2 slides" in page.text
@@ -90,20 +90,20 @@ def test_the_page_is_sound_accessible_and_needs_no_network(found):
     assert all(heading.get("scope") for heading in page.all("th"))
 
 
-def test_the_table_holds_the_scores_and_the_text_the_comparison(found):
-    page = Page(render_report(found))
-    for row in found.rows:
+def test_the_table_holds_the_scores_and_the_text_the_comparison(evaluation):
+    page = Page(render_report(evaluation))
+    for row in evaluation.rows:
         assert row.name in page.text
         if np.isfinite(row.mean):
             assert f"{row.mean:.3f}" in page.text
-    row = found.rows[0]
+    row = evaluation.rows[0]
     more = "above" if row.difference > 0 else "below"
     assert f"{abs(row.difference):.3f} {more} the best baseline, ridge" in page.text
     assert "sequencing depth" in page.text
     assert "no measurement" in page.text
 
 
-def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypatch):
+def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(evaluation, monkeypatch):
     drawn, draw = [], report.map_png
 
     def recording(frame, values, limits):
@@ -111,8 +111,8 @@ def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypa
         return draw(frame, values, limits)
 
     monkeypatch.setattr(report, "map_png", recording)
-    page = Page(render_report(found))
-    slide = found.slides[0]
+    page = Page(render_report(evaluation))
+    slide = evaluation.slides[0]
     order = np.argsort(-slide.scores["graph"].per_gene["pearson"])
     genes = [slide.genes[i] for i in (order[0], order[3], order[-1])]
     for which, gene in zip(("Best", "Median", "Worst"), genes, strict=True):
@@ -123,14 +123,14 @@ def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypa
         assert len({limits for _, limits in drawn[start : start + 3]}) == 1
 
 
-def test_maps_are_limited_on_many_slides_and_scores_are_not(found, monkeypatch):
+def test_maps_are_limited_on_many_slides_and_scores_are_not(evaluation, monkeypatch):
     monkeypatch.setattr(report, "MAX_MAPS", 1)
-    page = Page(render_report(found))
+    page = Page(render_report(evaluation))
     assert len(page.all("img")) == 9
     assert "Maps are shown for the first 1 slide" in page.text
-    for slide in found.slides:
-        assert f"{found.rows[0].slides[slide.name]:.3f}" in page.text
-    assert f"{found.rows[0].mean:.3f}" in page.text
+    for slide in evaluation.slides:
+        assert f"{evaluation.rows[0].slides[slide.name]:.3f}" in page.text
+    assert f"{evaluation.rows[0].mean:.3f}" in page.text
 
 
 def test_names_from_files_are_text_and_nothing_else(cohort, run):
