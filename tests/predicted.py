@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from artefacts import write_prediction
 from toy import GENES, SLIDES, Cohort
 
-from stflow_graph.data.slide import load_slide
-from stflow_graph.io.predictions import write_prediction
+from stflow_graph.data.load import load_slide
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from artefacts import read_embeddings
 from predicted import Predicted, predicted
 from toy import GENES, write_slide
 
@@ -17,7 +18,6 @@ from stflow_graph.errors import BadInput
 from stflow_graph.evaluation import training_side
 from stflow_graph.evaluation.baselines import NAMES, SLOW
 from stflow_graph.evaluation.records import CEILING
-from stflow_graph.io.embeddings import read_embeddings
 from stflow_graph.io.expression import TRUE_MEAN, read_expression, read_h5ad, write_expression
 from stflow_graph.io.patches import write_patches
 from stflow_graph.stages.evaluate import evaluate

@@ -5,7 +5,6 @@ import json
 import anndata
 import numpy as np
 import pytest
-import torch
 from artefacts import read_embeddings
 from real import BENCH, DATA, needs_real_slides
 from scipy.stats import pearsonr
@@ -14,10 +13,8 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
-from toy import GENES, SLIDES, add_encoder, write_slide
+from toy import GENES, SLIDES, add_encoder, toy_encoder, write_slide
 
-from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.evaluation import encoder_probe
 from stflow_graph.evaluation.encoder_probe import ProbeSettings
@@ -142,16 +139,6 @@ def test_results_of_other_settings_or_inputs_are_refused(cohort, run):
         run()
     (cell,) = run(overwrite=True)
     assert not cell.up_to_date
-
-
-def colours(x):
-    return torch.cat([x.mean((2, 3)), x.std((2, 3))], dim=1)
-
-
-def toy_encoder(name):
-    """Mean and spread of a patch's colours: nothing to load."""
-    transform = PatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return Encoder(name, nn.Identity(), 6, transform, "0" * 64, colours)
 
 
 def write_slide_patches(cohort, slide):
