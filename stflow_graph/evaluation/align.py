@@ -76,12 +76,13 @@ def _align(
     means, samples = _values(models, barcodes, expression.genes)
     if expression.true_mean is not None and target == "log1p":
         means[TRUE_MEAN] = expression.true_mean[truth_rows]
+    fold = prediction.provenance.get("fold")
     trained_on = {name for item in models.values() for name in item.train_slides}
     return SlideEvaluation(
         id=first.slide,
         name=label,
         dataset=first.key[0],
-        fold=first.fold,
+        fold=fold if isinstance(fold, int) else None,
         target=target,
         genes=expression.genes,
         barcodes=barcodes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +50,6 @@ class ModelPrediction:
         return self.text("dataset"), self.slide
 
     @property
-    def folder(self) -> Path:
-        """Folder of the file."""
-        return self.path.resolve().parent
-
-    @property
     def train_slides(self) -> list[str]:
         """Slides that the model was trained on, empty if unknown."""
         names = self.prediction.provenance.get("train_slides") or []
@@ -65,12 +61,6 @@ class ModelPrediction:
     def provenance(self) -> dict[str, Any]:
         """The provenance, with the file itself."""
         return {**self.prediction.provenance, "file": str(self.path), "sha256": self.sha256}
-
-    @property
-    def fold(self) -> int | None:
-        """The model's fold, None if unknown."""
-        fold = self.prediction.provenance.get("fold")
-        return fold if isinstance(fold, int) else None
 
     def text(self, name: str) -> str:
         """Return a text of the provenance, "" if absent."""
@@ -144,22 +134,21 @@ def _model_names(predictions: Sequence[ModelPrediction]) -> list[str]:
         denoiser = item.text("denoiser")
         name = printable(denoiser) or "model"
         same = [other for other in predictions if other.text("denoiser") == denoiser]
-        if len({(other.key, other.folder) for other in same}) > len({o.key for o in same}):
-            name = f"{name} ({_short_names({other.folder for other in same})[item.folder]})"
+        folders = {(other.key, other.path.resolve().parent) for other in same}
+        if len(folders) > len({key for key, _ in folders}):
+            short = _short_names({folder for _, folder in folders})
+            name = f"{name} ({short[item.path.resolve().parent]})"
         names.append(f"{name} (model)" if name in _RESERVED else name)
     return names
 
 
 def _short_names(folders: set[Path]) -> dict[Path, str]:
     """Return the paths without the parts that all share at their beginning or end."""
-    parts = {folder: list(folder.parts) for folder in folders}
-    for end in (0, -1):
-        while all(parts.values()) and len({names[end] for names in parts.values()}) == 1:
-            for names in parts.values():
-                names.pop(end)
-    if not all(parts.values()):
-        return {folder: str(folder) for folder in folders}
-    return {folder: "/".join(names) for folder, names in parts.items()}
+    parts = [folder.parts for folder in folders]
+    start = len(os.path.commonprefix(parts))
+    end = len(os.path.commonprefix([names[: start - 1 : -1] for names in parts]))
+    short = {folder: "/".join(folder.parts[start : len(folder.parts) - end]) for folder in folders}
+    return short if all(short.values()) else {folder: str(folder) for folder in folders}
 
 
 def read_truth(

@@ -101,11 +101,11 @@ def series(values, style="m0"):
 
 def rects(svg):
     root = ET.fromstring(svg)
-    found = []
+    result = []
     for group in root.findall("g"):
         rect = group.find("rect")
-        found.append((group.find("title").text, float(rect.get("y")), float(rect.get("height"))))
-    return root, found
+        result.append((group.find("title").text, float(rect.get("y")), float(rect.get("height"))))
+    return root, result
 
 
 def test_bars_are_sorted_proportional_and_hang_below_zero_if_negative():

@@ -25,10 +25,10 @@ def test_it_sees_neighbours_and_not_the_slide_that_it_predicts():
     *train, test = (slide(seed) for seed in range(4))
     blind = dataclasses.replace(test, y=None)
     gnn, again = (fit_simple_gnn(train, seed=0) for _ in range(2))
-    found = gnn(blind)
-    np.testing.assert_array_equal(found, gnn(test))
-    np.testing.assert_array_equal(found, again(test))
-    assert (found.shape, found.dtype) == ((196, 4), np.float64)
-    assert pearson_per_gene(found, test.truth).mean() > 0.6
+    result = gnn(blind)
+    np.testing.assert_array_equal(result, gnn(test))
+    np.testing.assert_array_equal(result, again(test))
+    assert (result.shape, result.dtype) == ((196, 4), np.float64)
+    assert pearson_per_gene(result, test.truth).mean() > 0.6
     assert pearson_per_gene(fit_ridge(train)(test), test.truth).mean() < 0.3
-    np.testing.assert_allclose(found.mean(), test.truth.mean(), atol=0.3)
+    np.testing.assert_allclose(result.mean(), test.truth.mean(), atol=0.3)

@@ -6,10 +6,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-from artefacts import write_prediction
+from predicted import predicted
 
-from stflow_graph.data.load import load_slide
 from stflow_graph.evaluation import report
 from stflow_graph.evaluation.page import number
 from stflow_graph.evaluation.report import render_report
@@ -49,38 +47,32 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-def run(cohort, tmp_path, genes, denoiser="graph", noise=0.5, slides="AB", baselines=True):
-    files = []
-    for slide in slides:
-        loaded = load_slide(cohort.embedding(slide), cohort.expression(slide), genes)
-        rng = np.random.default_rng(ord(slide))
-        provenance = {
-            "slide": slide,
-            "dataset": "cohort",
-            "target": "log1p",
-            "encoder": "toy",
-            "denoiser": denoiser,
-            "fold": 0,
-            "train_slides": ["C", "D"],
-            "source_dataroot": str(cohort.root),
-            "embed_dataroot": str(cohort.embeddings),
-        }
-        mean = loaded.y + noise * rng.normal(size=loaded.y.shape) if noise else 0 * loaded.y
-        files.append(tmp_path / "p" / f"{slide}.h5ad")
-        write_prediction(
-            files[-1], mean, loaded.barcodes, genes, loaded.coords, provenance=provenance
-        )
-    return evaluate(files, cohort.root, tmp_path / "out", baselines=baselines, n_bootstrap=20)
+@pytest.fixture
+def run(cohort, tmp_path):
+    """Return a function that evaluates predictions of slides A and B."""
+
+    def evaluated(
+        *, slides="AB", constant=False, baselines=True, train_slides=("C", "D"), **options
+    ):
+        files = []
+        for slide in slides:
+            options |= {"fold": 0, "train_slides": list(train_slides), "seed": ord(slide)}
+            prediction = predicted(cohort, slide, **options)
+            prediction.mean *= not constant
+            files.append(prediction.write(tmp_path / "p" / f"{slide}.h5ad"))
+        return evaluate(files, cohort.root, tmp_path / "out", baselines=baselines, n_bootstrap=20)
+
+    return evaluated
 
 
 @pytest.fixture
-def found(cohort, tmp_path):
-    return run(cohort, tmp_path, [f"G{i}" for i in range(6)])
+def evaluation(run):
+    return run()
 
 
-def test_the_page_is_sound_accessible_and_needs_no_network(found):
-    html = render_report(found)
-    assert html == (found.out / "report.html").read_text()
+def test_the_page_is_sound_accessible_and_needs_no_network(evaluation):
+    html = render_report(evaluation)
+    assert html == (evaluation.out / "report.html").read_text()
     page = Page(html)
     assert page.all("html")[0]["lang"] == "en"
     assert "graph: predicted expression on 2 slides" in page.text
@@ -98,20 +90,20 @@ def test_the_page_is_sound_accessible_and_needs_no_network(found):
     assert all(heading.get("scope") for heading in page.all("th"))
 
 
-def test_the_table_holds_the_scores_and_the_text_the_comparison(found):
-    page = Page(render_report(found))
-    for row in found.rows:
+def test_the_table_holds_the_scores_and_the_text_the_comparison(evaluation):
+    page = Page(render_report(evaluation))
+    for row in evaluation.rows:
         assert row.name in page.text
         if np.isfinite(row.mean):
             assert f"{row.mean:.3f}" in page.text
-    row = found.rows[0]
+    row = evaluation.rows[0]
     more = "above" if row.difference > 0 else "below"
     assert f"{abs(row.difference):.3f} {more} the best baseline, ridge" in page.text
     assert "sequencing depth" in page.text
     assert "no measurement" in page.text
 
 
-def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypatch):
+def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(evaluation, monkeypatch):
     drawn, draw = [], report.map_png
 
     def recording(frame, values, limits):
@@ -119,8 +111,8 @@ def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypa
         return draw(frame, values, limits)
 
     monkeypatch.setattr(report, "map_png", recording)
-    page = Page(render_report(found))
-    slide = found.slides[0]
+    page = Page(render_report(evaluation))
+    slide = evaluation.slides[0]
     order = np.argsort(-slide.scores["graph"].per_gene["pearson"])
     genes = [slide.genes[i] for i in (order[0], order[3], order[-1])]
     for which, gene in zip(("Best", "Median", "Worst"), genes, strict=True):
@@ -131,39 +123,46 @@ def test_maps_are_of_the_best_median_and_worst_gene_on_one_scale(found, monkeypa
         assert len({limits for _, limits in drawn[start : start + 3]}) == 1
 
 
-def test_maps_are_limited_on_many_slides_and_scores_are_not(found, monkeypatch):
+def test_maps_are_limited_on_many_slides_and_scores_are_not(evaluation, monkeypatch):
     monkeypatch.setattr(report, "MAX_MAPS", 1)
-    page = Page(render_report(found))
+    page = Page(render_report(evaluation))
     assert len(page.all("img")) == 9
     assert "Maps are shown for the first 1 slide" in page.text
-    for slide in found.slides:
-        assert f"{found.rows[0].slides[slide.name]:.3f}" in page.text
-    assert f"{found.rows[0].mean:.3f}" in page.text
+    for slide in evaluation.slides:
+        assert f"{evaluation.rows[0].slides[slide.name]:.3f}" in page.text
+    assert f"{evaluation.rows[0].mean:.3f}" in page.text
 
 
-def test_names_from_files_are_text_and_nothing_else(cohort, tmp_path):
+def test_names_from_files_are_text_and_nothing_else(cohort, run):
     for slide in "ABCD":
         truth = read_expression(cohort.expression(slide))
-        write_expression(
-            cohort.expression(slide),
-            sp.csr_matrix(truth.counts),
-            truth.barcodes,
-            HOSTILE,
-            truth.coords,
-            um_per_px=1,
-        )
-    found = run(cohort, tmp_path, HOSTILE, denoiser='"><img src=x onerror=alert(1)>')
-    found = dataclasses.replace(found, notes=["<b>note</b>"])
-    page = Page(render_report(found))
+        names = truth.barcodes, HOSTILE, truth.coords
+        write_expression(cohort.expression(slide), truth.counts, *names, um_per_px=1)
+    evaluation = run(genes=HOSTILE, denoiser='"><img src=x onerror=alert(1)>')
+    page = Page(render_report(dataclasses.replace(evaluation, notes=["<b>note</b>"])))
     assert not page.all("script")
     assert all(image["src"].startswith("data:") for image in page.all("img"))
     assert all("onerror" not in attrs for _, attrs in page.tags)
     assert "<b>note</b>" in page.text
 
 
-def test_a_prediction_without_any_correlation_has_a_report(cohort, tmp_path):
-    found = run(cohort, tmp_path, ["G0", "G1"], noise=0, slides="A", baselines=False)
-    page = Page(render_report(found))
+def test_headlines_are_of_held_out_slides_and_training_slides_are_marked(run):
+    evaluation = run(train_slides=["B", "C"])
+    page = Page(render_report(evaluation))
+    graph = evaluation.rows[0]
+    assert f"correlation of {graph.slides['A']:.3f}" in page.text
+    assert "on 1 held-out slide" in page.text
+    mark = "trained on this slide: a training score, not a test score"
+    assert f"Slide B: graph {graph.slides['B']:.3f} ({mark})" in page.text
+    assert page.text.index("Warnings") < page.text.index("Scores")
+    only = Page(render_report(run(slides="B", train_slides=["B"])))
+    assert "reaches a mean correlation" not in only.text
+    unknown = Page(render_report(run(train_slides=[], baselines=False)))
+    assert "on 2 slides" in unknown.text
+
+
+def test_a_prediction_without_any_correlation_has_a_report(run):
+    page = Page(render_report(run(slides="A", constant=True, baselines=False)))
     assert "No gene has a correlation." in page.text
     assert "graph reaches a mean correlation of –" in page.text
     assert not page.all("img")

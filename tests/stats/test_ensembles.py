@@ -28,11 +28,11 @@ def test_crps_equals_the_integral_that_defines_it():
 def test_crps_of_many_normal_samples_is_the_known_one():
     rng = np.random.default_rng(0)
     truth = np.array([[0.0, 1.3]])
-    found = crps_per_gene(rng.normal(size=(200_000, 1, 2)), truth)
+    result = crps_per_gene(rng.normal(size=(200_000, 1, 2)), truth)
     y = truth[0]
     normal = scipy.stats.norm
-    known = y * (2 * normal.cdf(y) - 1) + 2 * normal.pdf(y) - 1 / np.sqrt(np.pi)
-    np.testing.assert_allclose(found, known, atol=5e-3)
+    expected = y * (2 * normal.cdf(y) - 1) + 2 * normal.pdf(y) - 1 / np.sqrt(np.pi)
+    np.testing.assert_allclose(result, expected, atol=5e-3)
 
 
 def test_energy_score_of_one_gene_is_crps_and_grows_with_correlation_that_is_wrong():
@@ -60,13 +60,13 @@ def test_energy_distance_is_0_for_the_same_values_wherever_they_lie(pair):
 def test_coverage_of_a_calibrated_ensemble_is_what_it_says(n_samples):
     rng = np.random.default_rng(0)
     draws = rng.gamma(2.0, size=(n_samples + 1, 20_000, 2))
-    for each in coverage(draws[1:], draws[0]):
-        assert each.calibrated == pytest.approx(min(each.level, (n_samples - 1) / (n_samples + 1)))
-        assert each.covered == pytest.approx(each.calibrated, abs=0.02)
+    for part in coverage(draws[1:], draws[0]):
+        assert part.calibrated == pytest.approx(min(part.level, (n_samples - 1) / (n_samples + 1)))
+        assert part.covered == pytest.approx(part.calibrated, abs=0.02)
     narrow = coverage(draws[1:] * 0.1, draws[0])
     for wide, tenth in zip(coverage(draws[1:], draws[0]), narrow, strict=True):
         assert tenth.width == pytest.approx(wide.width / 10)
-    assert all(each.covered < each.calibrated for each in narrow)
+    assert all(part.covered < part.calibrated for part in narrow)
 
 
 def test_coverage_of_values_that_many_samples_share_does_not_depend_on_the_number_of_samples():

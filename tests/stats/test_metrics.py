@@ -19,13 +19,13 @@ def hexagonal(side, pitch=100.0):
 def test_scores_per_gene_equal_scipy_and_sklearn(pair):
     p, t = pair
     columns = list(zip(p.T.astype(float), t.T, strict=True))
-    for found, expected in (
+    for result, expected in (
         (metrics.pearson_per_gene, lambda a, b: scipy.stats.pearsonr(a, b)[0]),
         (metrics.spearman_per_gene, lambda a, b: scipy.stats.spearmanr(a, b)[0]),
         (metrics.mse_per_gene, lambda a, b: mean_squared_error(b, a)),
         (metrics.r2_per_gene, lambda a, b: r2_score(b, a)),
     ):
-        np.testing.assert_allclose(found(p, t), [expected(*c) for c in columns], rtol=1e-9)
+        np.testing.assert_allclose(result(p, t), [expected(*c) for c in columns], rtol=1e-9)
 
 
 @given(shift=st.floats(-1e3, 1e3), scale=st.floats(1e-2, 1e3), seed=st.integers(0, 2**32 - 1))
@@ -57,11 +57,21 @@ def test_a_constant_is_nan_on_either_side_and_left_out_of_means(values, constant
     column = np.stack([values, other[:, 0]], axis=1)
     assert metrics.is_constant(column).tolist() == [constant, False]
     for score in (metrics.pearson_per_gene, metrics.spearman_per_gene):
-        for found in (score(column, other), score(other, column)):
-            assert np.isnan(found).tolist() == [constant, False]
-            assert np.isfinite(metrics.mean_of_defined(found))
+        for result in (score(column, other), score(other, column)):
+            assert np.isnan(result).tolist() == [constant, False]
+            assert np.isfinite(metrics.mean_of_defined(result))
     assert np.isnan(metrics.r2_per_gene(other, column)).tolist() == [constant, False]
-    assert np.isnan(metrics.mean_of_defined(np.array([np.nan])))
+
+
+def test_statistics_of_defined_values_skip_the_others():
+    values = np.array([np.nan, 1.0, 2.0, 6.0, np.inf])
+    assert metrics.mean_of_defined(values) == 3
+    assert metrics.std_of_defined(values) == pytest.approx(np.std([1, 2, 6]))
+    assert metrics.quantile_of_defined(values, 0.5) == 2
+    nothing = values[:1]
+    for statistic in (metrics.mean_of_defined, metrics.std_of_defined):
+        assert np.isnan(statistic(nothing))
+    assert np.isnan(metrics.quantile_of_defined(nothing, 0.5))
 
 
 def test_float32_input_is_scored_in_float64():
@@ -127,9 +137,9 @@ def test_morans_i_of_a_wave_of_alternation_and_of_noise():
     noise = np.random.default_rng(0).normal(size=(n, 4000))
     # cosines are eigenvectors of the ring, cos(phase) their eigenvalue
     waves = np.stack([np.cos(3 * phase), np.cos(np.arange(n) * np.pi), np.ones(n)], axis=1)
-    found = metrics.morans_i(waves, weights)
-    np.testing.assert_allclose(found[:2], [np.cos(3 * 2 * np.pi / n), -1])
-    assert np.isnan(found[2])
+    result = metrics.morans_i(waves, weights)
+    np.testing.assert_allclose(result[:2], [np.cos(3 * 2 * np.pi / n), -1])
+    assert np.isnan(result[2])
     assert metrics.morans_i(noise, weights).mean() == pytest.approx(-1 / (n - 1), abs=0.01)
     assert np.isnan(metrics.morans_i(noise, sp.csr_matrix((n, n)))).all()
 

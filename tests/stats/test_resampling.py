@@ -17,16 +17,16 @@ def test_noise_ceiling_is_the_correlation_of_the_true_rate_with_its_counts():
     rng = np.random.default_rng(0)
     rate = np.array([0.4, 2.0, 20.0]) * rng.gamma(3, 1 / 3, size=(200_000, 1))
     counts = rng.poisson(rate)
-    found = noise_ceiling(counts, counts.sum(1), lambda half, total: half, rng, n_repeats=2)
-    np.testing.assert_allclose(found, pearson_per_gene(rate, counts), atol=0.01)
+    result = noise_ceiling(counts, counts.sum(1), lambda half, total: half, rng, n_repeats=2)
+    np.testing.assert_allclose(result, pearson_per_gene(rate, counts), atol=0.01)
 
 
 def test_noise_ceiling_of_pure_noise_is_low_and_of_a_gene_without_counts_undefined():
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, (5_000, 2)) * [1, 0]
-    found = noise_ceiling(counts, counts.sum(1), lambda half, total: np.log1p(half), rng)
-    assert found[0] < 0.15
-    assert np.isnan(found[1])
+    result = noise_ceiling(counts, counts.sum(1), lambda half, total: np.log1p(half), rng)
+    assert result[0] < 0.15
+    assert np.isnan(result[1])
 
 
 def test_halves_share_out_each_spots_total():
@@ -45,32 +45,32 @@ def test_halves_share_out_each_spots_total():
 
 @needs_real_slides
 @pytest.mark.parametrize(
-    ("target", "known"),
+    ("target", "recorded"),
     [
         ("log1p", {"C5": 0.52, "C2": 0.55, "B4": 0.92}),
         ("log1p_normalised", {"C5": 0.44, "C2": 0.42, "B4": 0.68}),
     ],
 )
-def test_noise_ceilings_of_real_slides_are_those_on_record(target, known):
+def test_noise_ceilings_of_real_slides_are_those_on_record(target, recorded):
     genes = read_gene_list(BENCH / "var_50genes.json")
-    for slide, value in known.items():
+    for slide, value in recorded.items():
         truth = read_expression(BENCH / "adata" / f"{slide}.h5ad", genes)
-        found = noise_ceiling(
+        result = noise_ceiling(
             truth.counts.toarray(),
             truth.total,
             lambda half, total: to_target(sp.csr_matrix(half), total, target),
             np.random.default_rng(0),
         )
-        assert mean_of_defined(found) == pytest.approx(value, abs=0.02), slide
+        assert mean_of_defined(result) == pytest.approx(value, abs=0.02), slide
 
 
 def test_bootstrap_is_the_score_of_resampled_spots(pair):
     p, t = pair
-    found = bootstrap_pearson({"a": p}, t, np.random.default_rng(5), 40)["a"]
+    result = bootstrap_pearson({"a": p}, t, np.random.default_rng(5), 40)["a"]
     rng = np.random.default_rng(5)
     rows = [rng.integers(len(t), size=len(t)) for _ in range(40)]
     expected = [mean_of_defined(pearson_per_gene(p[r], t[r])) for r in rows]
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(result, expected, atol=1e-9)
 
 
 def test_bootstrap_is_seeded_paired_and_free_of_the_chunk(pair, monkeypatch):
@@ -88,10 +88,10 @@ def test_bootstrap_leaves_out_genes_that_are_constant_in_a_resample():
     t = np.zeros((20, 2))
     t[0, 0] = 1.0  # a third of the resamples miss this spot
     t[:, 1] = np.arange(20)
-    found = bootstrap_pearson({"a": t, "b": 0 * t}, t, np.random.default_rng(0), 100)
-    np.testing.assert_allclose(found["a"], 1)
-    assert np.isnan(found["b"]).all()
-    assert np.isnan(interval(found["b"])).all()
+    result = bootstrap_pearson({"a": t, "b": 0 * t}, t, np.random.default_rng(0), 100)
+    np.testing.assert_allclose(result["a"], 1)
+    assert np.isnan(result["b"]).all()
+    assert np.isnan(interval(result["b"])).all()
 
 
 def test_bootstrap_interval_covers_the_true_correlation():
