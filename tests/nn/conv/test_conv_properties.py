@@ -11,11 +11,7 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATv2Conv, GENConv, GraphConv, SAGEConv, TransformerConv
 
-<<<<<<< HEAD
-from stflow_graph.graph import SpatialGraph, STFlowGraph
-=======
 from stflow_graph.graph import SimilarityEdges, SpatialGraph, STFlowGraph
->>>>>>> refs/heads/nntests
 from stflow_graph.graph.stflow import stflow_edge_geometry
 from stflow_graph.nn import conv as convs
 from stflow_graph.nn.conv import AdaptedConv, AdditiveConv, STFlowConv
