@@ -13,12 +13,11 @@ TRAINING_SLIDE = "trained on this slide: a training score, not a test score"
 
 def protocols_of(predictions: Mapping[str, Models]) -> dict[str, list[str]]:
     """Return the names of the protocols of each data set's predictions."""
-    protocols: dict[str, list[str]] = {}
+    protocols: dict[str, dict[str, None]] = {}
     for item in (model for models in predictions.values() for model in models.values()):
-        name = printable(item.text("protocol"))
-        if name and name not in protocols.setdefault(item.text("dataset"), []):
-            protocols[item.text("dataset")].append(name)
-    return protocols
+        if item.text("protocol"):
+            protocols.setdefault(item.text("dataset"), {})[printable(item.text("protocol"))] = None
+    return {dataset: list(names) for dataset, names in protocols.items()}
 
 
 def mixed_protocols(protocols: Mapping[str, Sequence[str]]) -> list[str]:

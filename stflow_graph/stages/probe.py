@@ -11,7 +11,6 @@ import pandas as pd
 
 from stflow_graph.data.splits import (
     Dataset,
-    Sample,
     embedding_path,
     existing_embedding,
     find_datasets,
@@ -86,17 +85,13 @@ def probe(
     cells: dict[tuple[str, str], Cell] = {}
 
     def run(dataset: Dataset, name: str) -> None:
-        missing = _missing(dataset, embed_dataroot, name)
-        if missing:
-            jobs = [
-                (s.patches_path, embedding_path(embed_dataroot, dataset.name, name, s.id))
-                for s in missing
-            ]
+        jobs = _missing(dataset, embed_dataroot, name)
+        if jobs:
             how = embed_settings or EmbedSettings()
             embed_files(jobs, encoder_of(name), how, progress=progress)
         task = EncoderProbe(dataset, name, embed_dataroot, settings, hash_file)
         cell = task.run(out / dataset.name / name, overwrite=overwrite)
-        cells[dataset.name, name] = cell = dataclasses.replace(cell, n_embedded=len(missing))
+        cells[dataset.name, name] = cell = dataclasses.replace(cell, n_embedded=len(jobs))
         if report:
             report(cell)
 
@@ -121,8 +116,8 @@ def _check_distinct_files(dataset: Dataset, root: Path, encoders: Sequence[str])
                 raise BadInput(file, "encoder", found, "embeddings of one encoder", fix)
 
 
-def _missing(dataset: Dataset, root: Path, encoder: str) -> list[Sample]:
-    """Return the slides without embeddings.
+def _missing(dataset: Dataset, root: Path, encoder: str) -> list[tuple[Path, Path]]:
+    """Return the patch file and the new embedding file of each slide without embeddings.
 
     Raises:
         BadInput: a slide has neither embeddings nor patches.
@@ -135,7 +130,7 @@ def _missing(dataset: Dataset, root: Path, encoder: str) -> list[Sample]:
     for sample in missing:
         if not sample.patches_path.is_file():
             find_embedding(root, dataset.name, encoder, sample.id)
-    return missing
+    return [(s.patches_path, embedding_path(root, dataset.name, encoder, s.id)) for s in missing]
 
 
 def _write_tables(out: Path, cells: Sequence[Cell]) -> None:
