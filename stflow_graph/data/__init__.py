@@ -1,1 +1,1 @@
-"""Slides, splits, genes and simulated cohorts."""
+"""A data set and its slides in memory."""

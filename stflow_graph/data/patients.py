@@ -96,14 +96,14 @@ def _join(cells: Sequence[str]) -> str:
 
 
 def _stored(file: h5py.File, column: str, path: str | Path) -> str:
-    place = next((p for p in (f"uns/{column}", f"obs/{column}") if p in file), None)
-    if place is None:
+    field = next((p for p in (f"uns/{column}", f"obs/{column}") if p in file), None)
+    if field is None:
         return ""
-    values = pd.Series(np.asarray(_element(file[place], path), dtype=object).reshape(-1)).dropna()
+    values = pd.Series(np.asarray(_element(file[field], path), dtype=object).reshape(-1)).dropna()
     groups = sorted({str(value).strip() for value in values} - {""})
     if len(groups) > 1:
         found = unquoted(f"{len(groups)} values, such as {groups[:3]}")
-        raise BadInput(path, place, found, "one value for all spots of the slide")
+        raise BadInput(path, field, found, "one value for all spots of the slide")
     return groups[0] if groups else ""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from stflow_graph.data.normalise import to_target
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
+from stflow_graph.io.coords import check_finite
 from stflow_graph.io.expression import expression_of, spatial, um_per_px_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.hdf5 import check_unique
@@ -236,10 +237,7 @@ def _checked_embeddings(x: np.ndarray, n: int, origin: str) -> np.ndarray:
     if x.ndim != 2 or len(x) != n or x.shape[1] == 0 or x.dtype.kind not in "fiu":
         raise BadInput(origin, "embeddings", unquoted(f"{x.shape} {x.dtype}"), f"({n}, F) numbers")
     x = x.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {bad[:3].tolist()}")
-        raise BadInput(origin, "embeddings", found, "finite numbers")
+    check_finite(x, origin, "embeddings", n)
     return x
 
 

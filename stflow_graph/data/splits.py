@@ -68,8 +68,8 @@ class Dataset:
         """
         name = Path(gene_list.replace("{fold}", str(fold)))
         of_fold = name.with_name(f"{name.stem}_fold{fold}{name.suffix}")
-        places = [self.path / name, self.path / of_fold, name]
-        return next((place for place in places if place.exists()), places[0])
+        paths = [self.path / name, self.path / of_fold, name]
+        return next((path for path in paths if path.exists()), paths[0])
 
     def folds(self) -> list[Fold]:
         """Read every fold, ordered by its number.

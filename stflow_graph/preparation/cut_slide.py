@@ -194,8 +194,8 @@ def _stored_reader(
     # corners or centres of patches, but of the same spots
     shift = np.median(kept.coords - stored.coords[rows], axis=0)
     if min(np.abs(shift).max(), np.abs(shift - edge / 2).max()) > edge / 8:
-        found = unquoted(f"places {shift[0]:.0f}, {shift[1]:.0f} px from the spots' (median)")
-        expected = f"0, or {edge / 2:.0f} px where a patch's corner is its place"
+        found = unquoted(f"{shift[0]:.0f}, {shift[1]:.0f} px from the spots (median)")
+        expected = f"0, or {edge / 2:.0f} px for corners of patches"
         raise BadInput(stored.path, "coords", found, expected)
     return lambda first, last: np.stack([stored.images[i] for i in rows[first:last]])
 
@@ -210,7 +210,7 @@ def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -
         f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
     )
     if _outside(coords[:, ::-1], size).any():
-        fix = "give places in pixels of this image; theirs look like those of another resolution"
+        fix = "give positions in pixels of this image; these look like those of another resolution"
     else:
         fix = "swap x and y: exchanged, all lie inside"
     raise BadInput(file, "coordinates", found, "centres inside the image", fix)

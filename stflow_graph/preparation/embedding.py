@@ -193,7 +193,7 @@ def _check_current(target: Path, attrs: Mapping[str, object]) -> int:
     stored = read_attrs(target)
     for key in ("encoder", "weights_sha256", "patches_sha256", "precision", "convention"):
         if stored.get(key) != attrs[key] or stored.get("format") != FORMAT:
-            fix = "--overwrite to embed anew, or another place"
+            fix = "--overwrite to embed anew, or another output"
             raise BadInput(target, key, stored.get(key), f"{attrs[key]!r}", fix)
     return int(stored.get("n_blank", 0))
 
@@ -252,6 +252,6 @@ def _batches(patches: PatchFile, settings: EmbedSettings, pool: Executor) -> Ite
             yield images
     except BrokenProcessPool:
         raise OutOfMemory(
-            f"{patches.path}: a worker that reads patches died, most likely for want of memory. "
+            f"{patches.path}: a worker that reads patches died, most likely out of memory. "
             "Fix: fewer --workers or a smaller --batch-size"
         ) from None

@@ -116,7 +116,7 @@ def _statistics(sample: Sample, rule: GeneRule, matching: GeneMatching) -> GeneS
     if rule.method != "moran":
         return statistics
     if expression.coords is None:
-        raise BadInput(sample.expr_path, "obsm", unquoted("no 'spatial'"), "places of the spots")
+        raise BadInput(sample.expr_path, "obsm", unquoted("no 'spatial'"), "positions of the spots")
     columns = np.flatnonzero(statistics.table["share"] >= rule.min_fraction)
     moran = _morans_i(expression, expression.coords, columns)
     return dataclasses.replace(statistics, table=statistics.table.assign(moran=moran))

@@ -1,1 +1,1 @@
-"""A cohort of drawn slides whose truth is known."""
+"""Simulated cohorts with known truth."""

@@ -86,26 +86,16 @@ def contents(folder):
 
 
 def splits_of(out):
-    found = []
-    for number in range(len(list((out / "splits").glob("train_*.csv")))):
-        sides = []
-        for side in ("train", "test"):
-            with (out / "splits" / f"{side}_{number}.csv").open() as file:
-                sides.append([row["sample_id"] for row in csv.DictReader(file)])
-        found.append(tuple(sides))
-    return found
+    folds = Dataset("out", out).folds()
+    return [([s.id for s in fold.train], [s.id for s in fold.test]) for fold in folds]
 
 
 def test_a_spot_counts_only_if_it_is_in_both_tables(tmp_path):
     _, truth = write_raw(tmp_path, "S0")
     done = prepare_one(tmp_path, tmp_path / "out")
-    # 20 places: 2x1 is not selected, 1x1 has no counts; 30x30 has no place
-    assert (done.n_spots, done.not_selected, done.only_in_spots, done.only_in_counts) == (
-        18,
-        1,
-        1,
-        1,
-    )
+    # 20 spots: 2x1 is not selected, 1x1 has no counts; 30x30 has no position
+    assert (done.n_spots, done.not_selected) == (18, 1)
+    assert (done.only_in_spots, done.only_in_counts) == (1, 1)
     found = read_expression(done.adata)
     expected = [f"{x}x{y}" for y in range(1, 5) for x in range(1, 6)]
     assert found.barcodes == [b for b in expected if b not in ("1x1", "2x1")]
@@ -170,7 +160,7 @@ def test_an_h5ad_with_places_needs_no_spot_table_and_knows_its_scale(tmp_path):
 
 def test_a_lone_spot_has_no_pitch(tmp_path):
     write_raw(tmp_path, "S0")
-    _edit_spots(lambda row: row.__setitem__(6, str(int(row[:2] == ["3", "2"]))))(tmp_path)
+    edit_spots(tmp_path, lambda row: [*row[:6], int(row[:2] == ["3", "2"])])
     done = prepare_one(tmp_path, tmp_path / "out")
     assert (done.n_spots, done.not_selected) == (1, 19)
     assert np.isnan(done.pitch_um)
@@ -192,12 +182,9 @@ def test_a_second_run_does_nothing_and_overwrite_does_it_again(tmp_path):
     out = tmp_path / "out"
     first = prepare_one(tmp_path, out)
     before = {path: path.stat().st_ino for path in (first.patches, first.adata)}
-    steps, reports = [], []
-    again = prepare_one(
-        tmp_path, out, progress=lambda *step: steps.append(step), report=reports.append
-    )
+    reports = []
+    again = prepare_one(tmp_path, out, progress=pytest.fail, report=reports.append)
     assert again.up_to_date
-    assert not steps
     assert reports == [again]
     assert {**vars(again), "up_to_date": False} == vars(first)
     assert before == {path: path.stat().st_ino for path in before}
@@ -206,29 +193,37 @@ def test_a_second_run_does_nothing_and_overwrite_does_it_again(tmp_path):
     assert all(path.stat().st_ino != inode for path, inode in before.items())
 
 
-@pytest.mark.parametrize("change", ["patch_um", "um_per_px", "image", "counts", "foreign", "cut"])
+def _append_line(table):
+    table.write_bytes(gzip.compress(gzip.decompress(table.read_bytes()) + b"\n"))
+
+
+def _foreign(file):
+    write_expression(file, sp.csr_matrix((1, 1)), ["a"], ["g"], [[0, 0]], um_per_px=1)
+
+
+# options of the second run, or the file that is changed before it
+CHANGES = {
+    "patch_um": {"patch_um": 11.0},
+    "um_per_px": {"um_per_px": 0.6},
+    "image": ("images/S0.png", lambda file: Image.new("RGB", (WIDTH, HEIGHT)).save(file)),
+    "counts": ("counts/S0.tsv.gz", _append_line),
+    "foreign": ("out/adata/S0.h5ad", _foreign),
+    "cut": ("out/patches/S0.h5", lambda file: file.write_bytes(file.read_bytes()[:-100])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_outputs_made_in_another_way_are_not_replaced_silently(tmp_path, change):
     write_raw(tmp_path, "S0")
-    out, options = tmp_path / "out", {}
-    done = prepare_one(tmp_path, out)
-    message = change
-    if change in ("patch_um", "um_per_px"):
-        options = {change: 11.0 if change == "patch_um" else 0.6}
-    elif change == "image":
-        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images/S0.png")
-    elif change == "counts":
-        path = tmp_path / "counts/S0.tsv.gz"
-        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"\n"))
-    elif change == "foreign":
-        write_expression(done.adata, sp.csr_matrix((1, 1)), ["a"], ["g"], [[0, 0]], um_per_px=1)
-        message = "image_sha256"
-    else:
-        done.patches.write_bytes(done.patches.read_bytes()[:-100])
-        message = "image_sha256"
+    out, options = tmp_path / "out", CHANGES[change]
+    prepare_one(tmp_path, out)
+    if isinstance(options, tuple):
+        (file, edit), options = options, {}
+        edit(tmp_path / file)
     before = contents(out)
-    with pytest.raises(
-        BadInput, match=f"output: found a file made with another .*{message}.*--overwrite"
-    ):
+    message = "image_sha256" if change in ("foreign", "cut") else change
+    message = f"output: found a file made with another .*{message}.*--overwrite"
+    with pytest.raises(BadInput, match=message):
         prepare_one(tmp_path, out, **options)
     assert contents(out) == before
     assert not prepare_one(tmp_path, out, overwrite=True, **options).up_to_date
@@ -243,45 +238,31 @@ def test_a_run_that_was_killed_between_the_files_is_finished(tmp_path):
     assert contents(tmp_path / "out") == whole
 
 
-def _edit_spots(change):
-    def edit(folder):
-        path = folder / "spots/S0.tsv"
-        header, *rows = (line.split("\t") for line in path.read_text().splitlines())
-        for row in rows:
-            change(row)
-        path.write_text("\n".join("\t".join(row) for row in [header, *rows]) + "\n")
-
-    return edit
+def edit_spots(folder, change):
+    path = folder / "spots/S0.tsv"
+    header, *rows = (line.split("\t") for line in path.read_text().splitlines())
+    path.write_text("\n".join("\t".join(map(str, row)) for row in [header, *map(change, rows)]))
 
 
-def _swap(row):
-    row[4], row[5] = row[5], row[4]
-    row[5] = str(float(row[5]) + 10)
+def replaced(place, text):
+    return lambda row: [*row[:place], text, *row[place + 1 :]]
 
 
-def _enlarge(row):
-    row[4] = str(float(row[4]) * 10)
-    row[5] = str(float(row[5]) * 10)
-
-
-def _set(place, text):
-    def change(row):
-        row[place] = text
-
-    return change
-
-
-def _no_overlap(row):
-    row[0] = f"1{row[0]}1"
+def pixels(change):
+    return lambda row: [*row[:4], *change(float(row[4]), float(row[5])), *row[6:]]
 
 
 _OUTSIDE = r"S0\.tsv: coordinates: found {} of 18 spots outside the image: x {}, image 260 x 190 px"
 REFUSED = {
-    "swapped": (_edit_spots(_swap), {}, _OUTSIDE.format(4, ".*") + ".*swap x and y"),
-    "scaled": (_edit_spots(_enlarge), {}, _OUTSIDE.format(18, ".*") + ".*another resolution"),
-    "negative": (_edit_spots(_set(4, "-1")), {}, _OUTSIDE.format(18, "-1 to -1, y .*")),
-    "none selected": (_edit_spots(_set(6, "0")), {}, "selected: found 0 of 20 spots"),
-    "no overlap": (_edit_spots(_no_overlap), {}, "0 of 19 barcodes in S0.tsv.gz"),
+    "swapped": (pixels(lambda x, y: (y, x + 10)), {}, _OUTSIDE.format(4, ".*") + ".*swap x and y"),
+    "scaled": (
+        pixels(lambda x, y: (10 * x, 10 * y)),
+        {},
+        _OUTSIDE.format(18, ".*") + ".*another resolution",
+    ),
+    "negative": (replaced(4, "-1"), {}, _OUTSIDE.format(18, "-1 to -1, y .*")),
+    "none selected": (replaced(6, "0"), {}, "selected: found 0 of 20 spots"),
+    "no overlap": (lambda row: [f"1{row[0]}1", *row[1:]], {}, "0 of 19 barcodes in S0.tsv.gz"),
     "no scale": (None, {"um_per_px": None}, "um_per_px: found None, expected a positive"),
     "zero scale": (None, {"um_per_px": 0.0}, "um_per_px: found 0.0"),
     "infinite scale": (None, {"um_per_px": float("inf")}, "um_per_px: found inf"),
@@ -294,9 +275,9 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, kind):
     write_raw(tmp_path, "S0")
-    edit, options, message = REFUSED[kind]
-    if edit is not None:
-        edit(tmp_path)
+    change, options, message = REFUSED[kind]
+    if change is not None:
+        edit_spots(tmp_path, change)
     with pytest.raises(BadInput, match=message):
         prepare_one(tmp_path, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -354,9 +335,8 @@ def test_a_kit_is_split_by_patient_or_else_by_slide(tmp_path, patients, expected
     done = prepare(write_kit(tmp_path / "kit", patients), out, **SIZES)
     assert [slide.slide for slide in done] == [f"S{i}" for i in range(len(patients))]
     assert splits_of(out) == expected
-    overlaps = [fold.shared_patients for fold in Dataset("out", out).folds()]
-    assert overlaps == ([["A"], ["A"]] if patients == "AA" else [[]] * len(expected))
     for fold in Dataset("out", out).folds():
+        assert fold.shared_patients == (["A"] if patients == "AA" else [])
         for sample in (*fold.train, *fold.test):
             assert sample.patches_path.is_file()
             assert sample.expr_path.is_file()
@@ -410,9 +390,8 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path):
     image.write_bytes(whole[:5000])
     (kit / "counts/S2.tsv.gz").rename(tmp_path / "away")
     reports = []
-    with pytest.raises(
-        SomeFailed, match=r"2 of 3 slides failed: S1: .*S1\.png.*; S2: .*S2"
-    ) as error:
+    message = r"2 of 3 slides failed: S1: .*S1\.png.*; S2: .*S2"
+    with pytest.raises(SomeFailed, match=message) as error:
         prepare(kit, out, **SIZES, report=reports.append)
     assert error.value.exit_code == 5
     assert "\n" not in str(error.value)
