@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import typer
+from foreign import tissue_on_glass, write_svs
 from PIL import Image
 from platform_files import write_image, write_visium
 from stflow_graph_cli import prepare as command
@@ -15,6 +16,7 @@ from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.io.patches import open_patches
 from stflow_graph.platforms.detect import FORMATS
 
+GRID_SIZES = ("--patch-px", 16, "--patch-um", 20)
 HEADER = "id,image,counts,spots,um_per_px\n"
 
 
@@ -87,6 +89,12 @@ def test_a_single_slide(kit, tmp_path):
         ["--image", "a.png", "--counts", "c.csv"],
         ["--image", "a.png", "--id", "S0"],
         ["KIT", "--patch-px", "0"],
+        ["--grid"],
+        ["--grid", "--image", "a.svs"],
+        ["--grid", "--image", "a.svs", "--id", "S", "--counts", "c.csv"],
+        ["KIT", "--grid", "--image", "a.svs", "--id", "S"],
+        ["KIT", "--pitch-um", "50"],
+        ["--grid", "--image", "a.svs", "--id", "S", "--min-tissue", "2"],
     ],
 )
 def test_an_unclear_request_is_a_usage_error(tmp_path, arguments):
@@ -133,3 +141,24 @@ def test_the_help_needs_no_heavy_package():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_slide_without_spots_says_what_was_found_and_what_to_do(tmp_path):
+    image = write_svs(tmp_path / "S1.svs", tissue_on_glass(), "0.5")
+    arguments = ("--image", image, "--grid", "--out", tmp_path / "root", "--id", "S1", *GRID_SIZES)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.exception
+    lines = result.stdout.splitlines()
+    assert lines[0] == "S1: 0.5 µm/px (metadata), tissue on 25% of the slide"
+    assert lines[1].startswith("S1: 110 patches of a grid of 17 x 22: ")
+    assert lines[1].endswith("S1.h5 written")
+    embeddings = tmp_path / "embeddings" / "S1.h5"
+    assert lines[2] == (
+        f"next: stflow-graph embed {tmp_path}/root/patches/S1.h5 --out {embeddings}"
+    )
+    assert lines[3].startswith(f"then: stflow-graph sample RUN {embeddings} --out")
+    assert "is there already" in run(*arguments).stdout
+    wider = run(*arguments, "--pitch-um", 40, "--min-tissue", 0.9, "--overwrite")
+    with open_patches(tmp_path / "root" / "patches" / "S1.h5") as patches:
+        assert len(patches) < 30
+    assert f"{len(patches)} patches" in wider.stdout
