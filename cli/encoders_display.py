@@ -47,7 +47,7 @@ def encoder_table(entries: Sequence[EncoderEntry], weights_root: Path | None) ->
 
 def encoder_card(entry: EncoderEntry, weights_root: Path | None) -> Table:
     """Return all that is known of one encoder, and where its weights are or belong."""
-    from stflow_graph.encoders.locate import find_weights
+    from stflow_graph.encoders.weights_file import find_weights
 
     found = find_weights(entry, weights_root)
     place = entry.place("DIR" if weights_root is None else weights_root)
@@ -60,7 +60,7 @@ def encoder_card(entry: EncoderEntry, weights_root: Path | None) -> Table:
         "input": f"{entry.transform.describe()}, mean {mean}, std {std}",
         "licence": entry.licence + (" (to be accepted on the page)" if entry.gated else ""),
         "page": entry.page,
-        "weights": f"{found.path} ({found.where})" if found else "not found",
+        "weights": f"{found.path} ({found.origin})" if found else "not found",
         "place": f"{place}, for --weights-root {'DIR' if weights_root is None else weights_root}",
     }
     card = Table.grid(padding=(0, 2))
@@ -70,7 +70,7 @@ def encoder_card(entry: EncoderEntry, weights_root: Path | None) -> Table:
 
 
 def _state(entry: EncoderEntry, weights_root: Path | None) -> Text:
-    from stflow_graph.encoders.locate import find_weights
+    from stflow_graph.encoders.weights_file import find_weights
 
     found = find_weights(entry, weights_root)
-    return Text("-", style="dim") if found is None else Text(found.where, style="green")
+    return Text("-", style="dim") if found is None else Text(found.origin, style="green")

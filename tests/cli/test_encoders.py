@@ -72,14 +72,14 @@ def test_one_encoder_is_told_in_full(cli, tmp_path):
     assert code == 0
     for part in (
         "https://huggingface.co/prov-gigapath/prov-gigapath",
-        "224 px (256 bicubic, centre), mean 0.485 0.456 0.406",
+        "224 px (256 bicubic, centre crop), mean 0.485 0.456 0.406",
         "not found",
         f"{tmp_path}/gigapath/pytorch_model.bin",
     ):
         assert part in out
     code, _, err = cli("encoders", "gigapth")
     assert code == 4
-    assert err.startswith("error: unknown encoder 'gigapth' (near: gigapath")
+    assert err.startswith("error: unknown encoder 'gigapth' (did you mean gigapath")
 
 
 def test_missing_weights_are_one_line_with_the_page_and_the_place(cli, patches, tmp_path):
