@@ -42,7 +42,7 @@ def test_timm_gives_the_class_token_of_transformers(name, tmp_path):
         for parameter in model.parameters():  # none may hide behind a zero or a one
             parameter.normal_(std=0.3)
     model.save_pretrained(tmp_path)
-    published = ENCODERS[name].architecture
+    published = ENCODERS[name].vit
     options = {k: v for k, v in published.options.items() if k not in SIZES}
     if published.swiglu:  # transformers' rule: 2/3 of 4 x 48, up to a multiple of 8, twice
         options["mlp_ratio"] = 2 * 128 / 48
