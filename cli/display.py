@@ -90,31 +90,30 @@ class _SpotSpeed(ProgressColumn):
 
 
 @contextlib.contextmanager
-def progress(*, in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback ``(name, done, total)`` that moves a bar on standard error.
+def progress(unit: str = "spots") -> Iterator[Callable[..., None]]:
+    """Yield a callback ``(name, done, total, note="")`` that moves a bar on standard error.
 
     Args:
-        in_bytes: files downloaded, ``done`` and ``total`` of all of them together; otherwise
-            slides, ``done`` and ``total`` spots of the named one.
+        unit: ``"spots"`` or ``"epochs"`` of the named item, ``"bytes"`` of all items together.
     """
-    amounts = (
-        (DownloadColumn(), TransferSpeedColumn())
-        if in_bytes
-        else (MofNCompleteColumn(), _SpotSpeed())
-    )
-    name = TextColumn("{task.description}", markup=False)
-    columns = (name, BarColumn(), *amounts, TimeRemainingColumn())
+    amounts: dict[str, list[ProgressColumn]] = {
+        "spots": [MofNCompleteColumn(), _SpotSpeed()],
+        "epochs": [MofNCompleteColumn()],
+        "bytes": [DownloadColumn(), TransferSpeedColumn()],
+    }
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), *amounts[unit], TimeRemainingColumn())
     screen = Console(stderr=True)
     hidden = not screen.is_terminal
     with Progress(*columns, console=screen, transient=True, disable=hidden) as bars:
         task = bars.add_task("", total=None)
         current = ""
 
-        def move(name: str, done: int, total: int) -> None:
+        def move(name: str, done: int, total: int, note: str = "") -> None:
             nonlocal current
-            if name != current and not in_bytes:
+            if name != current and unit != "bytes":
                 bars.reset(task)
             current = name
-            bars.update(task, description=name, completed=done, total=total)
+            bars.update(task, description=f"{name} {note}".strip(), completed=done, total=total)
 
         yield move

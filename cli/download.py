@@ -47,7 +47,7 @@ def download(
     else:
         files = Wanted.repository(str(repo), repo_type, include or [], revision)
     hub = Hub(token=None if token_file is None else read_token(token_file))
-    with progress(in_bytes=True) as report:
+    with progress("bytes") as report:
         done = run(files, folder, hub=hub, overwrite=overwrite, progress=report)
     kept = f", {len(done.kept)} up to date" if done.kept else ""
     show(

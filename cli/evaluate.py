@@ -11,7 +11,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from . import options as opt
-from .display import show, table
+from .display import console, show, table
 
 if TYPE_CHECKING:
     from stflow_graph.evaluation.records import Evaluation
@@ -30,6 +30,8 @@ _MEASURES = {
     "coverage_80": "80% cov.",
     "width_80": "80% width",
 }
+# columns that a row's name and a measure take at most
+_NAME_WIDTH, _MEASURE_WIDTH = 24, 9
 _STYLES = {"model": "bold", "baseline": "", "reference": "dim"}
 
 
@@ -69,7 +71,7 @@ def evaluate(
             seed=seed,
             progress=lambda step: status.update(Text(step)),
         )
-    show(_score_table(scores), _slide_table(scores), _measure_table(scores))
+    show(_score_table(scores), _slide_table(scores), *_measure_tables(scores))
     show(*(f"protocol: {protocol}" for protocol in scores.protocols))
     for slide in scores.slides:
         show(f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots scored")
@@ -104,18 +106,22 @@ def _slide_table(scores: Evaluation) -> Group | None:
     return table("PCC per slide", ["", *names], rows, styles=_styles(scores))
 
 
-def _measure_table(scores: Evaluation) -> Group:
-    """Return the other measures of any row, means over slides."""
+def _measure_tables(scores: Evaluation) -> list[Group]:
+    """Return the other measures of any row, means over slides, in tables that fit the width."""
     rows = [row for row in scores.rows if row.others]
     defined = {name for row in rows for name, v in row.others.items() if not math.isnan(v)}
     names = [name for name in _MEASURES if name in defined]
-    cells = [
-        [row.name, *(_number(row.others[n], sign=n == "moran_difference") for n in names)]
-        for row in rows
-    ]
-    headings = ["", *(_MEASURES[name] for name in names)]
     styles = [_STYLES[row.kind] for row in rows]
-    return table("other measures, mean over slides", headings, cells, styles=styles)
+    per_table = max(1, (console().width - _NAME_WIDTH) // _MEASURE_WIDTH)
+    tables = []
+    for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
+        cells = [
+            [row.name, *(_number(row.others[n], sign=n == "moran_difference") for n in some)]
+            for row in rows
+        ]
+        headings = ["", *(_MEASURES[name] for name in some)]
+        tables.append(table("other measures, mean over slides", headings, cells, styles=styles))
+    return tables
 
 
 def _styles(scores: Evaluation) -> list[str]:

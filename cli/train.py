@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
-from rich.live import Live
 from typer import Option
 
 from . import options as opt
-from .display import console, show, show_next, table
+from .display import progress, show, show_next, table
 
 if TYPE_CHECKING:
     from stflow_graph.config import Config
@@ -60,14 +59,12 @@ def train(
     from stflow_graph.stages.train import train as run
 
     resolved = load_config(config, _settings(options, set_ or []))
-    epochs_done: dict[tuple[str, int], Progress] = {}
-    terminal = console()
-    with Live(console=terminal, auto_refresh=False, transient=True) as live:
+    with progress("epochs") as bar:
 
-        def report(progress: Progress) -> None:
-            epochs_done[progress.dataset, progress.fold] = progress
-            if terminal.is_terminal:
-                live.update(_progress_table(epochs_done.values(), resolved), refresh=True)
+        def report(at: Progress) -> None:
+            name = f"{at.dataset} fold {at.fold} member {at.member}"
+            note = f"val PCC {at.epoch.validation_pearson:.3f} (best {at.epoch.best_pearson:.3f})"
+            bar(name, at.epoch.epoch, resolved.train.epochs, note)
 
         results = run(resolved, out, overwrite=overwrite, report=report)
     show(_result_table(results, resolved, out))
@@ -90,24 +87,6 @@ def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         if options[option] is not None and options[option] != []
     }
     return {**settings, **parse_assignments(assignments)}
-
-
-def _progress_table(folds: Iterable[Progress], config: Config) -> Group:
-    rows = [
-        [
-            progress.dataset,
-            str(progress.fold),
-            str(progress.member),
-            f"{progress.epoch.epoch}/{config.train.epochs}",
-            f"{progress.epoch.loss:.4f}",
-            f"{progress.epoch.validation_pearson:.3f}",
-            f"{progress.epoch.best_pearson:.3f} @ {progress.epoch.best_epoch}",
-            f"{progress.epoch.seconds:.1f}",
-        ]
-        for progress in folds
-    ]
-    headings = ["data set", "fold", "member", "epoch", "loss", "val PCC", "best", "s/epoch"]
-    return table(f"training the {config.denoiser.name} denoiser", headings, rows)
 
 
 def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> Group:

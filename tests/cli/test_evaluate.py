@@ -37,6 +37,7 @@ def test_the_tables_are_printed_and_three_files_written(cli, files, cohort, tmp_
     assert run.code == 0, run.err
     assert "\x1b[2J" not in run.out
     assert "…" not in run.out
+    assert run.out.count("other measures") == (2 if columns == 80 else 1)
     for text in ("[red]graph", "noise ceiling", "1.000", "A: 36 of 36 predicted spots scored"):
         assert text in run.out
     assert "report.html" in run.out
