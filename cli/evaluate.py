@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
+from typer import Argument, Option
 
-from .evaluate_display import measure_table, score_table, slide_table
+from . import options as opt
+from .display import console, show, table
+
+if TYPE_CHECKING:
+    from stflow_graph.evaluation.records import Evaluation
+
+_MAX_SLIDES = 6
+_MEASURES = {
+    "pearson_pooled": "pooled",
+    "spearman": "Spearman",
+    "mse": "MSE",
+    "r2": "R²",
+    "moran_difference": "Δ Moran",
+    "relative_variation": "RVD",
+    "gene_correlation_distance": "gene-gene",
+    "crps": "CRPS",
+    "energy_score": "energy",
+    "coverage_80": "80% cov.",
+    "width_80": "80% width",
+}
+# columns that a row's name and a measure take at most
+_NAME_WIDTH, _MEASURE_WIDTH = 24, 9
+_STYLES = {"model": "bold", "baseline": "", "reference": "dim"}
 
 
 def evaluate(
-    predictions: Annotated[list[Path], typer.Argument(help="Files of `sample`, or folders.")],
-    truth: Annotated[Path, typer.Option(help="Measured .h5ad, or a folder of <slide>.h5ad.")],
-    out: Annotated[Path, typer.Option(help="Folder of metrics.json, metrics.csv, report.html.")],
-    baselines: Annotated[
-        bool, typer.Option("--baselines", help="Fit and score the baselines of the same folds.")
-    ] = False,
+    predictions: Annotated[list[Path], Argument(help="Prediction files of `sample`, or folders.")],
+    truth: Annotated[Path, Option(help="Measured .h5ad, or a folder of <slide>.h5ad.")],
+    out: Annotated[Path, Option(help="Folder of metrics.json, metrics.csv, report.html.")],
+    baselines: Annotated[bool, Option("--baselines", help="Fit and score baselines.")] = False,
     slow_baselines: Annotated[
-        bool, typer.Option("--slow-baselines", help="Random forest and simple GNN as well.")
+        bool, Option("--slow-baselines", help="Also a random forest and a simple GNN.")
     ] = False,
-    source_dataroot: Annotated[
-        Path | None, typer.Option(help="Root of the training slides, if it has moved.")
-    ] = None,
-    embed_dataroot: Annotated[
-        Path | None, typer.Option(help="Root of their embeddings, if it has moved.")
-    ] = None,
-    gene_aliases: Annotated[
-        Path | None, typer.Option(help="Table of gene names, or a GTF, if truth has others.")
-    ] = None,
-    duplicate_genes: Annotated[str, typer.Option(help="refuse, sum or first.")] = "refuse",
-    n_bootstrap: Annotated[int, typer.Option(min=1, help="Resamples for the intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    source_dataroot: opt.SourceDataroot[Path | None] = None,
+    embed_dataroot: opt.EmbedDataroot[Path | None] = None,
+    gene_aliases: opt.GeneAliases[Path | None] = None,
+    duplicate_genes: opt.DuplicateGenes[str] = "refuse",
+    n_bootstrap: Annotated[int, Option(min=1, help="Bootstrap samples for intervals.")] = 1000,
+    seed: opt.Seed = 0,
 ) -> None:
-    """Score predictions against measured expression, beside baselines; write a report."""
+    """Score predictions and baselines, and write a report.
+
+    --source-dataroot and --embed-dataroot are those of training, needed if they have moved.
+    """
     from stflow_graph.io.gene_aliases import gene_matching
     from stflow_graph.stages.evaluate import evaluate as run
 
-    # a log file has no width to keep to
-    console = Console(width=None if sys.stdout.isatty() else 160)
     with Console(stderr=True).status("reading") as status:
-        found = run(
+        scores = run(
             predictions,
             truth,
             out,
@@ -54,16 +69,72 @@ def evaluate(
             matching=gene_matching(gene_aliases, duplicate_genes),
             n_bootstrap=n_bootstrap,
             seed=seed,
-            progress=lambda doing: status.update(Text(doing)),
+            progress=lambda step: status.update(Text(step)),
         )
-    for table in (score_table(found), slide_table(found), measure_table(found)):
-        if table is not None:
-            console.print(table)
-    for protocol in found.protocols:
-        console.print(Text(f"protocol: {protocol}"), soft_wrap=True)
-    for slide in found.slides:
-        line = f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots scored"
-        console.print(Text(line), soft_wrap=True)
-    for note in found.notes:
-        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
-    console.print(Text(f"report: {out / 'report.html'}"), soft_wrap=True)
+    show(_score_table(scores), _slide_table(scores), *_measure_tables(scores))
+    show(*(f"protocol: {protocol}" for protocol in scores.protocols))
+    for slide in scores.slides:
+        show(f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots scored")
+    show(*(f"note: {note}" for note in scores.notes), style="yellow")
+    show(f"report: {out / 'report.html'}")
+
+
+def _score_table(scores: Evaluation) -> Group:
+    """Return the mean correlations: models, baselines, noise ceiling."""
+    names = [slide.name for slide in scores.slides]
+    slides = names[0] if len(names) == 1 else f"mean of {len(names)} slides"
+    compared = scores.best_baseline is not None
+    rows = []
+    for row in scores.rows:
+        ceiling = "–" if math.isnan(row.of_ceiling) else f"{row.of_ceiling:.0%}"
+        cells = [row.name, _number(row.mean), _interval(row.interval), ceiling]
+        if compared and row.difference is not None:
+            ends = _interval(row.difference_interval)
+            cells += [f"{_number(row.difference, sign=True)} ({ends})"]
+        rows.append(cells)
+    headings = ["", "PCC", "95%", "ceiling", *(["− best baseline"] if compared else [])]
+    title = f"PCC of {scores.target}, mean over genes, {slides}"
+    return table(title, headings, rows, styles=_styles(scores))
+
+
+def _slide_table(scores: Evaluation) -> Group | None:
+    """Return the mean correlation of every slide; None for one slide or very many."""
+    names = [slide.name for slide in scores.slides]
+    if not 1 < len(names) <= _MAX_SLIDES:
+        return None
+    rows = [[row.name, *(_number(row.slides.get(name)) for name in names)] for row in scores.rows]
+    return table("PCC per slide", ["", *names], rows, styles=_styles(scores))
+
+
+def _measure_tables(scores: Evaluation) -> list[Group]:
+    """Return the other measures of any row, means over slides, in tables that fit the width."""
+    rows = [row for row in scores.rows if row.others]
+    defined = {name for row in rows for name, v in row.others.items() if not math.isnan(v)}
+    names = [name for name in _MEASURES if name in defined]
+    styles = [_STYLES[row.kind] for row in rows]
+    per_table = max(1, (console().width - _NAME_WIDTH) // _MEASURE_WIDTH)
+    tables = []
+    for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
+        cells = [
+            [row.name, *(_number(row.others[n], sign=n == "moran_difference") for n in some)]
+            for row in rows
+        ]
+        headings = ["", *(_MEASURES[name] for name in some)]
+        tables.append(table("other measures, mean over slides", headings, cells, styles=styles))
+    return tables
+
+
+def _styles(scores: Evaluation) -> list[str]:
+    return [_STYLES[row.kind] for row in scores.rows]
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    if ends is None or math.isnan(ends[0]):
+        return ""
+    return f"{_number(ends[0])} to {_number(ends[1])}"

@@ -1,7 +1,8 @@
-"""The Typer application, and what every command shares: errors to exit codes."""
+"""The Typer application, and what every command shares: exit codes, lists, logging."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -17,55 +18,35 @@ from rich.logging import RichHandler
 from stflow_graph.errors import StflowError
 from stflow_graph.version import __version__
 
-from . import (
-    convert,
-    download,
-    embed,
-    encoders,
-    evaluate,
-    export,
-    genes,
-    prepare,
-    probe,
-    sample,
-    simulate,
-    split,
-    train,
-)
-
-_SEVERAL = (
-    "--datasets",
-    "--encoders",
-    "--fold",
-    "--folds",
-    "--genes",
-    "--group-column",
-    "--include",
-    "--set",
-)
+from .convert import convert
+from .download import download
+from .embed import embed
+from .encoders import encoders
+from .evaluate import evaluate
+from .export import export
+from .genes import genes
+from .prepare import prepare
+from .probe import probe
+from .sample import sample
+from .simulate import simulate
+from .split import split
+from .train import train
 
 app = typer.Typer(
     name="stflow-graph",
     help="Spatial gene expression from H&E slides: simulate, prepare, split, genes, embed, train, "
     "sample, eval.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: the boxed one cuts long names at 80 columns
     pretty_exceptions_enable=False,
     # STFlow's own scripts spell options with underscores; both spellings work here
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
-app.command("download")(download.download)
-app.command("simulate")(simulate.simulate)
-app.command("prepare")(prepare.prepare)
-app.command("split")(split.split)
-app.command("genes")(genes.genes)
-app.command("embed")(embed.embed)
-app.command("encoders")(encoders.encoders)
-app.command("probe")(probe.probe)
-app.command("train")(train.train)
-app.command("sample")(sample.sample)
-app.command("eval")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("convert")(convert.convert)
+for command in (download, simulate, prepare, split, genes, embed, encoders, probe, train, sample):
+    app.command()(command)
+app.command("eval")(evaluate)
+app.command()(export)
+app.command()(convert)
 
 
 def _version(value: bool) -> None:
@@ -82,35 +63,44 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Spatial gene expression from H&E slides by flow matching on a graph of spots."""
-    del version, debug  # --debug is read in main(), where the error arrives
+    del version, debug  # --debug is read in main(), which handles the errors
     handler = RichHandler(
         console=Console(stderr=True), show_time=False, show_path=False, show_level=True
     )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    # of a broken file our own error speaks, once
+    # our own error reports a broken file, once
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
+@functools.cache
+def _list_options() -> frozenset[str]:
+    """Return the options of any command that take several values."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    parameters = [parameter for c in group.commands.values() for parameter in c.params]
+    return frozenset(name for p in parameters if getattr(p, "multiple", False) for name in p.opts)
+
+
 def spread(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option that takes several values before each of them, as the parser wants it.
+    """Repeat an option before each of its values, as the parser requires.
 
     ``--datasets IDC PRAD`` (STFlow's spelling) becomes ``--datasets IDC --datasets PRAD``.
     """
-    spread_out: list[str] = []
+    result: list[str] = []
     option: str | None = None
     for argument in arguments:
         if argument.startswith("-"):
-            option = argument if argument.replace("_", "-") in _SEVERAL else None
-            values = 0
+            option = argument if argument.replace("_", "-") in _list_options() else None
+            n_values = 0
         elif option is not None:
-            values += 1
-            if values > 1:
-                spread_out.append(option)
-        spread_out.append(argument)
-    return spread_out
+            n_values += 1
+            if n_values > 1:
+                result.append(option)
+        result.append(argument)
+    return result
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _terminate(signum: int, frame: FrameType | None) -> None:
     del frame
     signal.signal(signum, signal.SIG_DFL)  # a second signal ends at once
     raise SystemExit(128 + signum)
@@ -118,38 +108,39 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line and exit with the code of ``stflow_graph.errors``."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    # --debug is understood wherever it stands, as people append it to a command that failed
-    arguments = spread([argument for argument in arguments if argument != "--debug"])
-    signal.signal(signal.SIGTERM, _terminated)
+    # --debug is accepted at any position, as users append it to a command that failed
+    debug = "--debug" in sys.argv
+    arguments = spread([argument for argument in sys.argv[1:] if argument != "--debug"])
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _terminate)
     try:
         app(args=arguments, prog_name="stflow-graph")
-    except StflowError as error:
-        _fail(error, str(error), error.exit_code, debug)
     except BrokenPipeError:
-        # the reader of our output left; keep the interpreter from complaining at its exit
+        # the reader of our output is gone; keep the interpreter from complaining at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
-        _fail(None, "interrupted", 130, debug=False)
-    except MemoryError as error:
-        _fail(error, "out of memory; use fewer spots, a smaller batch or more memory", 75, debug)
-    except RuntimeError as error:
-        # torch's two kinds, told apart without importing torch
-        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
+    except Exception as error:
+        message, code = _message_and_code(error)
+        if debug or code is None:
             raise
-        _fail(error, "out of memory; use fewer spots, a smaller batch or more memory", 75, debug)
-    except OSError as error:
-        _fail(error, f"{error.filename or 'I/O'}: {error.strerror or error}", 74, debug)
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+        sys.exit(code)
 
 
-def _fail(error: BaseException | None, message: str, code: int, debug: bool) -> None:
-    if debug and error is not None:
-        raise error
-    line = " ".join(message.split("\n"))
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(code)
+def _message_and_code(error: Exception) -> tuple[str, int | None]:
+    """Return the line for the user and the exit code; None for an error of the program."""
+    if isinstance(error, StflowError):
+        return str(error), error.exit_code
+    # torch's two kinds are recognised without importing torch
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    ):
+        return "out of memory; use fewer spots, a smaller batch or more memory", 75
+    if isinstance(error, OSError):
+        return f"{error.filename or 'I/O'}: {error.strerror or error}", 74
+    return "", None
 
 
 if __name__ == "__main__":

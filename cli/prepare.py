@@ -2,89 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-from rich.console import Console
+from rich.console import Group
+from typer import Argument, BadParameter, Option
 
-from .prepare_display import slide_table
-from .prepare_grid import grid_of
-from .progress import spot_progress
+from . import options as opt
+from .display import progress, show, show_next, state, table
 
 if TYPE_CHECKING:
     from stflow_graph.stages.prepare import Prepared
 
-Option = typer.Option
 FORMATS = "kit, visium, visium-hd, xenium, hest, stimage, legacy-st, spatialdata"
-GeneNames = Literal["symbols", "ids"]
+SOURCE = (
+    "Folder of Space Ranger (outs/ of Visium, HD), Xenium, HEST-1k, STimage-1K4M, legacy ST, "
+    "a SpatialData .zarr, or a kit with dataset.csv."
+)
 
 
 def prepare(
-    out: Annotated[Path, Option(help="Data set folder to write.")],
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder: Space Ranger's outs/ (Visium, HD), Xenium, HEST-1k, STimage-1K4M, "
-            "legacy ST, SpatialData .zarr, or a kit with dataset.csv.",
-        ),
-    ] = None,
-    image: Annotated[Path | None, Option(help="H&E image of one slide, full resolution.")] = None,
+    out: Annotated[Path, Option(help="Output data set folder.")],
+    source: Annotated[Path | None, Argument(metavar="SOURCE", help=SOURCE)] = None,
+    image: Annotated[Path | None, Option(help="Full-resolution H&E image of one slide.")] = None,
     spots: Annotated[Path | None, Option(help="Without SOURCE: its spot table.")] = None,
     counts: Annotated[Path | None, Option(help="Without SOURCE: its counts, or .h5ad.")] = None,
     um_per_px: Annotated[float | None, Option(help="Its micrometres per pixel.")] = None,
-    name: Annotated[str | None, Option("--id", help="Its name, or which one of SOURCE.")] = None,
-    format: Annotated[
-        str | None, Option(help=f"What SOURCE is, else its files tell: {FORMATS}.")
+    name: Annotated[
+        str | None, Option("--id", help="Its name, or the slide of SOURCE to prepare.")
     ] = None,
-    gene_names: Annotated[GeneNames, Option(help="What names 10x's genes.")] = "symbols",
-    bin_um: Annotated[int | None, Option(help="Visium HD's bins, µm.  [default: 8]")] = None,
-    alignment: Annotated[Path | None, Option(help="Xenium: H&E alignment matrix, csv.")] = None,
-    patch_px: Annotated[int, Option(min=8, max=4096, help="Edge of a patch, px.")] = 224,
-    patch_um: Annotated[float, Option(min=0.001, help="Edge of what it shows, µm.")] = 112,
-    grid: Annotated[bool, Option("--grid", help="No spots: a grid over --image's tissue.")] = False,
+    format: Annotated[
+        str | None, Option(help=f"Format of SOURCE: {FORMATS}. (default: detected)")
+    ] = None,
+    gene_names: Annotated[
+        Literal["symbols", "ids"], Option(help="Use gene symbols or Ensembl IDs (10x).")
+    ] = "symbols",
+    bin_um: Annotated[int | None, Option(help="Bins of Visium HD, µm. (default: 8)")] = None,
+    alignment: Annotated[Path | None, Option(help="H&E alignment matrix (Xenium), csv.")] = None,
+    patch_px: Annotated[int, Option(min=8, max=4096, help="Patch width, px.")] = 224,
+    patch_um: Annotated[float, Option(min=0.001, help="Physical patch width, µm.")] = 112,
+    grid: Annotated[bool, Option("--grid", help="Grid over the tissue of --image.")] = False,
     pitch_um: Annotated[
-        float | None, Option(min=0.001, help="Of the grid, µm.  [default: --patch-um]")
+        float | None, Option(min=0.001, help="Grid spacing, µm. (default: --patch-um)")
     ] = None,
     min_tissue: Annotated[
-        float, Option(min=0, max=1, help="Share of a grid patch that must be tissue.")
+        float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")
     ] = 0.1,
-    overwrite: Annotated[bool, Option(help="Write also what is there.")] = False,
+    overwrite: opt.Overwrite = False,
 ) -> None:
-    """Cut patches around the spots of H&E slides, or on a grid: of SOURCE, or of named files."""
+    """Cut patches of H&E slides around spots, or on a grid.
+
+    The slides are those of SOURCE, or one slide of named files.
+    """
     shared: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
     if grid:
         if image is None or name is None or source or spots or counts:
-            raise typer.BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
+            raise BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
         shared |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
-        grid_of(image, out, name, shared)
+        _prepare_grid(image, out, name, shared)
         return
     if pitch_um is not None:
-        raise typer.BadParameter("--pitch-um belongs to --grid")
+        raise BadParameter("--pitch-um belongs to --grid")
     from stflow_graph.platforms.source import SourceOptions, tables_source
     from stflow_graph.stages.prepare import prepare as run
 
     done: list[Prepared] = []
-    console = Console()
-    shared["report"] = done.append
     embeddings = out.parent / "embeddings"
     following = f"--source-dataroot {out} --embed-dataroot {embeddings}"
     try:
-        with spot_progress() as progress:
-            shared["progress"] = progress
+        with progress() as bar:
+            shared |= {"progress": bar, "report": done.append}
             if source is not None and spots is None and counts is None:
                 options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
-                shared["notice"] = lambda line: console.print(line, highlight=False, markup=False)
-                run(source, out, options, format=format, **shared)
+                run(source, out, options, format=format, notice=show, **shared)
             elif source is None and image and counts and name and format is None:
                 run(tables_source(name, image, spots, counts, um_per_px), out, **shared)
                 following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
             else:
-                raise typer.BadParameter("give SOURCE, or --image, --counts and --id of one slide")
+                raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
     finally:
         if done:
-            console.print(slide_table(done, out))
-    console.print(
-        f"next: stflow-graph embed {following}", style="dim", soft_wrap=True, markup=False
+            show(_slide_table(done, out))
+    show_next(f"embed {following}")
+
+
+def _slide_table(slides: Sequence[Prepared], out: Path) -> Group:
+    """Return the kept and excluded spots of each slide."""
+    rows = []
+    for slide in slides:
+        excluded = (slide.not_selected, slide.only_in_spots, slide.only_in_counts)
+        numbers = map(str, (slide.n_spots, *excluded, slide.n_padded))
+        files = state(slide.up_to_date).removeprefix("is ")
+        rows.append([slide.slide, *numbers, f"{slide.pitch_um:.1f}", files])
+    counts = ("spots", "not selected", "no counts", "no position", "padded", "pitch µm")
+    return table(
+        f"{out}/patches/<slide>.h5 and {out}/adata/<slide>.h5ad",
+        ("slide", *counts, "files"),
+        rows,
+        left=(0, 7),
+        note="excluded: not selected, no counts, no position; padded: patches over the edge",
     )
+
+
+def _prepare_grid(image: Path, out: Path, name: str, options: dict[str, Any]) -> None:
+    from stflow_graph.stages.tissue_grid import prepare_grid
+
+    with progress() as bar:
+        done = prepare_grid(image, out, name=name, progress=bar, **options)
+    origin = "metadata" if options["um_per_px"] is None else "--um-per-px"
+    embeddings = out.parent / "embeddings" / f"{name}.h5"
+    show(
+        f"{name}: {done.um_per_px:.4g} µm/px ({origin}), tissue on {done.tissue:.0%} of the slide",
+        f"{name}: {done.n_patches} patches of a grid of {done.n_rows} x {done.n_columns}: "
+        f"{done.patches} {state(done.up_to_date)}",
+    )
+    show_next(f"embed {done.patches} --out {embeddings}")
+    show_next(f"sample RUN {embeddings} --out {out.parent / 'predictions'}")

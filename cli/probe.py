@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-import sys
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
+from rich.console import Group
+from rich.text import Text
+from typer import BadParameter, Option
 
-from .probe_display import score_tables
-from .progress import spot_progress
+from . import options as opt
+from .display import progress, show, table
 
 if TYPE_CHECKING:
-    from stflow_graph.evaluation.encoder_probe import Cell
+    from stflow_graph.evaluation.encoder_probe import Cell, ProbeSettings
+
+    Scores = dict[str, tuple[float, float]]
 
 
 def probe(
-    source_dataroot: Annotated[Path, typer.Option(help="HEST-bench root or data set.")],
-    embed_dataroot: Annotated[Path, typer.Option(help="Root of the embeddings.")],
-    encoders: Annotated[list[str], typer.Option(help="Encoders, one or more.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    datasets: Annotated[list[str] | None, typer.Option(help="Data sets; default all.")] = None,
-    method: Annotated[str, typer.Option(help="ridge or random-forest.")] = "ridge",
-    dimreduce: Annotated[str, typer.Option(help="pca, or none: embeddings as are.")] = "pca",
-    pca: Annotated[int, typer.Option(min=1, help="Principal components.")] = 256,
+    source_dataroot: opt.SourceDataroot[Path],
+    embed_dataroot: opt.EmbedDataroot[Path],
+    encoders: Annotated[list[str], Option(help="Encoders, one or more.")],
+    out: Annotated[Path, Option(help="Output folder.")],
+    datasets: opt.Datasets = None,
+    method: Annotated[str, Option(help="ridge or random-forest.")] = "ridge",
+    dimreduce: Annotated[str, Option(help="pca, or none: raw embeddings.")] = "pca",
+    pca: Annotated[int, Option(min=1, help="Number of principal components.")] = 256,
     alpha: Annotated[
-        float | None, typer.Option(min=0, help="Penalty; default 100 / (columns x genes).")
+        float | None, Option(min=0, help="Ridge penalty. (default: 100 / (columns x genes))")
     ] = None,
-    gene_list: Annotated[str, typer.Option(help="JSON with the genes.")] = "var_50genes.json",
-    target: Annotated[str, typer.Option(help="log1p or log1p_normalised.")] = "log1p",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of PCA and forest.")] = 1,
-    allow_patient_overlap: Annotated[
-        bool, typer.Option("--allow-patient-overlap", help="Patients on both sides of a fold.")
-    ] = False,
-    weights_root: Annotated[Path | None, typer.Option(help="Folder of <encoder>/<file>.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Patches at a time.")] = 64,
-    device: Annotated[str, typer.Option(help="To embed on: auto, cpu, cuda, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16.")] = "auto",
-    overwrite: Annotated[bool, typer.Option(help="Score anew what is there.")] = False,
+    gene_list: opt.GeneList[str] = "var_50genes.json",
+    target: opt.Target[str] = "log1p",
+    seed: opt.Seed = 1,
+    allow_patient_overlap: opt.AllowPatientOverlap[bool] = False,
+    weights_root: opt.WeightsRoot = None,
+    batch_size: opt.PatchBatch = 64,
+    device: opt.Device[str] = "auto",
+    precision: opt.Precision = "auto",
+    overwrite: opt.Overwrite = False,
 ) -> None:
-    """Compare patch encoders as HEST-bench does; embeds what is missing first."""
+    """Compare patch encoders by HEST-bench's protocol.
+
+    Missing embeddings are computed first.
+    """
     if dimreduce not in ("pca", "none"):
-        raise typer.BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
+        raise BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
     from stflow_graph.encoders import create_encoder
     from stflow_graph.encoders.catalogue import canonical_name
     from stflow_graph.evaluation.encoder_probe import ProbeSettings
@@ -55,7 +60,7 @@ def probe(
     settings = ProbeSettings(method, components, alpha, gene_list, target, seed)
     cells: list[Cell] = []
     try:
-        with spot_progress() as progress:
+        with progress() as bar:
             run(
                 source_dataroot,
                 embed_dataroot,
@@ -67,16 +72,49 @@ def probe(
                 overwrite=overwrite,
                 embed_settings=EmbedSettings(batch_size, str(pick_device(device)), precision),
                 make_encoder=partial(create_encoder, weights_root=weights_root),
-                progress=progress,
+                progress=bar,
                 report=cells.append,
             )
     finally:  # some cells may have failed; the others are worth a look all the same
         if cells:
-            # a log file has no width to keep to
-            console = Console(width=None if sys.stdout.isatty() else 160)
-            names = [canonical_name(name) for name in encoders]
-            console.print(score_tables(cells, names, settings))
+            show(_score_table(cells, [canonical_name(name) for name in encoders], settings))
             n_kept = sum(cell.up_to_date for cell in cells)
-            kept = f", {n_kept} of {len(cells)} scores there already" if n_kept else ""
-            line = f"results: {out / 'dataset_results.json'}{kept}"
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+            kept = f", {n_kept} of {len(cells)} scores up to date" if n_kept else ""
+            show(f"results: {out / 'dataset_results.json'}{kept}")
+
+
+def _score_table(cells: Sequence[Cell], encoders: Sequence[str], settings: ProbeSettings) -> Group:
+    """Return data sets by encoders and their average, or a single data set and its folds."""
+    from stflow_graph.evaluation.hest_results import average_encoders
+
+    scores: dict[str, Scores] = {}
+    for cell in cells:
+        scores.setdefault(cell.dataset, {})[cell.encoder] = (cell.mean, cell.std)
+    rows = dict(scores)
+    if len(scores) > 1:
+        rows["average"] = {
+            name: (mean, math.nan) for name, mean in average_encoders(scores).items()
+        }
+    else:
+        for i, fold in enumerate(cells[0].fold_numbers):
+            rows[f"fold {fold}"] = {c.encoder: (float(c.folds[i]), math.nan) for c in cells}
+    kind = "the raw embeddings"
+    if settings.n_components is not None:
+        kind = f"{settings.n_components} principal components"
+    return table(
+        f"PCC of {settings.target}, mean over genes, {settings.method} on {kind}",
+        ["", *encoders],
+        [[Text(name), *_row(row, encoders)] for name, row in rows.items()],
+        note="mean ± standard deviation over folds",
+    )
+
+
+def _row(scores: Scores, encoders: Sequence[str]) -> list[Text]:
+    """Return the cells of a row, the best in bold."""
+    best = max((mean for mean, _ in scores.values() if not math.isnan(mean)), default=math.nan)
+    cells = []
+    for mean, std in (scores.get(name, (math.nan, math.nan)) for name in encoders):
+        text = "–" if math.isnan(mean) else f"{mean:.3f}"
+        text += "" if math.isnan(std) else f" ± {std:.3f}"
+        cells.append(Text(text, "bold" if mean == best else ""))
+    return cells

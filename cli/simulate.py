@@ -3,52 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
-from rich.console import Console
-from rich.table import Table
+from typer import Argument, Option
 
-from .progress import spot_progress
-
-if TYPE_CHECKING:
-    from stflow_graph.simulation.cohort import SimulatedCohort
+from . import options as opt
+from .display import progress, show, show_next, table
 
 
 def simulate(
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    slides: Annotated[int, typer.Option(help="Slides, two a patient.")] = 6,
-    spots: Annotated[int, typer.Option(help="Spots of each slide.")] = 400,
-    seed: Annotated[int, typer.Option(help="Seed; the same gives the same bytes.")] = 0,
-    folds: Annotated[int, typer.Option(help="Folds, by patient.")] = 3,
-    overwrite: Annotated[bool, typer.Option(help="Replace a cohort that is there.")] = False,
+    out: Annotated[Path, Argument(help="Output data set folder.")],
+    slides: Annotated[int, Option(help="Number of slides, two per patient.")] = 6,
+    spots: Annotated[int, Option(help="Number of spots per slide.")] = 400,
+    seed: Annotated[int, Option(help="Random seed; it determines every byte.")] = 0,
+    folds: Annotated[int, Option(help="Number of folds, grouped by patient.")] = 3,
+    overwrite: opt.Overwrite = False,
 ) -> None:
-    """Write a simulated cohort in HEST-bench layout, with the truth behind its counts."""
+    """Write a simulated cohort, with the true means of its counts.
+
+    The folder has HEST-bench's layout.
+    """
     from stflow_graph.simulation.cohort import simulate_cohort
 
-    console = Console()
-    with spot_progress() as progress:
-        sizes = {"n_slides": slides, "n_spots": spots, "n_folds": folds, "seed": seed}
-        cohort = simulate_cohort(out, **sizes, overwrite=overwrite, progress=progress)
+    sizes = {"n_slides": slides, "n_spots": spots, "n_folds": folds, "seed": seed}
+    with progress() as bar:
+        cohort = simulate_cohort(out, **sizes, overwrite=overwrite, progress=bar)
     patients = len({slide.patient for slide in cohort.slides})
-    console.print(
+    show(
         f"{cohort.path}: {slides} slides of {patients} patients, {spots} spots each, "
-        f"{cohort.n_folds} folds",
-        soft_wrap=True,
-        highlight=False,
+        f"{cohort.n_folds} folds"
     )
-    console.print(_table(cohort))
-    console.print(
-        f"next: stflow-graph embed --source-dataroot {out} --embed-dataroot {out}_embeddings "
-        "--encoder efficientnet_lite0",
-        style="dim",
-        soft_wrap=True,
-    )
-
-
-def _table(cohort: SimulatedCohort) -> Table:
-    table = Table("genes", "number", "noise ceiling", "pooled")
+    rows = []
     for name, genes in cohort.genes.items():
-        shown = ["" if c is None else f"{c:.3f}" for c in cohort.noise_ceiling[name].values()]
-        table.add_row(name, str(len(genes)), *shown)
-    return table
+        ceilings = cohort.noise_ceiling[name].values()
+        rows.append([name, str(len(genes)), *("" if c is None else f"{c:.3f}" for c in ceilings)])
+    show(table("", ("genes", "number", "noise ceiling", "pooled"), rows))
+    show_next(
+        f"embed --source-dataroot {out} --embed-dataroot {out}_embeddings "
+        "--encoder efficientnet_lite0"
+    )

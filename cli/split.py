@@ -5,64 +5,62 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group
+from typer import Argument, BadParameter, Option
+
+from . import options as opt
+from .display import show, state, table
 
 if TYPE_CHECKING:
     from stflow_graph.stages.split import Split
 
 
 def split(
-    folder: Annotated[Path, typer.Argument(metavar="DATASET", help="Data set folder.")],
-    k: Annotated[int | None, typer.Option(min=2, help="Folds.")] = None,
-    leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="One fold for each patient.")
-    ] = False,
-    table: Annotated[Path | None, typer.Option(help="Table of slides and patients.")] = None,
+    folder: Annotated[Path, Argument(metavar="DATASET", help="Data set folder.")],
+    k: Annotated[int | None, Option(min=2, help="Number of folds.")] = None,
+    leave_one_out: Annotated[bool, Option("--leave-one-out", help="One fold per patient.")] = False,
+    patients: Annotated[Path | None, Option("--table", help="Table of patients.")] = None,
     group_column: Annotated[
         list[str] | None,
-        typer.Option(help="What slides share, `patient` unless given; repeat it to combine."),
+        Option(help="Column that groups slides; repeat it to combine. (default: patient)"),
     ] = None,
-    stratify: Annotated[str | None, typer.Option(help="Column to spread over the folds.")] = None,
-    balance: Annotated[str, typer.Option(help="Even out spots or slides.")] = "spots",
-    seed: Annotated[int, typer.Option(min=0, help="Decides among equal patients.")] = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace splits that are there.")] = False,
+    stratify: Annotated[str | None, Option(help="Column to spread over the folds.")] = None,
+    balance: Annotated[str, Option(help="Balance folds by spots or slides.")] = "spots",
+    seed: opt.Seed = 0,
+    overwrite: opt.Overwrite = False,
 ) -> None:
-    """Make folds that hold out whole patients, in HEST-bench's split files."""
+    """Write cross-validation folds that hold out whole patients.
+
+    The split files are HEST-bench's.
+    """
     from stflow_graph.stages.split import split as run
 
     if (k is None) is not leave_one_out:
-        raise typer.BadParameter("give --k, or --leave-one-out")
+        raise BadParameter("give --k, or --leave-one-out")
     if balance not in ("spots", "slides"):
-        raise typer.BadParameter("--balance takes spots or slides")
-    made = run(
+        raise BadParameter(f"--balance {balance!r}: expected spots or slides")
+    done = run(
         folder,
         k=k,
-        table=table,
+        table=patients,
         columns=group_column or ["patient"],
         stratify=stratify,
         by_spots=balance == "spots",
         seed=seed,
         overwrite=overwrite,
     )
-    console = Console()
-    console.print(_table(made))
-    left_out = f"; {len(made.not_there)} slides of it are not here" if made.not_there else ""
-    state = "there already, the same" if made.up_to_date else "written"
-    line = f"{made.folder}: {state}; patients from {made.source}{left_out}"
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    show(_fold_table(done))
+    absent = f"; {len(done.not_there)} of its slides are absent" if done.not_there else ""
+    show(f"{done.folder} {state(done.up_to_date)}; patients from {done.source}{absent}")
 
 
-def _table(made: Split) -> Table:
-    table = Table(title=f"{len(made.folds)} folds")
-    for heading in ("fold", "test patients", "test slides", "spots", "training slides", "spots"):
-        table.add_column(heading, justify="right" if heading == "spots" else "left")
-    for fold in made.folds:
-        cells = [", ".join(dict.fromkeys(sample.patient for sample in fold.test))]
+def _fold_table(done: Split) -> Group:
+    rows = []
+    for fold in done.folds:
+        cells = [str(fold.index), ", ".join(dict.fromkeys(s.patient for s in fold.test))]
         for side in (fold.test, fold.train):
             cells.append(", ".join(sample.id for sample in side))
-            cells.append(str(sum(made.n_spots[sample.id] for sample in side)))
-        table.add_row(str(fold.index), *map(escape, cells))
-    return table
+            cells.append(str(sum(done.n_spots[sample.id] for sample in side)))
+        rows.append(cells)
+    headings = ("fold", "test patients", "test slides", "spots", "training slides", "spots")
+    return table(f"{len(done.folds)} folds", headings, rows, left=(0, 1, 2, 4))

@@ -2,61 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from rich.console import Group
+from typer import Option
 
-from .settings import parse_settings
+from . import options as opt
+from .display import progress, show, show_next, table
+
+if TYPE_CHECKING:
+    from stflow_graph.config import Config
+    from stflow_graph.stages.train import FoldResult, Progress
 
 Text = str | None
-Whole = int | None
+Integer = int | None
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    source_dataroot: Annotated[Text, typer.Option(help="HEST-bench root or data set.")] = None,
-    embed_dataroot: Annotated[Text, typer.Option(help="Root of the embeddings.")] = None,
-    datasets: Annotated[list[str] | None, typer.Option(help="Data sets, one or more.")] = None,
-    encoder: Annotated[Text, typer.Option(help="Encoder of the embeddings.")] = None,
-    gene_list: Annotated[Text, typer.Option(help="JSON file with the genes.")] = None,
-    target: Annotated[Text, typer.Option(help="log1p or log1p_normalised.")] = None,
-    allow_patient_overlap: Annotated[
-        bool | None,
-        typer.Option("--allow-patient-overlap", help="Test patients may be in training."),
-    ] = None,
-    gene_aliases: Annotated[Text, typer.Option(help="Table of gene names, or a GTF.")] = None,
-    duplicate_genes: Annotated[Text, typer.Option(help="refuse, sum or first.")] = None,
-    denoiser: Annotated[Text, typer.Option(help="graph or transformer.")] = None,
-    n_layers: Annotated[Whole, typer.Option(help="Blocks of the denoiser.")] = None,
-    n_heads: Annotated[Whole, typer.Option(help="Attention heads.")] = None,
-    hidden_channels: Annotated[Whole, typer.Option(help="Width of the denoiser.")] = None,
-    n_neighbors: Annotated[Whole, typer.Option(help="k of the spatial graph.")] = None,
-    prior: Annotated[Text, typer.Option(help="zinb, gaussian or zero.")] = None,
-    sampler: Annotated[Text, typer.Option(help="euler, heun, stflow or estflow.")] = None,
-    n_sample_steps: Annotated[Whole, typer.Option(help="Network calls a sample.")] = None,
-    batch_size: Annotated[Whole, typer.Option(help="Regions a training step.")] = None,
+    out: Annotated[Path, Option(help="Output folder of the run.")],
+    source_dataroot: opt.SourceDataroot[Text] = None,
+    embed_dataroot: opt.EmbedDataroot[Text] = None,
+    datasets: opt.Datasets = None,
+    encoder: Annotated[Text, Option(help="Encoder of the embeddings.")] = None,
+    gene_list: opt.GeneList[Text] = None,
+    target: opt.Target[Text] = None,
+    allow_patient_overlap: opt.AllowPatientOverlap[bool | None] = None,
+    gene_aliases: opt.GeneAliases[Text] = None,
+    duplicate_genes: opt.DuplicateGenes[Text] = None,
+    denoiser: Annotated[Text, Option(help="graph or transformer.")] = None,
+    n_layers: Annotated[Integer, Option(help="Number of layers.")] = None,
+    n_heads: Annotated[Integer, Option(help="Number of attention heads.")] = None,
+    hidden_channels: Annotated[Integer, Option(help="Hidden channels.")] = None,
+    n_neighbors: Annotated[Integer, Option(help="Neighbours per spot in the graph.")] = None,
+    prior: Annotated[Text, Option(help="zinb, gaussian or zero.")] = None,
+    sampler: opt.Sampler[Text] = None,
+    n_sample_steps: Annotated[Integer, Option(help="Network evaluations per sample.")] = None,
+    batch_size: Annotated[Integer, Option(help="Regions per training step.")] = None,
     max_spots_per_batch: Annotated[
-        Whole, typer.Option(help="Spots a training step; larger slides are learned in parts.")
+        Integer, Option(help="Spots per training step; larger slides are split into parts.")
     ] = None,
-    epochs: Annotated[Whole, typer.Option(help="Most epochs.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    members: Annotated[Whole, typer.Option(help="Denoisers whose mean is used.")] = None,
-    seed: Annotated[Whole, typer.Option(help="Seed of everything random.")] = None,
-    folds: Annotated[list[int] | None, typer.Option(help="Folds, one or more.")] = None,
-    device: Annotated[Text, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; options win.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.name=value ...")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Train anew where a run exists.")] = False,
+    epochs: Annotated[Integer, Option(help="Maximum number of epochs.")] = None,
+    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
+    members: Annotated[Integer, Option(help="Ensemble size.")] = None,
+    seed: Annotated[Integer, Option(help="Random seed.")] = None,
+    folds: opt.Folds = None,
+    device: opt.Device[Text] = None,
+    config: Annotated[Path | None, Option(help="TOML file; options override it.")] = None,
+    set_: Annotated[list[str] | None, Option("--set", help="section.name=value ...")] = None,
+    overwrite: opt.Overwrite = False,
 ) -> None:
-    """Train a denoiser on every fold; run it again to go on where it stopped."""
-    given = dict(locals())
+    """Train a model on every fold; an interrupted run resumes."""
+    options = dict(locals())
     from stflow_graph.config import load_config
     from stflow_graph.stages.train import train as run
 
-    from .train_display import TrainDisplay
+    resolved = load_config(config, _settings(options, set_ or []))
+    with progress("epochs") as bar:
 
-    resolved = load_config(config, parse_settings(given, set_ or []))
-    with TrainDisplay(resolved) as display:
-        results = run(resolved, out, overwrite=overwrite, report=display.update)
-    display.summary(results, out)
+        def report(at: Progress) -> None:
+            name = f"{at.dataset} fold {at.fold} member {at.member}"
+            note = f"val PCC {at.epoch.validation_pearson:.3f} (best {at.epoch.best_pearson:.3f})"
+            bar(name, at.epoch.epoch, resolved.train.epochs, note)
+
+        results = run(resolved, out, overwrite=overwrite, report=report)
+    show(_result_table(results, resolved, out))
+    show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
+    show_next(_sample_command(results[0].dataset, resolved, out))
+
+
+def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return dotted names of the configuration for the options in use and for ``--set``.
+
+    Args:
+        options: the command's parameters; those left out are None or empty.
+        assignments: ``section.name=value`` strings, which override the options.
+    """
+    from stflow_graph.config import OPTIONS, parse_assignments
+
+    settings = {
+        name: options[option]
+        for option, name in OPTIONS.items()
+        if options[option] is not None and options[option] != []
+    }
+    return {**settings, **parse_assignments(assignments)}
+
+
+def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> Group:
+    from stflow_graph.stats.metrics import mean_of_defined
+
+    rows = [
+        [
+            result.dataset,
+            str(result.fold),
+            ", ".join(str(record.epoch) for record in result.best),
+            f"{result.validation_pearson:.3f}",
+            ", ".join(result.test_pearson),
+            f"{mean_of_defined(result.pearson):.3f}",
+            "up to date" if result.up_to_date else "",
+        ]
+        for result in results
+    ]
+    headings = ["data set", "fold", "best epochs", "val PCC", "test slides", "test PCC", ""]
+    return table(f"{config.denoiser.name} denoiser, {out}", headings, rows, left=(0, 4, 6))
+
+
+def _sample_command(dataset: str, config: Config, out: Path) -> str:
+    from stflow_graph.data.splits import embedding_path
+
+    data = config.data
+    folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
+    files = folder if folder.is_dir() else "EMB.h5 [...]"
+    return f"sample {out} {files} --out {out / 'predictions'}"

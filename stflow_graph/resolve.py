@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,39 @@ from stflow_graph.errors import BadConfig
 
 
 def resolve(name: str) -> Any:
-    """Return the object that ``"module:Name"`` names; the module may be a file beside the user.
+    """Return the object ``"module:Name"``; the module may be a file in the working directory.
+
+    ``sys.path`` is restored after the import, so the module has to import its own neighbours at
+    its top, not later inside functions.
 
     Raises:
-        BadConfig: the form is wrong, the module or the name in it does not exist.
+        BadConfig: the name has another form, or the module or its attribute does not exist.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise BadConfig(f"{name!r}: expected 'module:Name'")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        with _working_directory_importable():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise BadConfig(f"{name!r}: cannot import {module_name!r}: {error}") from None
     try:
         return getattr(module, attribute)
     except AttributeError:
-        known = sorted(n for n in vars(module) if not n.startswith("_"))
-        raise BadConfig(f"{name!r}: {module_name} has {', '.join(known[:20])}") from None
+        public = sorted(n for n in vars(module) if not n.startswith("_"))
+        raise BadConfig(f"{name!r}: {module_name} has {', '.join(public[:20])}") from None
+
+
+@contextlib.contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """Put the working directory at the front of ``sys.path``, unless it is there, and undo it."""
+    folder = str(Path.cwd())
+    if folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the module may have removed it itself
+            sys.path.remove(folder)

@@ -5,26 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy import GENES, SLIDES, Cohort, write_slide
-
-from stflow_graph.data.genes import write_gene_list
+from toy import Cohort, write_cohort
 
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Cohort:
     """Four slides of 36 spots, fold i tests slide i."""
-    made = Cohort(tmp_path / "cohort", tmp_path / "embeddings")
-    for seed, slide in enumerate(SLIDES):
-        write_slide(made.embedding(slide), made.expression(slide), 36, seed)
-    (made.root / "splits").mkdir()
-    rows = [f"{s},patches/{s}.h5,adata/{s}.h5ad" for s in SLIDES]
-    for fold, row in enumerate(rows):
-        sides = {"test": [row], "train": [r for r in rows if r != row]}
-        for side, lines in sides.items():
-            text = "\n".join(["sample_id,patches_path,expr_path", *lines]) + "\n"
-            (made.root / "splits" / f"{side}_{fold}.csv").write_text(text)
-    write_gene_list(made.root / "var_50genes.json", GENES)
-    return made
+    return write_cohort(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

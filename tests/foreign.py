@@ -98,6 +98,14 @@ def tissue_like(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.clip(128 + 30 * pixels, 0, 255).astype(np.uint8)
 
 
+def tissue_on_glass(width: int = 900, height: int = 700) -> np.ndarray:
+    """Glass, and tissue in a rectangle of x 200 to 600, y 100 to 500."""
+    pixels = np.full((height, width, 3), 243, np.uint8)
+    texture = tissue_like(400, 400) // 8
+    pixels[100:500, 200:600] = np.array([190, 110, 170], np.uint8) + texture
+    return pixels
+
+
 def halved(pixels: np.ndarray) -> np.ndarray:
     """The next level of a pyramid: means of 2 x 2 pixels, a last odd row or column left out."""
     height, width = (length // 2 * 2 for length in pixels.shape[:2])

@@ -115,10 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._json([{"type": "directory", "path": "d", "oid": "0" * 40}, *entries], headers)
 
     def _resolve(self, repo: str, path: str) -> None:
-        content = self.hub.repos[repo][path]
+        content = self.hub.repos.get(repo, {}).get(path)
         refused = self.hub.refuse.get(repo)
         if refused and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self._error(*refused)
+        elif content is None:
+            self._error(404, "EntryNotFound")
         elif len(content) > self.hub.large:  # the hub sends large files elsewhere
             self._send(302, b"", {"Location": f"{self.hub.url}/cdn/{repo}/{path}"})
         else:
@@ -130,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]
-        requested, headers, status = self.headers.get("Range"), {}, 200
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        requested, status = self.headers.get("Range"), 200
         if requested:
             start = int(requested.removeprefix("bytes=").rstrip("-"))
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"

@@ -11,6 +11,7 @@ import torch
 from artefacts import read_embeddings
 from torch import nn
 
+from stflow_graph.data.genes import write_gene_list
 from stflow_graph.data.splits import embedding_path
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.io.embeddings import write_embeddings
@@ -53,6 +54,22 @@ class Cohort:
             "train.members": 1,
             "train.flow_steps": 20,
         }
+
+
+def write_cohort(folder: Path) -> Cohort:
+    """Write four slides of 36 spots; fold i tests slide i."""
+    cohort = Cohort(folder / "cohort", folder / "embeddings")
+    for seed, slide in enumerate(SLIDES):
+        write_slide(cohort.embedding(slide), cohort.expression(slide), 36, seed)
+    (cohort.root / "splits").mkdir()
+    rows = [f"{s},patches/{s}.h5,adata/{s}.h5ad" for s in SLIDES]
+    for fold, row in enumerate(rows):
+        sides = {"test": [row], "train": [r for r in rows if r != row]}
+        for side, lines in sides.items():
+            text = "\n".join(["sample_id,patches_path,expr_path", *lines]) + "\n"
+            (cohort.root / "splits" / f"{side}_{fold}.csv").write_text(text)
+    write_gene_list(cohort.root / "var_50genes.json", GENES)
+    return cohort
 
 
 def write_slide(

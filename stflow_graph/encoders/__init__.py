@@ -1,10 +1,11 @@
-"""Patch encoders: a catalogue of names, each with its weights, transform and width.
+"""Patch encoders: a catalogue of names with weights, transforms and widths.
 
-The catalogue needs no torch; what does is imported when it is asked for.
+The catalogue needs no torch; ``Encoder`` and ``create_encoder``, which do, are imported on use.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stflow_graph.encoders.catalogue import ENCODERS
@@ -16,15 +17,10 @@ if TYPE_CHECKING:
     from stflow_graph.encoders.registry import create_encoder
 
 __all__ = ["ENCODERS", "Encoder", "EncoderEntry", "PatchTransform", "create_encoder"]
+_NEEDS_TORCH = {"Encoder": "encoder", "create_encoder": "registry"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Encoder":
-        from stflow_graph.encoders.encoder import Encoder
-
-        return Encoder
-    if name == "create_encoder":
-        from stflow_graph.encoders.registry import create_encoder
-
-        return create_encoder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_NEEDS_TORCH[name]}"), name)

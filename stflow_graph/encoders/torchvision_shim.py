@@ -1,8 +1,8 @@
-"""Importing timm beside a torchvision whose compiled part does not fit torch.
+"""Import of timm beside a torchvision whose compiled extension does not match torch.
 
-The registries' torchvision wheels are linked against CUDA. Beside a CPU build of torch their
-extension does not load, and ``import torchvision`` (hence ``import timm``) dies on the missing
-operators ``nms`` and ``qnms``, which no patch encoder uses. Naming the two operators is enough.
+PyPI's torchvision wheels are linked against CUDA. Beside a CPU build of torch their extension does
+not load, and ``import torchvision`` (hence ``import timm``) fails on the missing operators ``nms``
+and ``qnms``, which no patch encoder uses. Declaring the two operators is enough.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 
 _OPERATORS = ("nms", "qnms")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-# the operators live as long as the library object that defined them
+# the operators exist as long as the library object that defines them
 _libraries: list[torch.library.Library] = []
 
 
 def import_timm() -> ModuleType:
-    """Return the module timm, imported whether or not torchvision's extension loads.
+    """Return the module timm, whether or not torchvision's extension loads.
 
     Raises:
         ImportError: timm or torchvision is not installed.
@@ -31,7 +31,7 @@ def import_timm() -> ModuleType:
         if "torchvision::" not in str(error):
             raise
         _define_operators()
-        # the failed import leaves submodules behind that believe they are complete
+        # the failed import leaves submodules behind that count as imported
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         importlib.import_module("torchvision")

@@ -1,4 +1,4 @@
-"""What happens to a stored patch before an encoder sees it."""
+"""The transform from stored patches to an encoder's input."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class PatchTransform:
     """Turns stored patches into an encoder's input.
 
     Attributes:
-        size: edge of the input, px; patches of another size are resized with antialiasing.
+        size: width of the input, px; patches of another size are resized with antialiasing.
         mean: of the channels of images in [0, 1].
         std: likewise.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
-        resize: edge to which patches are resized before their centre of ``size`` is cut out, px;
-            None resizes to ``size`` and cuts nothing.
+        resize: width to which patches are resized before a centre crop of ``size``, px; None
+            resizes to ``size`` without a crop.
     """
 
     size: int = 224
@@ -30,7 +30,7 @@ class PatchTransform:
 
     @classmethod
     def of_timm(cls, config: dict[str, Any]) -> PatchTransform:
-        """Read it from timm's data configuration (``timm.data.resolve_data_config``)."""
+        """Return the transform of timm's data configuration (``timm.data.resolve_data_config``)."""
         kind = config["interpolation"]
         return cls(
             config["input_size"][-1],
@@ -63,6 +63,6 @@ class PatchTransform:
         return (x - mean) / std
 
     def describe(self) -> str:
-        """Return it as words, such as ``224 px (256 bicubic, centre)``."""
+        """Return a short description, such as ``224 px (256 bicubic, centre crop)``."""
         kind = self.interpolation
-        return f"{self.size} px ({f'{self.resize} {kind}, centre' if self.resize else kind})"
+        return f"{self.size} px ({f'{self.resize} {kind}, centre crop' if self.resize else kind})"

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 from hub_server import FakeHub, serve
-from stflow_graph_cli.main import app
-from typer.testing import CliRunner
 
 REPO = "models/owner/secret"
 MAIN = "from stflow_graph_cli.main import main; main()"
@@ -42,10 +40,10 @@ def test_a_refusal_is_one_line_and_a_token_opens(server, tmp_path):
     (tmp_path / "token").write_text("hf_good\n")
     again = command(server, tmp_path / "out", "--token-file", tmp_path / "token")
     assert again.returncode == 0, again.stderr
-    assert "owner/secret at c0ffee000000: 2 files fetched, 0.00 GB in all" in again.stdout
+    assert "owner/secret at c0ffee000000: 2 files downloaded, 0.00 GB in total" in again.stdout
     assert (tmp_path / "out/weights.bin").read_bytes() == bytes(500)
     third = command(server, tmp_path / "out", "--include", "weights.*", HF_TOKEN="hf_good")
-    assert "0 files fetched, 1 there already" in third.stdout
+    assert "0 files downloaded, 1 up to date" in third.stdout
 
 
 def test_a_hub_that_is_gone_is_one_line_and_exit_code_74(server, tmp_path):
@@ -65,7 +63,6 @@ def test_a_hub_that_is_gone_is_one_line_and_exit_code_74(server, tmp_path):
         (["--datasets", "IDC"], "--out is needed"),
     ],
 )
-def test_what_to_fetch_and_where_to_must_be_said(words, message):
-    result = CliRunner().invoke(app, ["download", *words], env={"COLUMNS": "200"})
-    assert result.exit_code == 2
-    assert message in result.output
+def test_a_source_and_a_folder_are_needed(cli, words, message):
+    run = cli("download", *words)
+    assert (run.code, message in run.err) == (2, True)

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from artefacts import write_prediction
-from stflow_graph_cli.main import app
 from toy import GENES
-from typer.testing import CliRunner
 
 from stflow_graph.data.load import load_slide
-from stflow_graph.errors import BadInput
 
 
 @pytest.fixture
@@ -31,56 +26,40 @@ def files(cohort, tmp_path):
         write_prediction(
             paths[-1], loaded.y, loaded.barcodes, GENES, loaded.coords, provenance=provenance
         )
-    return [str(path) for path in paths]
+    return paths
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, ["eval", *map(str, arguments)], env={"COLUMNS": "200"})
-
-
-def test_eval_prints_the_table_and_writes_three_files(files, cohort, tmp_path):
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_tables_are_printed_and_three_files_written(cli, files, cohort, tmp_path, columns):
     out = tmp_path / "out"
-    result = invoke(*files, "--truth", cohort.root, "--out", out, "--n-bootstrap", 10)
-    assert result.exit_code == 0, result.output
-    assert "\x1b[2J" not in result.stdout
+    options = ["--truth", cohort.root, "--out", out, "--n-bootstrap", 10]
+    run = cli("eval", *files, *options, columns=columns)
+    assert run.code == 0, run.err
+    assert "\x1b[2J" not in run.out
+    assert "…" not in run.out
+    assert run.out.count("other measures") == (2 if columns == 80 else 1)
     for text in ("[red]graph", "noise ceiling", "1.000", "A: 36 of 36 predicted spots scored"):
-        assert text in result.stdout
-    assert "report.html" in result.stdout
+        assert text in run.out
+    assert "report.html" in run.out
     assert {path.name for path in out.iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
 
 
-@pytest.mark.parametrize("spelling", ["--source-dataroot", "--source_dataroot"])
-def test_baselines_take_their_roots_from_the_command_line(spelling, files, cohort, tmp_path):
-    arguments = [*files, "--truth", cohort.root, "--out", tmp_path / "out", "--baselines"]
-    refused = invoke(*arguments).exception
-    assert isinstance(refused, BadInput)
-    assert "give --source-dataroot" in str(refused)
-    result = invoke(
-        *arguments,
-        spelling,
-        cohort.root,
-        "--embed-dataroot",
-        cohort.embeddings,
-        "--n-bootstrap",
-        10,
-    )
-    assert result.exit_code == 0, result.output
+def test_baselines_take_their_roots_from_the_command_line(cli, files, cohort, tmp_path):
+    step = ["eval", *files, "--truth", cohort.root, "--out", tmp_path / "out", "--baselines"]
+    step += ["--n-bootstrap", 10]
+    refused = cli(*step)
+    assert (refused.code, "give --source-dataroot" in refused.error) == (3, True)
+    run = cli(*step, "--source_dataroot", cohort.root, "--embed-dataroot", cohort.embeddings)
+    assert run.code == 0, run.err
     for name in ("gene mean", "ridge", "smoothed ridge", "best baseline", "no row darkness"):
-        assert name in result.stdout
+        assert name in run.out
     stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert stored["protocol"]["best_baseline"] == "ridge"
 
 
-def test_bad_input_is_one_line_and_exit_code_3(files, tmp_path):
-    command = [sys.executable, "-m", "stflow_graph_cli.main", "eval", *files]
-    done = subprocess.run(
-        [*command, "--truth", str(tmp_path / "none"), "--out", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (3, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert "truth: found no A.h5ad" in line
+def test_bad_input_is_one_line_and_exit_code_3(cli, files, tmp_path):
+    run = cli("eval", *files, "--truth", tmp_path / "none", "--out", tmp_path / "out")
+    assert (run.code, run.out) == (3, "")
+    assert run.error.startswith("error: ")
+    assert "truth: found no A.h5ad" in run.error
     assert not (tmp_path / "out").exists()

@@ -8,32 +8,24 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
 import pytest
-from stflow_graph_cli.main import main, spread
-from toy import write_slide
+from stflow_graph_cli.main import app, main, spread
+from toy import write_cohort, write_slide
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from stflow_graph.io import atomic
 from stflow_graph.io.predictions import read_prediction
+from stflow_graph.stages.train import Progress, train
 
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run the command line in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stflow-graph", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    before = signal.getsignal(signal.SIGTERM)
-    yield run
-    signal.signal(signal.SIGTERM, before)
+COMMANDS = ("download", "simulate", "prepare", "split", "genes", "embed", "encoders", "probe")
+COMMANDS += ("train", "sample", "eval", "export", "convert")
 
 
 def arguments(cohort, *more: object) -> list[object]:
@@ -45,14 +37,26 @@ def arguments(cohort, *more: object) -> list[object]:
     return ["train", *options, "--encoder", "toy", "--folds", 0, *sets, *more]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run on the toy cohort with a configuration file; tests only read it."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "c.toml").write_text("[train]\nepochs = 9\nseed = 4\n")
+    options = ["--config", folder / "c.toml", "--set", "train.epochs=2", "--n_sample_steps", 3]
+    step = arguments(write_cohort(folder), "--out", folder / "run", *options)
+    assert CliRunner().invoke(app, spread(list(map(str, step)))).exit_code == 0
+    return folder / "run"
+
+
 def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
     root, emb, run = tmp_path / "cohort", tmp_path / "emb", tmp_path / "run"
     steps = [
-        ["simulate", root, "--slides", 4, "--spots", 30, "--seed", 1],
+        ["simulate", root, "--slides", 3, "--spots", 20, "--seed", 1],
         ["embed", "--source-dataroot", root, "--embed-dataroot", emb],
         [
             *["train", "--source_dataroot", root, "--embed_dataroot", emb, "--out", run],
-            *["--n_layers", 1, "--epochs", 1, "--set", "train.regions_per_slide=2"],
+            *["--n_layers", 1, "--epochs", 1, "--members", 1],
+            *["--set", "train.regions_per_slide=2", "train.flow_steps=20"],
         ],
         ["sample", run, emb / "cohort/efficientnet_lite0/fp32", "--out", run / "predictions"],
     ]
@@ -61,52 +65,40 @@ def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
         assert code == 0, (step, err)
         assert out
     predictions = sorted((run / "predictions").glob("*.h5ad"))
-    code, out, err = cli(
-        "eval", *predictions, "--truth", root, "--out", run / "eval", "--baselines"
-    )
+    step = ["eval", *predictions, "--truth", root, "--out", run / "eval", "--baselines"]
+    code, out, err = cli(*step)
     assert code == 0, err
     assert json.loads((run / "results_kfold.json").read_text())["pearson_corrs"]
-    code, out, err = cli(
-        "export", predictions[0], "--to", tmp_path / "out.csv", "--genes", "no", "nope"
-    )
-    assert (code, err.count("\n")) == (3, 1)
-    assert "2 of 2 genes absent" in err
-    code, out, err = cli("export", predictions[0], "--to", tmp_path / "out.csv")
-    assert (code, out) == (0, f"{tmp_path / 'out.csv'}: 30 spots x 50 genes written\n")
+    step = ["export", predictions[0], "--to", tmp_path / "out.csv"]
+    refused = cli(*step, "--genes", "no", "nope")
+    assert (refused.code, "2 of 2 genes absent" in refused.error) == (3, True)
+    assert cli(*step).out == f"{tmp_path / 'out.csv'}: 20 spots x 50 genes written\n"
     metrics = (run / "eval" / "metrics.json").read_text()
     for name in ("graph", "ridge", "darkness"):
         assert name in metrics
     assert (run / "eval" / "report.html").read_text().lower().startswith("<!doctype html>")
 
 
-def test_both_spellings_of_options_and_several_values(cli, cohort, tmp_path):
-    code, out, err = cli(*arguments(cohort, "--out", tmp_path / "run", "--n_sample_steps", 3))
-    assert code == 0, err
-    text = (tmp_path / "run/config.toml").read_text()
-    assert "n_sample_steps = 3" in text
+def test_the_command_line_overrides_the_file_in_both_spellings(trained):
+    text = (trained / "config.toml").read_text()
+    for line in ("epochs = 2", "seed = 4", "n_sample_steps = 3"):
+        assert line in text
+
+
+def test_options_take_several_values():
     assert spread(["train", "--datasets", "A", "B", "--lr", "1", "--folds", "0"]) == [
         *["train", "--datasets", "A", "--datasets", "B", "--lr", "1", "--folds", "0"]
     ]
 
 
-def test_the_command_line_wins_over_the_file(cli, cohort, tmp_path):
-    (tmp_path / "c.toml").write_text("[train]\nepochs = 9\nseed = 4\n")
-    options = ["--config", tmp_path / "c.toml", "--set", "train.epochs=2", "--out", tmp_path / "r"]
-    code, _, err = cli(*arguments(cohort, *options))
-    assert code == 0, err
-    text = (tmp_path / "r/config.toml").read_text()
-    assert "epochs = 2" in text
-    assert "seed = 4" in text
-
-
-def test_sampling_twice_says_that_it_is_there(cli, cohort, tmp_path):
-    cli(*arguments(cohort, "--out", tmp_path / "run"))
-    step = ["sample", tmp_path / "run", cohort.embedding("A"), "--out", tmp_path / "p"]
-    assert "written" in cli(*step, "--n-samples", 2)[1]
-    assert "is there already" in cli(*step, "--n-samples", 2)[1]
-    found = read_prediction(tmp_path / "p/A.h5ad")
-    assert found.samples.shape[0] == 2
-    assert np.isfinite(found.mean).all()
+def test_sampling_again_leaves_the_prediction_as_it_is(cli, trained, cohort, tmp_path):
+    path = tmp_path / "p/A.h5ad"
+    step = ["sample", trained, cohort.embedding("A"), "--out", path.parent, "--n-samples", 2]
+    assert f"A: 36 spots, fold 0 (held out): {path} written" in cli(*step).out
+    assert f"A: 36 spots, fold 0 (held out): {path} is up to date" in cli(*step).out
+    prediction = read_prediction(path)
+    assert prediction.samples.shape[0] == 2
+    assert np.isfinite(prediction.mean).all()
 
 
 def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp_path):
@@ -131,12 +123,10 @@ def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp
         assert not out.exists()
 
 
-def test_embeddings_of_another_width_are_told_with_exit_code_4(cli, cohort, tmp_path):
-    cli(*arguments(cohort, "--out", tmp_path / "run"))
+def test_embeddings_of_another_width_end_with_exit_code_4(cli, trained, tmp_path):
     write_slide(tmp_path / "W.h5", None, 36, 0, channels=7)
-    code, _, err = cli("sample", tmp_path / "run", tmp_path / "W.h5", "--out", tmp_path / "p")
-    assert code == 4
-    assert "7 channels" in err
+    run = cli("sample", trained, tmp_path / "W.h5", "--out", tmp_path / "p")
+    assert (run.code, "7 channels" in run.error) == (4, True)
     assert not (tmp_path / "p").exists()
 
 
@@ -147,36 +137,39 @@ def test_debug_shows_the_traceback(cli, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_74_and_memory_75(cli, cohort, tmp_path, monkeypatch):
-    import stflow_graph.io.atomic as atomic
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    step = arguments(cohort, "--out", tmp_path / "run")
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "replace", full)
-        code, _, err = cli(*arguments(cohort, "--out", tmp_path / "run"))
-    assert code == 74
-    assert "No space left" in err
-
+        run = cli(*step)
+    assert (run.code, "No space left" in run.error) == (74, True)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-
-        def greedy(*_: object, error: Exception = error, **__: object) -> None:
-            raise error
-
-        with monkeypatch.context() as patch:
-            patch.setattr("stflow_graph.stages.train.train", greedy)
-            code, _, err = cli(*arguments(cohort, "--out", tmp_path / "run"))
-        assert code == 75
-        assert "out of memory" in err
+        monkeypatch.setattr("stflow_graph.stages.train.train", Mock(side_effect=error))
+        run = cli(*step)
+        assert (run.code, "out of memory" in run.error) == (75, True)
 
 
-def test_help_and_version_are_quick_and_import_nothing_heavy():
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_command_without_a_traceback(cli, monkeypatch, signum, code):
+    interrupted = Mock(side_effect=lambda *_, **__: signal.raise_signal(signum))
+    monkeypatch.setattr("stflow_graph.stages.export.export", interrupted)
+    assert cli("export", "p.h5ad", "--to", "p.csv") == (code, "", "")
+
+
+def test_errors_of_the_program_keep_their_traceback(cli, monkeypatch):
+    monkeypatch.setattr("stflow_graph.stages.export.export", Mock(side_effect=RuntimeError("bug")))
+    with pytest.raises(RuntimeError, match="bug"):
+        cli("export", "p.h5ad", "--to", "p.csv")
+
+
+def test_help_and_version_import_nothing_heavy():
     code = (
         "import sys; sys.argv = ['stflow-graph', '--version']\n"
         "from stflow_graph_cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'pandas', 'anndata', 'matplotlib', 'timm', 'sklearn'}\n"
+        "heavy = {'torch', 'pandas', 'anndata', 'matplotlib', 'timm', 'sklearn', 'PIL', 'tifffile',"
+        " 'zarr', 'numpy', 'h5py'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -184,20 +177,43 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
     assert out.stdout.startswith("stflow-graph ")
 
 
-def test_sigterm_ends_a_run_with_143_and_it_can_go_on(cohort, tmp_path):
-    words = arguments(cohort, "--out", tmp_path / "run", "--set", "train.epochs=500")
-    words += ["--set", "train.patience=500"]
-    command = [sys.executable, "-m", "stflow_graph_cli.main", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    state = tmp_path / "run/fold0/state-0.safetensors"
-    deadline = time.time() + 60
-    while not state.exists() and time.time() < deadline:
-        time.sleep(0.05)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert state.exists()
-    assert not list((tmp_path / "run/fold0").glob(".*.tmp"))
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_whole_at_80_columns(cli, command):
+    run = cli(*command.split(), "--help", columns=80)
+    assert run.code == 0
+    assert max(map(len, run.out.splitlines())) <= 80
+    assert "…" not in run.out
+    group = get_command(app)
+    if command:
+        names = [name for p in group.commands[command].params for name in p.opts if "--" in name]
+    else:
+        names = list(group.commands)
+        assert set(names) == set(COMMANDS)
+        assert "..." not in run.out.split("Commands:")[1]
+    for name in names:
+        assert f" {name}" in run.out
+
+
+def test_sigterm_ends_a_run_with_143_and_it_resumes(cli, cohort, tmp_path, monkeypatch):
+    def terminated(*positional: object, report: Callable, **named: object) -> object:
+        def report_and_stop(progress: Progress) -> None:
+            report(progress)
+            epochs.append(progress.epoch.epoch)
+            if len(epochs) == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+        return train(*positional, report=report_and_stop, **named)
+
+    epochs: list[int] = []
+    monkeypatch.setattr("stflow_graph.stages.train.train", terminated)
+    step = arguments(cohort, "--out", tmp_path / "run", "--set", "train.patience=9")
+    assert cli(*step) == (143, "", "")
+    files = [path.name for path in (tmp_path / "run/fold0").iterdir()]
+    assert "state-0.safetensors" in files
+    assert not [name for name in files if name.endswith(".tmp")]
+    assert cli(*step).code == 0
+    assert epochs[2] > 1  # it goes on after the last epoch that was saved
+    assert epochs[-1] == 3
 
 
 def nan_coords(file: h5py.File) -> None:
@@ -243,15 +259,13 @@ def test_train_names_the_file_and_field_of_bad_data(cli, cohort, tmp_path, fault
 
 
 @pytest.mark.parametrize("fault", ["wrong keys", "NaN coordinates", "zero spots", "killed writer"])
-def test_sample_names_the_file_and_field_of_bad_data(cli, cohort, tmp_path, fault):
-    cli(*arguments(cohort, "--out", tmp_path / "run"))
+def test_sample_names_the_file_and_field_of_bad_data(cli, trained, cohort, tmp_path, fault):
     with h5py.File(cohort.embedding("A"), "r+") as file:
         BROKEN[fault][0](file)
-    step = ["sample", tmp_path / "run", cohort.embedding("A"), "--out", tmp_path / "p"]
-    code, _, err = cli(*step)
-    assert code == 3, err
-    assert err.startswith(f"error: {cohort.embedding('A')}: ")
-    assert BROKEN[fault][2] in err
+    run = cli("sample", trained, cohort.embedding("A"), "--out", tmp_path / "p")
+    assert run.code == 3, run.err
+    assert run.error.startswith(f"error: {cohort.embedding('A')}: ")
+    assert BROKEN[fault][2] in run.error
     assert not (tmp_path / "p").exists()
 
 

@@ -2,49 +2,45 @@ from __future__ import annotations
 
 import json
 
-from stflow_graph_cli.main import app, spread
+import pytest
 from toy import add_encoder
-from typer.testing import CliRunner
 
 
-def invoke(cohort, out, *more):
-    words = ["probe", "--source-dataroot", cohort.root, "--embed-dataroot", cohort.embeddings]
-    words = spread([str(word) for word in [*words, "--out", out, *more]])
-    return CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+@pytest.fixture
+def probe(cli, cohort, tmp_path):
+    roots = ["--source-dataroot", cohort.root, "--embed-dataroot", cohort.embeddings]
+    return lambda *more: cli("probe", *roots, "--out", tmp_path / "out", "--pca", 5, *more)
 
 
-def test_probe_prints_encoders_side_by_side_and_the_folds_of_one_data_set(cohort, tmp_path):
-    add_encoder(cohort, "noisy", 3.0)
-    result = invoke(cohort, tmp_path / "out", "--encoders", "noisy", "toy", "--pca", 5)
-    assert result.exit_code == 0, result.output
+# the second by an alias: its column has the canonical name
+@pytest.mark.parametrize(("name", "spelling"), [("noisy", "noisy"), ("uni_v1", "uni")])
+def test_encoders_are_printed_side_by_side_with_their_folds(
+    probe, cohort, tmp_path, name, spelling
+):
+    add_encoder(cohort, name, 3.0)
+    run = probe("--encoders", spelling, "toy")
+    assert run.code == 0, run.err
     scores = json.loads((tmp_path / "out/dataset_results.json").read_text())["average"]
-    (row,) = [line for line in result.stdout.splitlines() if line.strip().startswith("cohort")]
-    assert row.index(f"{scores['noisy']:.3f} ±") < row.index(f"{scores['toy']:.3f} ±")
-    assert "ridge on 5 principal components" in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines()[-5:-1]] == list("0123")
-    again = invoke(cohort, tmp_path / "out", "--encoders", "toy", "--pca", 5)
-    assert "1 of 1 scores there already" in again.stdout
+    assert set(scores) == {name, "toy"}
+    row, *folds = run.rows
+    assert row[0] == "cohort"
+    assert row[1].startswith(f"{scores[name]:.3f} ±")
+    assert row[2].startswith(f"{scores['toy']:.3f} ±")
+    assert [fold[0] for fold in folds] == ["fold 0", "fold 1", "fold 2", "fold 3"]
+    assert "ridge on 5 principal components" in run.out
+    assert name in run.out
+    assert "1 of 1 scores up to date" in probe("--encoders", "toy").out
 
 
-def test_probe_has_a_column_for_an_encoder_called_by_its_alias(cohort, tmp_path):
-    add_encoder(cohort, "uni_v1", 3.0)
-    result = invoke(cohort, tmp_path / "out", "--encoders", "uni", "toy", "--pca", 5)
-    assert result.exit_code == 0, result.output
-    scores = json.loads((tmp_path / "out/dataset_results.json").read_text())["average"]
-    assert set(scores) == {"uni_v1", "toy"}
-    (row,) = [line for line in result.stdout.splitlines() if line.strip().startswith("cohort")]
-    assert row.index(f"{scores['uni_v1']:.3f} ±") < row.index(f"{scores['toy']:.3f} ±")
-    assert "uni_v1" in result.stdout
+def test_the_other_scores_are_printed_when_an_encoder_fails(probe):
+    run = probe("--encoders", "absent", "toy", "--dimreduce", "none")
+    assert run.code == 5
+    assert "absent" in run.error
+    assert "ridge on the raw embeddings" in run.out
+    assert "–" in run.out
 
 
-def test_probe_shows_what_it_has_when_an_encoder_fails(cohort, tmp_path):
-    result = invoke(cohort, tmp_path / "out", "--encoders", "absent", "toy", "--dimreduce", "none")
-    assert "embeddings as they are" in result.stdout
-    assert "–" in result.stdout
-    assert "absent" in str(result.exception)
-
-
-def test_an_unknown_reduction_is_a_usage_error(cohort, tmp_path):
-    result = invoke(cohort, tmp_path / "out", "--encoders", "toy", "--dimreduce", "umap")
-    assert result.exit_code == 2
-    assert "expected pca or none" in result.output
+def test_an_unknown_reduction_is_a_usage_error(probe):
+    run = probe("--encoders", "toy", "--dimreduce", "umap")
+    assert run.code == 2
+    assert "expected pca or none" in run.err

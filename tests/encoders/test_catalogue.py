@@ -43,12 +43,12 @@ STATED = {
 
 
 def test_every_encoder_states_its_width_and_transform():
-    found = {
+    stated = {
         name: (e.width, (t.mean, t.std), t.size, t.resize, t.interpolation)
         for name, e in ENCODERS.items()
         for t in [e.transform]
     }
-    assert found == STATED
+    assert stated == STATED
 
 
 def test_names_and_aliases_mean_one_encoder_each():
@@ -65,14 +65,15 @@ def test_names_and_aliases_mean_one_encoder_each():
     assert spellings("uni_v1_official")[:2] == ["uni_v1_official", "uni_v1"]
 
 
-def test_a_wrong_name_lists_the_near_and_the_known():
-    with pytest.raises(BadConfig, match=r"near: kaiko_l14.*known: efficientnet_lite0, resnet50"):
+def test_a_wrong_name_lists_the_similar_and_all_names():
+    message = r"did you mean kaiko_l14.*known: efficientnet_lite0, resnet50"
+    with pytest.raises(BadConfig, match=message):
         entry_of("kaiko_l1")
 
 
 def test_the_catalogue_needs_no_torch():
     script = (
-        "import sys; from stflow_graph.encoders.locate import find_weights; "
+        "import sys; from stflow_graph.encoders.weights_file import find_weights; "
         "from stflow_graph.encoders.catalogue import ENCODERS; "
         "[find_weights(e, '.') for e in ENCODERS.values()]; assert 'torch' not in sys.modules"
     )

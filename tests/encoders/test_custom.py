@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stflow_graph.encoders import create_encoder, custom
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.errors import BadConfig
+from stflow_graph.io.state_dict import read_state_dict
 
 MODULE = """
 import torch
@@ -60,7 +64,6 @@ def module(tmp_path, monkeypatch) -> Callable[[str], str]:
     """A user's file in the working folder; returns the name of a factory in it."""
     (tmp_path / "my_encoders.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_encoders", raising=False)
     return lambda factory: f"my_encoders:{factory}"
 
@@ -106,8 +109,44 @@ def test_the_example_of_the_docstring_works(tmp_path, monkeypatch):
     text = "\n".join(lines).replace("pretrained=weights is None", "pretrained=False")
     (tmp_path / "my_encoder.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     import_timm()  # the example is for a machine whose torchvision fits its torch
     encoder = create_encoder("my_encoder:tiny")
     assert encoder.name == "tiny"
     assert encoder(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 512)
+
+
+SMALL = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory) -> Path:
+    """Random weights of a small ViT, with its classifier, as timm saves them."""
+    file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(import_timm().create_model(SMALL).state_dict(), file)
+    return file
+
+
+def test_any_timm_model_takes_weights_from_a_file_without_its_classifier(small_weights):
+    encoder = create_encoder(SMALL, small_weights)
+    images = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
+    assert encoder(images).shape == (1, 192) == (1, encoder.width)
+    config = import_timm().data.resolve_data_config({}, model=encoder.network)
+    assert encoder.transform.mean == config["mean"]
+    assert encoder.transform.size == config["input_size"][-1]
+
+
+def test_keys_and_shapes_of_a_timm_model_must_match(tmp_path, small_weights):
+    state = read_state_dict(small_weights)
+    del state["norm.weight"]
+    state["norm.bias"] = torch.zeros(3)
+    save_file(state, tmp_path / "w.safetensors")
+    message = r"1 missing \(such as norm.weight\); 1 misshapen \(such as norm.bias \[3\] instead"
+    with pytest.raises(BadConfig, match=message):
+        create_encoder(SMALL, tmp_path / "w.safetensors")
+
+
+def test_without_a_hub_the_message_names_the_option_for_a_file(monkeypatch):
+    unreachable = Mock(side_effect=ConnectionError("Temporary failure in name resolution"))
+    monkeypatch.setattr(import_timm(), "create_model", unreachable)
+    with pytest.raises(BadConfig, match=r"name resolution.*--weights FILE"):
+        create_encoder("resnet18")

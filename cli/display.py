@@ -1,0 +1,119 @@
+"""Output of the commands: lines, tables and progress bars, plain text wherever it comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+_LOG_WIDTH = 160
+
+
+def console() -> Console:
+    """Return the console of standard output; a log file, which has no width, gets a wide one."""
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if has_width else _LOG_WIDTH)
+
+
+def show(*parts: RenderableType | None, style: str = "") -> None:
+    """Print lines, unwrapped and without interpreting their content, and tables."""
+    for part in parts:
+        if part is not None:
+            text = isinstance(part, str)
+            console().print(Text(part, style) if isinstance(part, str) else part, soft_wrap=text)
+
+
+def show_next(command: str) -> None:
+    """Print the command that usually follows."""
+    show(f"next: stflow-graph {command}", style="dim")
+
+
+def state(up_to_date: bool) -> str:
+    """Return the end of a sentence about an output: left as it was, or written."""
+    return "is up to date" if up_to_date else "written"
+
+
+def table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    left: Collection[int] = (0,),
+    styles: Sequence[str] = (),
+    note: str = "",
+) -> Group:
+    """Return a table that wraps its cells on narrow terminals and cuts nothing.
+
+    Args:
+        title: above the table.
+        headings: of the columns.
+        rows: cells, printed without interpreting their content.
+        left: columns of text; the others hold numbers.
+        styles: of the rows, if any.
+        note: below the table.
+    """
+    body = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings):
+        justify: JustifyMethod = "left" if i in left else "right"
+        body.add_column(Text(heading), justify=justify, overflow="fold")
+    for i, row in enumerate(rows):
+        cells = [Text(cell) if isinstance(cell, str) else cell for cell in row]
+        body.add_row(*cells, style=styles[i] if styles else None)
+    above = [Text(title, "italic")] if title else []
+    below = [Text(note, "dim")] if note else []
+    return Group(*above, body, *below)
+
+
+class _SpotSpeed(ProgressColumn):
+    """Spots per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} spots/s", style="dim")
+
+
+@contextlib.contextmanager
+def progress(unit: str = "spots") -> Iterator[Callable[..., None]]:
+    """Yield a callback ``(name, done, total, note="")`` that moves a bar on standard error.
+
+    Args:
+        unit: ``"spots"`` or ``"epochs"`` of the named item, ``"bytes"`` of all items together.
+    """
+    amounts: dict[str, list[ProgressColumn]] = {
+        "spots": [MofNCompleteColumn(), _SpotSpeed()],
+        "epochs": [MofNCompleteColumn()],
+        "bytes": [DownloadColumn(), TransferSpeedColumn()],
+    }
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), *amounts[unit], TimeRemainingColumn())
+    screen = Console(stderr=True)
+    hidden = not screen.is_terminal
+    with Progress(*columns, console=screen, transient=True, disable=hidden) as bars:
+        task = bars.add_task("", total=None)
+        current = ""
+
+        def move(name: str, done: int, total: int, note: str = "") -> None:
+            nonlocal current
+            if name != current and unit != "bytes":
+                bars.reset(task)
+            current = name
+            bars.update(task, description=f"{name} {note}".strip(), completed=done, total=total)
+
+        yield move

@@ -1,0 +1,40 @@
+"""Options that several commands share: the name and the help; type and default are the command's.
+
+``device: Device[str] = "auto"`` is an option of text with a default, ``Device[str | None] = None``
+one that may be left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from typer import Option
+
+T = TypeVar("T")
+
+# data
+SourceDataroot = Annotated[T, Option(help="HEST-bench root or data set folder.")]
+EmbedDataroot = Annotated[T, Option(help="Root of the embeddings.")]
+Datasets = Annotated[list[str] | None, Option(help="Data sets, one or more. (default: all)")]
+Folds = Annotated[
+    list[int] | None, Option("--folds", "--fold", help="Folds, one or more. (default: all)")
+]
+AllowPatientOverlap = Annotated[
+    T, Option("--allow-patient-overlap", help="Accept patients in both training and test slides.")
+]
+GeneList = Annotated[T, Option(help="JSON file of gene names.")]
+GeneAliases = Annotated[T, Option(help="Table of gene aliases, or a GTF file.")]
+DuplicateGenes = Annotated[T, Option(help="Duplicate gene names: refuse, sum or first.")]
+Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
+
+# encoders
+WeightsRoot = Annotated[Path | None, Option(help="Folder of encoder weights, <encoder>/<file>.")]
+PatchBatch = Annotated[int, Option(min=1, help="Patches per batch.")]
+Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
+
+# sampling and running
+Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
+Seed = Annotated[int, Option(min=0, help="Random seed.")]
+Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]
