@@ -184,6 +184,26 @@ def test_help_and_version_are_quick_and_import_nothing_heavy():
     assert out.stdout.startswith("stflow-graph ")
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, ["PASSIVE", "0", "0", "False"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None", "None", "False"]),
+        ({"GOMP_SPINCOUNT": "100"}, ["PASSIVE", "100", "0", "False"]),
+    ],
+)
+def test_openmp_threads_sleep_while_they_wait_unless_the_user_set_it(own, expected):
+    names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"]
+    code = (
+        "import os, sys, stflow_graph_cli.main\n"
+        f"print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in names} | own
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == expected
+
+
 def test_sigterm_ends_a_run_with_143_and_it_can_go_on(cohort, tmp_path):
     words = arguments(cohort, "--out", tmp_path / "run", "--set", "train.epochs=500")
     words += ["--set", "train.patience=500"]
