@@ -207,8 +207,10 @@ def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
     script("learning_curve.py", "--out", tmp_path, "--slides", "8", "--quick", code=1)
 
 
-def test_squidpy_draws_a_prediction_beside_the_truth(tmp_path):
-    pytest.importorskip("squidpy", reason="needs pip install .[scanpy]")
+@pytest.mark.parametrize("name", ["squidpy_picture.py", "hero_picture.py"])
+def test_a_prediction_is_drawn_beside_the_truth(tmp_path, name):
+    if name.startswith("squidpy"):
+        pytest.importorskip("squidpy", reason="needs pip install .[scanpy]")
     pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "he.png")
     coords = np.array([[x, y] for x in (300, 500, 700) for y in (350, 550)])
@@ -217,20 +219,24 @@ def test_squidpy_draws_a_prediction_beside_the_truth(tmp_path):
     write_expression(
         tmp_path / "counts.h5ad", sp.csr_matrix(counts), barcodes, ["G0", "G1"], coords, um_per_px=1
     )
+    mean = np.log1p(counts)
     write_prediction(
         tmp_path / "A.h5ad",
-        np.log1p(counts),
+        mean,
         barcodes,
         ["G0", "G1"],
         coords,
         provenance={"slide": "A", "target": "log1p"},
+        samples=np.stack([mean, 2 * mean]),
         expected_pearson=np.array([0.2, 0.3]),
         picture=read_picture(tmp_path / "he.png"),
     )
-    files = (tmp_path / name for name in ("A.h5ad", "counts.h5ad", "out.png"))
-    script("squidpy_picture.py", *files)
+    files = (tmp_path / file for file in ("A.h5ad", "counts.h5ad", "out.png"))
+    out = script(name, *files)
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size[0] > 1000
+    if name.startswith("hero"):
+        assert out == "A, G1: PCC 1.000, 6 spots\n"
 
 
 def test_steps_samples_a_run_with_other_numbers_of_steps_and_samples(cohort, tmp_path):

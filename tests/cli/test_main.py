@@ -216,6 +216,26 @@ def test_sigterm_ends_a_run_with_143_and_it_resumes(cli, cohort, tmp_path, monke
     assert epochs[-1] == 3
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, ["PASSIVE", "0", "0", "False"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None", "None", "False"]),
+        ({"GOMP_SPINCOUNT": "100"}, ["PASSIVE", "100", "0", "False"]),
+    ],
+)
+def test_openmp_threads_sleep_while_they_wait_unless_the_user_set_it(own, expected):
+    names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"]
+    code = (
+        "import os, sys, stflow_graph_cli.main\n"
+        f"print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in names} | own
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == expected
+
+
 def nan_coords(file: h5py.File) -> None:
     coords = file["coords"][()].astype(float)
     coords[3] = np.nan
