@@ -94,16 +94,16 @@ class TiledGraph:
         assert out is not None
         return out
 
-    def attend(self, layer: Any, h: Tensor) -> Tensor:
-        """Return the values ``[N, C]`` of a layer that sees the whole slide.
+    def attend(self, layer: Any, h: Tensor, gate: Tensor) -> Tensor:
+        """Return the values ``[N, C]`` of a layer that sees the whole slide, times ``gate [C]``.
 
         A layer that can ``read`` a part of a slide, ``merge`` two readings and ``spread`` the
         result over a part does so for some rows at a time.
         """
         if not hasattr(layer, "read"):
-            return layer(h, self.batch, 1)
+            return gate * layer(h, self.batch, 1)
         summary = functools.reduce(layer.merge, map(layer.read, h.split(CACHE_SIZED)))
-        return self.by_rows(lambda part: layer.spread(part, summary), h)
+        return self.by_rows(lambda part: gate * layer.spread(part, summary), h)
 
     def add(self, h: Tensor, update: Tensor) -> Tensor:
         """Return ``h + update``, in the memory of the update, which :meth:`run` allocated."""

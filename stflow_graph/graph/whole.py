@@ -79,9 +79,9 @@ class WholeGraph:
         """Return a layer's values of all spots."""
         return layer(slice(None), self.edges)
 
-    def attend(self, layer: Any, h: Tensor) -> Tensor:
-        """Return the values ``[N, C]`` of a layer that sees whole slides."""
-        return layer(h, self.batch, self.n_slides)
+    def attend(self, layer: Any, h: Tensor, gate: Tensor) -> Tensor:
+        """Return the values ``[N, C]`` of a layer that sees whole slides, times ``gate [C]``."""
+        return gate * layer(h, self.batch, self.n_slides)
 
     def by_rows(self, function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
         """Return a function of single spots of ``h [N, C]``."""

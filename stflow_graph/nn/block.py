@@ -79,7 +79,7 @@ class GraphBlock(nn.Module):
 
         h = graph.add(h, graph.run(local))
         if self.global_attention is not None and self.gate is not None:
-            h = graph.add(h, self.gate * graph.attend(self.global_attention, h))
+            h = graph.add(h, graph.attend(self.global_attention, h, self.gate))
         return graph.add(h, graph.by_rows(self.mlp, h))
 
 

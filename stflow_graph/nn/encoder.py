@@ -162,7 +162,9 @@ class GraphEncoder(nn.Module):
         """
         h = gathered[:, : self.channels]
         states, _ = self._run(h, graph)
-        return states if self.ridge_head is None else [*states, gathered[:, self.channels :]]
+        if self.ridge_head is None:
+            return states
+        return [*states, gathered[:, self.channels :].clone()]  # a view would keep all of it
 
     def decode(self, code: Sequence[Tensor]) -> Encoding:
         """Return the encoding of the spots whose rows of :meth:`encode` are given."""
