@@ -96,7 +96,7 @@ def test_every_view_computes_the_same(view, data, monkeypatch):
     x, whole = data.x, WholeGraph.of(data)
     torch.testing.assert_close(view.run(Local(x)), whole.run(Local(x)))
     for layer in (Mean(), MeanByParts()):
-        torch.testing.assert_close(view.attend(layer, x), x + x.mean(0))
+        torch.testing.assert_close(view.attend(layer, x, torch.ones(x.size(1))), x + x.mean(0))
     torch.testing.assert_close(view.by_rows(torch.exp, x), x.exp())
     torch.testing.assert_close(view.add(x, x.clone()), 2 * x)
     rows = torch.tensor([3, 50])
