@@ -1,7 +1,5 @@
 """Files of ours read or written whole, which the package does block by block."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

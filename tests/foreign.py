@@ -1,7 +1,5 @@
 """Feature files as TRIDENT and CLAM write them: keys, shapes, types and attributes of theirs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small server on this machine that speaks the part of the hub's API which downloads need."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Small folders as sequencing platforms write them, on one H&E image."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json
