@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.io.hdf5 import open_h5
 
@@ -111,13 +111,8 @@ def _element(item: h5py.Group | h5py.Dataset, path: str | Path) -> Any:
     import anndata
 
     reader = anndata.io if hasattr(anndata, "io") else anndata.experimental  # before 0.11
-    try:
+    with as_bad_input(path, item.name, "a column that anndata can read"):
         return reader.read_elem(item)
-    except MemoryError:
-        raise
-    except Exception as error:  # foreign files make anndata raise nearly anything
-        text = " ".join(str(error).split())
-        raise BadInput(path, item.name, text, "a column that anndata can read") from None
 
 
 def count_spots(path: str | Path) -> int:

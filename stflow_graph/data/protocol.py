@@ -34,10 +34,10 @@ def protocol_name(dataset: Dataset, target: str, gene_list: str) -> str:
         for fold in folds
     ]
     digest = hashlib.sha256(json.dumps([target, content]).encode()).hexdigest()
-    return " | ".join([target, Path(gene_list).name, split_rule(folds), digest[:8]])
+    return " | ".join([target, Path(gene_list).name, _split_rule(folds), digest[:8]])
 
 
-def split_rule(folds: Sequence[Fold]) -> str:
+def _split_rule(folds: Sequence[Fold]) -> str:
     """Return what the folds hold out, and whether patients are on both sides."""
     n = f"{len(folds)}-fold"
     if any(fold.shared_patients for fold in folds):
