@@ -35,9 +35,10 @@ def console() -> Console:
 def show(*parts: RenderableType | None, style: str = "") -> None:
     """Print lines, unwrapped and without interpreting their content, and tables."""
     for part in parts:
-        if part is not None:
-            text = isinstance(part, str)
-            console().print(Text(part, style) if isinstance(part, str) else part, soft_wrap=text)
+        if isinstance(part, str):
+            console().print(Text(part, style), soft_wrap=True)
+        elif part is not None:
+            console().print(part)
 
 
 def show_next(command: str) -> None:

@@ -70,6 +70,6 @@ def _show(chosen: ChosenGenes, score: str, top: int) -> None:
             )
         ]
         title = f"{chosen.dataset}, fold {chosen.fold}: {chosen.n_qualified} genes qualify"
-        headings = ["", "gene", "mean count", "min. spots", score]
+        headings = ["", "gene", "mean count", "min. fraction", score]
         show(table(title, headings, rows, left=(1,)))
     show(f"{chosen.file} {state(chosen.up_to_date)}: {len(chosen.genes)} genes")

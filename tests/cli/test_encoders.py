@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from artefacts import read_embeddings
 from huggingface_hub import constants
+from toy import write_images
 
 from stflow_graph.data.splits import find_embedding
 from stflow_graph.encoders import ENCODERS
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.io.patches import write_patches
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +23,9 @@ def _offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def patches(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    path = tmp_path / "root/D/patches/A.h5"
-    path.parent.mkdir(parents=True)
-    (tmp_path / "root/D/splits").mkdir()
-    with write_patches(
-        path, list("abcde"), np.eye(5, 2), size=64, size_level0=64.0, um_per_px=0.5
-    ) as writer:
-        writer.append(images)
-    return path
+    (tmp_path / "root/D/splits").mkdir(parents=True)
+    write_images(tmp_path / "root/D/patches/A.h5", 5)
+    return tmp_path / "root/D/patches/A.h5"
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -54,32 +47,30 @@ def test_the_table_has_every_encoder_and_fits_the_terminal(cli, tmp_path, column
 
 
 def test_one_encoder_is_described_in_full(cli, tmp_path):
-    code, out, _ = cli("encoders", "gigapath", "--weights-root", tmp_path)
-    assert code == 0
+    run = cli("encoders", "gigapath", "--weights-root", tmp_path)
+    assert run.code == 0
     for part in (
         "https://huggingface.co/prov-gigapath/prov-gigapath",
         "224 px (256 bicubic, centre crop), mean 0.485 0.456 0.406",
         "not found",
         f"{tmp_path}/gigapath/pytorch_model.bin",
     ):
-        assert part in out
-    code, _, err = cli("encoders", "gigapth")
-    assert code == 4
-    assert err.startswith("error: unknown encoder 'gigapth' (did you mean gigapath")
+        assert part in run.out
+    run = cli("encoders", "gigapth")
+    assert run.code == 4
+    assert run.error.startswith("error: unknown encoder 'gigapth' (did you mean gigapath")
 
 
 def test_missing_weights_are_one_line_with_the_page_and_the_place(cli, patches, tmp_path):
     (tmp_path / "weights").mkdir()
     for name in ("uni_v1", "phikon", "ciga", "ctranspath"):
         entry = ENCODERS[name]
-        code, _, err = cli(
-            "embed", patches, "--out", "e", "--encoder", name, "--weights-root", "weights"
-        )
-        assert code == 4
-        assert len(err.splitlines()) == 1
-        assert f"error: encoder '{name}': no weights" in err
+        step = ["embed", patches, "--out", "e", "--encoder", name, "--weights-root", "weights"]
+        run = cli(*step)
+        assert run.code == 4
+        assert run.error.startswith(f"error: encoder '{name}': no weights")
         for part in (entry.page, f"weights/{name}/{entry.files[0]}", "--weights FILE"):
-            assert part in err
+            assert part in run.error
     assert not (tmp_path / "e").exists()
 
 
@@ -89,13 +80,12 @@ def test_weights_of_a_root_make_files_with_the_encoders_name(cli, patches, tmp_p
     (tmp_path / "weights/ciga").mkdir(parents=True)
     torch.save({"state_dict": state}, tmp_path / "weights/ciga/tenpercent_resnet18.ckpt")
     roots = ["--source-dataroot", "root", "--embed-dataroot", "emb", "--weights-root", "weights"]
-    code, out, err = cli("embed", *roots, "--encoder", "ciga", "--workers", 1, "--batch-size", 2)
-    assert code == 0, err
-    assert "5 patches in " in out
-    assert "patches/s, ciga on cpu" in out
-    found = read_embeddings(find_embedding("emb", "D", "ciga", "A"))
-    assert found.attrs["encoder"] == "ciga"
-    assert found.x.shape == (5, 512)
+    run = cli("embed", *roots, "--encoder", "ciga", "--workers", 1, "--batch-size", 2)
+    assert run.code == 0, run.err
+    assert "5 patches in " in run.out
+    assert "patches/s, ciga on cpu" in run.out
+    file = read_embeddings(find_embedding("emb", "D", "ciga", "A"))
+    assert (file.attrs["encoder"], file.x.shape) == ("ciga", (5, 512))
     again = cli("embed", *roots, "--encoder", "ciga").out
     assert "is up to date" in again
     assert "patches/s" not in again
@@ -108,13 +98,12 @@ def test_an_encoder_of_ones_own_needs_a_file_alone(cli, patches, tmp_path):
         "    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
         "    return pool, lambda x: x.permute(0, 3, 1, 2) / 255, 3\n"
     )
-    code, _, err = cli("embed", patches, "--out", "e.h5", "--encoder", "mine:mean")
-    assert code == 0, err
-    found = read_embeddings(tmp_path / "e.h5")
-    assert found.attrs["encoder"] == "mean"
-    assert found.x.shape == (5, 3)
-    code, _, err = cli("embed", patches, "--out", "f.h5", "--encoder", "mine:median")
-    assert (code, len(err.splitlines())) == (4, 1)
+    run = cli("embed", patches, "--out", "e.h5", "--encoder", "mine:mean")
+    assert run.code == 0, run.err
+    file = read_embeddings(tmp_path / "e.h5")
+    assert (file.attrs["encoder"], file.x.shape) == ("mean", (5, 3))
+    run = cli("embed", patches, "--out", "f.h5", "--encoder", "mine:median")
+    assert (run.code, "mine has mean" in run.error) == (4, True)
 
 
 def test_stflows_folders_of_embeddings_are_found_under_the_canonical_name(tmp_path):
