@@ -11,7 +11,7 @@ from toy import CHANNELS, write_slide
 from typer.testing import CliRunner
 
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.graph import STFlowGraph, SpatialGraph
+from stflow_graph.graph import SpatialGraph, STFlowGraph
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.models.checkpoint import load_checkpoint
 from stflow_graph.models.stflow_weights import (
