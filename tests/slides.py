@@ -74,6 +74,10 @@ def in_double(data: Data) -> Data:
     return data.apply(lambda value: value.double() if value.is_floating_point() else value)
 
 
+def in_single(data: Data) -> Data:
+    return data.apply(lambda value: value.float() if value.is_floating_point() else value)
+
+
 def reach(edge_index: Tensor, spot: int, n_hops: int) -> set[int]:
     """Return the spots that a spot sees through so many layers of messages."""
     reached = {spot}

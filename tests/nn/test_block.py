@@ -1,249 +1,113 @@
-"""A slide in tiles gives what the whole slide gives, layer by layer."""
-
 from __future__ import annotations
-
-import copy
-import math
 
 import pytest
 import torch
-from torch_geometric.data import Data
-from torch_geometric.nn import GATv2Conv, SAGEConv
-from torch_geometric.transforms import Compose
+from networks import F, G, graph
+from slides import noise, slide
+from torch import nn
 
-from stflow_graph.graph import (
-    NeighbourhoodContext,
-    SimilarityEdges,
-    SpatialGraph,
-    SpatialTiles,
-    STFlowGraph,
-)
-from stflow_graph.nn.conv import AdaptedConv
-from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.graph import TiledGraph, WholeGraph
+from stflow_graph.nn.block import BlockStack, GraphBlock, make_blocks, zero_estimate
+from stflow_graph.nn.conv import STFlowConv
+from stflow_graph.nn.stflow.gene_head import GeneHead
 
-CHANNELS, GENES = 12, 5
+C = 4
 
 
-def jittered(n: int = 90) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(n)
-    return torch.rand(n, 2, generator=generator, dtype=torch.float64)
+class MeanConv(nn.Module):
+    """A layer from outside: a linear map of the neighbours' sum of states and expression."""
+
+    def __init__(self, channels: int, n_genes: int) -> None:
+        super().__init__()
+        self.lin = nn.Linear(channels + n_genes, channels)
+
+    def forward(self, h, y, edge_index, edge_attr, edge_weight):
+        sender, receiver = edge_index
+        values = torch.cat([h, y], 1)
+        return self.lin(torch.zeros_like(values).index_add(0, receiver, values[sender]))
 
 
-def lattice(n: int = 9) -> torch.Tensor:
-    i, j = (g.flatten().double() for g in torch.meshgrid(*[torch.arange(n)] * 2, indexing="ij"))
-    return torch.stack([i + 0.5 * (j % 2), j * math.sqrt(3) / 2], 1)
+class Mean(nn.Module):
+    """A global layer from outside: twice the slide's mean, for a single slide."""
+
+    def forward(self, h, batch, n_slides):
+        return 2 * h.mean(0).expand_as(h)
 
 
-def slide(pos: torch.Tensor) -> Data:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(len(pos), CHANNELS, generator=generator, dtype=torch.float64)
-    return Data(x=x, pos=pos)
-
-
-def in_double(data: Data) -> Data:
-    for key in ("edge_attr", "edge_weight", "similar_edge_attr"):
-        if key in data:
-            data[key] = data[key].double()
-    return data
-
-
-def denoiser(**options) -> GraphDenoiser:
+@pytest.fixture
+def blocks() -> BlockStack:
     torch.manual_seed(0)
-    options = {"hidden_channels": 16, "edge_channels": 8, "n_layers": 2} | options
-    model = GraphDenoiser(CHANNELS, GENES, **options).double().eval()
-    for block in model.blocks:
-        if block.gate is not None:
-            torch.nn.init.normal_(block.gate)
-    if model.spot_flow is not None:
-        torch.nn.init.normal_(model.spot_flow.mlp[2].weight)
-    if model.linear_part is not None:
-        for parameter in model.linear_part.parameters():
-            torch.nn.init.normal_(parameter)
-        model.linear_part.share.fill_(0.3)
-    return model
+    stack = BlockStack(
+        GraphBlock(C, MeanConv(C, G), Mean(), nn.Linear(C, C), nn.Linear(C, G)) for _ in range(2)
+    )
+    for block in stack:
+        nn.init.normal_(block.gate)
+    return stack.double()
 
 
-def gatv2(channels: int, genes: int) -> AdaptedConv:
-    return AdaptedConv(GATv2Conv, channels, genes, 8, {"heads": 4, "add_self_loops": False})
+@torch.no_grad()
+@pytest.mark.parametrize("view", [WholeGraph.of, lambda data: TiledGraph.of(data, 7)])
+def test_blocks_are_their_formula_on_a_dense_matrix(blocks, view):
+    data = graph(slide(20, F))
+    adjacency = torch.zeros(20, 20).double()
+    adjacency.index_put_(tuple(data.edge_index.flip(0)), torch.ones(1).double(), accumulate=True)
+    h_0, y_0 = noise(20, C).double(), noise(20, G).double()
+    h, y, expected = h_0, y_0, []
+    for block in blocks:
+        h = h + block.conv.lin(adjacency @ torch.cat([h, y], 1))
+        h = h + block.gate * 2 * h.mean(0)
+        h = h + block.mlp(h)
+        y = block.read_out(h)
+        expected.append((h, y))
+    states, estimates = blocks(h_0.clone(), lambda rows: y_0[rows], [view(data)] * 2)
+    for state, estimate, (h, y) in zip(states, estimates, expected, strict=True):
+        torch.testing.assert_close(state, h)
+        torch.testing.assert_close(estimate(slice(None)), y)
+        torch.testing.assert_close(estimate(torch.tensor([3, 9])), y[[3, 9]])
+    mean = (expected[0][1] + expected[1][1]) / 2
+    torch.testing.assert_close(blocks.read_out(states), mean)
+    torch.testing.assert_close(h_0, noise(20, C).double())  # the input is left as it was
 
 
-def sage(channels: int, genes: int) -> AdaptedConv:
-    return AdaptedConv(SAGEConv, channels, genes, 8)
+def test_gates_start_closed_and_estimates_at_zero(blocks):
+    blocks[0].reset_parameters()
+    assert not blocks[0].gate.any()
+    estimate = zero_estimate(G, torch.ones(7, C).double())
+    assert torch.equal(estimate(torch.tensor([0, 3])), torch.zeros(2, G).double())
+    assert estimate(slice(None)).shape == (7, G)
 
 
-KINDS = {
-    "local": {"global_attention": None},
-    "latent": {},
-    "linear": {"global_attention": "linear"},
-    "dot": {"attention": "dot"},
-    "signed, three bodies": {"signed_attention": True, "three_body": True},
-    "published": {"attention": "stflow", "global_attention": None},
-    "published, global": {"attention": "stflow"},
-    "similarity": {"similarity_edges": True},
-    "sees y": {"condition_on_y": True, "context_hops": (1, 3)},
-    "once": {"graph_once": True},
-    "once, context": {"graph_once": True, "context_hops": (1, 4), "ridge_rank": 3},
-    "GATv2": {"conv": gatv2},
-    "SAGE": {"conv": sage},
-}
+SIZES = {"n_heads": 2, "dropout": 0.1, "conv": "additive", "conv_options": {}}
+SIZES["global_attention"] = "latent"
 
 
-def with_graph(kind: str, pos: torch.Tensor) -> tuple[Data, tuple[str, ...]]:
-    published = KINDS[kind].get("attention") == "stflow"
-    graph = STFlowGraph(6) if published else SpatialGraph(6)
-    relations = ("",)
-    if KINDS[kind].get("similarity_edges"):
-        graph, relations = Compose([graph, SimilarityEdges(4)]), ("", "similar_")
-    return in_double(graph(slide(pos))), relations
+def test_layers_by_name_get_the_options_and_heads():
+    options = {"edge_channels": 6, "dropout": 0.4}
+    (block,) = make_blocks(C, G, 1, **{**SIZES, "conv_options": options})
+    assert (block.conv.heads, block.conv.edge_channels, block.conv.dropout) == (2, 6, 0.4)
+    assert block.global_attention.heads == 2
+    rates = [m.p for m in (*block.mlp, *block.read_out) if isinstance(m, nn.Dropout)]
+    assert rates == [0.1, 0.1]
 
 
-@pytest.mark.parametrize("pos", [jittered(), lattice()], ids=["jittered", "lattice"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_tiles_of_any_size_give_what_the_whole_slide_gives(kind, pos):
-    model = denoiser(**KINDS[kind])
-    data, relations = with_graph(kind, pos)
-    y_t = torch.randn(len(pos), GENES, generator=torch.Generator().manual_seed(1)).double()
-    t = torch.tensor([0.4]).double()
-    with torch.no_grad():
-        whole = model(y_t, t, data)
-        for tile_size in (3, 25, 1000):  # 3: smaller than a neighbourhood
-            tiled = SpatialTiles(tile_size, relations)(copy.copy(data))
-            assert "edge_index" not in tiled
-            torch.testing.assert_close(model(y_t, t, tiled), whole, rtol=1e-9, atol=1e-9)
-            if model.conditions:
-                for a, b in zip(model.condition(tiled), model.condition(data), strict=True):
-                    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-        single = copy.copy(data)
-        for key in ("x", "edge_attr", "edge_weight", "similar_edge_attr"):
-            if key in single:
-                single[key] = single[key].float()
-        tiled = SpatialTiles(25, relations)(single)
-        found = model.float()(y_t.float(), t.float(), tiled)
-    torch.testing.assert_close(found.double(), whole, rtol=1e-5, atol=1e-5 * float(whole.std()))
+@pytest.mark.parametrize("by_name", [True, False])
+def test_around_the_published_layer_blocks_are_the_published_ones(by_name):
+    conv = "stflow" if by_name else lambda channels, n_genes: STFlowConv(channels, n_genes, 2, 8)
+    (block,) = make_blocks(C, G, 1, **{**SIZES, "conv": conv, "global_attention": None})
+    assert block.gate is None
+    assert isinstance(block.read_out, GeneHead)
+    assert block.mlp.fc1.out_features == 4 * C
+    assert block.conv.score.mlp.dropout.p == (0.1 if by_name else 0.2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_bound_denoiser_gives_what_every_call_gives(kind):
-    model = denoiser(**KINDS[kind])
-    data, relations = with_graph(kind, jittered())
-    tiled = SpatialTiles(25, relations)(copy.copy(data))
-    one_block = 8 * 8 * data.num_edges  # bytes of a block's encoded edges in space
-    with torch.no_grad():
-        for here in (data, tiled):
-            # room for no block, for the first and a part of the second, for all
-            for most_bytes in (0, one_block * 3 // 2, 100 * one_block):
-                flow = model.bind(here, most_bytes)
-                for seed, time in ((1, 0.0), (2, 0.7)):
-                    generator = torch.Generator().manual_seed(seed)
-                    y_t = torch.randn(90, GENES, generator=generator).double()
-                    t = torch.tensor([time]).double()
-                    expected = model(y_t, t, data)
-                    found = flow(y_t, t, Data())
-                    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("room", "encoded"), [(0, [4, 4]), (1.5, [1, 4]), (2, [1, 1])])
-@pytest.mark.parametrize("tile_size", [None, 90])
-def test_a_bound_denoiser_encodes_edges_once_where_there_is_room(room, encoded, tile_size):
-    model = denoiser()
-    data = with_graph("latent", jittered())[0]
-    one_block = 8 * 8 * data.num_edges
-    if tile_size:
-        data = SpatialTiles(tile_size)(data)
-    counts = [0, 0]
-    for i, block in enumerate(model.blocks):
-
-        def count(*_: object, i: int = i) -> None:
-            counts[i] += 1
-
-        block.convs[0].edge_encoder.register_forward_hook(count)
-    y_t, t = torch.zeros(90, GENES).double(), torch.zeros(1).double()
-    with torch.no_grad():
-        flow = model.bind(data, int(room * one_block))
-        for _ in range(4):
-            flow(y_t, t, data)
-    assert counts == encoded
-
-
-def test_a_bound_denoiser_refuses_expression_of_other_spots():
-    model = denoiser()
-    flow = model.bind(with_graph("latent", jittered())[0])
-    with pytest.raises(ValueError, match=r"y_t must be \[90, 5\]"):
-        flow(torch.zeros(89, GENES).double(), torch.zeros(1).double(), Data())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_by_tiles_are_those_of_the_whole_slide(kind):
-    model, (data, relations) = denoiser(**KINDS[kind]), with_graph(kind, jittered())
-    y_t = torch.randn(90, GENES, generator=torch.Generator().manual_seed(1)).double()
-    t = torch.tensor([0.4]).double()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def gradient(data: Data) -> tuple[torch.Tensor, ...]:
-        loss = (model(y_t, t, data) - y_t).square().sum()
-        return torch.autograd.grad(loss, parameters, allow_unused=True)
-
-    expected = gradient(data)
-    for tile_size in (3, 25, 1000):
-        found = gradient(SpatialTiles(tile_size, relations)(copy.copy(data)))
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("hops", [(), (1, 4)])
-def test_learning_by_tiles_keeps_nothing_of_the_edges(hops):
-    model = denoiser(graph_once=True, context_hops=hops, dropout=0.3, attn_dropout=0.1).train()
-    whole = in_double(SpatialGraph(6)(slide(jittered(500))))
-    if hops:
-        whole = NeighbourhoodContext(hops)(whole)
-    kept: dict[str, int] = {}
-    gradients = []
-    for name, data in (("whole", whole), ("tiles", SpatialTiles(25)(copy.copy(whole)))):
-
-        def keep(tensor: torch.Tensor, name: str = name) -> torch.Tensor:
-            kept[name] = max(kept.get(name, 0), tensor.size(0) if tensor.dim() else 0)
-            return tensor
-
-        for _ in "ab":
-            torch.manual_seed(0)
-            model.zero_grad()
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = model.condition(data).mean.square().sum()
-            loss.backward()
-            gradients.append(model.embed_x.weight.grad.clone())
-    assert kept["whole"] >= whole.num_edges
-    assert kept["tiles"] <= 2 * 500  # spots and halos
-    # what is made anew drops what was dropped at first
-    assert torch.equal(gradients[2], gradients[3])
-    assert not torch.equal(gradients[0], gradients[2])
-
-
-def test_learning_by_tiles_with_dropout_needs_the_context_before():
-    model = denoiser(graph_once=True, context_hops=(1, 4), input_dropout=0.5).train()
-    data = SpatialTiles(25)(in_double(SpatialGraph(6)(slide(jittered()))))
-    with pytest.raises(ValueError, match="NeighbourhoodContext"):
-        model.condition(data)
-
-
-def test_a_condition_made_in_four_steps_never_needs_all_embeddings_or_genes_at_once():
-    model = denoiser(graph_once=True, context_hops=(1, 4), ridge_rank=3)
-    data = in_double(SpatialGraph(6)(slide(jittered())))
-    whole = model.condition(data)
-    tiles = SpatialTiles(20)(copy.copy(data)).tiles
-    with torch.no_grad():
-        projected = torch.cat([model.project(x) for x in data.x.split(31)])
-        assert projected.shape == (90, 3 * (16 + 3))
-        code = model.encode(model.gather(projected, tiles), tiles)
-        assert code.shape == (90, 2 * 16 + 3)
-        parts = [model.decode(rows) for rows in code.split(17)]
-    torch.testing.assert_close(torch.cat([part.mean for part in parts]), whole.mean)
-    torch.testing.assert_close(torch.cat([part.states for part in parts]), whole.states)
-
-
-def test_tiles_must_have_the_relations_of_the_model():
-    data = SpatialTiles(20)(SpatialGraph(6)(slide(jittered())))
-    y_t, t = torch.zeros(90, GENES).double(), torch.zeros(1).double()
-    with pytest.raises(ValueError, match="2 types of edges"):
-        denoiser(similarity_edges=True)(y_t, t, data)
-    with pytest.raises(ValueError, match="graph_once=True"):
-        denoiser().encode(y_t, data.tiles)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conv": "dot"}, "unknown conv 'dot'; one of additive, frame_averaged, stflow"),
+        ({"global_attention": "mamba"}, "unknown global attention 'mamba'; 'latent' or None"),
+        ({"n_heads": 3}, "heads must divide"),
+    ],
+)
+def test_unknown_names_and_heads_that_do_not_divide_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_blocks(C, G, 1, **{**SIZES, **options})
