@@ -28,7 +28,7 @@ from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, ra
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
 from stflow_graph.io.atomic import atomic_path
-from stflow_graph.models.build import build_graph, build_prior
+from stflow_graph.models.build import build_prior
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 
@@ -214,15 +214,14 @@ def _finished(history: Sequence[EpochRecord], settings: TrainConfig) -> bool:
 
 def _batches(learn: Sequence[Data], config: Config, generator: torch.Generator) -> Iterator[Batch]:
     """Yield an epoch's batches of regions, with their graphs and halos."""
-    settings, graph = config.train, build_graph(config)
+    settings = config.train
     n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
     plan = [(data, rows) for data in learn for rows in _regions(data, settings, generator)]
     # a region is cut when its turn comes, so that only those of one step are in memory
     order = torch.randperm(len(plan), generator=generator)
     for part in order.split(settings.batch_size):
         chosen = [plan[i] for i in part.tolist()]
-        regions = [cut_region(data, rows, n_hops) for data, rows in chosen]
-        yield join_regions([r if "edge_index" in r else graph(r) for r in regions])
+        yield join_regions([cut_region(data, rows, n_hops) for data, rows in chosen])
 
 
 def _regions(data: Data, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:

@@ -68,7 +68,7 @@ def fit_spot_flow(
         with torch.no_grad():  # the gains are about right from the first step on
             flow.log_variance.bias.copy_((spots.y - spots.mean).var(0).clamp(min=1e-4).log())
         for step in range(settings.flow_steps + 1):
-            if step % _CHECK_EVERY == 0:
+            if step % _CHECK_EVERY == 0 or step == settings.flow_steps:
                 loss = _validation_loss(flow, held_out, check, step)
                 if loss < best_loss:
                     best_loss = loss

@@ -1,0 +1,105 @@
+"""Slides in memory whose expression is linear in their embeddings, for the training core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from stflow_graph.config import Config, load_config
+from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.slide import Slide
+from stflow_graph.inference.inputs import SlideInputs, slide_data, slide_inputs
+from stflow_graph.models.build import build_context, build_denoiser
+from stflow_graph.nn.pretrained import Pretrained
+
+CHANNELS, N_GENES = 6, 4
+WEIGHTS = np.random.default_rng(0).normal(size=(CHANNELS, N_GENES)) / 2
+LEVEL = np.array([8.0, 9.0, 10.0, 11.0])  # so high that expression is never cut at 0
+CPU = torch.device("cpu")
+# a network that is small and fast, and a loop that takes a few steps
+SETTINGS: dict[str, Any] = {
+    "data.source_dataroot": "unused",
+    "data.embed_dataroot": "unused",
+    "data.encoder": "toy",
+    "graph.n_neighbors": 4,
+    "denoiser.hidden_channels": 8,
+    "denoiser.n_heads": 2,
+    "denoiser.n_layers": 1,
+    "train.batch_size": 1,
+    "train.regions_per_slide": 1,
+    "train.epochs": 2,
+    "train.members": 2,
+    "train.flow_steps": 20,
+    "train.device": "cpu",
+}
+# arguments of the encoder alone
+GRAPH = {
+    "denoiser.input_dropout": 0.2,
+    "denoiser.context_hops": (1,),
+    "denoiser.ridge_rank": 4,
+    "denoiser.global_attention": "none",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "two-stage": GRAPH,
+    "regression": {**GRAPH, "flow.kind": "none"},
+    "graph": {**GRAPH, "flow.kind": "graph", "flow.n_sample_steps": 2},
+    "transformer": {
+        "denoiser.name": "transformer",
+        "denoiser.edge_channels": 8,
+        "flow.n_sample_steps": 2,
+    },
+}
+
+
+def configured(kind: str = "two-stage", **changes: Any) -> Config:
+    """Return the configuration of a small model; ``train__lr=1`` sets ``train.lr``."""
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return load_config(None, {**SETTINGS, **KINDS[kind], **named})
+
+
+def linear_slide(
+    name: str = "A", n: int = 40, *, noise: float | np.ndarray = 0.5, seed: int | None = None
+) -> Slide:
+    """Return a slide of n spots with ``y = LEVEL + x @ WEIGHTS + noise``.
+
+    Args:
+        name: the slide's name, which also decides its random numbers if there is no seed.
+        n: number of spots, on a jittered square array.
+        noise: standard deviation, or ``[G, G]`` factor of the noise's covariance.
+        seed: of the slide.
+    """
+    rng = np.random.default_rng(sum(map(ord, name)) if seed is None else seed)
+    side = int(np.ceil(np.sqrt(n)))
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)[:n]
+    x = rng.normal(size=(n, CHANNELS)).astype(np.float32)
+    factor = noise if isinstance(noise, np.ndarray) else noise * np.eye(N_GENES)
+    y = LEVEL + x @ WEIGHTS + rng.normal(size=(n, N_GENES)) @ factor.T
+    coords = 100.0 * grid + rng.uniform(-9, 9, (n, 2))
+    barcodes = [f"{name}-{i}" for i in range(n)]
+    return Slide(name, x, coords, barcodes, y.astype(np.float32), encoder="toy")
+
+
+def scaling_of(slides: Sequence[Slide], config: Config) -> Normalisation:
+    data = config.data
+    xs, ys = [slide.x for slide in slides], [slide.truth for slide in slides]
+    return Normalisation.fit(xs, ys, data.standardize, data.center_targets)
+
+
+def prepared(slide: Slide, config: Config, scaling: Normalisation) -> SlideInputs:
+    """Return a slide with its graph and context as one network input, on the CPU."""
+    data = build_context(config)(slide_data(slide, config, scaling))
+    return slide_inputs(slide, data, CPU, above=len(slide))
+
+
+def new_network(config: Config, seed: int = 0) -> Pretrained:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_denoiser(config, CHANNELS, N_GENES)
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
