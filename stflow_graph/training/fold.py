@@ -17,12 +17,7 @@ from stflow_graph.config import Config
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
-from stflow_graph.inference.inputs import (
-    SlideInputs,
-    normalisation_of,
-    slide_data,
-    slide_inputs,
-)
+from stflow_graph.inference.inputs import SlideInputs, normalisation_of, slide_data, slide_inputs
 from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_context, build_denoiser, pick_device
 from stflow_graph.models.checkpoint import Checkpoint

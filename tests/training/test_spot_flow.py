@@ -23,7 +23,7 @@ from scipy.stats import kstest
 from stflow_graph.errors import Diverged
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
-from stflow_graph.stats.metrics import intervals
+from stflow_graph.stats.ensembles import intervals
 from stflow_graph.training.spot_flow import fit_spot_flow
 
 # genes of other variances, the first two of which vary together
