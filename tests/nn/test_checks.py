@@ -76,7 +76,5 @@ def test_edges_between_slides_are_refused():
     with pytest.raises(ValueError, match=r"data.edge_index \[2, \d+\] has 2 edges between slides"):
         check(noise(N, G), torch.rand(2), data)
     t = torch.rand(2, 1)
-    with pytest.raises(
-        ValueError, match=r"t must be \[n_slides\] .*got \[2, 1\]"
-    ):
+    with pytest.raises(ValueError, match=r"t must be \[n_slides\] .*got \[2, 1\]"):
         check(noise(N, G), t, data)
