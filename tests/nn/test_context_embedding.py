@@ -1,45 +1,52 @@
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
+from slides import slide
 from torch_geometric.data import Data
 
-from stflow_graph.graph import NeighbourhoodContext, SpatialGraph
+from stflow_graph.graph import Averaging, NeighbourhoodContext, SpatialGraph
 from stflow_graph.nn.context_embedding import ContextEmbedding
 
 
-def slide(n: int = 30, channels: int = 7) -> Data:
-    generator = torch.Generator().manual_seed(n)
-    pos = torch.rand(n, 2, generator=generator)
-    return SpatialGraph(n_neighbors=4)(
-        Data(x=torch.randn(n, channels, generator=generator), pos=pos)
-    )
+@pytest.fixture
+def data() -> Data:
+    return NeighbourhoodContext((1, 3))(SpatialGraph(n_neighbors=4)(slide(30, channels=7)))
 
 
-def test_mapping_first_and_averaging_first_are_the_same_function():
-    data = slide()
+@pytest.fixture
+def average(data) -> Averaging:
+    return Averaging(data.edge_index, data.edge_weight, 30)
+
+
+def test_projecting_first_and_averaging_first_are_the_same_function(data, average):
     layer = ContextEmbedding(7, 5, hops=(1, 3), dropout=0.9).eval()
-    assert layer.weight.shape == (5, 21)
-    first = layer(data.x, data.edge_index, data.edge_weight)
-    wide = NeighbourhoodContext((1, 3))(data).context
-    second = layer(data.x, data.edge_index, data.edge_weight, wide)
-    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+    expected = F.linear(torch.cat([data.x, data.context], 1), layer.weight, layer.bias)
+    for context in (None, data.context):
+        out = layer(data.x, average, context)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    projected = layer.project(data.x)
+    assert projected.shape == (30, layer.project_width) == (30, 15)
+    gathered = layer.gather(projected, average)
+    torch.testing.assert_close(gathered, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_training_drops_the_same_with_and_without_a_context_made_before():
-    data = slide()
+def test_dropout_acts_in_training_with_and_without_a_context_computed_before(data, average):
     layer = ContextEmbedding(7, 5, hops=(1, 3), dropout=0.5)
-    found = []
-    for context in (None, NeighbourhoodContext((1, 3))(data).context):
+    out = []
+    for context in (None, data.context):
         torch.manual_seed(0)
-        found.append(layer(data.x, data.edge_index, data.edge_weight, context))
-    torch.testing.assert_close(*found)
-    assert not torch.allclose(found[0], layer.eval()(data.x, data.edge_index, data.edge_weight))
+        out.append(layer(data.x, average, context))
+    torch.testing.assert_close(*out)
+    assert not torch.allclose(out[0], layer.eval()(data.x, average))
 
 
-def test_without_hops_it_is_a_linear_layer():
-    data = slide()
-    layer = ContextEmbedding(7, 5)
-    torch.testing.assert_close(
-        layer(data.x, data.edge_index), torch.nn.functional.linear(data.x, layer.weight, layer.bias)
-    )
-    assert "hops=()" in repr(layer)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_without_hops_it_is_a_linear_layer(data, dropout):
+    layer = ContextEmbedding(7, 5, dropout=dropout)
+    expected = F.linear(data.x, layer.weight, layer.bias)
+    assert torch.allclose(layer(data.x, None), expected) == (dropout == 0)
+    torch.testing.assert_close(layer.eval()(data.x, None), expected)
+    torch.testing.assert_close(layer.gather(layer.project(data.x), None), expected)
+    assert repr(layer) == f"ContextEmbedding(7, 5, hops=(), dropout={dropout})"

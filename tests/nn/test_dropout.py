@@ -3,19 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stflow_graph.nn.dropout import cheap_dropout
+from stflow_graph.nn.dropout import CheapDropout, cheap_dropout
 
 
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.96])
-def test_the_share_kept_and_the_mean_are_right(p):
+def test_the_fraction_kept_and_the_mean_are_right(p):
     torch.manual_seed(0)
     x = torch.full((1000, 999), 2.0)
-    found = cheap_dropout(x, p, True)
-    kept = (found != 0).double()
+    out = cheap_dropout(x, p, True)
+    kept = (out != 0).double()
     deviation = (p * (1 - p) / x.numel()) ** 0.5
     assert abs(kept.mean().item() - (1 - p)) < 5 * deviation
-    assert abs(found.double().mean().item() / 2 - 1) < 5 * deviation / (1 - p)
-    torch.testing.assert_close(found.max().item(), 2 / (1 - p), rtol=1e-3, atol=0)
+    assert abs(out.double().mean().item() / 2 - 1) < 5 * deviation / (1 - p)
+    torch.testing.assert_close(out.max().item(), 2 / (1 - p), rtol=1e-3, atol=0)
 
 
 def test_entries_are_independent():
@@ -27,14 +27,13 @@ def test_entries_are_independent():
 
 
 def test_seeds_decide_and_nothing_is_dropped_outside_of_training():
-    x = torch.randn(7, 5)
-    found = []
-    for seed in (0, 0, 1):
+    x, module, out = torch.randn(7, 5), CheapDropout(0.5), []
+    for seed, function in ((0, module), (0, lambda x: cheap_dropout(x, 0.5, True)), (1, module)):
         torch.manual_seed(seed)
-        found.append(cheap_dropout(x, 0.5, True))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-    assert torch.equal(cheap_dropout(x, 0.5, False), x)
+        out.append(function(x))
+    assert torch.equal(out[0], out[1])
+    assert not torch.equal(out[0], out[2])
+    assert torch.equal(module.eval()(x), x)
     assert torch.equal(cheap_dropout(x, 0.0, True), x)
     assert cheap_dropout(torch.empty(0, 3), 0.5, True).shape == (0, 3)
 
@@ -42,6 +41,6 @@ def test_seeds_decide_and_nothing_is_dropped_outside_of_training():
 def test_the_gradient_is_the_mask():
     torch.manual_seed(0)
     x = torch.randn(6, 9, requires_grad=True)
-    found = cheap_dropout(x, 0.5, True)
-    found.sum().backward()
-    torch.testing.assert_close(x.grad * x, found)
+    out = cheap_dropout(x, 0.5, True)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad * x, out)

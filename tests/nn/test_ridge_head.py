@@ -2,66 +2,64 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import F, G, graph, network
+from slides import noise, slide
 from torch_geometric.data import Data
 
-from stflow_graph.graph import NeighbourhoodContext, SpatialGraph
-from stflow_graph.nn.denoiser import GraphDenoiser
-from stflow_graph.nn.ridge_head import LinearPart
+from stflow_graph.graph import Averaging, NeighbourhoodContext
+from stflow_graph.nn.ridge_head import RidgeHead
+
+N, HOPS = 30, (1, 3)
 
 
-def slide(n: int = 30) -> Data:
-    generator = torch.Generator().manual_seed(n)
-    pos = torch.rand(n, 2, generator=generator)
-    return SpatialGraph(n_neighbors=4)(Data(x=torch.randn(n, 6, generator=generator), pos=pos))
+@pytest.fixture
+def data() -> Data:
+    return NeighbourhoodContext(HOPS)(graph(slide(N, F)))
 
 
-def wide(data: Data) -> torch.Tensor:
-    return torch.cat([data.x, NeighbourhoodContext((1, 3))(data).context], dim=1)
+@pytest.fixture
+def wide(data) -> torch.Tensor:
+    return torch.cat([data.x, data.context], dim=1)
 
 
 def weights(rank: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(rank)
-    left, right = (torch.randn(18, rank, generator=generator), torch.randn(rank, 5))
-    return (left @ right).double()
+    return (noise(3 * F, rank) @ noise(rank, G, seed=1)).double()
 
 
-@pytest.mark.parametrize("rank", [2, 5])
-def test_it_is_the_linear_map_where_the_rank_is_enough(rank):
-    data, part = slide(), LinearPart(6, 5, rank, hops=(1, 3))
-    w, bias = weights(2), torch.arange(5.0)
-    part.set_weights(w, bias, wide(data).double() @ w, share=0.5)
-    expected = wide(data) @ w.float() + bias
-    found = part(data.x, data.edge_index, data.edge_weight)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert part.share == 0.5
+def run(head: RidgeHead, data: Data) -> torch.Tensor:
+    return head(data.x, Averaging(data.edge_index, data.edge_weight, N))
 
 
-def test_a_lower_rank_keeps_what_varies_most():
-    data, part = slide(), LinearPart(6, 5, 2, hops=(1, 3))
-    w = weights(4)
-    exact = wide(data).double() @ w
-    part.set_weights(w, torch.zeros(5), exact, share=0.5)
-    found = part(data.x, data.edge_index, data.edge_weight).double()
-    singular = torch.linalg.svdvals(exact)
-    best = singular[2:].square().sum().sqrt()  # Eckart and Young
-    torch.testing.assert_close((found - exact).norm(), best, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("rank", [2, 5, 50])
+def test_it_is_the_linear_map_where_the_rank_is_enough(rank, data, wide):
+    head = RidgeHead(F, G, rank, HOPS).double()
+    assert not run(head, data).any()
+    w, bias = weights(2), torch.arange(float(G)).double()
+    head.set_weights(w, bias, wide @ w, mixing_weight=0.5)
+    torch.testing.assert_close(run(head, data), wide @ w + bias, rtol=1e-5, atol=1e-5)
+    assert head.mixing_weight == 0.5
+    head.reset_parameters()
+    assert not run(head, data).any()
+    assert head.mixing_weight == 0
 
 
-def test_in_a_denoiser_it_counts_outside_of_training_and_once_it_has_weights():
-    torch.manual_seed(0)
-    model = GraphDenoiser(
-        6, 5, 8, 8, n_layers=1, dropout=0.0, graph_once=True, context_hops=(1, 3), ridge_rank=3
-    ).eval()
-    data = slide()
-    alone = model.condition(data).mean
-    w = weights(3)
-    model.linear_part.set_weights(w, torch.zeros(5), wide(data).double() @ w, share=0.25)
-    linear = wide(data) @ w.float()
-    expected = 0.75 * alone + 0.25 * linear
-    torch.testing.assert_close(model.condition(data).mean, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.train().condition(data).mean, alone)
-    assert not any(p.requires_grad for p in model.linear_part.parameters())
-    model.reset_parameters()
-    assert model.linear_part.share == 0
-    with pytest.raises(ValueError, match="ridge_rank needs graph_once"):
-        GraphDenoiser(6, 5, ridge_rank=3)
+def test_a_lower_rank_keeps_the_directions_of_largest_variance(data, wide):
+    head, w = RidgeHead(F, G, 2, HOPS).double(), weights(4)
+    exact = wide @ w
+    head.set_weights(w, torch.zeros(G), exact, mixing_weight=0.5)
+    best = torch.linalg.svdvals(exact)[2:].norm()  # Eckart and Young
+    torch.testing.assert_close((run(head, data) - exact).norm(), best)
+
+
+def test_in_an_encoder_it_is_averaged_into_the_mean_outside_of_training(data, wide):
+    encoder = network("two stages", dropout=0.0).encoder
+    head, w = encoder.ridge_head, weights(3)
+    assert not any(p.requires_grad for p in head.parameters())
+    head.reset_parameters()
+    head.set_weights(w, torch.zeros(G), wide @ w, mixing_weight=0.0)
+    alone = encoder(data)
+    head.mixing_weight.fill_(0.25)
+    mixed = encoder(data)
+    torch.testing.assert_close(mixed.mean, 0.75 * alone.mean + 0.25 * wide @ w)
+    assert torch.equal(mixed.states, alone.states)
+    torch.testing.assert_close(encoder.train()(data).mean, alone.mean)
