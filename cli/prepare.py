@@ -13,7 +13,6 @@ from . import options as opt
 from .display import progress, show, show_next, state, table
 
 if TYPE_CHECKING:
-    from stflow_graph.platforms.source import SlideSource
     from stflow_graph.stages.prepare import Prepared
 
 FORMATS = "kit, visium, visium-hd, xenium, hest, stimage, legacy-st, spatialdata"
@@ -56,40 +55,36 @@ def prepare(
 
     The slides are those of SOURCE, or one slide of named files.
     """
-    cut: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
+    shared: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
     if grid:
         if image is None or name is None or source or spots or counts:
             raise BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
-        cut |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
-        _prepare_grid(image, out, name, cut)
+        shared |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
+        _prepare_grid(image, out, name, shared)
         return
     if pitch_um is not None:
         raise BadParameter("--pitch-um belongs to --grid")
     from stflow_graph.platforms.source import SourceOptions, tables_source
-
-    embeddings = out.parent / "embeddings"
-    if source is not None and spots is None and counts is None:
-        options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
-        _prepare_slides(source, out, cut | {"options": options, "format": format, "notice": show})
-        show_next(f"embed --source-dataroot {out} --embed-dataroot {embeddings}")
-    elif source is None and image and counts and name and format is None:
-        _prepare_slides(tables_source(name, image, spots, counts, um_per_px), out, cut)
-        show_next(f"embed {out}/patches/{name}.h5 --out {embeddings}/{name}.h5")
-    else:
-        raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
-
-
-def _prepare_slides(source: Path | SlideSource, out: Path, options: dict[str, Any]) -> None:
-    """Prepare slides, and show those that are done also where another failed."""
     from stflow_graph.stages.prepare import prepare as run
 
     done: list[Prepared] = []
+    embeddings = out.parent / "embeddings"
+    following = f"--source-dataroot {out} --embed-dataroot {embeddings}"
     try:
         with progress() as bar:
-            run(source, out, progress=bar, report=done.append, **options)
+            shared |= {"progress": bar, "report": done.append}
+            if source is not None and spots is None and counts is None:
+                options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
+                run(source, out, options, format=format, notice=show, **shared)
+            elif source is None and image and counts and name and format is None:
+                run(tables_source(name, image, spots, counts, um_per_px), out, **shared)
+                following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
+            else:
+                raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
     finally:
         if done:
             show(_slide_table(done, out))
+    show_next(f"embed {following}")
 
 
 def _slide_table(slides: Sequence[Prepared], out: Path) -> Group:
