@@ -9,7 +9,7 @@ from torch_geometric.nn import MessagePassing
 
 
 class MyConv(MessagePassing):
-    """Gated messages: each neighbour's state, let through by distance and expression."""
+    """Gated messages: each neighbour's state, let through by distance and estimated expression."""
 
     def __init__(self, channels: int, n_genes: int) -> None:
         super().__init__(aggr="mean")

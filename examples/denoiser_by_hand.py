@@ -9,14 +9,14 @@ from stflow_graph.flow.noise import spot_keys, spot_uniform
 from stflow_graph.flow.prior import ZINBPrior
 from stflow_graph.flow.sampler import heun
 from stflow_graph.graph import SpatialGraph
-from stflow_graph.nn.denoiser import GraphDenoiser
+from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 slide = load_slide(sys.argv[1])  # an embedding file
 data = SpatialGraph(n_neighbors=8)(slide.to_data())  # PyG Data: edges and invariant geometry
-model = GraphDenoiser(in_channels=data.x.size(1), n_genes=50).eval()
+model = TwoStageDenoiser.make(in_channels=data.x.size(1), n_genes=50).eval()
 y_0 = ZINBPrior()(spot_uniform(spot_keys(slide.name, slide.barcodes), 50, seed=0))
 with torch.inference_mode():
-    flow = model.bind(data)  # what depends on neither noise nor time is made once
-    y_1 = heun(flow, y_0, data, n_steps=6)  # any callable flow(y_t, t, data) will do
+    predict = model.bind(data)  # messages are passed here, once
+    y_1 = heun(predict, y_0, n_steps=6)  # any callable predict(y_t, t) will do
 
 print(f"{slide.name}: {y_1.size(0)} spots, {y_1.size(1)} genes")

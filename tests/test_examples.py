@@ -27,8 +27,8 @@ def train(cohort, tmp_path, monkeypatch):
         command += ["--folds", "0", "--members", "1", "--set", "train.epochs=1", *options]
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        model = load_checkpoint(tmp_path / "run" / "fold0" / "checkpoint").build()
-        return model.blocks[0].convs[0]
+        (member,) = load_checkpoint(tmp_path / "run" / "fold0" / "checkpoint").build()
+        return member.encoder.blocks[0].conv
 
     return run
 
