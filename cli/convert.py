@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, Option
 
 from . import options as opt
 from .display import show, show_next
@@ -14,7 +14,7 @@ from .display import show, show_next
 def convert(
     checkpoint: Annotated[Path, Argument(help="Weights of the public STFlow code.")],
     out: Annotated[Path, Argument(help="Output checkpoint folder.")],
-    denoiser: Annotated[str, Option(help="graph (faster) or transformer.")] = "graph",
+    denoiser: Annotated[Literal["graph", "transformer"], Option(help="graph is faster.")] = "graph",
     gene_list: opt.GeneList[Path | None] = None,
     encoder: Annotated[str, Option(help="Encoder of its embeddings.")] = "",
     n_neighbors: Annotated[int, Option(min=1, help="Number of neighbours in training.")] = 8,
@@ -26,10 +26,8 @@ def convert(
 
     The converted model computes the same function.
     """
-    from stflow_graph.models.stflow_weights import KINDS, convert_stflow
+    from stflow_graph.models.stflow_weights import convert_stflow
 
-    if denoiser not in KINDS:
-        raise BadParameter(f"{denoiser!r}: expected {' or '.join(KINDS)}")
     model = convert_stflow(
         checkpoint,
         out,

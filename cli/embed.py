@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
 from .display import progress, show, state
+
+if TYPE_CHECKING:
+    from stflow_graph.preparation.embedding import Embedded
 
 
 def embed(
@@ -58,13 +62,13 @@ def embed(
             folder = out is not None and (out.suffix != ".h5" or len(patches or []) > 1)
             jobs = [(p, out / f"{p.stem}.h5" if folder else out) for p in patches or [] if out]
             done = embed_files(jobs, network, settings, overwrite=overwrite, progress=report)
-    seconds = time.perf_counter() - start
+    _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
+
+
+def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:
     for slide in done:
         blank = f", {slide.n_blank} blank" if slide.n_blank else ""
         outcome = f"{slide.path} {state(slide.up_to_date)}"
         show(f"{slide.slide}: {slide.n_spots} spots{blank}: {outcome}")
     if n := sum(slide.n_spots for slide in done if not slide.up_to_date):
-        show(
-            f"{n:,} patches in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {network.name} on "
-            f"{settings.device}"
-        )
+        show(f"{n:,} patches in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {encoder}")

@@ -17,19 +17,6 @@ if TYPE_CHECKING:
     from stflow_graph.evaluation.records import Evaluation
 
 _MAX_SLIDES = 6
-_MEASURES = {
-    "pearson_pooled": "pooled",
-    "spearman": "Spearman",
-    "mse": "MSE",
-    "r2": "R²",
-    "moran_difference": "Δ Moran",
-    "relative_variation": "RVD",
-    "gene_correlation_distance": "gene-gene",
-    "crps": "CRPS",
-    "energy_score": "energy",
-    "coverage_80": "80% cov.",
-    "width_80": "80% width",
-}
 # columns that a row's name and a measure take at most
 _NAME_WIDTH, _MEASURE_WIDTH = 24, 9
 _STYLES = {"model": "bold", "baseline": "", "reference": "dim"}
@@ -108,10 +95,12 @@ def _slide_table(scores: Evaluation) -> Group | None:
 
 def _measure_tables(scores: Evaluation) -> list[Group]:
     """Return the other measures of any row, means over slides, in tables that fit the width."""
+    from stflow_graph.evaluation.table import MEASURES
+
     rows = [row for row in scores.rows if row.others]
-    defined = {name for row in rows for name, v in row.others.items() if not math.isnan(v)}
-    names = [name for name in _MEASURES if name in defined]
     styles = [_STYLES[row.kind] for row in rows]
+    defined = {name for row in rows for name, v in row.others.items() if not math.isnan(v)}
+    names = [name for name in MEASURES if name in defined]
     per_table = max(1, (console().width - _NAME_WIDTH) // _MEASURE_WIDTH)
     tables = []
     for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
@@ -119,7 +108,7 @@ def _measure_tables(scores: Evaluation) -> list[Group]:
             [row.name, *(_number(row.others[n], sign=n == "moran_difference") for n in some)]
             for row in rows
         ]
-        headings = ["", *(_MEASURES[name] for name in some)]
+        headings = ["", *(MEASURES[name][0] for name in some)]
         tables.append(table("other measures, mean over slides", headings, cells, styles=styles))
     return tables
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, Option
 
 from . import options as opt
 from .display import show, show_next, state, table
@@ -18,7 +18,9 @@ _SCORES = {"hvg": "dispersion", "mean": "mean", "moran": "Moran's I"}
 
 def genes(
     root: Annotated[Path, Argument(metavar="ROOT", help="HEST-bench root or data set folder.")],
-    method: Annotated[str, Option(help="hvg (highly variable, as HEST), mean or moran.")] = "hvg",
+    method: Annotated[
+        Literal["hvg", "mean", "moran"], Option(help="hvg: highly variable genes, as HEST.")
+    ] = "hvg",
     n_genes: Annotated[int, Option(min=1, help="Number of genes per list.")] = 50,
     least_share: Annotated[
         float, Option(min=0, max=1, help="Minimum fraction of spots with the gene, in every slide.")
@@ -37,16 +39,12 @@ def genes(
     The rule is HEST-bench's, which applies it to all slides.
     """
     from stflow_graph.io.gene_aliases import gene_matching
-    from stflow_graph.preparation.gene_choice import METHODS
     from stflow_graph.preparation.gene_lists import GeneRule
     from stflow_graph.stages.choose_genes import choose_genes
 
-    rule = next((name for name in METHODS if name == method), None)
-    if rule is None:
-        raise BadParameter(f"--method {method!r}: expected {', '.join(METHODS)}")
     done = choose_genes(
         root,
-        GeneRule(rule, n_genes, least_share, panel),
+        GeneRule(method, n_genes, least_share, panel),
         datasets=datasets or (),
         folds=folds or (),
         out=out,

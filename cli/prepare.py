@@ -13,6 +13,7 @@ from . import options as opt
 from .display import progress, show, show_next, state, table
 
 if TYPE_CHECKING:
+    from stflow_graph.platforms.source import SlideSource
     from stflow_graph.stages.prepare import Prepared
 
 FORMATS = "kit, visium, visium-hd, xenium, hest, stimage, legacy-st, spatialdata"
@@ -65,26 +66,30 @@ def prepare(
     if pitch_um is not None:
         raise BadParameter("--pitch-um belongs to --grid")
     from stflow_graph.platforms.source import SourceOptions, tables_source
+
+    embeddings = out.parent / "embeddings"
+    if source is not None and spots is None and counts is None:
+        options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
+        _prepare_spots(source, out, {"options": options, "format": format, **shared})
+        show_next(f"embed --source-dataroot {out} --embed-dataroot {embeddings}")
+    elif source is None and image and counts and name and format is None:
+        _prepare_spots(tables_source(name, image, spots, counts, um_per_px), out, shared)
+        show_next(f"embed {out}/patches/{name}.h5 --out {embeddings}/{name}.h5")
+    else:
+        raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
+
+
+def _prepare_spots(source: Path | SlideSource, out: Path, options: dict[str, Any]) -> None:
+    """Cut patches around spots; the slides that worked are printed though others failed."""
     from stflow_graph.stages.prepare import prepare as run
 
     done: list[Prepared] = []
-    embeddings = out.parent / "embeddings"
-    following = f"--source-dataroot {out} --embed-dataroot {embeddings}"
     try:
         with progress() as bar:
-            shared |= {"progress": bar, "report": done.append}
-            if source is not None and spots is None and counts is None:
-                options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
-                run(source, out, options, format=format, notice=show, **shared)
-            elif source is None and image and counts and name and format is None:
-                run(tables_source(name, image, spots, counts, um_per_px), out, **shared)
-                following = f"{out}/patches/{name}.h5 --out {embeddings}/{name}.h5"
-            else:
-                raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
+            run(source, out, notice=show, progress=bar, report=done.append, **options)
     finally:
         if done:
             show(_slide_table(done, out))
-    show_next(f"embed {following}")
 
 
 def _slide_table(slides: Sequence[Prepared], out: Path) -> Group:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Group
 from rich.text import Text
-from typer import BadParameter, Option
+from typer import Option
 
 from . import options as opt
 from .display import progress, show, table
@@ -28,7 +28,7 @@ def probe(
     out: Annotated[Path, Option(help="Output folder.")],
     datasets: opt.Datasets = None,
     method: Annotated[str, Option(help="ridge or random-forest.")] = "ridge",
-    dimreduce: Annotated[str, Option(help="pca, or none: raw embeddings.")] = "pca",
+    dimreduce: Annotated[Literal["pca", "none"], Option(help="none: raw embeddings.")] = "pca",
     pca: Annotated[int, Option(min=1, help="Number of principal components.")] = 256,
     alpha: Annotated[
         float | None, Option(min=0, help="Ridge penalty. (default: 100 / (columns x genes))")
@@ -47,10 +47,7 @@ def probe(
 
     Missing embeddings are computed first.
     """
-    if dimreduce not in ("pca", "none"):
-        raise BadParameter(f"--dimreduce {dimreduce!r}: expected pca or none")
     from stflow_graph.encoders import create_encoder
-    from stflow_graph.encoders.catalogue import canonical_name
     from stflow_graph.evaluation.encoder_probe import ProbeSettings
     from stflow_graph.models.build import pick_device
     from stflow_graph.preparation.embedding import EmbedSettings
@@ -75,12 +72,20 @@ def probe(
                 progress=bar,
                 report=cells.append,
             )
-    finally:  # some cells may have failed; the others are worth a look all the same
-        if cells:
-            show(_score_table(cells, [canonical_name(name) for name in encoders], settings))
-            n_kept = sum(cell.up_to_date for cell in cells)
-            kept = f", {n_kept} of {len(cells)} scores up to date" if n_kept else ""
-            show(f"results: {out / 'dataset_results.json'}{kept}")
+    finally:
+        if cells:  # though others may have failed
+            _show(cells, encoders, settings, out)
+
+
+def _show(
+    cells: Sequence[Cell], encoders: Sequence[str], settings: ProbeSettings, out: Path
+) -> None:
+    from stflow_graph.encoders.catalogue import canonical_name
+
+    show(_score_table(cells, [canonical_name(name) for name in encoders], settings))
+    n_kept = sum(cell.up_to_date for cell in cells)
+    kept = f", {n_kept} of {len(cells)} scores up to date" if n_kept else ""
+    show(f"results: {out / 'dataset_results.json'}{kept}")
 
 
 def _score_table(cells: Sequence[Cell], encoders: Sequence[str], settings: ProbeSettings) -> Group:

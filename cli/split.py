@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Group
 from typer import Argument, BadParameter, Option
@@ -25,7 +25,7 @@ def split(
         Option(help="Column that groups slides; repeat it to combine. (default: patient)"),
     ] = None,
     stratify: Annotated[str | None, Option(help="Column to spread over the folds.")] = None,
-    balance: Annotated[str, Option(help="Balance folds by spots or slides.")] = "spots",
+    balance: Annotated[Literal["spots", "slides"], Option(help="Balanced quantity.")] = "spots",
     seed: opt.Seed = 0,
     overwrite: opt.Overwrite = False,
 ) -> None:
@@ -37,8 +37,6 @@ def split(
 
     if (k is None) is not leave_one_out:
         raise BadParameter("give --k, or --leave-one-out")
-    if balance not in ("spots", "slides"):
-        raise BadParameter(f"--balance {balance!r}: expected spots or slides")
     done = run(
         folder,
         k=k,

@@ -3,9 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hub_server import FakeHub, serve
+
+from stflow_graph.io import hub as client
 
 REPO = "models/owner/secret"
 MAIN = "from stflow_graph_cli.main import main; main()"
@@ -18,40 +21,47 @@ def server():
         yield hub
 
 
-def command(server, out, *more, **environment):
-    """Run the command line as a user does, who has set HF_ENDPOINT."""
-    words = ["download", "--repo", "owner/secret", "--repo-type", "model", "--out", out, *more]
-    home = {"HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, *map(str, words)],
-        env={**os.environ, "HF_ENDPOINT": server.url, **home, **environment},
+@pytest.fixture
+def download(cli, server, monkeypatch, tmp_path):
+    """Download the repository from the server, with a token unless one is given."""
+    monkeypatch.setattr(client, "Hub", partial(client.Hub, server.url))
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    step = ["download", "--repo", "owner/secret", "--repo-type", "model", "--out", tmp_path / "out"]
+    return partial(cli, *step)
+
+
+def test_the_environment_sets_the_hub_and_a_refusal_is_one_line(server, tmp_path):
+    words = ["download", "--repo", "owner/secret", "--repo-type", "model", "--out", "out"]
+    home = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *words],
+        cwd=tmp_path,
+        env={**os.environ, **home, "HF_ENDPOINT": server.url, "HF_TOKEN": ""},
         capture_output=True,
         text=True,
-        timeout=120,
     )
-
-
-def test_a_refusal_is_one_line_and_a_token_opens(server, tmp_path):
-    done = command(server, tmp_path / "out", HF_TOKEN="")
     assert (done.returncode, done.stdout) == (4, "")
-    (line,) = done.stderr.strip().splitlines()
+    (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {server.url}/owner/secret: no access")
     assert not (tmp_path / "out/weights.bin").exists()
+
+
+def test_a_token_opens_and_complete_files_stay(download, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_bad")
+    assert download().code == 4
     (tmp_path / "token").write_text("hf_good\n")
-    again = command(server, tmp_path / "out", "--token-file", tmp_path / "token")
-    assert again.returncode == 0, again.stderr
-    assert "owner/secret at c0ffee000000: 2 files downloaded, 0.00 GB in total" in again.stdout
+    run = download("--token-file", tmp_path / "token")
+    assert run.code == 0, run.err
+    assert "owner/secret at c0ffee000000: 2 files downloaded, 0.00 GB in total" in run.out
     assert (tmp_path / "out/weights.bin").read_bytes() == bytes(500)
-    third = command(server, tmp_path / "out", "--include", "weights.*", HF_TOKEN="hf_good")
-    assert "0 files downloaded, 1 up to date" in third.stdout
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    assert "0 files downloaded, 1 up to date" in download("--include", "weights.*").out
 
 
-def test_a_hub_that_is_gone_is_one_line_and_exit_code_74(server, tmp_path):
+def test_a_hub_that_is_gone_is_one_line_and_exit_code_74(download, server):
     server.gone = True
-    done = command(server, tmp_path / "out", HF_TOKEN="hf_good")
-    assert done.returncode == 74
-    (line,) = done.stderr.strip().splitlines()
-    assert "the hub answered 503" in line
+    run = download()
+    assert (run.code, "the hub answered 503" in run.error) == (74, True)
 
 
 @pytest.mark.parametrize(

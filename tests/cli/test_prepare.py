@@ -118,7 +118,7 @@ def test_slides_that_worked_are_printed_though_others_failed(prepare, kit):
 
 
 def test_the_help_names_every_format():
-    assert set(FORMATS_IN_HELP.split(", ")) == {known.name for known in FORMATS}
+    assert set(FORMATS_IN_HELP.split(", ")) == {format.name for format in FORMATS}
 
 
 def test_a_slide_without_spots_is_cut_on_a_grid(prepare, tmp_path):

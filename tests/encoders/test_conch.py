@@ -22,8 +22,8 @@ def test_the_query_attends_to_all_tokens():
         cut = slice(h * width, (h + 1) * width)
         weight = (k[..., cut] @ q[0, cut] / width**0.5).softmax(dim=1)  # [2, 5]
         heads.append((weight[..., None] * v[..., cut]).sum(1))
-    wanted = attn.out_proj(torch.cat(heads, dim=1))
-    assert torch.allclose(pool(tokens), wanted, atol=1e-5)
+    expected = attn.out_proj(torch.cat(heads, dim=1))
+    assert torch.allclose(pool(tokens), expected, atol=1e-5)
 
 
 def test_a_file_of_the_whole_model_gives_its_image_tower():

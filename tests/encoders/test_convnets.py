@@ -33,8 +33,8 @@ def test_ciga_reads_its_checkpoint_without_the_projection(tmp_path):
     torch.save({"epoch": 1000, "state_dict": state}, tmp_path / "tenpercent_resnet18.ckpt")
     encoder = build_encoder(ENCODERS["ciga"], tmp_path / "tenpercent_resnet18.ckpt")
     with torch.inference_mode():
-        wanted = model(encoder.transform(IMAGES))
-        assert torch.allclose(encoder(IMAGES), wanted, atol=1e-4)
+        expected = model(encoder.transform(IMAGES))
+        assert torch.allclose(encoder(IMAGES), expected, atol=1e-4)
 
 
 def test_every_parameter_of_the_packages_file_has_its_place_in_timm():

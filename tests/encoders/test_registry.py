@@ -108,7 +108,7 @@ def published_keys(entry: EncoderEntry, state: dict) -> dict:
 
 
 def random_state(entry: EncoderEntry) -> dict[str, torch.Tensor]:
-    """Return random weights with the network's keys, made without its slow initialisation."""
+    """Return random weights with the network's keys, without its slow initialisation."""
     with torch.device("meta"):
         state = blueprint(entry).build().state_dict()
     generator = torch.Generator().manual_seed(0)

@@ -50,8 +50,8 @@ def test_timm_gives_the_class_token_of_transformers(name, tmp_path):
     network = plan.load(tmp_path / "model.safetensors").eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
-        wanted = model(pixel_values=images).last_hidden_state[:, 0]
-        assert torch.allclose(network(images), wanted, atol=1e-5)
+        expected = model(pixel_values=images).last_hidden_state[:, 0]
+        assert torch.allclose(network(images), expected, atol=1e-5)
     config = model.config
     eps = 1e-6 if published.norm_eps is None else published.norm_eps
     assert eps == config.layer_norm_eps == network.norm.eps
