@@ -32,7 +32,8 @@ SETTINGS: dict[str, Any] = {
     "train.regions_per_slide": 1,
     "train.epochs": 2,
     "train.members": 2,
-    "train.flow_steps": 20,
+    "train.flow_steps": 4,
+    "flow.n_sample_steps": 2,
     "train.device": "cpu",
 }
 # arguments of the encoder alone
@@ -45,11 +46,10 @@ GRAPH = {
 KINDS: dict[str, dict[str, Any]] = {
     "two-stage": GRAPH,
     "regression": {**GRAPH, "flow.kind": "none"},
-    "graph": {**GRAPH, "flow.kind": "graph", "flow.n_sample_steps": 2},
+    "graph": {**GRAPH, "flow.kind": "graph"},
     "transformer": {
         "denoiser.name": "transformer",
         "denoiser.edge_channels": 8,
-        "flow.n_sample_steps": 2,
     },
 }
 

@@ -199,7 +199,7 @@ def test_a_gene_without_residuals_has_a_finite_start():
 def test_random_numbers_follow_from_the_stream_alone():
     weights = []
     for seed, stream in ((0, 5), (1, 5), (0, 6)):
-        stage = Stage(n=16)
+        stage = Stage(n=16, train__flow_steps=20)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         for parameter in stage.network.flow.parameters():
@@ -227,7 +227,7 @@ def test_held_out_slides_choose_among_weights_that_do_not_depend_on_them():
 
 @pytest.mark.parametrize("side", ["learn", "validate"])
 def test_a_loss_that_is_not_finite_is_an_error(side):
-    stage = Stage(n=16)
+    stage = Stage(n=16, train__flow_steps=20)
     getattr(stage, side)[0].data.y[0, 0] = torch.inf
     with pytest.raises(Diverged, match=r"flow, step (0|20): loss (inf|nan)\. .*train\.flow_lr"):
         stage.fit()
