@@ -54,7 +54,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "standardised per slide": {"data.standardize": "slide"},
     "standardised over slides": {"data.standardize": "train"},
     "targets not centred": {"data.center_targets": False},
-    "no layers but one": {"denoiser.n_layers": 1},
+    "one layer": {"denoiser.n_layers": 1},
     "4 layers of 128": {"denoiser.n_layers": 4, "denoiser.hidden_channels": 128},
     "edges by frames": {"denoiser.conv": "frame_averaged"},
     "stflow attention": {"denoiser.conv": "stflow"},

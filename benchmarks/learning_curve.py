@@ -1,4 +1,4 @@
-"""What more slides would bring: scores of held-out slides against the number of training slides.
+"""Learning curve: scores of held-out slides against the number of training slides.
 
 usage: python benchmarks/learning_curve.py --out OUT [--slides 4 8 16 32] [--folds 0 1 2]
            [--models graph transformer] [--seeds 1] [--jobs 2] [--set NAME=VALUE ...] [--quick]
@@ -34,8 +34,8 @@ N_FOLDS, TESTED = 3, 2  # folds, and slides that each tests: those of one patien
 FEWEST = (N_FOLDS - 1) * TESTED  # training slides of a fold of the demo
 PANELS = {
     "all": "all genes",
-    "own": "genes of own morphology",
-    "neighbour": "genes that neighbours drive",
+    "own": "own genes",
+    "neighbour": "neighbour genes",
 }
 SHOWN = (*accuracy.MODELS, RIDGE, TUNED_RIDGE, CONTEXT_RIDGE, SIMPLE_GNN, accuracy.TRUE_MEAN)
 

@@ -5,10 +5,10 @@ usage: python benchmarks/memory.py --out OUT [--sizes 1000 3000 10000] [--stream
            [--device cpu] [--quick]
 
 First table: every denoiser of ``contenders.py``, each cell in a process of its own, sampling and
-one training step, as a whole and by tiles (resident memory on the CPU, allocated on a GPU). Second
-table: `stflow-graph sample` on slides of --streamed spots and 1024 channels that are written to
-OUT first, the default configuration with --members members and random weights, and the process's
-whole peak and time. Writes OUT/memory.json and, of the first, .png.
+one training step (resident memory on the CPU, allocated on a GPU). Second table: `stflow-graph
+sample` on slides of --streamed spots and 1024 channels that are written to OUT first, the default
+configuration with --members members and random weights, and the process's whole peak and time.
+Writes OUT/memory.json and, of the first, .png.
 """
 
 from __future__ import annotations

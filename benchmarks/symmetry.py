@@ -4,8 +4,8 @@ usage: python benchmarks/symmetry.py [--side 24] [--out OUT] [--quick]
 
 Nothing is trained: weights, embeddings and noise are random, and the graph is made anew from the
 moved positions (in pixels, 100 a pitch, not rounded). Prints the largest relative change of the
-output over motions (rotations with and without reflection, translation), over reorderings of the
-spots and over moves of a millionth of a pitch; --out writes symmetry.json and lattice.png there.
+output over motions (rotations with and without reflection, translation), over permutations of the
+spots and over perturbations of a millionth of the pitch; --out writes symmetry.json, lattice.png.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ def change(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def changes(predict: Predict, pos: np.ndarray, repeats: int) -> dict[str, float]:
-    """Return the largest changes over ``repeats`` random motions, orders and tiny moves."""
+    """Return the largest changes over random motions, permutations and perturbations."""
     rng, still = np.random.default_rng(0), predict(pos, None)
-    worst = {"motions": 0.0, "orders": 0.0, "moves of 1e-6 pitch": 0.0}
+    worst = {"motions": 0.0, "permutations": 0.0, "perturbations of 1e-6 pitch": 0.0}
     for repeat in range(repeats):
         turn = rotation(rng.uniform(0, 360), reflect=bool(repeat % 2))
         moved = pos @ turn.T + rng.uniform(-1e4, 1e4, 2)
@@ -110,8 +110,8 @@ def changes(predict: Predict, pos: np.ndarray, repeats: int) -> dict[str, float]
         noise = 1e-6 * PITCH * rng.normal(size=pos.shape)
         found = {
             "motions": change(predict(moved, None), still),
-            "orders": change(predict(pos, order), still[order]),
-            "moves of 1e-6 pitch": change(predict(pos + noise, None), still),
+            "permutations": change(predict(pos, order), still[order]),
+            "perturbations of 1e-6 pitch": change(predict(pos + noise, None), still),
         }
         worst = {key: max(value, found[key]) for key, value in worst.items()}
     return worst
