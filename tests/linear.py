@@ -13,9 +13,12 @@ from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.inference.inputs import SlideInputs, slide_data, slide_inputs
 from stflow_graph.models.build import build_context, build_denoiser
-from stflow_graph.nn.pretrained import Pretrained
+from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.nn.pretrained import Pretrained, join_weights
+from stflow_graph.stats.calibration import Calibration
 
-CHANNELS, N_GENES = 6, 4
+GENES = ["G0", "G1", "G2", "G3"]
+CHANNELS, N_GENES = 6, len(GENES)
 WEIGHTS = np.random.default_rng(0).normal(size=(CHANNELS, N_GENES)) / 2
 LEVEL = np.array([8.0, 9.0, 10.0, 11.0])  # so high that expression is never cut at 0
 CPU = torch.device("cpu")
@@ -103,3 +106,38 @@ def new_network(config: Config, seed: int = 0) -> Pretrained:
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two state dicts are equal to the bit."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lively(network: Any, seed: int = 0) -> Any:
+    """Give a network weights all of which take part, and set it to eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            # strong maps: the noise of other spots acts through attention alone
+            std = 0.8 if parameter.dim() > 1 else 0.3
+            parameter.data.add_(torch.randn(parameter.shape), alpha=std)
+    for name, buffer in network.named_buffers():
+        if name.endswith("mixing_weight"):
+            buffer.fill_(0.25)
+    return network.eval()
+
+
+def checkpoint_of(
+    kind: str = "two-stage",
+    n_members: int = 2,
+    calibration: Calibration | None = None,
+    **changes: Any,
+) -> Checkpoint:
+    """Return a checkpoint of members that were never trained but differ."""
+    config = configured(kind, **changes)
+    members = [lively(new_network(config), seed) for seed in range(n_members)]
+    return Checkpoint(
+        config,
+        GENES,
+        CHANNELS,
+        scaling_of([linear_slide("A"), linear_slide("B")], config),
+        join_weights(members),
+        {"fold": 1, "dataset": "D", "train_slides": ["A", "B"], "protocol": "p"},
+        n_members,
+        calibration,
+    )

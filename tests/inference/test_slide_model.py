@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from toy import GENES
+from toy import GENES, write_cohort
 
 from stflow_graph import Slide, SlideModel
 from stflow_graph.config import load_config
@@ -19,11 +19,17 @@ from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
 
-@pytest.fixture
-def run(cohort, tmp_path):
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def run(cohort, tmp_path_factory):
     settings = {**cohort.settings, "train.members": 2, "train.epochs": 1, "train.folds": [0, 1]}
-    train(load_config(None, settings), tmp_path / "run")
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(load_config(None, settings), folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from linear import CHANNELS, CPU, checkpoint_of, configured, lively
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import write_slide
 
-from stflow_graph.config import load_config
 from stflow_graph.data.load import load_slide
 from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, OutOfMemory
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.inference import stream as module
@@ -18,44 +22,46 @@ from stflow_graph.inference.inputs import slide_data
 from stflow_graph.inference.predict import as_expression, draw_samples
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.stream import stream
-from stflow_graph.io.embeddings import open_embeddings
+from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.models.build import build_denoiser
-from stflow_graph.models.checkpoint import load_checkpoint
+from stflow_graph.models.checkpoint import Checkpoint, save_checkpoint
 from stflow_graph.nn.encoder import GraphEncoder
 from stflow_graph.nn.ensemble import flows_about_the_mean
 from stflow_graph.stages.sample import sample
-from stflow_graph.stages.train import train
 
-CPU = torch.device("cpu")
-ROOTS = {"data.source_dataroot": "unused", "data.embed_dataroot": "unused"}
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return checkpoint_of(denoiser__n_layers=2, denoiser__global_attention="latent")
 
 
 @pytest.fixture
-def run(cohort, tmp_path):
-    train(load_config(None, {**cohort.settings, "train.members": 2}), tmp_path / "run")
-    return tmp_path / "run"
+def file(tmp_path: Path) -> Path:
+    """The embeddings of a slide of 36 spots."""
+    write_slide(tmp_path / "A.h5", None, 36, seed=0, channels=CHANNELS)
+    return tmp_path / "A.h5"
 
 
-def streamed(run, file, **options):
-    """Return mean and samples of a slide, put together from the blocks."""
-    checkpoint = load_checkpoint(run / "fold0/checkpoint")
+@pytest.fixture
+def source(file: Path) -> Iterator[EmbeddingFile]:
+    with open_embeddings(file) as opened:
+        yield opened
+
+
+def streamed(
+    checkpoint: Checkpoint, source: EmbeddingFile | Slide, **options: Any
+) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Return mean and samples of a slide, put together from the blocks, and their number."""
     config, scaling = checkpoint.config, checkpoint.normalisation
-    with open_embeddings(file) as source:
-        blocks = list(
-            stream(
-                checkpoint.build(),
-                source,
-                file.stem,
-                config,
-                config.flow,
-                scaling,
-                n_samples=3,
-                **options,
-            )
-        )
+    members, options = checkpoint.build(), {"n_samples": 3, **options}
+    blocks = list(stream(members, source, "A", config, config.flow, scaling, **options))
     ends = [(block.rows.start, block.rows.stop) for block in blocks]
     assert [start for start, _ in ends] == [0, *(end for _, end in ends[:-1])]
+    assert ends[-1][1] == len(source)
     mean = np.concatenate([block.mean for block in blocks])
+    if options["n_samples"] == 1:
+        assert all(block.samples is None for block in blocks)
+        return mean, None, len(blocks)
     return mean, np.concatenate([block.samples for block in blocks], axis=1), len(blocks)
 
 
@@ -75,69 +81,128 @@ def in_small_pieces(monkeypatch):
     """Make every block of embeddings and of predictions a few rows."""
     monkeypatch.setattr(module, "_KEEP_BYTES", 0)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr("stflow_graph.io.predictions._CHUNK_BYTES", 4 * 6 * 5)
+    monkeypatch.setattr("stflow_graph.io.predictions._CHUNK_BYTES", 4 * 4 * 5)
     monkeypatch.setattr("stflow_graph.io.embeddings._BLOCK_BYTES", 1)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("tile_size", [None, 3, 11])
 @pytest.mark.parametrize("pieces", [False, True])
 def test_a_slide_in_blocks_and_tiles_is_predicted_as_a_whole(
-    run, cohort, monkeypatch, tile_size, pieces
+    checkpoint, file, source, monkeypatch, tile_size, pieces, in_memory
 ):
-    checkpoint = load_checkpoint(run / "fold0/checkpoint")
-    slide = load_slide(cohort.embedding("A"))
+    slide = load_slide(file)
     expected = whole(checkpoint.build(), slide, checkpoint.config, checkpoint.normalisation)
     if pieces:
         in_small_pieces(monkeypatch)
-    mean, samples, n_blocks = streamed(run, cohort.embedding("A"), tile_size=tile_size)
+    read = slide if in_memory else source
+    mean, samples, n_blocks = streamed(checkpoint, read, tile_size=tile_size)
     assert n_blocks == (8 if pieces else 1)  # 36 rows by 5
     np.testing.assert_allclose(mean, expected[0], atol=1e-5)
-    np.testing.assert_allclose(samples, expected[1], atol=1e-5)
+    np.testing.assert_allclose(samples, expected[1], atol=1e-4)
+    alone, _, _ = streamed(checkpoint, read, tile_size=tile_size, n_samples=1)
+    np.testing.assert_allclose(alone, mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("standardize", ["slide", "train", "none"])
+def test_embeddings_are_scaled_block_by_block_as_in_memory(file, source, monkeypatch, standardize):
+    checkpoint = checkpoint_of(data__standardize=standardize)
+    config, scaling = checkpoint.config, checkpoint.normalisation
+    expected, _ = whole(checkpoint.build(), load_slide(file), config, scaling)
+    in_small_pieces(monkeypatch)
+    np.testing.assert_allclose(streamed(checkpoint, source)[0], expected, rtol=1e-4)
+
+
+def test_seed_and_name_decide_the_noise(checkpoint, source):
+    config, scaling = checkpoint.config, checkpoint.normalisation
+    _, samples, _ = streamed(checkpoint, source)
+    np.testing.assert_array_equal(streamed(checkpoint, source)[1], samples)
+    assert np.abs(streamed(checkpoint, source, seed=1)[1] - samples).mean() > 1e-2
+    (block,) = stream(checkpoint.build(), source, "B", config, config.flow, scaling, n_samples=3)
+    assert np.abs(block.samples - samples).mean() > 1e-2
 
 
 def test_out_of_memory_halves_the_tiles_and_says_so_once_each_time(
-    run, cohort, monkeypatch, caplog
+    checkpoint, source, monkeypatch, caplog
 ):
-    expected, encode = streamed(run, cohort.embedding("A")), GraphEncoder.encode
+    expected, encode = streamed(checkpoint, source), GraphEncoder.encode
+    memory: list[int] = [10]
 
     def small_device(self, gathered, graph):
-        if max(map(len, graph.tiles)) > 10:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        if max(map(len, graph.tiles)) > memory[0]:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: no memory")
         return encode(self, gathered, graph)
 
     monkeypatch.setattr(GraphEncoder, "encode", small_device)
     monkeypatch.setattr(module, "_MIN_TILE", 4)
     with caplog.at_level(logging.WARNING):
-        found = streamed(run, cohort.embedding("A"), tile_size=32)
+        found = streamed(checkpoint, source, tile_size=32)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
     assert [record.getMessage() for record in caplog.records] == [
         "A: out of memory with tiles of 32 spots: going on with 16",
         "A: out of memory with tiles of 16 spots: going on with 8",
     ]
-    monkeypatch.setattr(module, "_MIN_TILE", 16)
-    with pytest.raises(OutOfMemory, match=r"A: out of memory with tiles of 16 spots. Fix"):
-        streamed(run, cohort.embedding("A"), tile_size=32)
+    memory[0] = 5
+    monkeypatch.setattr(module, "_MIN_TILE", 6)
+    caplog.clear()
+    with pytest.raises(OutOfMemory, match=r"A: out of memory with tiles of 6 spots. Fix"):
+        streamed(checkpoint, source, tile_size=11)
+    assert [record.getMessage() for record in caplog.records] == [
+        "A: out of memory with tiles of 11 spots: going on with 6",
+    ]
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(run, cohort, monkeypatch):
+def test_members_that_are_done_are_not_run_again(checkpoint, source, monkeypatch):
+    expected, encode = streamed(checkpoint, source), GraphEncoder.encode
+    calls = []
+
+    def gives_out_once(self, gathered, graph):
+        calls.append(self)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, gathered, graph)
+
+    monkeypatch.setattr(GraphEncoder, "encode", gives_out_once)
+    monkeypatch.setattr(module, "_MIN_TILE", 4)
+    found = streamed(checkpoint, source, tile_size=32)
+    assert len(calls) == 3
+    assert calls[0] is not calls[1] is calls[2]
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(checkpoint, source, monkeypatch):
     def broken(self, gathered, graph):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(GraphEncoder, "encode", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        streamed(run, cohort.embedding("A"))
+        streamed(checkpoint, source)
 
 
-def test_a_file_that_goes_bad_on_the_way_leaves_nothing(run, cohort, tmp_path, monkeypatch):
+def test_tiles_are_as_large_as_memory_allows_within_bounds(monkeypatch):
+    def automatic(n_genes: int) -> int:
+        config = configured(denoiser__ridge_rank=0)
+        encoder = build_denoiser(config, CHANNELS, n_genes).encoder
+        return module._automatic_tile_size(encoder, CPU)
+
+    assert automatic(4) == module.CACHE_SIZED
+    monkeypatch.setattr(module, "_TILE_BYTES", 16 * 4 * 100)
+    assert automatic(4) == 100
+    assert automatic(5) == 80
+    assert automatic(5000) == module._MIN_TILE
+
+
+def test_a_file_that_goes_bad_on_the_way_leaves_nothing(checkpoint, file, tmp_path, monkeypatch):
     in_small_pieces(monkeypatch)
-    file = cohort.embedding("A")
-    with open_embeddings(file) as source:
-        x = source.data[()]
+    with open_embeddings(file) as opened:
+        x = opened.data[()]
     content = file.read_bytes()
     place = content.find(x[30].tobytes())
     file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    save_checkpoint(tmp_path / "checkpoint", checkpoint)
     with pytest.raises(BadInput, match="checksum"):
-        sample(run, [file], tmp_path / "out", SampleSettings(n_samples=2))
+        sample(tmp_path / "checkpoint", [file], tmp_path / "out", SampleSettings(n_samples=2))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -158,11 +223,10 @@ def test_no_tensor_holds_all_spots_and_all_genes(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_BYTES", 1)
     n_spots, n_genes = 400, 5000
     file = tmp_path / "A.h5"
-    write_slide(file, None, n_spots, seed=0)
-    settings = {"denoiser.hidden_channels": 16, "denoiser.input_dropout": 0.5}
-    config = load_config(None, {**ROOTS, **settings})
-    model = build_denoiser(config, 10, n_genes).eval()
-    zeros = np.zeros(10, np.float32)
+    write_slide(file, None, n_spots, seed=0, channels=CHANNELS)
+    config = configured()
+    model = build_denoiser(config, CHANNELS, n_genes).eval()
+    zeros = np.zeros(CHANNELS, np.float32)
     level = np.zeros(n_genes, np.float32)
     normalisation = Normalisation("center", True, zeros, zeros + 1, level)
     with open_embeddings(file) as source, Largest() as largest:
@@ -183,14 +247,10 @@ def test_members_are_kept_as_codes_or_as_expression_with_the_same_result(
 ):
     monkeypatch.setattr(module, "_DECODED_SPOTS", 7)
     file = tmp_path / "A.h5"
-    write_slide(file, None, 50, seed=0)
-    settings = {"denoiser.hidden_channels": 16, "denoiser.input_dropout": 0.5}
-    config = load_config(None, {**ROOTS, **settings})
-    torch.manual_seed(0)
-    members = [build_denoiser(config, 10, n_genes).eval() for _ in range(2)]
-    for member in members:
-        torch.nn.init.normal_(member.flow.mlp[2].weight)
-    zeros = np.zeros(10, np.float32)
+    write_slide(file, None, 50, seed=0, channels=CHANNELS)
+    config = configured()
+    members = [lively(build_denoiser(config, CHANNELS, n_genes), seed) for seed in range(2)]
+    zeros = np.zeros(CHANNELS, np.float32)
     level = np.zeros(n_genes, np.float32)
     normalisation = Normalisation("center", True, zeros, zeros + 1, level)
     mean, samples = whole(members, load_slide(file), config, normalisation, n_samples)
@@ -206,7 +266,7 @@ def test_members_are_kept_as_codes_or_as_expression_with_the_same_result(
 def test_tiles_are_cut_from_the_same_graph_whatever_their_size():
     generator = torch.Generator().manual_seed(0)
     coords = torch.rand(200, 2, generator=generator, dtype=torch.float64).numpy()
-    config = load_config(None, ROOTS)
+    config = configured()
     edges = [
         sorted(
             pair
