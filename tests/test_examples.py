@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from stflow_graph_cli.main import app
+from toy import CHANNELS
 from typer.testing import CliRunner
 
+from stflow_graph.config import load_config
+from stflow_graph.models.build import build_denoiser, build_prior, build_sampler
 from stflow_graph.models.checkpoint import load_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -33,7 +36,7 @@ def train(cohort, tmp_path, monkeypatch):
     return run
 
 
-def test_a_layer_of_ones_own_in_under_forty_lines(train):
+def test_a_custom_layer_in_under_forty_lines(train):
     layer = train("--set", "denoiser.conv=custom_layer:MyConv")
     assert type(layer).__name__ == "MyConv"
     assert len((EXAMPLES / "custom_layer.py").read_text().splitlines()) < 40
@@ -58,5 +61,11 @@ def test_the_stages_in_memory(capsys):
 
 def test_a_denoiser_put_together_by_hand(cohort, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["denoiser_by_hand.py", str(cohort.embedding("A"))])
-    runpy.run_path(str(EXAMPLES / "denoiser_by_hand.py"))
+    names = runpy.run_path(str(EXAMPLES / "denoiser_by_hand.py"))
     assert "36 spots, 50 genes" in capsys.readouterr().out
+    # it is the denoiser that train makes, with its prior and number of steps
+    paths = {"data.source_dataroot": "", "data.embed_dataroot": ""}
+    config = load_config(None, {**paths, "denoiser.input_dropout": 0.0})
+    assert repr(names["model"]) == repr(build_denoiser(config, CHANNELS, 50).eval())
+    assert isinstance(build_prior(config.flow), names["GaussianPrior"])
+    assert build_sampler(config.flow) is names["euler"]

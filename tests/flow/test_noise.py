@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stflow_graph.flow import spot_keys, spot_uniform
-from stflow_graph.flow.noise import _GOLDEN, _mix, _signed
+from stflow_graph.flow.noise import _GOLDEN, _mix, _signed, open_uniform
 
 KEYS = spot_keys("slide", [f"{i}x{i * 7 % 31}" for i in range(1000)])
 integers = st.integers(-(2**70), 2**70)
@@ -52,14 +54,10 @@ def test_is_uniform_inside_the_open_interval():
 
 def unmix(z: int) -> int:
     """Invert SplitMix64's mixing function."""
-    word = (1 << 64) - 1
-
-    def unshift(z: int, n: int) -> int:
-        return z ^ (z >> n) ^ (z >> 2 * n)  # exact for 3 n >= 64
-
-    z = (unshift(z, 31) * pow(0x94D049BB133111EB, -1, 1 << 64)) & word
-    z = (unshift(z, 27) * pow(0xBF58476D1CE4E5B9, -1, 1 << 64)) & word
-    return unshift(z, 30)
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        z = z ^ (z >> shift) ^ (z >> 2 * shift)  # exact for 3 shift >= 64
+        z = z * pow(factor, -1, 1 << 64) % 2**64
+    return z
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(0, 2.0**-24), (2**23 - 1, 1 - 2.0**-24)])
@@ -78,18 +76,16 @@ def correlations(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
 def test_genes_spots_samples_and_seeds_are_uncorrelated():
     u = spot_uniform(KEYS, 40, seed=0)
     spots = spot_uniform(KEYS[:40], 1000, seed=0).T
+    sample, seed = spot_uniform(KEYS, 40, seed=0, sample=1), spot_uniform(KEYS, 40, seed=1)
+    keys = (spot_uniform(torch.arange(i, i + 1000), 40, seed=0) for i in (0, 1))
+    others = ~np.eye(40, dtype=bool)
     pairs = {
-        "genes": correlations(u, u)[~np.eye(40, dtype=bool)],
-        "spots": correlations(spots, spots)[~np.eye(40, dtype=bool)],
-        "samples": correlations(u, spot_uniform(KEYS, 40, seed=0, sample=1)),
-        "seeds": correlations(u, spot_uniform(KEYS, 40, seed=1)),
-        "seed and sample swapped": correlations(
-            spot_uniform(KEYS, 40, seed=1, sample=0), spot_uniform(KEYS, 40, seed=0, sample=1)
-        ),
-        "consecutive keys": correlations(
-            spot_uniform(torch.arange(1000), 40, seed=0),
-            spot_uniform(torch.arange(1, 1001), 40, seed=0),
-        ),
+        "genes": correlations(u, u)[others],
+        "spots": correlations(spots, spots)[others],
+        "samples": correlations(u, sample),
+        "seeds": correlations(u, seed),
+        "seed and sample swapped": correlations(seed, sample),
+        "consecutive keys": correlations(*keys),
     }
     for name, values in pairs.items():
         # 1600 coefficients of standard deviation 1 / sqrt(1000)
@@ -97,16 +93,13 @@ def test_genes_spots_samples_and_seeds_are_uncorrelated():
         assert abs(np.std(values) * np.sqrt(1000) - 1) < 0.15, name
 
 
-def test_a_row_depends_on_its_key_only():
+def test_a_row_depends_on_its_key_only_and_further_genes_leave_the_first_unchanged():
     u = spot_uniform(KEYS, 6, seed=5, sample=2)
     order = torch.randperm(len(KEYS), generator=torch.Generator().manual_seed(0))
     assert torch.equal(spot_uniform(KEYS[order], 6, seed=5, sample=2), u[order])
     assert torch.equal(spot_uniform(KEYS[10:20], 6, seed=5, sample=2), u[10:20])
     assert spot_uniform(KEYS[:0], 6, seed=5).shape == (0, 6)
-
-
-def test_further_genes_leave_the_first_ones_unchanged():
-    assert torch.equal(spot_uniform(KEYS, 9, seed=5)[:, :4], spot_uniform(KEYS, 4, seed=5))
+    assert torch.equal(spot_uniform(KEYS, 4, seed=5, sample=2), u[:, :4])
 
 
 def test_keys_identify_slide_and_barcode():
@@ -119,6 +112,18 @@ def test_keys_identify_slide_and_barcode():
     assert spot_keys("A1", []).dtype == torch.int64
     # a change of the hash would change every prediction of a seed
     assert spot_keys("B1", ["10x12"]).tolist() == [-2229417204424584286]
+
+
+def test_noise_of_a_generator_is_uniform_inside_the_open_interval():
+    u = open_uniform((1000, 100), torch.Generator().manual_seed(0))
+    assert u.shape == (1000, 100)
+    assert 0 < u.min() < u.max() < 1
+    assert stats.kstest(u.flatten().double().numpy(), "uniform").pvalue > 0.01
+    extreme = torch.tensor([0.0, 0.5, 1.0])
+    with mock.patch("torch.rand", return_value=extreme):
+        u = open_uniform((3,), torch.Generator())
+    torch.testing.assert_close(u, extreme)
+    assert ((u > 0) & (u < 1)).all()
 
 
 @pytest.mark.gpu

@@ -140,49 +140,6 @@ def test_inputs_are_checked(kind, data):
         model(Y, T, data)
 
 
-# renaming a parameter makes every checkpoint useless: do it knowingly, with a new format
-KEYS = {
-    "embed_x": {"weight": [16, 12], "bias": [16]},
-    "embed_t.mlp.0": {"weight": [16, 256], "bias": [16]},
-    "embed_t.mlp.2": {"weight": [16, 16], "bias": [16]},
-    "blocks.0": {"gate": [16]},
-    "blocks.0.global_attention": {"queries": [16, 4, 4], "keys": [16, 4, 4]},
-    "blocks.0.global_attention.norm": {"weight": [16], "bias": [16]},
-    "blocks.0.global_attention.qkv": {"weight": [48, 16], "bias": [48]},
-    "blocks.0.global_attention.out": {"weight": [16, 16], "bias": [16]},
-    "blocks.0.mlp.0": {"weight": [16], "bias": [16]},
-    "blocks.0.mlp.1": {"weight": [32, 16], "bias": [32]},
-    "blocks.0.mlp.4": {"weight": [16, 32], "bias": [16]},
-    "blocks.0.read_out.0": {"weight": [16], "bias": [16]},
-    "blocks.0.read_out.1": {"weight": [16, 16], "bias": [16]},
-    "blocks.0.read_out.4": {"weight": [5, 16], "bias": [5]},
-}
-TWO_STAGE_KEYS = {
-    **{f"encoder.{part}": shapes for part, shapes in KEYS.items() if "embed_t" not in part},
-    "encoder.ridge_head": {"mixing_weight": []},
-    "encoder.ridge_head.down": {"weight": [3, 12], "bias": [3]},
-    "encoder.ridge_head.up": {"weight": [5, 3], "bias": [5]},
-    "flow": {"lowest": [16], "highest": [16]},
-    "flow.log_variance": {"weight": [5, 16], "bias": [5]},
-    "flow.from_state": {"weight": [64, 16], "bias": [64]},
-    "flow.from_residual": {"weight": [64, 5]},
-    "flow.from_time.mlp.0": {"weight": [64, 256], "bias": [64]},
-    "flow.from_time.mlp.2": {"weight": [64, 64], "bias": [64]},
-    "flow.mlp.2": {"weight": [5, 64], "bias": [5]},
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "keys"),
-    [("every step", {}, KEYS), ("two stages", {"ridge_rank": 3}, TWO_STAGE_KEYS)],
-)
-def test_names_and_shapes_of_parameters_are_fixed(kind, options, keys):
-    """Those of the local layer are in ``conv/test_edge_attention.py``."""
-    model = network(kind, n_layers=1, context_hops=(), **options)
-    shapes = {key: list(v.shape) for key, v in model.state_dict().items() if ".conv." not in key}
-    assert shapes == {f"{a}.{b}": shape for a, part in keys.items() for b, shape in part.items()}
-
-
 def test_repr_names_its_parts(model):
     assert "AdditiveConv(16, n_genes=5, heads=4)" in repr(model)
     assert "LatentAttention(16, n_latents=16, heads=4)" in repr(model)

@@ -53,16 +53,11 @@ def test_further_columns_are_read_as_they_are():
 
 def test_an_average_over_signs_is_learned_by_the_encoder_of_invariants():
     torch.manual_seed(0)
-    averaged, invariant = FrameEncoder(1, 8), InvariantEncoder(1, hidden_channels=64)
+    averaged, invariant = FrameEncoder(1, 8).double(), InvariantEncoder(200).double()
     with torch.no_grad():
         averaged.framed.weight.mul_(3)  # far from linear
-    attr = edges(4000, weight=1.0).float()
-    target = averaged(attr).detach()
-    optimizer = torch.optim.Adam(invariant.parameters(), lr=1e-2)
-    for _ in range(400):
-        loss = (invariant(attr[:3000]) - target[:3000]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    error = (invariant(attr[3000:]) - target[3000:]).square().mean() / target.var()
+        attr = edges(4000, weight=1.0)
+        target, features = averaged(attr), invariant(attr)
+    last_layer = torch.linalg.lstsq(features[:3000], target[:3000]).solution
+    error = (features @ last_layer - target)[3000:].square().mean() / target.var()
     assert error < 0.01

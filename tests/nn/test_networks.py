@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +37,7 @@ def data(case) -> Data:
     return graph(slide(40, F), case[1])
 
 
+PARAMETERS = json.loads(Path(__file__).with_name("parameters.json").read_text())
 Y = noise(40, G, seed=1).double()
 T = torch.tensor([0.4]).double()
 
@@ -129,6 +132,20 @@ def test_single_spots_and_pairs_have_finite_output(case):
     model, layers = case
     for n in (1, 2):
         assert torch.isfinite(model(Y[:n], T, graph(slide(n, F), layers))).all()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_names_and_shapes_of_parameters_are_fixed(name):
+    """Renaming one makes every checkpoint useless: do it knowingly, with a new format.
+
+    Those of the transformer are the names of the public code.
+    """
+    if name == "transformer":
+        model = TransformerDenoiser(1024, 50)
+    else:
+        model = network(*name.split(", "), n_layers=1)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert shapes == PARAMETERS[name]
 
 
 @pytest.mark.parametrize(

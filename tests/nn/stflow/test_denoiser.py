@@ -266,26 +266,15 @@ def test_degenerate_positions_give_finite_output_and_gradients(model, kind):
     assert all(torch.isfinite(p.grad).all() for p in (*model.parameters(), data.pos))
 
 
-@pytest.mark.parametrize("n", [1, 2, 30])
-def test_gradients_reach_every_parameter_and_input(model, n):
-    data = slide(n)
+def test_gradients_reach_every_parameter_and_input(model):
+    data = slide(30)
     data.x.requires_grad_()
     y = noised(data).requires_grad_()
     model(y, T, data).square().sum().backward()
     silent = {name for name, p in model.named_parameters() if not p.grad.abs().max() > 0}
-    attention = {
-        name
-        for name, _ in model.named_parameters()
-        if any(part in name for part in (".mlp_attn.", ".edge_trans.", ".layernorm_qkv."))
-    }
-    if n == 30:  # one score for all neighbours: softmax ignores what they share
-        assert silent <= {name for name in attention if name.endswith(".mlp_attn.fc2.bias")}
-        assert y.grad.abs().max() > 0
-    elif n == 2:  # a single neighbour has weight 1 for any score
-        assert silent == {name for name in attention if ".mlp_attn." in name}
-    else:  # an empty neighbourhood: the context is zero
-        unused = {f"backbone.blks.{layer}.attn.W_output.fc1.weight" for layer in range(L)}
-        assert silent == attention | unused
+    # one score for all neighbours: softmax ignores what they share
+    assert all(name.endswith(".mlp_attn.fc2.bias") for name in silent)
+    assert y.grad.abs().max() > 0
     assert data.x.grad.abs().max() > 0
 
 
