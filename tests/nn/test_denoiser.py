@@ -6,7 +6,6 @@ from networks import F, G, graph, network
 from slides import array, noise, reach, slide
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
-from torch_geometric.utils import to_torch_csr_tensor
 
 from stflow_graph.graph import TiledGraph
 from stflow_graph.nn.denoiser import GraphDenoiser
@@ -48,35 +47,25 @@ def test_the_reach_of_local_layers_is_their_number_and_of_a_global_one_the_slide
 
 
 @pytest.mark.parametrize("kind", ["every step", "two stages"])
-def test_the_type_of_an_edge_acts_through_its_column_alone(kind):
-    data = graph(slide(N, F), "typed edges")
+def test_the_type_of_an_edge_acts_through_its_column_alone(kind, data):
     typed, untyped = network(kind, "typed edges"), network(kind)
     weights = typed.state_dict()
-    name = "conv.edge_encoder.hidden.weight"
-    without = {k: v[:, :6] if k.endswith(name) else v for k, v in weights.items()}
-    untyped.load_state_dict(without)
-    plain = Data.from_dict(data.to_dict() | {"edge_attr": data.edge_attr[:, :6]})
-    assert not torch.allclose(typed(Y, T, data), untyped(Y, T, plain))
-    for key, value in weights.items():
-        if key.endswith(name):
-            value[:, 6] = 0
-    torch.testing.assert_close(typed(Y, T, data), untyped(Y, T, plain))
-
-
-@pytest.mark.parametrize("kind", ["every step", "two stages"])
-def test_without_edges_by_similarity_the_type_has_no_effect(kind):
-    data, typed = graph(slide(N, F)), network(kind, "typed edges")
-    padded = Data.from_dict(data.to_dict())
+    of_type = [value[:, 6] for value in weights.values() if value.shape[1:] == (7,)]
+    untyped.load_state_dict({k: v[:, :6] if v.shape[1:] == (7,) else v for k, v in weights.items()})
+    padded = data.clone()
     padded.edge_attr = torch.nn.functional.pad(data.edge_attr, (0, 1))
-    untyped = network(kind)
-    weights = typed.state_dict()
-    cut = {k: v[:, :6] if v.shape[1:] == (7,) else v for k, v in weights.items()}
-    untyped.load_state_dict(cut)
-    torch.testing.assert_close(typed(Y, T, padded), untyped(Y, T, data))
+    torch.testing.assert_close(typed(Y, T, padded), untyped(Y, T, data))  # edges in space alone
+    both = graph(slide(N, F), "typed edges")
+    plain = both.clone()
+    plain.edge_attr = both.edge_attr[:, :6]
+    assert not torch.allclose(typed(Y, T, both), untyped(Y, T, plain))
+    for column in of_type:
+        column.zero_()
+    torch.testing.assert_close(typed(Y, T, both), untyped(Y, T, plain))
 
 
 @pytest.mark.parametrize("kind", ["every step", "two stages"])
-def test_an_edge_index_of_pyg_and_a_sparse_matrix_give_the_same(kind, data):
+def test_an_edge_index_of_pyg_gives_the_same(kind, data):
     model = network(kind)
     out = model(Y, T, data)
     edges = torch.randperm(data.num_edges)
@@ -90,14 +79,6 @@ def test_an_edge_index_of_pyg_and_a_sparse_matrix_give_the_same(kind, data):
         bound = model.bind(here, TiledGraph.of(here, 7))
         with torch.no_grad():
             torch.testing.assert_close(bound(Y, T), out)
-
-
-@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
-def test_a_sparse_matrix_gives_the_same(data):
-    model = network("every step", context_hops=())
-    out = model(Y, T, data)
-    data.edge_index = to_torch_csr_tensor(data.edge_index.flip(0), size=(N, N))
-    torch.testing.assert_close(model(Y, T, data), out)
 
 
 @pytest.mark.parametrize(("room", "encoded"), [(0, [4, 4]), (1.5, [1, 4]), (2, [1, 1])])

@@ -9,7 +9,6 @@ from slides import noise, slide
 from torch_geometric.data import Data
 
 from stflow_graph.graph import NeighbourhoodContext, TiledGraph, WholeGraph
-from stflow_graph.nn.encoder import Encoding
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 N = 30
@@ -39,15 +38,6 @@ def test_the_encoder_sees_neither_noise_nor_time(model, data):
         assert torch.equal(encoding.states, encodings[0].states)
     assert not torch.allclose(model(Y, T, data), model(Y + 1, T, data))
     assert not torch.allclose(model(Y, T, data), model(Y, T / 2, data))
-
-
-def test_both_halves_are_the_whole(model, data):
-    encoding = model.encoder(data)
-    expected = model(Y, T, data)
-    torch.testing.assert_close(model.flow_from(encoding)(Y, T), expected)
-    torch.testing.assert_close(model.flow(Y, T, encoding.mean, encoding.states), expected)
-    shifted = model.flow_from(Encoding(encoding.mean + 1, encoding.states))
-    torch.testing.assert_close(shifted(Y + T, T), expected + 1)
 
 
 def test_without_a_flow_the_mean_is_returned(data):
