@@ -24,7 +24,7 @@ from torch import Tensor
 from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
 from stflow_graph.models.build import build_denoiser, denoiser_arguments
 from stflow_graph.models.model_card import model_card
@@ -133,7 +133,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
-        BadInput: no checkpoint there, a file is missing or does not match its SHA-256.
+        BadInput: no checkpoint there, a file is missing or does not match its SHA-256, or
+            ``config.json`` lacks an entry.
         BadConfig: another format, or a configuration that this version does not know.
     """
     folder = Path(folder)
@@ -151,13 +152,16 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise BadConfig(
             f"{folder / 'config.json'}: format: found {stored!r}, expected {FORMAT!r}.{fix}"
         )
-    calibrated = _CALIBRATION in content["sha256"]
+    with as_bad_input(folder / "config.json", "content", "the entries of a checkpoint"):
+        hashes, provenance = dict(content["sha256"]), dict(content["provenance"])
+        in_channels, n_members = int(content["in_channels"]), int(content["n_members"])
+        config = parse_config(content["config"], folder / "config.json")
+    calibrated = _CALIBRATION in hashes
     for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
-        if sha256(folder / name) != content["sha256"].get(name):
+        if sha256(folder / name) != hashes.get(name):
             raise BadInput(
                 folder / name, "sha256", unquoted("another hash"), "the one in config.json"
             )
-    config = parse_config(content["config"], folder / "config.json")
     try:
         weights = load_file(folder / "model.safetensors")
         arrays = load_arrays(folder / "normalisation.safetensors")
@@ -171,11 +175,11 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(
         config,
         read_gene_list(folder / "genes.json"),
-        int(content["in_channels"]),
+        in_channels,
         scaling,
         weights,
-        dict(content["provenance"]),
-        int(content["n_members"]),
+        provenance,
+        n_members,
         _read_table(folder / _CALIBRATION) if calibrated else None,
     )
 

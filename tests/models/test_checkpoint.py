@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from linear import (
+    CHANNELS,
+    GENES,
+    KINDS,
+    N_GENES,
+    checkpoint_of,
+    linear_slide,
+    lively,
+    new_network,
+    prepared,
+    same_weights,
+)
+from safetensors.torch import load_file, save_file
+
+from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.io.atomic import sha256
+from stflow_graph.models.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from stflow_graph.nn.two_stage import TwoStageDenoiser
+from stflow_graph.stats.calibration import Calibration
+
+CALIBRATION = Calibration(
+    np.array([0.3, 1 / 3, 2.0, 8.0]), np.array([0.1, np.nan, 0.3, 0.4]), np.array([np.nan] * 4)
+)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change entries of config.json; None removes one."""
+    file = folder / "config.json"
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Change tensors of the weights and state the new hash; None removes one."""
+    file = folder / "model.safetensors"
+    weights = {**load_file(file), **changes}
+    save_file({k: v for k, v in weights.items() if v is not None}, file)
+    hashes = json.loads((folder / "config.json").read_text())["sha256"]
+    edit(folder, sha256={**hashes, file.name: sha256(file)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_members", [1, 3])
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path, kind, n_members):
+    written = checkpoint_of(kind, n_members)
+    save_checkpoint(tmp_path / "c", written)
+    read = load_checkpoint(str(tmp_path / "c"))
+    for field in dataclasses.fields(Checkpoint):
+        if field.name not in ("weights", "normalisation"):
+            assert getattr(read, field.name) == getattr(written, field.name), field.name
+    assert same_weights(read.weights, written.weights)
+    for field in dataclasses.fields(written.normalisation):
+        expected = getattr(written.normalisation, field.name)
+        np.testing.assert_array_equal(getattr(read.normalisation, field.name), expected)
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
+        "README.md",
+        "config.json",
+        "genes.json",
+        "model.safetensors",
+        "normalisation.safetensors",
+    ]
+
+
+def test_the_calibration_is_read_to_the_last_digit(tmp_path):
+    genes = ["NA", "nan", "null", "G,3"]  # names that pandas would take for missing values
+    written = dataclasses.replace(checkpoint_of(calibration=CALIBRATION), genes=genes)
+    save_checkpoint(tmp_path / "c", written)
+    read = load_checkpoint(tmp_path / "c")
+    assert read.genes == genes
+    for name in ("spread", "pearson", "pearson_sd"):
+        found = getattr(read.calibration, name)
+        np.testing.assert_array_equal(found, getattr(CALIBRATION, name))
+        assert found.dtype == np.float64
+    with (tmp_path / "c" / "calibration.csv").open() as file:
+        assert file.readline() == "gene,spread,pearson,pearson_sd\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_are_built_with_their_own_weights(kind):
+    checkpoint = checkpoint_of(kind, n_members=3)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    members = checkpoint.build()
+    assert torch.equal(torch.get_rng_state(), before)
+    for seed, member in enumerate(members):
+        expected = lively(new_network(checkpoint.config), seed)
+        assert same_weights(member.state_dict(), expected.state_dict())
+        assert not any(module.training for module in member.modules())
+        assert all(p.device.type == "cpu" for p in member.parameters())
+    (alone,) = checkpoint_of(kind, n_members=1).build(torch.device("cpu"))
+    assert same_weights(alone.state_dict(), members[0].state_dict())
+
+
+def test_a_member_loads_as_a_bare_network(tmp_path):
+    checkpoint = checkpoint_of()
+    save_checkpoint(tmp_path / "c", checkpoint)
+    network = TwoStageDenoiser.from_pretrained(tmp_path / "c", member=1)
+    assert same_weights(network.state_dict(), checkpoint.build()[1].state_dict())
+    content = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert content["network"] == "TwoStageDenoiser"
+    assert content["arguments"]["in_channels"] == CHANNELS
+    assert content["arguments"]["n_genes"] == N_GENES
+
+
+def test_a_layer_that_json_cannot_describe_is_built_from_the_configuration(tmp_path):
+    checkpoint = checkpoint_of(denoiser__conv="pyg:SAGEConv")
+    save_checkpoint(tmp_path / "c", checkpoint)
+    assert "arguments" not in json.loads((tmp_path / "c" / "config.json").read_text())
+    slide = linear_slide("S", 16)
+    outputs = []
+    for read in (checkpoint, load_checkpoint(tmp_path / "c")):
+        inputs = prepared(slide, read.config, read.normalisation)
+        outputs.append(read.build()[1].encoder(inputs.data).mean)
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "normalisation.safetensors", "genes.json", "calibration.csv"],
+)
+def test_a_missing_or_damaged_file_is_refused(tmp_path, name):
+    save_checkpoint(tmp_path / "c", checkpoint_of(calibration=CALIBRATION))
+    file = tmp_path / "c" / name
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BadInput, match=rf"{name}: sha256: found another hash"):
+        load_checkpoint(tmp_path / "c")
+    file.unlink()
+    with pytest.raises(BadInput, match=name):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_table_that_is_not_listed_is_not_read(tmp_path):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    (tmp_path / "c" / "calibration.csv").write_text("gene,spread\n")
+    assert load_checkpoint(tmp_path / "c").calibration is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "normalisation.safetensors"])
+def test_files_of_another_kind_with_the_stated_hash_are_refused(tmp_path, name):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    file = tmp_path / "c" / name
+    for write in (lambda: file.write_bytes(b"nothing"), lambda: save_file({}, file)):
+        write()
+        hashes = json.loads((tmp_path / "c" / "config.json").read_text())["sha256"]
+        edit(tmp_path / "c", sha256={**hashes, name: sha256(file)})
+        expected = (BadInput, BadConfig) if name.startswith("model") else BadInput
+        with pytest.raises(expected):
+            load_checkpoint(tmp_path / "c").build()
+
+
+@pytest.mark.parametrize(
+    ("stored", "fix"),
+    [
+        ("stflow_graph.checkpoint/2", "Fix: it is of another development version; train anew"),
+        ("stflow_graph.network/1", "Fix: from_pretrained of its network class"),
+        ("other", rf"found 'other', expected '{FORMAT}'\.$"),
+        (None, r"found None, expected"),
+    ],
+)
+def test_another_format_is_refused_with_the_way_out(tmp_path, stored, fix):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    edit(tmp_path / "c", format=stored)
+    with pytest.raises(BadConfig, match=rf"config\.json: format: .*{fix}"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_a_description_that_is_no_object_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    (tmp_path / "c" / "config.json").write_text("[1]")
+    with pytest.raises(BadConfig, match=r"format: found 'list'"):
+        load_checkpoint(tmp_path / "c")
+    (tmp_path / "c" / "config.json").write_text("{")
+    with pytest.raises(BadInput, match=r"config\.json"):
+        load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("key", ["sha256", "config", "in_channels", "n_members", "provenance"])
+def test_a_description_that_lacks_an_entry_is_refused(tmp_path, key):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    edit(tmp_path / "c", **{key: None})
+    with pytest.raises(BadInput, match=rf"config\.json: content: found KeyError: '{key}'"):
+        load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("key", ["sha256", "in_channels", "n_members", "provenance"])
+def test_an_entry_of_another_kind_is_refused(tmp_path, key):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    edit(tmp_path / "c", **{key: "many"})
+    with pytest.raises(BadInput, match=r"config\.json: content: "):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_an_unknown_setting_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    config = json.loads((tmp_path / "c" / "config.json").read_text())["config"]
+    edit(tmp_path / "c", config={**config, "graph": {"n_neighbours": 3}})
+    with pytest.raises(BadConfig, match=r"config\.json: unknown name graph\.n_neighbours"):
+        load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members.1.encoder.embed_x.weight": None},
+        {"members.1.encoder.embed_x.weight": torch.zeros(3, 3)},
+        {"members.1.encoder.extra": torch.zeros(1)},
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, changes):
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    edit_weights(tmp_path / "c", **changes)
+    checkpoint = load_checkpoint(tmp_path / "c")
+    with pytest.raises(BadConfig, match=r"^checkpoint: .*TwoStageDenoiser") as caught:
+        checkpoint.build()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 320
+
+
+def test_an_old_checkpoint_is_replaced_when_the_new_one_is_complete(tmp_path):
+    save_checkpoint(tmp_path / "c", checkpoint_of(calibration=CALIBRATION))
+    before = (tmp_path / "c" / "config.json").read_bytes()
+    broken = dataclasses.replace(checkpoint_of(), provenance={"fold": object()})
+    with pytest.raises(TypeError):
+        save_checkpoint(tmp_path / "c", broken)
+    assert (tmp_path / "c" / "config.json").read_bytes() == before
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    assert not (tmp_path / "c" / "calibration.csv").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+def test_checkpoints_are_found_in_runs_folds_and_folders(tmp_path):
+    with pytest.raises(BadInput, match="run or checkpoint folder"):
+        find_checkpoints(tmp_path)
+    places = ["D2/fold0", "D1/fold1", "D1/fold0"]
+    for place in places:
+        save_checkpoint(tmp_path / "several" / place / "checkpoint", checkpoint_of(n_members=1))
+    several = tmp_path / "several"
+    expected = [several / f"{place}/checkpoint" for place in sorted(places)]
+    assert find_checkpoints(several) == expected
+    assert find_checkpoints(str(several / "D1")) == expected[:2]
+    assert find_checkpoints(several / "D1/fold1") == expected[1:2]
+    assert find_checkpoints(expected[2]) == expected[2:]
+
+
+def test_genes_keep_their_order(tmp_path):
+    genes = GENES[::-1]
+    save_checkpoint(tmp_path / "c", dataclasses.replace(checkpoint_of(), genes=genes))
+    assert load_checkpoint(tmp_path / "c").genes == genes
