@@ -46,7 +46,7 @@ ROOMS = {
 SLOW = ("test_slide_model.py", "test_pretrained.py", "test_stflow_weights.py")
 COPIED = ("stflow_graph", "cli", "tests", "examples", "pyproject.toml", "README.md")
 PYTEST = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
-PYTEST += ["-k", "not compiles"]
+PYTEST += ["-k", "not compiles", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 MIN_SECONDS = 60.0  # before tests that do not end are ended
 # imported once, before the processes that run tests are forked
 LIBRARIES = ("torch", "torch_geometric.nn", "anndata", "sklearn", "scipy.stats", "h5py")

@@ -147,6 +147,7 @@ def test_equality_finds_the_two_denoisers_equal():
     assert max(found) <= 1e-5
 
 
+@pytest.mark.slow
 def test_ablation_changes_one_switch_at_a_time_and_runs_it_once(cohort, tmp_path):
     arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
     arguments += ["--out", tmp_path / "out", "--folds", "0", "--seeds", "2", "--quick"]
@@ -165,6 +166,7 @@ def test_ablation_changes_one_switch_at_a_time_and_runs_it_once(cohort, tmp_path
     assert [file.stat().st_mtime_ns for file in weights] == made
 
 
+@pytest.mark.slow
 def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
     arguments += ["--out", tmp_path / "out", "--folds", "0", "1", "--seeds", "2", "--quick"]
@@ -188,6 +190,7 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     assert [file.stat().st_mtime_ns for file in runs] == made
 
 
+@pytest.mark.slow
 def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
     arguments = ["--out", tmp_path, "--slides", "4", "6", "--spots", "30", "--folds", "0"]
     arguments += ["--models", "graph", "--quick"]
