@@ -40,13 +40,14 @@ ROOMS = {
     "inference": ("inference", "training", "models"),
     "nn": ("nn", "training", "inference"),
     "flow": ("flow", "training", "inference"),
-    "graph": ("graph", "training", "inference", "nn"),
+    "graph": ("graph", "training", "inference"),
 }
 # of these folders: runs of whole stages, which take many seconds
 SLOW = ("test_slide_model.py", "test_pretrained.py", "test_stflow_weights.py")
 COPIED = ("stflow_graph", "cli", "tests", "examples", "pyproject.toml", "README.md")
 PYTEST = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
 PYTEST += ["-k", "not compiles", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+PYTEST += ["-o", "timeout=60"]  # seconds that a test may take
 MIN_SECONDS = 60.0  # before tests that do not end are ended
 # imported once, before the processes that run tests are forked
 LIBRARIES = ("torch", "torch_geometric.nn", "anndata", "sklearn", "scipy.stats", "h5py")
@@ -219,7 +220,7 @@ def main() -> None:
     ]
     drawn = random.Random(arguments.seed).sample(every, min(arguments.n, len(every)))
     console = Console()
-    say = functools.partial(console.print, markup=False, soft_wrap=True)
+    say = functools.partial(console.print, markup=False, emoji=False, soft_wrap=True)
     say(f"{len(drawn)} of {len(every)} mutants in {len(names)} files")
     if arguments.list:
         for mutant in drawn:
