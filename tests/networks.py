@@ -1,7 +1,5 @@
 """Networks in memory for the tests: every kind of layer, in every step and in two stages."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """Slides in memory for the tests of graphs and networks: arrays of spots with random values."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The examples run at the command line."""
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import torch
 from slides import scattered
 from torch_geometric.data import Data

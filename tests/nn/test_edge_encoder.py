@@ -1,7 +1,5 @@
 """Encoders of edges: their invariances, and the equality of their families of functions."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

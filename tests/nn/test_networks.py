@@ -1,7 +1,5 @@
 """Laws that every network on the graph obeys, whatever its layers."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from pathlib import Path

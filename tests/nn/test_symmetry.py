@@ -3,8 +3,6 @@
 Bounds of the method's requirement 5, with the graph made anew from the moved positions.
 """
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The default denoiser: an encoder once a slide, then a flow of single spots."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from networks import SMALL, F, G, graph, network

@@ -1,7 +1,5 @@
 """Laws that every layer in ``nn.conv.__all__`` obeys."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """The attention layers against a dense reference, and in the forms of edges that PyG knows."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
