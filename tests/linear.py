@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stflow_graph.config import Config, load_config
 from stflow_graph.data.normalise import Normalisation
@@ -141,3 +143,21 @@ def checkpoint_of(
         n_members,
         calibration,
     )
+
+
+@contextlib.contextmanager
+def optimiser_steps() -> Iterator[list[dict[str, float]]]:
+    """Collect the gradient's norm and the settings of every step that optimisers take."""
+    steps: list[dict[str, float]] = []
+
+    def record(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        (group,) = optimizer.param_groups
+        grads = [p.grad.flatten() for p in group["params"] if p.grad is not None]
+        norm = torch.cat(grads).norm().item()
+        steps.append({"norm": norm, "lr": group["lr"], "weight_decay": group["weight_decay"]})
+
+    handle = register_optimizer_step_pre_hook(record)
+    try:
+        yield steps
+    finally:
+        handle.remove()

@@ -144,7 +144,7 @@ def _estimate(network: nn.Module, batch: Batch, prior: Prior, generator: torch.G
     return estimate
 
 
-def region_loss(y_1_hat: Tensor, batch: Data, pcc_weight: float = 0.0) -> Tensor:
+def region_loss(y_1_hat: Tensor, batch: Data, pcc_weight: float) -> Tensor:
     """Return :func:`flow_loss` of the regions' own spots: those of halos do not count.
 
     Args:

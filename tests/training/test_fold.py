@@ -25,7 +25,7 @@ from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.ridge import ALPHAS, RidgePath
 from stflow_graph.training import fold as module
 from stflow_graph.training.fold import FittedFold, fit_fold
-from stflow_graph.training.loop import validation_score
+from stflow_graph.training.loop import EpochRecord, validation_score
 
 
 def slides_of(sizes: tuple[int, ...] = (25, 22, 20, 18, 16)) -> list[Slide]:
@@ -64,6 +64,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Fold:
     """A fold of the default kind, three members."""
     folder = tmp_path_factory.mktemp("fold")
     settings = {"train__members": 3, "train__epochs": 2, "denoiser__input_dropout": "auto"}
+    settings["train__seed"] = 3
     return fold(folder, train__flow_steps=40, train__flow_lr=1e-2, **settings)
 
 
@@ -105,7 +106,7 @@ def test_calibration_is_that_of_members_on_slides_they_did_not_see(default):
             for slide in slides:
                 inputs = prepared(slide, default.config, scaling)
                 flow = default.config.flow
-                predicted = predict(network, inputs, flow, scaling, n_samples=19, seed=0)
+                predicted = predict(network, inputs, flow, scaling, n_samples=19, seed=3)
                 collected.append(HeldOut(predicted.mean, predicted.samples, slide.truth))
     found, expected = default.fitted.calibration, Calibration.fit(parts)
     np.testing.assert_array_equal(found.spread, expected.spread)
@@ -212,15 +213,16 @@ def test_a_finished_fold_is_taken_from_its_states(tmp_path):
 
 
 def test_epochs_are_reported_member_by_member(tmp_path):
-    lengths: list[list[int]] = []
-    fit_fold(
-        slides_of()[:3],
-        configured("regression"),
-        tmp_path,
-        fold=0,
-        report=lambda histories: lengths.append([len(history) for history in histories]),
-    )
-    assert lengths == [[1], [2], [2, 1], [2, 2]]
+    seen: list[list[list[EpochRecord]]] = []
+    config = configured("regression")
+    fit_fold(slides_of()[:3], config, tmp_path, fold=0, report=lambda h: seen.append(list(h)))
+    assert [[len(history) for history in histories] for histories in seen] == [
+        [1],
+        [2],
+        [2, 1],
+        [2, 2],
+    ]
+    assert [record.epoch for record in seen[-1][0]] == [1, 2]
 
 
 def test_random_numbers_follow_from_seed_fold_and_member(tmp_path):

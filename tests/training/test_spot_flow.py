@@ -14,6 +14,7 @@ from linear import (
     configured,
     linear_slide,
     new_network,
+    optimiser_steps,
     prepared,
     same_weights,
     scaling_of,
@@ -131,21 +132,27 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept():
     assert best_loss == pytest.approx(min(losses), rel=0.1)
 
 
-def test_the_last_step_is_validated_whatever_its_number():
-    stage = Stage(train__flow_steps=7)
+def test_every_twentieth_step_and_the_last_are_validated():
+    stage = Stage(n=16, train__flow_steps=27)
     calls = calls_of(stage.network.flow)
     stage.fit()
-    assert [call["learns"] for call in calls] == [False, *[True] * 7, False]
+    expected = [False, *[True] * 20, False, *[True] * 7, False]
+    assert [call["learns"] for call in calls] == expected
 
 
 def test_steps_are_flow_matching_with_dropout_and_a_time_for_each_spot():
     stage = Stage(n=36, train__flow_steps=20, train__flow_spots=50, train__flow_lr=1e-4)
     calls = calls_of(stage.network.flow)
-    stage.fit()
+    with optimiser_steps() as taken:
+        stage.fit()
+    assert {(step["lr"], step["weight_decay"]) for step in taken} == {(1e-4, 1e-2)}
+    norms = [step["norm"] for step in taken]
+    assert max(norms) < 4 * min(norms)  # gradients do not pile up
     assert all(call["training"] == call["learns"] for call in calls)
     steps = [call for call in calls if call["learns"]]
     assert [len(call["y_t"]) for call in steps] == [50] * 20
     checks = [call for call in calls if not call["learns"]]
+    assert len(checks[0]["y_t"]) == 8 * 2 * 36  # eight draws for each spot held out
     assert all(torch.equal(checks[0]["y_t"], call["y_t"]) for call in checks)  # the same noise
     truth = {
         tuple(mean.tolist()): y
