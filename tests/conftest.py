@@ -1,17 +1,30 @@
 """Fixtures shared by the tests of the stages."""
 
-from __future__ import annotations
-
+import functools
+import inspect
+import shutil
 from pathlib import Path
 
 import pytest
 from toy import Cohort, write_cohort
 
+# PyG parses the source of a layer whenever one is made, half of what making a small network takes
+inspect.getsource = functools.cache(inspect.getsource)
+
+
+@pytest.fixture(scope="session")
+def cohort_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a cohort that no test changes."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder)
+    return folder
+
 
 @pytest.fixture
-def cohort(tmp_path: Path) -> Cohort:
+def cohort(tmp_path: Path, cohort_files: Path) -> Cohort:
     """Four slides of 36 spots, fold i tests slide i."""
-    return write_cohort(tmp_path)
+    shutil.copytree(cohort_files, tmp_path, dirs_exist_ok=True)
+    return Cohort.of(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

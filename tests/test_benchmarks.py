@@ -1,7 +1,6 @@
-from __future__ import annotations
-
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from artefacts import write_prediction
 from PIL import Image
 from toy import GENES
@@ -29,8 +29,32 @@ CONTENDERS = {
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def script(name: str, *arguments: object, code: int = 0) -> str:
-    """Run a script of benchmarks/, which must end with this exit code; what it printed."""
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Return a function that runs a script of benchmarks/ here and returns what it printed."""
+    n_threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(name: str, *arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        ended = 0
+        try:
+            runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        except SystemExit as end:
+            ended = end.code or 0
+        printed = capsys.readouterr()
+        if isinstance(ended, str):  # a message, as the interpreter would print it
+            printed, ended = type(printed)(printed.out, ended), 1
+        assert ended == code, printed.err
+        return printed.err if code else printed.out
+
+    yield run
+    torch.set_num_threads(n_threads)
+
+
+def process(name: str, *arguments: object, code: int = 0) -> str:
+    """Run a script that starts processes itself; what it printed."""
     command = [sys.executable, str(BENCHMARKS / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
@@ -45,12 +69,7 @@ def write(folder: Path, scores: dict[str, dict[str, float | None]], slides: list
     return folder
 
 
-def run(*folders: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "summarise.py"), *map(str, folders)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_mean_and_deviation_over_seeds(tmp_path):
+def test_mean_and_deviation_over_seeds(script, tmp_path):
     scores = [(0.2, 0.6), (0.4, 0.6)]
     folders = [
         write(
@@ -60,7 +79,7 @@ def test_mean_and_deviation_over_seeds(tmp_path):
         )
         for i, (a, b) in enumerate(scores)
     ]
-    out = run(*folders).stdout
+    out = script("summarise.py", *folders)
     deviation = np.std([0.2, 0.4], ddof=1)
     assert f"0.300 ± {deviation:.3f}" in out
     assert "0.600" in out
@@ -68,15 +87,14 @@ def test_mean_and_deviation_over_seeds(tmp_path):
     assert "gene mean" not in out
 
 
-def test_other_slides_are_refused(tmp_path):
+def test_other_slides_are_refused(script, tmp_path):
     a = write(tmp_path / "a", {"graph": {"A": 0.1}}, ["A"])
     b = write(tmp_path / "b", {"graph": {"B": 0.1}}, ["B"])
-    done = run(a, b)
-    assert done.returncode == 1
-    assert "other slides" in done.stderr
+    assert "other slides" in script("summarise.py", a, b, code=1)
 
 
-def test_symmetry_shows_the_published_frames_break_on_lattices_and_ours_do_not(tmp_path):
+@pytest.mark.slow
+def test_symmetry_shows_the_published_frames_break_on_lattices_and_ours_do_not(script, tmp_path):
     out = script("symmetry.py", "--quick", "--out", tmp_path)
     assert "largest relative change: motions" in out
     rows = json.loads((tmp_path / "symmetry.json").read_text())
@@ -87,7 +105,7 @@ def test_symmetry_shows_the_published_frames_break_on_lattices_and_ours_do_not(t
     assert (tmp_path / "lattice.png").stat().st_size > 1000
 
 
-def test_global_cost_is_measured_and_fitted(tmp_path):
+def test_global_cost_is_measured_and_fitted(script, tmp_path):
     out = script("global_cost.py", "--quick", "--out", tmp_path)
     assert "exponent" in out
     found = json.loads((tmp_path / "global_cost.json").read_text())
@@ -95,7 +113,7 @@ def test_global_cost_is_measured_and_fitted(tmp_path):
     assert (tmp_path / "global_cost.png").stat().st_size > 1000
 
 
-def test_speed_compares_all_denoisers_with_the_transformer_on_the_same_graph(tmp_path):
+def test_speed_compares_all_denoisers_with_the_transformer_on_the_same_graph(script, tmp_path):
     out = script("speed.py", "--quick", "--sizes", "60", "90", "--repeats", "1", "--out", tmp_path)
     found = json.loads((tmp_path / "speed.json").read_text())
     assert list(found["seconds"]) == ["60", "90"]
@@ -112,7 +130,7 @@ def test_speed_compares_all_denoisers_with_the_transformer_on_the_same_graph(tmp
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 
-def test_scaling_finds_the_exponent_that_times_were_made_with(tmp_path):
+def test_scaling_finds_the_exponent_that_times_were_made_with(script, tmp_path):
     name = "graph, default"
     sizes = {1000: 9.0, 3000: 3e-6 * 3000**1.2, 10_000: 3e-6 * 10_000**1.2}  # 1,000 is left out
     for i, part in enumerate([[1000, 3000], [10_000]]):
@@ -125,10 +143,11 @@ def test_scaling_finds_the_exponent_that_times_were_made_with(tmp_path):
     script("scaling.py", tmp_path / "2.json", "--out", tmp_path, code=2)
 
 
+@pytest.mark.slow
 def test_memory_measures_each_cell_in_a_process_and_streams_slides_from_disk(tmp_path):
     arguments = ["--quick", "--sizes", "60", "--streamed", "200", "--members", "2"]
     arguments += ["--denoisers", "graph, default"]
-    out = script("memory.py", *arguments, "--out", tmp_path)
+    out = process("memory.py", *arguments, "--out", tmp_path)
     found = json.loads((tmp_path / "memory.json").read_text())
     for part in ("sampling", "training step"):
         assert set(found["bytes"][part]) == {"transformer, same graph", "graph, default"}
@@ -140,7 +159,7 @@ def test_memory_measures_each_cell_in_a_process_and_streams_slides_from_disk(tmp
     assert "200 spots" in out
 
 
-def test_equality_finds_the_two_denoisers_equal():
+def test_equality_finds_the_two_denoisers_equal(script):
     out = script("equality.py", "--quick")
     found = [float(number) for number in re.findall(r"\d\.\de[-+]\d\d", out)]
     assert len(found) == 8
@@ -152,7 +171,7 @@ def test_ablation_changes_one_switch_at_a_time_and_runs_it_once(cohort, tmp_path
     arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
     arguments += ["--out", tmp_path / "out", "--folds", "0", "--seeds", "2", "--quick"]
     arguments += ["--levers", "one member", "graph in every step", "no context"]
-    first = script("ablation.py", *arguments)
+    first = process("ablation.py", *arguments)
     assert "Δ validation" in first
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert {row["lever"] for row in rows} == {"default", *arguments[-3:]}
@@ -162,7 +181,7 @@ def test_ablation_changes_one_switch_at_a_time_and_runs_it_once(cohort, tmp_path
     weights = sorted((tmp_path / "out").rglob("model.safetensors"))
     made = [file.stat().st_mtime_ns for file in weights]
     assert len(made) == 8
-    assert script("ablation.py", *arguments) == first
+    assert process("ablation.py", *arguments) == first
     assert [file.stat().st_mtime_ns for file in weights] == made
 
 
@@ -171,7 +190,7 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
     arguments += ["--out", tmp_path / "out", "--folds", "0", "1", "--seeds", "2", "--quick"]
     arguments += ["--models", "graph", "one-shot", "--set", "graph.n_neighbors=4"]
-    out = script("accuracy.py", *arguments)
+    out = process("accuracy.py", *arguments)
     found = json.loads((tmp_path / "out" / "accuracy.json").read_text())
     for target in ("log1p", "log1p_normalised"):
         table = found["targets"][target]["table"]
@@ -186,7 +205,7 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
     runs = sorted((tmp_path / "out").rglob("model.safetensors"))
     made = [file.stat().st_mtime_ns for file in runs]
-    assert script("accuracy.py", *arguments) == out
+    assert process("accuracy.py", *arguments) == out
     assert [file.stat().st_mtime_ns for file in runs] == made
 
 
@@ -194,7 +213,7 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
 def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
     arguments = ["--out", tmp_path, "--slides", "4", "6", "--spots", "30", "--folds", "0"]
     arguments += ["--models", "graph", "--quick"]
-    out = script("learning_curve.py", *arguments)
+    out = process("learning_curve.py", *arguments)
     assert "true mean (simulator)" in out
     found = json.loads((tmp_path / "learning_curve.json").read_text())
     assert list(found) == ["4", "6"]
@@ -206,12 +225,12 @@ def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
     assert found["4"]["true mean (simulator)"] == found["6"]["true mean (simulator)"]
     assert found["4"]["ridge"] != found["6"]["ridge"]
     assert (tmp_path / "learning_curve.png").stat().st_size > 1000
-    assert script("learning_curve.py", *arguments) == out
-    script("learning_curve.py", "--out", tmp_path, "--slides", "8", "--quick", code=1)
+    assert process("learning_curve.py", *arguments) == out
+    process("learning_curve.py", "--out", tmp_path, "--slides", "8", "--quick", code=1)
 
 
 @pytest.mark.parametrize("name", ["squidpy_picture.py", "hero_picture.py"])
-def test_a_prediction_is_drawn_beside_the_truth(tmp_path, name):
+def test_a_prediction_is_drawn_beside_the_truth(script, tmp_path, name):
     if name.startswith("squidpy"):
         pytest.importorskip("squidpy", reason="needs pip install .[scanpy]")
     pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
@@ -242,7 +261,7 @@ def test_a_prediction_is_drawn_beside_the_truth(tmp_path, name):
         assert out == "A, G1: PCC 1.000, 6 spots\n"
 
 
-def test_steps_samples_a_run_with_other_numbers_of_steps_and_samples(cohort, tmp_path):
+def test_steps_samples_a_run_with_other_numbers_of_steps_and_samples(script, cohort, tmp_path):
     settings = {**cohort.settings, "flow.n_sample_steps": 3}
     train(load_config(None, settings), tmp_path / "run")
     arguments = [tmp_path / "run", "--out", tmp_path / "out"]

@@ -50,6 +50,7 @@ def test_layers_of_pyg_through_the_configuration(train, file, name):
     assert layer.layer.heads == 4
 
 
+@pytest.mark.slow
 def test_the_stages_in_memory(capsys):
     runpy.run_path(str(EXAMPLES / "notebook_api.py"))
     out = capsys.readouterr().out

@@ -67,6 +67,7 @@ def test_one_small_fault_is_put_into_code_and_none_into_texts_and_types():
     assert found.keys() == expected.keys()
 
 
+@pytest.mark.slow
 def test_mutants_are_tested_on_a_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(mutations, "MIN_SECONDS", 1.0)
     module, test = tmp_path / "stflow_graph/flow/clip.py", tmp_path / "tests/flow/test_clip.py"

@@ -23,13 +23,13 @@ def snippet(heading: str, language: str) -> str:
 
 def test_the_python_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    simulate_cohort("ROOT", n_slides=4, n_spots=36, seed=1)
+    simulate_cohort("ROOT", n_slides=4, n_spots=16, seed=1)
     code = snippet("In Python", "python").replace("epochs=30", "epochs=1, members=1")
     for i in range(1, 5):
         code = code.replace(f'"S{i}"', f'"S{i:02d}"')
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["prediction"].shape == (36, 50)
+    assert names["prediction"].shape == (16, 50)
     assert "noise ceiling" in names["scores"].index
     assert repr(names["model"]).startswith("SlideModel(50 genes")
 

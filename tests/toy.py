@@ -1,9 +1,8 @@
 """A tiny cohort on disk, made from a linear model, and an encoder that loads no weights."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -32,6 +31,10 @@ class Cohort:
     name: str = "cohort"
     slides: tuple[str, ...] = SLIDES
 
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        return cls(folder / "cohort", folder / "embeddings")
+
     def embedding(self, slide: str) -> Path:
         return embedding_path(self.embeddings, self.name, "toy", slide)
 
@@ -58,7 +61,7 @@ class Cohort:
 
 def write_cohort(folder: Path) -> Cohort:
     """Write four slides of 36 spots; fold i tests slide i."""
-    cohort = Cohort(folder / "cohort", folder / "embeddings")
+    cohort = Cohort.of(folder)
     for seed, slide in enumerate(SLIDES):
         write_slide(cohort.embedding(slide), cohort.expression(slide), 36, seed)
     (cohort.root / "splits").mkdir()

@@ -48,17 +48,15 @@ def trained(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
-    root, emb, run = tmp_path / "cohort", tmp_path / "emb", tmp_path / "run"
+def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
+    root, run = cohort.root, tmp_path / "run"
     steps = [
-        ["simulate", root, "--slides", 3, "--spots", 20, "--seed", 1],
-        ["embed", "--source-dataroot", root, "--embed-dataroot", emb],
         [
-            *["train", "--source_dataroot", root, "--embed_dataroot", emb, "--out", run],
-            *["--n_layers", 1, "--epochs", 1, "--members", 1],
-            *["--set", "train.regions_per_slide=2", "train.flow_steps=20"],
+            *["train", "--source_dataroot", root, "--embed_dataroot", cohort.embeddings],
+            *["--encoder", "toy", "--out", run, "--n_layers", 1, "--epochs", 1, "--members", 1],
+            *["--n_neighbors", 4, "--set", "train.regions_per_slide=2", "train.flow_steps=20"],
         ],
-        ["sample", run, emb / "cohort/efficientnet_lite0/fp32", "--out", run / "predictions"],
+        ["sample", run, cohort.embedding("A").parent, "--out", run / "predictions"],
     ]
     for step in steps:
         code, out, err = cli(*step)
@@ -70,9 +68,9 @@ def test_the_main_job_from_simulated_slides_to_a_report(cli, tmp_path):
     step = ["export", predictions[0], "--to", tmp_path / "out.csv"]
     refused = cli(*step, "--genes", "no", "nope")
     assert (refused.code, "2 of 2 genes absent" in refused.error) == (3, True)
-    assert cli(*step).out == f"{tmp_path / 'out.csv'}: 20 spots x 50 genes written\n"
+    assert cli(*step).out == f"{tmp_path / 'out.csv'}: 36 spots x 6 genes written\n"
     metrics = (run / "eval" / "metrics.json").read_text()
-    for name in ("graph", "ridge", "darkness"):
+    for name in ("graph", "ridge", "gene mean"):
         assert name in metrics
     assert (run / "eval" / "report.html").read_text().lower().startswith("<!doctype html>")
 

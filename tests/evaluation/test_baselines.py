@@ -174,12 +174,19 @@ def test_training_slides_must_be_in_the_splits(side, names):
         dataclasses.replace(side, slides=names).load()
 
 
+slow = pytest.mark.slow
+
+
 @needs_real_slides
 @pytest.mark.parametrize(
     ("fold", "slide", "recorded"),
     [
-        (0, "C5", {DARKNESS: 0.165, RIDGE: 0.164, SMOOTHED_RIDGE: 0.215}),
-        (1, "C2", {DARKNESS: 0.206, RIDGE: 0.122, SMOOTHED_RIDGE: 0.156}),
+        pytest.param(
+            0, "C5", {DARKNESS: 0.165, RIDGE: 0.164, SMOOTHED_RIDGE: 0.215}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            1, "C2", {DARKNESS: 0.206, RIDGE: 0.122, SMOOTHED_RIDGE: 0.156}, marks=pytest.mark.slow
+        ),
         (2, "B4", {DARKNESS: 0.581, RIDGE: 0.182, SMOOTHED_RIDGE: 0.338}),
     ],
 )

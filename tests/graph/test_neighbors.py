@@ -43,7 +43,7 @@ positions = st.integers(1, 30).flatmap(
 
 @pytest.mark.parametrize("backend", SEARCHERS)
 @given(pos=positions, k=st.integers(1, 12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_edges_equal_brute_force_for_every_backend(backend, pos, k):
     near = nearest_neighbors(torch.tensor(pos), k, slack=0.1, backend=backend)
     source, target = near.edge_index.tolist()

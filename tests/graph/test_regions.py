@@ -107,17 +107,17 @@ KINDS = {  # graph, network
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [1, 7, 40])
+@pytest.mark.parametrize("size", [1, 7, 20])
 def test_gradients_of_regions_add_up_to_those_of_the_slide(kind, size):
     torch.manual_seed(0)
     graph, make = KINDS[kind]
     model = make(**SIZES, global_attention=None).double().eval()
-    data = graph(slide(100, genes=5))
+    data = graph(slide(50, genes=5))
     if kind == "two stages":
         data = NeighbourhoodContext((1, 3))(data)
         torch.nn.init.normal_(model.flow.mlp[2].weight)
     data = in_double(data)
-    data.y_t = noise(100, 5).double()
+    data.y_t = noise(50, 5).double()
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradient(part: Data, y_t: torch.Tensor) -> tuple[torch.Tensor, ...]:

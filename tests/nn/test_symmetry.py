@@ -44,7 +44,7 @@ def examples(**strategies):
     """Draw a slide, a network and more."""
     arrays, networks = st.sampled_from(sorted(SLIDES)), st.sampled_from(sorted(NETWORKS))
     cases = given(kind=arrays, name=networks, **strategies)
-    return lambda test: settings(max_examples=120, deadline=None)(cases(test))
+    return lambda test: settings(max_examples=50, deadline=None)(cases(test))
 
 
 @examples(

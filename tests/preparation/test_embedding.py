@@ -127,7 +127,7 @@ def test_unknown_precisions_are_refused(tmp_path):
 
 
 def test_bf16_is_close_to_fp32(tmp_path):
-    write_images(tmp_path / "A.h5")
+    write_images(tmp_path / "A.h5", 2)
     encoder = create_encoder("efficientnet_lite0")
     for precision in ("fp32", "bf16"):
         settings = EmbedSettings(precision=precision)
@@ -150,7 +150,7 @@ def test_a_gpu_gives_the_embeddings_of_the_cpu(tmp_path):
 
 
 @needs_real_slides
-@pytest.mark.parametrize("slide", ["B4", "C2"])
+@pytest.mark.parametrize("slide", ["B4", pytest.param("C2", marks=pytest.mark.slow)])
 def test_real_patches_give_the_stored_embeddings(tmp_path, slide):
     few = tmp_path / f"{slide}.h5"
     with h5py.File(BENCH / "patches" / f"{slide}.h5") as source, h5py.File(few, "w") as target:

@@ -35,19 +35,26 @@ def predict(cohort):
 
 @pytest.fixture
 def score(cohort, tmp_path):
-    """Return a function that writes predictions and evaluates them."""
+    """Return a function that evaluates predictions in files; without ``out`` it writes nothing."""
 
-    def run(*predictions, out="out", truth="", n_bootstrap=5, **options):
+    def run(*predictions, out=None, truth="", n_bootstrap=5, **options):
+        folder = tmp_path / (out or "in")
         files = [
-            p.write(tmp_path / out / "in" / f"{p.provenance['denoiser']}{i}.h5ad")
+            p.write(folder / "in" / f"{p.provenance['denoiser']}{i}.h5ad")
             if isinstance(p, Predicted)
             else p
             for i, p in enumerate(predictions)
         ]
         options |= {"n_bootstrap": n_bootstrap}
-        return evaluate(files, cohort.root / truth, tmp_path / out / "results", **options)
+        return evaluate(files, cohort.root / truth, out and folder / "results", **options)
 
     return run
+
+
+@pytest.fixture
+def write_scores(score):
+    """Return a function that evaluates predictions and writes the results."""
+    return functools.partial(score, out="out")
 
 
 def write_dark_patches(cohort, slide, seed=0):
@@ -78,8 +85,8 @@ def rows_of(evaluation):
     return {row.name: row for row in evaluation.rows}
 
 
-def test_the_truth_itself_scores_perfectly(predict, score):
-    evaluation = score(predict(noise=0), truth="adata", n_bootstrap=20)
+def test_the_truth_itself_scores_perfectly(predict, write_scores):
+    evaluation = write_scores(predict(noise=0), truth="adata", n_bootstrap=20)
     row = rows_of(evaluation)["graph"]
     assert row.mean == pytest.approx(1)
     assert row.interval == (pytest.approx(1), pytest.approx(1))
@@ -120,10 +127,10 @@ def test_the_truth_may_be_a_file_a_folder_a_data_set_or_a_root(place, predict, s
 
 
 def test_files_and_memory_give_the_same_scores_and_memory_writes_nothing(
-    predict, score, cohort, tmp_path
+    predict, write_scores, cohort, tmp_path
 ):
     files = [predict(s, n_samples=3).write(tmp_path / f"{s}.h5ad") for s in "AB"]
-    stored = score(*files, baselines=True)
+    stored = write_scores(*files, baselines=True)
     truths = {slide: read_h5ad(cohort.expression(slide)) for slide in "AB"}
     predictions = [anndata.read_h5ad(file) for file in files]
     in_memory = evaluate(predictions, truths, n_bootstrap=5, baselines=True)
@@ -131,8 +138,8 @@ def test_files_and_memory_give_the_same_scores_and_memory_writes_nothing(
     assert (in_memory.out, in_memory.slides[0].truth_file) == (None, "")
 
 
-def test_json_and_csv_hold_the_same_scores_and_no_nan(predict, score):
-    evaluation = score(predict("A"), predict("B"), baselines=True, n_bootstrap=20)
+def test_json_and_csv_hold_the_same_scores_and_no_nan(predict, write_scores):
+    evaluation = write_scores(predict("A"), predict("B"), baselines=True, n_bootstrap=20)
     content = strict_json(evaluation.out / "metrics.json")
     with (evaluation.out / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -151,10 +158,10 @@ def test_json_and_csv_hold_the_same_scores_and_no_nan(predict, score):
     assert [row["name"] for row in content["table"]] == [row.name for row in evaluation.rows]
 
 
-def test_same_input_same_bytes_and_slides_do_not_touch_each_other(predict, score, tmp_path):
+def test_same_input_same_bytes_and_slides_do_not_touch_each_other(predict, write_scores, tmp_path):
     files = [predict(s).write(tmp_path / f"{s}.h5ad") for s in "AB"]
     runs = (("one", files), ("two", files), ("alone", files[:1]))
-    one, two, alone = (score(*some, out=name).out for name, some in runs)
+    one, two, alone = (write_scores(*some, out=name).out for name, some in runs)
     for file in FILES:
         assert (one / file).read_bytes() == (two / file).read_bytes()
     both, alone = (strict_json(folder / "metrics.json") for folder in (one, alone))
@@ -217,7 +224,7 @@ def test_baselines_follow_data_that_has_moved(predict, cohort, tmp_path):
     assert evaluation.best_baseline == "ridge"
 
 
-def test_exclusions_are_listed_as_warnings(predict, score, cohort):
+def test_exclusions_are_listed_as_warnings(predict, write_scores, cohort):
     prediction = predict()
     more = dataclasses.replace(
         prediction,
@@ -228,7 +235,7 @@ def test_exclusions_are_listed_as_warnings(predict, score, cohort):
     counts = read_expression(cohort.expression("A")).counts.toarray()
     counts[:, 3] = 2
     rewrite_counts(cohort, "A", counts)
-    evaluation = score(more, baselines=True)
+    evaluation = write_scores(more, baselines=True)
     (slide,) = evaluation.slides
     assert (slide.n_predicted, len(slide), slide.constant_genes) == (38, 36, ["G3"])
     assert np.isnan(slide.scores["graph"].per_gene["pearson"]).nonzero()[0].tolist() == [3]
@@ -246,9 +253,9 @@ def test_a_slide_that_was_trained_on_gets_no_baselines_and_a_warning(predict, sc
     assert any("trained on this slide" in note for note in evaluation.notes)
 
 
-def test_samples_give_scores_of_distributions(predict, score):
+def test_samples_give_scores_of_distributions(predict, write_scores):
     prediction = predict(noise=0.4, n_samples=5)
-    evaluation = score(prediction)
+    evaluation = write_scores(prediction)
     (slide,) = evaluation.slides
     crps = crps_per_gene(prediction.samples, slide.truth)
     np.testing.assert_allclose(slide.scores["graph"].per_gene["crps"], crps)
@@ -285,8 +292,8 @@ def test_a_model_cannot_pass_for_a_baseline(predict, score):
     assert (rows["ridge (model)"].kind, rows["ridge"].kind) == ("model", "baseline")
 
 
-def test_a_mean_is_given_only_over_all_slides(predict, score):
-    evaluation = score(predict("A"), predict("B"), predict("A", denoiser="transformer"))
+def test_a_mean_is_given_only_over_all_slides(predict, write_scores):
+    evaluation = write_scores(predict("A"), predict("B"), predict("A", denoiser="transformer"))
     rows = rows_of(evaluation)
     assert np.isfinite(rows["graph"].mean)
     assert np.isnan(rows["transformer"].mean)
@@ -302,8 +309,8 @@ def test_pooled_correlation_is_over_the_test_slides_of_a_fold_together(predict, 
     assert rows_of(evaluation)["graph"].others["pearson_pooled"] == pytest.approx(pooled)
 
 
-def test_foreign_numbers_in_the_provenance_do_not_break_json(predict, score):
-    evaluation = score(predict(loss=float("nan"), list=[float("inf"), 1]))
+def test_foreign_numbers_in_the_provenance_do_not_break_json(predict, write_scores):
+    evaluation = write_scores(predict(loss=float("nan"), list=[float("inf"), 1]))
     stored = strict_json(evaluation.out / "metrics.json")["provenance"]["A"]["graph"]
     assert (stored["loss"], stored["list"]) == (None, [None, 1])
 
@@ -354,11 +361,11 @@ def two_spots(prediction):
         ),
     ],
 )
-def test_a_prediction_that_does_not_fit_is_refused(apply, message, predict, score, tmp_path):
+def test_a_prediction_that_does_not_fit_is_refused(apply, message, predict, write_scores, tmp_path):
     prediction = predict()
     apply(prediction)
     with pytest.raises(BadInput, match=message):
-        score(prediction, baselines=True)
+        write_scores(prediction, baselines=True)
     assert not (tmp_path / "out/results").exists()
 
 
@@ -380,11 +387,11 @@ def test_baselines_need_embeddings_of_all_spots(predict, score, cohort):
         (change(encoder="uni_v1"), "encoder: found 'uni_v1', expected the same"),
     ],
 )
-def test_models_that_do_not_compare_are_refused(apply, message, predict, score, tmp_path):
+def test_models_that_do_not_compare_are_refused(apply, message, predict, write_scores, tmp_path):
     prediction = predict(denoiser="transformer")
     apply(prediction)
     with pytest.raises(BadInput, match=message):
-        score(predict(), prediction, baselines=True)
+        write_scores(predict(), prediction, baselines=True)
     assert not (tmp_path / "out/results").exists()
 
 
@@ -400,17 +407,17 @@ def test_files_that_are_no_predictions_are_refused(score, cohort, tmp_path):
             score(*paths)
 
 
-def test_an_output_that_is_a_file_is_refused_before_any_work(score, tmp_path):
+def test_an_output_that_is_a_file_is_refused_before_any_work(write_scores, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/results").write_text("mine")
     with pytest.raises(BadInput, match="output: found a file, expected a folder"):
-        score(tmp_path / "absent")
+        write_scores(tmp_path / "absent")
     assert (tmp_path / "out/results").read_text() == "mine"
 
 
-def test_progress_names_the_steps(predict, score):
+def test_progress_names_the_steps(predict, write_scores):
     steps = []
-    score(predict(), progress=steps.append)
+    write_scores(predict(), progress=steps.append)
     assert steps == ["reading", "scoring A", "bootstrap", "report"]
 
 
@@ -434,11 +441,11 @@ def test_a_truth_with_other_gene_names_scores_the_same(predict, score, cohort):
     assert "A: 6 of 6 genes matched by symbol" in after.notes
 
 
-def test_genes_that_the_truth_lacks_are_left_out_and_named(predict, score, cohort, tmp_path):
+def test_genes_that_the_truth_lacks_are_left_out_and_named(predict, write_scores, cohort, tmp_path):
     prediction = predict()
-    whole = score(prediction).slides[0].scores["graph"].per_gene["pearson"]
+    whole = write_scores(prediction).slides[0].scores["graph"].per_gene["pearson"]
     rename_genes(cohort.expression("A"), ["G0", "G1", "other", "G3", "G4", "G5"])
-    part = score(prediction, baselines=True)
+    part = write_scores(prediction, baselines=True)
     (slide,) = part.slides
     assert slide.genes == ["G0", "G1", "G3", "G4", "G5"]
     pearson = slide.scores["graph"].per_gene["pearson"]
@@ -448,13 +455,15 @@ def test_genes_that_the_truth_lacks_are_left_out_and_named(predict, score, cohor
     assert protocol["slides"]["A"]["absent_genes"] == ["G2"]
     rename_genes(cohort.expression("A"), ["G0", "G1", *"wxyz"])
     with pytest.raises(BadInput, match="4 of 6 genes absent"):
-        score(prediction, out="none")
+        write_scores(prediction, out="none")
     assert not (tmp_path / "none/results").exists()
 
 
-def test_predictions_of_two_protocols_get_a_line(predict, score):
+def test_predictions_of_two_protocols_get_a_line(predict, write_scores):
     def scored(*names):
-        return score(*(predict(denoiser=f"model{i}", protocol=n) for i, n in enumerate(names)))
+        return write_scores(
+            *(predict(denoiser=f"model{i}", protocol=n) for i, n in enumerate(names))
+        )
 
     two = scored("log1p | a.json | x | 1", "log1p | b.json | x | 2")
     assert two.notes[0] == (

@@ -441,6 +441,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_a_large_image_needs_less_than_its_bound_of_memory(tmp_path):
     def run(argument):
@@ -456,7 +457,7 @@ def test_a_large_image_needs_less_than_its_bound_of_memory(tmp_path):
 
 
 @needs_real_slides
-@pytest.mark.parametrize("name", ["B4", "C2"])
+@pytest.mark.parametrize("name", ["B4", pytest.param("C2", marks=pytest.mark.slow)])
 def test_real_slides_equal_the_prepared_kit(tmp_path, name):
     with (KIT / "dataset.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["id"] == name)

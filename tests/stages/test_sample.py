@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import shutil
 
 import h5py
@@ -10,7 +8,7 @@ import torch
 from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
 from PIL import Image
 from torch import nn
-from toy import CHANNELS, GENES, write_slide
+from toy import CHANNELS, GENES, write_cohort, write_slide
 
 from stflow_graph.config import load_config
 from stflow_graph.encoders import Encoder, PatchTransform
@@ -25,13 +23,22 @@ from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
 
-@pytest.fixture(params=["graph", "transformer"])
-def run(request, cohort, tmp_path):
+@pytest.fixture(scope="module", params=["graph", "transformer"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    cohort = write_cohort(folder)
     settings = {**cohort.settings, "denoiser.name": request.param, "train.folds": [0, 1]}
-    train(load_config(None, {**settings, "train.epochs": 1}), tmp_path / "run")
+    train(load_config(None, {**settings, "train.epochs": 1}), folder / "run")
     # sampling must not need the truth, nor anything else of the cohort
     shutil.rmtree(cohort.root)
-    return tmp_path / "run"
+    shutil.rmtree(cohort.embeddings)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, cohort, tmp_path):
+    shutil.rmtree(cohort.root)
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_rows_barcodes_and_genes_are_those_of_the_input(run, cohort, tmp_path):
@@ -58,10 +65,10 @@ def test_same_seed_same_bytes_and_other_seeds_differ(run, cohort, tmp_path):
 
 def test_the_mean_is_what_is_expected_and_samples_spread_about_it(run, cohort, tmp_path):
     files = [cohort.embedding("A")]
-    sample(run, files, tmp_path / "many", SampleSettings(n_samples=400))
+    sample(run, files, tmp_path / "many", SampleSettings(n_samples=64))
     sample(run, files, tmp_path / "one")
     many, one = (read_prediction(tmp_path / name / "A.h5ad") for name in ("many", "one"))
-    assert many.samples.shape == (400, 36, len(GENES))
+    assert many.samples.shape == (64, 36, len(GENES))
     assert one.samples is None
     if many.provenance["denoiser"] == "transformer":  # it knows no more than its samples
         np.testing.assert_allclose(many.mean, many.samples.mean(0), atol=1e-4)

@@ -19,7 +19,6 @@ from stflow_graph.io.predictions import read_prediction
 from stflow_graph.models.checkpoint import load_checkpoint
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
-from stflow_graph.training import loop as fit_module
 
 WEIGHTS = "fold0/checkpoint/model.safetensors"
 
@@ -40,6 +39,8 @@ def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
             assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3]
         checkpoint = load_checkpoint(folder / "checkpoint")
         assert checkpoint.config.denoiser.name == denoiser
+        if denoiser == "graph":  # chosen in training
+            assert 0 < checkpoint.config.denoiser.input_dropout < 1
         assert load_config(folder / "config.toml") == checkpoint.config
         provenance = json.loads((folder / "provenance.json").read_text())
         assert set(provenance["held_out_slides"]) < set(provenance["train_slides"])
@@ -48,6 +49,8 @@ def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
         assert checkpoint.provenance["protocol"] == results[0].protocol
         assert list((folder / "tensorboard").iterdir())
         assert (folder / "checkpoint" / "README.md").exists()
+    asked = json.loads((out / "run.json").read_text())["config"]
+    assert asked["denoiser"].get("input_dropout", "auto") == "auto"
     table = json.loads((out / "results_kfold.json").read_text())
     assert table["protocol"] == results[1].protocol
     assert results[0].protocol.startswith(
@@ -58,18 +61,6 @@ def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
     assert [row["name"] for row in table["pearson_corrs"]] == [f"G{i}" for i in range(6)]
     assert len(table["mean_per_split"]) == 2
     assert table["pearson_mean"] == pytest.approx(np.mean([r.pearson.mean() for r in results]))
-
-
-def test_it_learns(cohort, tmp_path):
-    (result,) = run(
-        cohort,
-        tmp_path / "run",
-        train__epochs=30,
-        train__lr=5e-3,
-        train__regions_per_slide=5,
-        denoiser__input_dropout=0.0,  # ten channels, none to spare
-    )
-    assert result.pearson.mean() > 0.5
 
 
 def test_a_finished_run_is_left_as_it_is(cohort, tmp_path):
@@ -84,62 +75,44 @@ class Stopped(Exception):
     pass
 
 
-def stop_at(epoch: int):
+def stop_at(epoch: int, member: int = 0):
     def report(progress):
-        if progress.epoch.epoch == epoch:
+        if (progress.member, progress.epoch.epoch) == (member, epoch):
             raise Stopped
 
     return report
 
 
-@pytest.mark.parametrize("denoiser", ["graph", "transformer"])
-def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(
-    cohort, tmp_path, monkeypatch, denoiser
-):
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr("stflow_graph.training.loop._SAVE_EVERY", 0)
-    run(cohort, tmp_path / "whole", denoiser__name=denoiser, train__epochs=4)
-    for epoch in (1, 2):
+    run(cohort, tmp_path / "whole", train__members=2)
+    stopped = tmp_path / "stopped"
+    for member, epoch in ((0, 1), (0, 2), (1, 2)):
         with pytest.raises(Stopped):
-            run(
-                cohort,
-                tmp_path / "stopped",
-                stop_at(epoch),
-                denoiser__name=denoiser,
-                train__epochs=4,
-            )
-    epochs = []
-    run(
-        cohort,
-        tmp_path / "stopped",
-        lambda p: epochs.append(p.epoch.epoch),
-        denoiser__name=denoiser,
-        train__epochs=4,
-    )
-    assert epochs == [3, 4]
-    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
+            run(cohort, stopped, stop_at(epoch, member), train__members=2)
+    reported = []
+    run(cohort, stopped, lambda p: reported.append((p.member, p.epoch.epoch)), train__members=2)
+    assert reported == [(1, 3)]
+    assert sha256(stopped / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
 
 
 def test_more_epochs_extend_a_run_as_if_they_had_been_asked_for_at_first(cohort, tmp_path):
-    run(cohort, tmp_path / "long", train__epochs=5)
-    run(cohort, tmp_path / "extended", train__epochs=2)
-    run(cohort, tmp_path / "extended", train__epochs=5)
+    run(cohort, tmp_path / "long", train__epochs=2)
+    for epochs in (1, 2):
+        run(cohort, tmp_path / "extended", train__epochs=epochs)
     assert sha256(tmp_path / "extended" / WEIGHTS) == sha256(tmp_path / "long" / WEIGHTS)
 
 
-def test_seeds_decide(cohort, tmp_path):
+def test_the_seed_decides_and_the_global_random_state_is_left_alone(cohort, tmp_path):
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(cohort, tmp_path / name, train__seed=seed)
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        run(cohort, tmp_path / name, train__seed=seed, train__epochs=1)
+        assert torch.equal(torch.rand(3), expected)
         hashes.append(sha256(tmp_path / name / WEIGHTS))
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_the_global_random_state_is_left_alone(cohort, tmp_path):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    run(cohort, tmp_path / "run", train__epochs=1)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_test_slides_have_no_say_in_the_weights(cohort, tmp_path):
@@ -160,14 +133,6 @@ def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(coh
         run(cohort, tmp_path / "run")
     (result,) = run(cohort, tmp_path / "run", overwrite=True, train__lr=1e-3)
     assert not result.up_to_date
-
-
-def test_a_checkpoint_of_another_version_is_refused_with_the_way_out(cohort, tmp_path):
-    run(cohort, tmp_path / "run", train__epochs=1)
-    file = tmp_path / "run/fold0/checkpoint/config.json"
-    file.write_text(file.read_text().replace("checkpoint/3", "checkpoint/2"))
-    with pytest.raises(BadConfig, match=r"found 'stflow_graph.checkpoint/2'.*train anew"):
-        load_checkpoint(file.parent)
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
@@ -244,56 +209,8 @@ def test_a_fold_of_several_test_slides_is_scored_over_all_their_spots(cohort, tm
     assert table["mean_per_split"] == [pytest.approx(np.mean(expected), abs=1e-5)]
 
 
-def test_members_hold_other_slides_out_and_their_mean_is_used(cohort, tmp_path):
-    (result,) = run(cohort, tmp_path / "run", train__members=4, train__folds=[0])
-    checkpoint = load_checkpoint(tmp_path / "run/fold0/checkpoint")
-    assert checkpoint.n_members == len(result.best) == 3  # one a training slide
-    assert checkpoint.provenance["held_out_slides"] == ["B", "C", "D"]
-    with (tmp_path / "run/fold0/history.csv").open() as file:
-        rows = [(int(row["member"]), int(row["epoch"])) for row in csv.DictReader(file)]
-    assert rows == [(member, epoch) for member in range(3) for epoch in (1, 2, 3)]
-    assert len(list((tmp_path / "run/fold0").glob("state-*.safetensors"))) == 3
-    weights = [
-        checkpoint.weights[f"members.{member}.encoder.embed_x.weight"].numpy()
-        for member in range(3)
-    ]
-    assert not np.array_equal(weights[0], weights[1])
-
-
-def test_a_run_stopped_soon_after_its_state_was_kept_does_those_epochs_again(cohort, tmp_path):
-    run(cohort, tmp_path / "whole", train__epochs=4)
-    with pytest.raises(Stopped):
-        run(cohort, tmp_path / "stopped", stop_at(3), train__epochs=4)
-    epochs = []
-    run(cohort, tmp_path / "stopped", lambda p: epochs.append(p.epoch.epoch), train__epochs=4)
-    assert epochs == [2, 3, 4]  # the first epoch is kept, the next ten seconds later
-    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
-
-
-def test_a_run_stopped_in_a_later_member_goes_on_there(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("stflow_graph.training.loop._SAVE_EVERY", 0)
-    run(cohort, tmp_path / "whole", train__members=3)
-
-    def stop(progress):
-        if (progress.member, progress.epoch.epoch) == (1, 2):
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run(cohort, tmp_path / "stopped", stop, train__members=3)
-    told = []
-    run(
-        cohort,
-        tmp_path / "stopped",
-        lambda p: told.append((p.member, p.epoch.epoch)),
-        train__members=3,
-    )
-    assert told == [(1, 3), (2, 1), (2, 2), (2, 3)]
-    assert sha256(tmp_path / "stopped" / WEIGHTS) == sha256(tmp_path / "whole" / WEIGHTS)
-
-
-@pytest.mark.parametrize("slides", [1, 2])
-def test_few_slides_are_cut_into_parts_for_the_members(cohort, tmp_path, slides):
-    rows = (cohort.root / "splits/train_0.csv").read_text().splitlines()[: 1 + slides]
+def test_a_single_slide_is_cut_into_parts_for_the_members(cohort, tmp_path):
+    rows = (cohort.root / "splits/train_0.csv").read_text().splitlines()[:2]
     (cohort.root / "splits/train_0.csv").write_text("\n".join(rows) + "\n")
     (result,) = run(cohort, tmp_path / "run", train__members=2)
     assert len(result.best) == 2
@@ -318,13 +235,16 @@ def test_plain_regression_is_the_mean_of_the_flow_and_has_no_samples(cohort, tmp
 
 
 def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path):
-    run(cohort, tmp_path / "run", train__members=3, train__epochs=10)
+    run(cohort, tmp_path / "run", train__members=4, train__epochs=1)
     folder = tmp_path / "run/fold0/checkpoint"
     calibration = load_checkpoint(folder).calibration
     assert np.isfinite(calibration.spread).all()
     assert np.isfinite(calibration.pearson).all()
     assert np.isfinite(calibration.pearson_sd).all()
-    weights = load_checkpoint(folder).weights
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.n_members == 3  # one a training slide
+    assert checkpoint.provenance["held_out_slides"] == ["B", "C", "D"]
+    weights = checkpoint.weights
     for i in range(3):  # a slide's states are read as within those of training
         low, high = (weights[f"members.{i}.flow.{end}"] for end in ("lowest", "highest"))
         assert (low < high).all()
@@ -343,30 +263,6 @@ def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path
     (folder / "calibration.csv").write_text("gene,spread,pearson,pearson_sd\n")
     with pytest.raises(BadInput, match=r"calibration.csv: sha256"):
         load_checkpoint(folder)
-
-
-def test_the_dropout_that_training_chose_is_written_down(cohort, tmp_path):
-    run(cohort, tmp_path / "run")
-    chosen = load_checkpoint(tmp_path / "run/fold0/checkpoint").config.denoiser.input_dropout
-    assert 0 < chosen < 1
-    asked = json.loads((tmp_path / "run/run.json").read_text())["config"]
-    assert asked["denoiser"]["input_dropout"] == "auto"
-
-
-def test_slides_larger_than_a_step_are_learned_in_parts(cohort, tmp_path, monkeypatch):
-    sizes = []
-
-    def estimate(model, batch, *others, _real=fit_module._estimate):
-        sizes.append((int(batch.inner.sum()), batch.num_nodes))
-        return _real(model, batch, *others)
-
-    monkeypatch.setattr(fit_module, "_estimate", estimate)
-    whole = {"train__folds": [0], "train__epochs": 1, "denoiser__n_layers": 1}
-    whole |= {"train__members": 1, "train__regions_per_slide": 1}
-    run(cohort, tmp_path / "run", train__max_spots_per_batch=20, **whole)
-    n_spots = [len(load_slide(cohort.embedding(s), cohort.expression(s))) for s in "BCD"]
-    assert all(own <= 20 < n_nodes for own, n_nodes in sizes)
-    assert sum(own for own, _ in sizes) in {sum(n_spots) - n for n in n_spots}  # one is held out
 
 
 def test_two_regions_a_step_share_its_spots():

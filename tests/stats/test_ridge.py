@@ -56,11 +56,11 @@ def test_it_is_scikit_learns_ridge_on_slides_centred_one_by_one():
 
 
 def test_many_spots_are_drawn_from_with_the_penalty_in_proportion(monkeypatch):
-    given = slides(spots=1000)
-    monkeypatch.setattr(ridge, "_MAX_ROWS", 8000)
-    whole = fit(given).weights(4000.0)
-    monkeypatch.setattr(ridge, "_MAX_ROWS", 1000)
-    drawn = fit(given).weights(4000.0)
+    given = slides(spots=400)
+    monkeypatch.setattr(ridge, "_MAX_ROWS", 1600)
+    whole = fit(given).weights(1600.0)
+    monkeypatch.setattr(ridge, "_MAX_ROWS", 800)
+    drawn = fit(given).weights(1600.0)
     np.testing.assert_allclose(drawn, whole, atol=0.1)
 
 
