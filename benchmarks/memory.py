@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {part: {name: {} for name in names} for part in PARTS}
     for n in options.sizes:
         for name in names:
-            if name == PUBLISHED and n > options.most_published:
+            if name == PUBLISHED and n > options.max_published:
                 continue
             for part in PARTS:
                 command = [sys.executable, __file__, "--out", options.out, "--cell", name, n, part]
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--most-published", type=int, default=10_000)
+    parser.add_argument("--max-published", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
     parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

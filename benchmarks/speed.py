@@ -2,14 +2,14 @@
 
 usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 100000] [--repeats 5]
            [--denoisers "graph, default" ...]
-           [--threads 2] [--device cpu] [--compile] [--no-training] [--most-published 10000]
+           [--threads 2] [--device cpu] [--compile] [--no-training] [--max-published 10000]
            [--quick]
 
 All denoisers of ``contenders.py`` take turns in one process, one size after the other; medians.
 Sampling is the making of the graph and all network calls, as many for everyone; a step is its
 share of one call, a call is one that knows nothing of others. The transformer
 ``as published`` makes distances of all pairs in every call and is left out beyond
---most-published spots. The floor is the time of the matrix products of the spots alone (190,000
+--max-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
 compiled with torch.compile and works on whole slides, as on a GPU. Writes OUT/speed.json and
 .png; scaling.py fits how the cost grows.
@@ -155,11 +155,11 @@ def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return ``{denoiser: {part: median seconds}}`` at one size; the denoisers take turns."""
     runners = {}
     for name in CONTENDERS:
-        beyond = name == PUBLISHED and n > options.most_published
+        beyond = name == PUBLISHED and n > options.max_published
         if beyond or name not in {REFERENCE, *options.denoisers}:
             continue
         runners[name] = Runner(name, n, options)
-    training = options.training and n <= options.most_training
+    training = options.training and n <= options.max_training
     table: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in runners}
     first = {name: runner.first_call() for name, runner in runners.items()}
     for _ in range(options.repeats if n <= options.many else max(1, options.repeats // 2)):
@@ -219,8 +219,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", dest="compiled", action="store_true")
     parser.add_argument("--no-training", dest="training", action="store_false")
-    parser.add_argument("--most-training", type=int, default=10_000)
-    parser.add_argument("--most-published", type=int, default=10_000)
+    parser.add_argument("--max-training", type=int, default=10_000)
+    parser.add_argument("--max-published", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -22,7 +22,7 @@ def genes(
         Literal["hvg", "mean", "moran"], Option(help="hvg: highly variable genes, as HEST.")
     ] = "hvg",
     n_genes: Annotated[int, Option(min=1, help="Number of genes per list.")] = 50,
-    least_share: Annotated[
+    min_fraction: Annotated[
         float, Option(min=0, max=1, help="Minimum fraction of spots with the gene, in every slide.")
     ] = 0.1,
     panel: Annotated[Path | None, Option(help="Gene list to choose from.")] = None,
@@ -44,7 +44,7 @@ def genes(
 
     done = choose_genes(
         root,
-        GeneRule(method, n_genes, least_share, panel),
+        GeneRule(method, n_genes, min_fraction, panel),
         datasets=datasets or (),
         folds=folds or (),
         out=out,

@@ -68,10 +68,12 @@ class TiledGraph:
             tile_size: maximum number of spots of a tile.
 
         Raises:
-            ValueError: ``tile_size`` < 1, or a batch of several slides.
+            ValueError: ``tile_size`` < 1, no spots, or a batch of several slides.
         """
         if tile_size < 1:
             raise ValueError(f"tile_size must be >= 1, got {tile_size}")
+        if data.pos.size(0) == 0:
+            raise ValueError("tiles are of a slide with spots, got none")
         if n_slides_of(slide_of_spots(data)) > 1:
             raise ValueError("tiles are of one slide, got a batch of several")
         groups = split_in_space(data.pos.cpu().numpy(), tile_size)

@@ -146,7 +146,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         stored = content.get("format") if isinstance(content, dict) else type(content).__name__
         fix = ""
         if stored == NETWORK:
-            fix = " Fix: from_pretrained of its network class loads a bare network"
+            network = content.get("network", "its class")
+            fix = f" Fix: {network}.from_pretrained loads a bare network"
         elif str(stored).startswith("stflow_graph.checkpoint/"):
             fix = " Fix: it is of another development version; train anew"
         raise BadConfig(

@@ -145,7 +145,7 @@ def _rank(
         source = rule.panel or fold.train[0].expr_path.parent
         found = unquoted(f"0 of {len(shared)} genes that the slides of fold {fold.index} share")
         expected = f"genes counted in {rule.min_fraction:.0%} of the spots of every training slide"
-        raise BadInput(source, "genes", found, expected, "give a lower --least-share")
+        raise BadInput(source, "genes", found, expected, "give a lower --min-fraction")
     if len(ranked) < rule.n_genes:
         logger.warning(
             "fold %d: only %d of %d genes qualify", fold.index, len(ranked), rule.n_genes

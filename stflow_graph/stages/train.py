@@ -59,7 +59,8 @@ def train(
     Writes ``out/fold<i>/`` (with several data sets ``out/<data set>/fold<i>/``): ``checkpoint/``,
     ``history.csv``, ``config.toml``, ``provenance.json``, ``result.json``, TensorBoard logs; and
     ``results_kfold.json`` in HEST's form. An interrupted run is resumed; complete folds
-    are skipped. The test slides are read after training has ended.
+    are skipped. Test slides are read with the others, so that a bad one is refused before hours of
+    training, but training is not given them.
 
     Args:
         config: the resolved configuration.
@@ -140,14 +141,14 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-    """A fold's training slides and what identifies its files."""
+    """A fold's training and test slides and what identifies its files."""
 
     dataset: str
     fold: Fold
     protocol: str
     genes: list[str]
-    matching: GeneMatching
     slides: list[Slide]
+    tests: list[Slide]
     hashes: dict[str, str]
 
 
@@ -158,10 +159,13 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     matching = gene_matching(config.data.gene_aliases, config.data.duplicate_genes)
     if config.data.gene_aliases:
         hashes["gene_aliases"] = sha256(config.data.gene_aliases)
-    slides = [_load(sample, config, genes, matching) for sample in fold.train]
-    check_one_width(slides, config.data.embed_dataroot)
+    slides, tests = (
+        [_load(sample, config, genes, matching) for sample in side]
+        for side in (fold.train, fold.test)
+    )
+    check_one_width([*slides, *tests], config.data.embed_dataroot)
     protocol = protocol_name(dataset, config.data.target, config.data.gene_list)
-    return _Inputs(dataset.name, fold, protocol, genes, matching, slides, hashes)
+    return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
 
 
 def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | None) -> FoldResult:
@@ -186,8 +190,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     write_json(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
     save_checkpoint(folder / "checkpoint", checkpoint)
-    tests = [_load(sample, config, genes, inputs.matching) for sample in fold.test]
-    pearson, of_slides = _score_test(checkpoint, tests)
+    pearson, of_slides = _score_test(checkpoint, inputs.tests)
     result = FoldResult(
         inputs.dataset,
         fold.index,

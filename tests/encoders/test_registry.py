@@ -42,6 +42,15 @@ GATED = {
     "hibou_l",
 }
 by_name = pytest.mark.parametrize("entry", ENCODERS.values(), ids=lambda e: e.name)
+# one of each kind of network and of file; the others take half a minute
+KINDS = ("ciga", "conch_v1", "ctranspath", "h_optimus_1", "kaiko_b8", "phikon_v2", "virchow2")
+by_kind = pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, marks=() if name in KINDS else pytest.mark.slow, id=name)
+        for name, entry in ENCODERS.items()
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +164,7 @@ def test_h0_mini_has_its_published_86_million_parameters():
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 86
 
 
-@by_name
+@by_kind
 def test_a_published_file_of_a_weights_root_gives_embeddings_that_no_batch_changes(
     entry, tmp_path, images, monkeypatch
 ):

@@ -158,5 +158,7 @@ def test_spots_at_one_place_are_split_too():
 def test_tiles_without_spots_and_of_several_slides_are_refused(data):
     with pytest.raises(ValueError, match="tile_size must be >= 1"):
         TiledGraph.of(data, 0)
+    with pytest.raises(ValueError, match="got none"):
+        TiledGraph.of(data.subgraph(torch.zeros(len(data.pos), dtype=torch.bool)), 5)
     with pytest.raises(ValueError, match="tiles are of one slide"):
         TiledGraph.of(Batch.from_data_list([data, data]), 5)

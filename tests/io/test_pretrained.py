@@ -136,5 +136,5 @@ def test_pushing_to_what_is_no_repository_is_refused(api):
 
 def test_a_checkpoint_is_not_taken_for_a_network_or_the_other_way(tmp_path):
     GraphDenoiser(6, 5, **SMALL).save_pretrained(tmp_path / "model")
-    with pytest.raises(BadConfig, match="loads a bare network"):
+    with pytest.raises(BadConfig, match=r"GraphDenoiser\.from_pretrained loads a bare network"):
         SlideModel.from_pretrained(tmp_path / "model")

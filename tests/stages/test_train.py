@@ -167,6 +167,11 @@ def test_bad_data_are_refused_before_anything_is_trained(cohort, tmp_path):
         run(cohort, tmp_path / "w")
     with pytest.raises(BadInput, match="stflow-graph embed"):
         run(cohort, tmp_path / "e", data__encoder="other")
+    write_slide(cohort.embedding("B"), None, 36, seed=1)
+    cohort.expression("A").write_text("no")  # the test slide
+    with pytest.raises(BadInput, match="A.h5ad"):
+        run(cohort, tmp_path / "t")
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort", "embeddings"]
 
 
 def test_a_damaged_state_is_refused_with_the_way_out(cohort, tmp_path):
