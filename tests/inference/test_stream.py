@@ -104,6 +104,24 @@ def test_a_slide_in_blocks_and_tiles_is_predicted_as_a_whole(
     np.testing.assert_allclose(alone, mean, atol=1e-6)
 
 
+def test_blocks_are_whole_chunks_that_memory_has_room_for(checkpoint, source, monkeypatch):
+    in_small_pieces(monkeypatch)
+    n_genes, n_members = len(checkpoint.genes), checkpoint.n_members
+    row = 4 * n_genes * (3 + n_members + 8)  # bytes
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 12 * row)
+    _, _, n_blocks = streamed(checkpoint, source)
+    assert n_blocks == 4  # 36 rows by 10, two chunks of 5
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_small_slide_is_read_once(checkpoint, source, monkeypatch, kept):
+    reads, blocks = [], EmbeddingFile.blocks
+    monkeypatch.setattr(EmbeddingFile, "blocks", lambda file: reads.append(file) or blocks(file))
+    monkeypatch.setattr(module, "_KEEP_BYTES", 4 * 36 * CHANNELS - (0 if kept else 1))
+    streamed(checkpoint, source)
+    assert (len(reads) == 1) == kept
+
+
 @pytest.mark.parametrize("standardize", ["slide", "train", "none"])
 def test_embeddings_are_scaled_block_by_block_as_in_memory(file, source, monkeypatch, standardize):
     checkpoint = checkpoint_of(data__standardize=standardize)
