@@ -59,6 +59,7 @@ def evaluate(
             progress=lambda step: status.update(Text(step)),
         )
     show(_score_table(scores), _slide_table(scores), *_measure_tables(scores))
+    show(*_scale_tables(scores))
     show(*(f"protocol: {protocol}" for protocol in scores.protocols))
     for slide in scores.slides:
         show(f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots scored")
@@ -105,11 +106,27 @@ def _measure_tables(scores: Evaluation) -> list[Group]:
     tables = []
     for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
         cells = [
-            [row.name, *(_number(row.others[n], sign=n == "moran_difference") for n in some)]
+            [row.name, *(_number(row.others[n], sign=n.endswith("difference")) for n in some)]
             for row in rows
         ]
         headings = ["", *(MEASURES[name][0] for name in some)]
         tables.append(table("other measures, mean over slides", headings, cells, styles=styles))
+    return tables
+
+
+def _scale_tables(scores: Evaluation) -> list[Group]:
+    """Return calibration by scale of each model with samples."""
+    from stflow_graph.evaluation.by_scale import COLUMNS, scale_rows
+
+    tables = []
+    for name in (row.name for row in scores.rows if row.kind == "model"):
+        cells = [
+            [row.region, *(_number(row.means[key]) for key in COLUMNS)]
+            for row in scale_rows(scores.slides, name)
+        ]
+        if cells:
+            headings = ["mean over", *(heading for heading, _ in COLUMNS.values())]
+            tables.append(table(f"calibration by scale, {name}", headings, cells))
     return tables
 
 

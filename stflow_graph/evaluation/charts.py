@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -106,6 +107,63 @@ def gene_chart(
             }
             for place, i in enumerate(order)
         ],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleLine:
+    """Coverage of an interval by size of region.
+
+    Attributes:
+        name: of the model, and what is covered.
+        style: class of its marks in the page's style sheet.
+        dashed: whether its line is.
+        regions: size of region to the coverage on each slide.
+    """
+
+    name: str
+    style: str
+    dashed: bool
+    regions: dict[str, np.ndarray]
+
+
+def scale_chart(lines: Sequence[ScaleLine], nominal: float, label: str) -> Markup:
+    """Return an SVG chart of coverage by size of region.
+
+    Args:
+        lines: with the means over slides; each slide is a dot.
+        nominal: level that calibrated samples would have, a dashed line.
+        label: description for screen readers.
+    """
+    names = list(dict.fromkeys(region for line in lines for region in line.regions))
+    step = 96
+
+    def y(value: float) -> float:
+        return _TOP + _PLOT * (1 - value)
+
+    def drawn(line: ScaleLine) -> dict[str, Any]:
+        at = {region: _LEFT + step * (names.index(region) + 0.5) for region in line.regions}
+        means = {region: float(values.mean()) for region, values in line.regions.items()}
+        return {
+            "name": line.name,
+            "style": line.style,
+            "dashed": line.dashed,
+            "hint": ", ".join(f"{region} {mean:.0%}" for region, mean in means.items()),
+            "points": [(at[region], y(mean)) for region, mean in means.items()],
+            "dots": [(at[r], y(float(v))) for r, values in line.regions.items() for v in values],
+        }
+
+    return render(
+        "scales.svg.jinja",
+        label=label,
+        width=_LEFT + step * len(names) + 8,
+        left=_LEFT,
+        top=_TOP,
+        plot=_PLOT,
+        ticks=[(tick / 5, y(tick / 5)) for tick in range(6)],
+        nominal=y(nominal),
+        regions=[(_LEFT + step * (i + 0.5), name) for i, name in enumerate(names)],
+        lines=[drawn(line) for line in lines],
     )
 
 

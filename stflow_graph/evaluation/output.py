@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stflow_graph.evaluation.records import CEILING, Evaluation, Row, Score, Sli
 from stflow_graph.evaluation.report import render_report
 from stflow_graph.io.atomic import sha256, write_json, write_text
 from stflow_graph.io.cells import safe_cell
+from stflow_graph.stats.ensembles import Coverage
 from stflow_graph.stats.metrics import none_if_nan
 from stflow_graph.version import __version__
 
@@ -121,15 +123,27 @@ def _score_json(score: Score, genes: list[str]) -> dict[str, Any]:
         "n_genes_defined": {
             name: int(np.isfinite(values).sum()) for name, values in score.per_gene.items()
         },
-        "coverage": [
-            {name: getattr(part, name) for name in ("level", "covered", "calibrated", "width")}
-            for part in score.coverage
+        "coverage": _coverage_json(score.coverage),
+        "calibration_by_scale": [
+            {
+                "spots": part.spots,
+                "whole_slide": part.whole,
+                "genes": "mean" if part.gene_mean else "each",
+                "raw": _coverage_json(part.raw),
+                "centred": _coverage_json(part.centred),
+            }
+            for part in score.by_scale
         ],
         "genes": {
             gene: {name: values[i] for name, values in score.per_gene.items()}
             for i, gene in enumerate(genes)
         },
     }
+
+
+def _coverage_json(coverage: Sequence[Coverage]) -> list[dict[str, float]]:
+    names = ("level", "covered", "calibrated", "width")
+    return [{name: getattr(part, name) for name in names} for part in coverage]
 
 
 def as_csv(evaluation: Evaluation) -> str:

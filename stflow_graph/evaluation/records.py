@@ -11,6 +11,7 @@ import pandas as pd
 
 from stflow_graph.stats.ensembles import Coverage
 from stflow_graph.stats.metrics import is_constant, mean_of_defined
+from stflow_graph.stats.scales import ScaleCoverage
 
 Kind = Literal["model", "baseline", "reference"]
 CEILING = "noise ceiling"
@@ -25,13 +26,16 @@ class Score:
         per_gene: metric to ``[G]``, NaN where undefined: pearson, spearman, moran; in the units of
             expression mse, r2, relative_variation; for samples crps, energy_distance.
         overall: metrics of all genes together: moran_difference (prediction − truth),
-            gene_correlation_distance; for samples energy_score, coverage_50 and so on, width_80.
+            gene_correlation_distance; for samples energy_score, coverage_50 and so on, width_80,
+            and those of ``stats.scales``.
         coverage: the same coverage beside that of a calibrated model; empty without samples.
+        by_scale: coverage of means over regions of each size; empty without samples.
     """
 
     per_gene: dict[str, np.ndarray]
     overall: dict[str, float]
     coverage: list[Coverage]
+    by_scale: list[ScaleCoverage] = dataclasses.field(default_factory=list)
 
     def mean(self, metric: str) -> float:
         """Return a metric over all genes, NaN where it is undefined."""

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.evaluation.baselines import DARKNESS, NAMES
+from stflow_graph.evaluation.by_scale import COLUMNS, ScaleRow, scale_rows
 from stflow_graph.evaluation.charts import (
     MapFrame,
+    ScaleLine,
     Series,
     colour_scale,
     gene_chart,
     map_png,
+    scale_chart,
     strip_chart,
 )
 from stflow_graph.evaluation.notes import TRAINING_SLIDE
@@ -60,6 +63,8 @@ def render_report(evaluation: Evaluation) -> str:
         ],
         # a slide with samples of each model
         sampled={name: slide for slide in reversed(evaluation.slides) for name in slide.samples},
+        scales=_scales(evaluation, models),
+        scale_columns=COLUMNS,
         max_maps=MAX_MAPS,
         colours=colour_scale(),
         version=__version__,
@@ -78,6 +83,31 @@ def _strips(evaluation: Evaluation) -> dict[str, str]:
         for row in evaluation.rows
         if np.isfinite(row.mean) and row.name != CEILING
     }
+
+
+def _scales(evaluation: Evaluation, models: Sequence[str]) -> dict[str, Any] | None:
+    """Return the figure and the tables of calibration by scale; None without samples."""
+    rows = {name: scale_rows(evaluation.slides, name) for name in models}
+    rows = {name: of_model for name, of_model in rows.items() if of_model}
+    if not rows:
+        return None
+    lines = [
+        ScaleLine(
+            f"{name}{suffix}",
+            f"m{models.index(name) % _COLOURS}",
+            bool(suffix),
+            {row.region: v for row in of_model if len(v := row.slides[key][_defined(row, key)])},
+        )
+        for name, of_model in rows.items()
+        for key, suffix in (("coverage_80", ""), ("centred_80", ", centred"))
+    ]
+    label = "Coverage of 80% intervals of means over regions, by size of region"
+    return {"rows": rows, "lines": lines, "chart": scale_chart(lines, 0.8, label)}
+
+
+def _defined(row: ScaleRow, key: str) -> np.ndarray:
+    defined: np.ndarray = np.isfinite(row.slides[key])
+    return defined
 
 
 def _view(

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from stflow_graph.evaluation.baselines import DARKNESS
 from stflow_graph.evaluation.records import Score, SlideEvaluation
-from stflow_graph.stats import ensembles, metrics
+from stflow_graph.stats import ensembles, metrics, scales
 
 
 def score_slide(slide: SlideEvaluation) -> None:
@@ -27,6 +27,7 @@ def _score(slide: SlideEvaluation, name: str, weights: sp.csr_matrix) -> Score:
     }
     overall = {"moran_difference": metrics.mean_of_defined(moran - slide.moran)}
     coverage: list[ensembles.Coverage] = []
+    by_scale: list[scales.ScaleCoverage] = []
     if name != DARKNESS:  # which is not in units of expression
         per_gene |= {
             "mse": metrics.mse_per_gene(predicted, truth),
@@ -46,5 +47,22 @@ def _score(slide: SlideEvaluation, name: str, weights: sp.csr_matrix) -> Score:
             "energy_score": ensembles.energy_score(samples, truth),
             **{f"coverage_{100 * part.level:.0f}": part.covered for part in coverage},
             "width_80": next(part.width for part in coverage if part.level == 0.8),
+            **_joint_scores(slide, name, weights),
         }
-    return Score(per_gene, overall, coverage)
+        by_scale = scales.coverage_by_scale(samples, truth, slide.coords)
+    return Score(per_gene, overall, coverage, by_scale)
+
+
+def _joint_scores(slide: SlideEvaluation, name: str, weights: sp.csr_matrix) -> dict[str, float]:
+    """Score samples for how spots and genes vary together."""
+    samples, truth = slide.samples[name], slide.truth
+    regions = scales.region_mean(slide.coords, min(9, len(slide)))
+    moran, of_truth = scales.residual_moran(samples, slide.predictions[name], truth, weights)
+    return {
+        "region_energy_score": scales.region_energy_score(samples, truth, regions),
+        "variogram_score": scales.variogram_score(samples, truth, regions),
+        "residual_moran": moran,
+        "residual_moran_of_truth": of_truth,
+        "residual_moran_difference": moran - of_truth,
+        "sample_gene_distance": scales.sample_gene_distance(samples, truth),
+    }

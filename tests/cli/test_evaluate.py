@@ -4,6 +4,7 @@ import json
 
 import pytest
 from artefacts import write_prediction
+from predicted import predicted
 from toy import GENES
 
 from stflow_graph.data.load import load_slide
@@ -42,6 +43,16 @@ def test_the_tables_are_printed_and_three_files_written(cli, files, cohort, tmp_
         assert text in run.out
     assert "report.html" in run.out
     assert {path.name for path in out.iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
+
+
+def test_samples_have_a_line_a_scale(cli, cohort, tmp_path):
+    path = predicted(cohort, n_samples=4).write(tmp_path / "A.h5ad")
+    out = tmp_path / "out"
+    run = cli("eval", path, "--truth", cohort.root, "--out", out, "--n-bootstrap", 10, columns=80)
+    assert run.code == 0, run.err
+    table = run.out[run.out.index("calibration by scale, graph") :].splitlines()
+    assert [line.split()[0] for line in table[3:8] if line.strip()][:4] == ["1", "9", "25", "slide"]
+    assert max(map(len, table[:8])) <= 80
 
 
 def test_baselines_take_their_roots_from_the_command_line(cli, files, cohort, tmp_path):

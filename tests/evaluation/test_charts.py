@@ -11,10 +11,12 @@ from PIL import Image
 
 from stflow_graph.evaluation.charts import (
     MapFrame,
+    ScaleLine,
     Series,
     colour_scale,
     gene_chart,
     map_png,
+    scale_chart,
     strip_chart,
 )
 
@@ -155,6 +157,30 @@ def test_the_strip_places_its_marks_in_the_order_of_their_values():
     assert places == sorted(places, key=float)
     empty = ET.fromstring(strip_chart(np.nan, (np.nan, np.nan), np.nan, (0.0, 1.0)))
     assert len(empty) == 1
+
+
+def test_coverage_by_scale_has_a_line_through_the_means_and_a_dot_per_slide():
+    regions = {"1 spot": np.array([0.8, 0.6]), "slide": np.array([0.2])}
+    lines = [
+        ScaleLine("<graph>", "m0", False, regions),
+        ScaleLine("<graph>, centred", "m0", True, {"1 spot": np.array([0.8])}),
+    ]
+    root = ET.fromstring(scale_chart(lines, 0.8, "x"))
+    whole, centred = root.findall("g")
+    assert whole.find("title").text == "<graph>: 1 spot 70%, slide 20%"
+    points = [tuple(map(float, p.split(","))) for p in whole.find("polyline").get("points").split()]
+    y = {t.text: float(t.get("y")) - 3.5 for t in root.findall("text") if "%" in t.text}
+    scale = (y["20%"] - y["80%"]) / 0.6
+    assert points[0][1] == pytest.approx(y["80%"] + 0.1 * scale, abs=0.2)
+    assert points[1][1] == pytest.approx(y["20%"], abs=0.2)
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in whole.findall("circle")]
+    expected = [(points[0][0], y[level]) for level in ("80%", "60%")] + [points[1]]
+    np.testing.assert_allclose(dots, expected, atol=0.2)
+    nominal = next(e for e in root.findall("line") if e.get("class") == "limit")
+    assert float(nominal.get("y1")) == pytest.approx(y["80%"], abs=0.2)
+    places = {t.text: float(t.get("x")) for t in root.findall("text") if t.get("class") == "region"}
+    assert places == {"1 spot": points[0][0], "slide": points[1][0]}
+    assert "dashed" in centred.find("polyline").get("class")
 
 
 def test_the_scale_runs_through_the_maps_colours():

@@ -181,3 +181,13 @@ def test_a_prediction_without_any_correlation_has_a_report(run):
 )
 def test_numbers_read_well(value, sign, text):
     assert number(value, sign=sign) == text
+
+
+def test_samples_have_a_figure_and_a_table_of_calibration_by_scale(run):
+    page = Page(render_report(run(n_samples=4, baselines=False)))
+    assert "Calibration by scale" in page.text
+    (chart,) = (tag for tag in page.all("svg") if tag.get("class") == "scales")
+    assert chart["aria-label"].startswith("Coverage of 80% intervals")
+    assert "graph, centred" in page.text
+    assert re.search(r"graph: coverage by size of region.*1 spot.*9 spots.*slide", page.text)
+    assert "Calibration by scale" not in Page(render_report(run(baselines=False))).text

@@ -260,6 +260,18 @@ def test_samples_give_scores_of_distributions(predict, write_scores):
     crps = crps_per_gene(prediction.samples, slide.truth)
     np.testing.assert_allclose(slide.scores["graph"].per_gene["crps"], crps)
     stored = strict_json(evaluation.out / "metrics.json")
+    by_scale = stored["models"]["graph"]["slides"]["A"]["calibration_by_scale"]
+    assert [(part["spots"], part["genes"]) for part in by_scale] == [
+        (spots, genes) for spots in (1, 9, 25, 36) for genes in ("each", "mean")
+    ]
+    of_spots = stored["models"]["graph"]["slides"]["A"]["coverage"]
+    assert [part["covered"] for part in by_scale[0]["raw"]] == [p["covered"] for p in of_spots]
+    assert [part["whole_slide"] for part in by_scale] == 6 * [False] + 2 * [True]
+    assert (len(by_scale[0]["centred"]), by_scale[-1]["centred"]) == (3, [])
+    (row,) = (row for row in stored["table"] if row["name"] == "graph")
+    assert 0 < row["region_energy_score"] < row["energy_score"]
+    # noise that is drawn spot by spot, about a mean whose error is as well
+    assert abs(row["residual_moran_difference"]) < 0.2
     coverage = stored["models"]["graph"]["slides"]["A"]["coverage"]
     assert [part["level"] for part in coverage] == [0.5, 0.8, 0.9]
     assert rows_of(evaluation)["graph"].others["coverage_50"] == coverage[0]["covered"]
