@@ -1,4 +1,4 @@
-"""Content hashes of a fold's inputs, to detect stale results."""
+"""What a fold's results depend on: its sides and hashes of its files, to detect stale results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def hash_inputs(
     encoder: str,
     hash_file: Callable[[Path], str] = sha256,
 ) -> dict[str, str]:
-    """Return the SHA-256 of a fold's gene list and of each slide's embeddings and expression.
+    """Return a fold's slides, and the SHA-256 of its gene list, embeddings and expression.
+
+    The sides are named because every slide is on one of them: a slide that has changed sides
+    changes no hash, and a network trained on it must not be tested on it.
 
     Args:
         fold: training and test slides.
@@ -29,7 +32,11 @@ def hash_inputs(
     Raises:
         BadInput: a file is missing.
     """
-    hashes = {"genes": hash_file(Path(gene_file))}
+    hashes = {
+        "genes": hash_file(Path(gene_file)),
+        "train_slides": ", ".join(sample.id for sample in fold.train),
+        "test_slides": ", ".join(sample.id for sample in fold.test),
+    }
     for sample in (*fold.train, *fold.test):
         file = find_embedding(embed_dataroot, sample.dataset, encoder, sample.id)
         hashes[f"embeddings/{sample.id}"] = hash_file(file)

@@ -190,5 +190,4 @@ def _stored(file: Path, provenance: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _flat(provenance: dict[str, Any]) -> dict[str, Any]:
-    sides = {key: provenance.get(key) for key in ("train_slides", "test_slides")}
-    return {**provenance.get("settings", {}), **provenance.get("inputs", {}), **sides}
+    return {**provenance.get("settings", {}), **provenance.get("inputs", {})}

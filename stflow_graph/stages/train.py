@@ -113,7 +113,7 @@ def _check_same_run(out: Path, config: Config) -> None:
 
 def _claim(out: Path, config: Config, overwrite: bool) -> None:
     if overwrite:
-        for name in ("state-*.safetensors", "result.json"):
+        for name in ("state-*.safetensors", "result.json", "provenance.json"):
             for file in out.glob(f"**/fold*/{name}"):
                 file.unlink()
     write_json(out / "run.json", {"format": "stflow_graph.run/2", "config": _identity(config)})
@@ -262,7 +262,15 @@ def surroundings(config: Config) -> dict[str, Any]:
 
 
 def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult | None:
-    """Return the result of a complete fold, None if training is not finished."""
+    """Return the result of a complete fold, None if training is not finished.
+
+    Raises:
+        BadConfig: what is stored, complete or begun, is of other inputs.
+    """
+    begun = folder / "provenance.json"
+    if begun.exists():
+        stored = read_json(begun).get("inputs", {})
+        check_same_inputs(folder, stored, inputs.hashes, done="trained", redo="train anew")
     if not (folder / "result.json").exists():
         return None
     stored = read_json(folder / "result.json")
