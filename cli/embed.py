@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, show, state
+from .display import progress, show, show_next, state
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.embedding import Embedded
@@ -63,6 +63,20 @@ def embed(
             jobs = [(p, out / f"{p.stem}.h5" if folder else out) for p in patches or [] if out]
             done = embed_files(jobs, network, settings, overwrite=overwrite, progress=report)
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
+    if source_dataroot and embed_dataroot:
+        _show_next(source_dataroot, embed_dataroot, network.name, datasets or [])
+
+
+def _show_next(source: Path, embeddings: Path, encoder: str, datasets: Sequence[str]) -> None:
+    """Print how to split the first data set without folds, or how to train."""
+    from stflow_graph.data.splits import find_datasets
+
+    for dataset in find_datasets(source, datasets):
+        if not (dataset.path / "splits").is_dir():
+            show_next(f"split {dataset.path} --leave-one-out")
+            return
+    roots = f"--source-dataroot {source} --embed-dataroot {embeddings}"
+    show_next(f"train {roots} --encoder {encoder} --out RUN")
 
 
 def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:

@@ -54,8 +54,9 @@ def genes(
         report=lambda chosen: _show(chosen, _SCORES[method], top),
     )
     option = done[0].file.name.replace(f"_fold{done[0].fold}", "_fold{fold}")
+    option = option if out is None else str(done[0].file.with_name(option))
     show_next(
-        f"train --gene-list '{option if out is None else done[0].file.with_name(option)}' ..."
+        f"train --source-dataroot {root} --embed-dataroot EMB --gene-list '{option}' --out RUN"
     )
 
 

@@ -50,9 +50,25 @@ def sample(
     settings = SampleSettings(
         n_samples, seed, sampler, n_sample_steps, fold, device, tile_size, image
     )
-    run(source, embeddings, out, settings, overwrite=overwrite, report=_show)
-    evaluation = out.parent / "eval"
-    show_next(f"eval {out}/*.h5ad --truth ADATA --out {evaluation} --baselines")
+    done = run(source, embeddings, out, settings, overwrite=overwrite, report=_show)
+    truth = _truth(done)
+    if truth is None:
+        show_next(f"export {done[0].path} --to {done[0].path.with_suffix('.csv')}")
+        return
+    evaluation = out.with_name("eval" if out.name == "predictions" else f"{out.name}_eval")
+    show_next(f"eval {out}/*.h5ad --truth {truth} --out {evaluation} --baselines")
+
+
+def _truth(done: list[Sampled]) -> Path | None:
+    """Return the folder with the expression of every slide, None unless it is at hand."""
+    from stflow_graph.io.predictions import read_provenance
+
+    provenance = read_provenance(done[0].path)
+    root = Path(provenance.get("source_dataroot") or "")
+    for folder in (root / "adata", root / str(provenance.get("dataset")) / "adata"):
+        if all((folder / f"{slide.slide}.h5ad").is_file() for slide in done):
+            return folder
+    return None
 
 
 def _show(done: Sampled) -> None:

@@ -13,7 +13,7 @@ from .display import progress, show, show_next, table
 
 def simulate(
     out: Annotated[Path, Argument(help="Output data set folder.")],
-    slides: Annotated[int, Option(help="Number of slides, two per patient.")] = 6,
+    slides: Annotated[int, Option(help="Number of slides; two per patient if they suffice.")] = 6,
     spots: Annotated[int, Option(help="Number of spots per slide.")] = 400,
     seed: Annotated[int, Option(help="Random seed; it determines every byte.")] = 0,
     folds: Annotated[int, Option(help="Number of folds, grouped by patient.")] = 3,
@@ -37,7 +37,7 @@ def simulate(
     for name, genes in cohort.genes.items():
         ceilings = cohort.noise_ceiling[name].values()
         rows.append([name, str(len(genes)), *("" if c is None else f"{c:.3f}" for c in ceilings)])
-    show(table("", ("genes", "number", "noise ceiling", "pooled"), rows))
+    show(table("", ("genes", "number", "PCC of true mean", "pooled"), rows))
     show_next(
         f"embed --source-dataroot {out} --embed-dataroot {out}_embeddings "
         "--encoder efficientnet_lite0"

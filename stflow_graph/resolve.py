@@ -19,7 +19,8 @@ def resolve(name: str) -> Any:
     its top, not later inside functions.
 
     Raises:
-        BadConfig: the name has another form, or the module or its attribute does not exist.
+        BadConfig: the name has another form, or the module or its attribute does not exist, or
+            the module fails when it is imported.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -27,8 +28,12 @@ def resolve(name: str) -> Any:
     try:
         with _working_directory_importable():
             module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise BadConfig(f"{name!r}: cannot import {module_name!r}: {error}") from None
+    except ModuleNotFoundError as error:
+        place = f", expected {module_name}.py in {Path.cwd()}" if error.name == module_name else ""
+        raise BadConfig(f"{name!r}: cannot import {module_name!r}: {error}{place}") from None
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}"
+        raise BadConfig(f"{name!r}: cannot import {module_name!r}: {reason}") from None
     try:
         return getattr(module, attribute)
     except AttributeError:

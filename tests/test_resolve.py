@@ -61,3 +61,12 @@ def test_the_search_path_is_restored(folder, module):
 def test_wrong_names_are_refused(folder, name, message):
     with pytest.raises(BadConfig, match=message):
         resolve(name)
+
+
+def test_a_module_that_fails_and_one_that_is_not_there_say_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails_when_imported.py").write_text("class A(nn.Module): pass\n")
+    with pytest.raises(BadConfig, match="'fails_when_imported': NameError: name 'nn' is not"):
+        resolve("fails_when_imported:A")
+    with pytest.raises(BadConfig, match=rf"expected nowhere_at_all.py in {tmp_path}"):
+        resolve("nowhere_at_all:A")

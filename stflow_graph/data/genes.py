@@ -13,8 +13,11 @@ def read_gene_list(path: str | Path) -> list[str]:
     """Read ``{"genes": [...]}``.
 
     Raises:
-        BadInput: other content, no genes, or duplicates.
+        BadInput: no file, other content, no genes, or duplicates.
     """
+    if not Path(path).exists():
+        fix = f"stflow-graph genes {Path(path).parent}, or another --gene-list"
+        raise BadInput(path, "gene list", unquoted("no file"), "a list of genes", fix)
     content = read_json(path)
     genes = content.get("genes") if isinstance(content, dict) else content
     if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):

@@ -88,9 +88,9 @@ class Dataset:
             if (match := re.fullmatch(r"train_(\d+)\.csv", file.name))
         )
         if not numbers:
-            raise BadInput(
-                folder, "splits", unquoted("no train_<i>.csv"), "train_0.csv, test_0.csv"
-            )
+            found, expected = unquoted("no train_<i>.csv"), "train_0.csv, test_0.csv"
+            fix = f"stflow-graph split {self.path} --leave-one-out"
+            raise BadInput(folder, "splits", found, expected, fix)
         table = find_table(self.path)
         patients = {} if table is None else read_groups(table)
         return [self._fold(number, patients) for number in numbers]
@@ -204,8 +204,10 @@ def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
 def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
     """Find the data sets of a HEST-bench root, or the one data set that ``root`` itself is.
 
+    A data set is a folder with ``patches/``, as ``prepare`` writes it, or ``splits/``.
+
     Args:
-        root: a folder with data set folders, or a data set folder (has ``splits/``).
+        root: a folder with data set folders, or a data set folder.
         names: names of data sets; none means all.
 
     Raises:
@@ -214,21 +216,23 @@ def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
     root = Path(root)
     if not root.is_dir():
         raise BadInput(root, "root", unquoted("no folder"), "a HEST-bench root or data set folder")
-    if (root / "splits").is_dir():
+    if _is_dataset(root):
         dataset = Dataset(root.resolve().name, root)
         if names and list(names) != [dataset.name]:
             raise BadInput(root, "datasets", list(names), f"{dataset.name!r}, the folder itself")
         return [dataset]
-    datasets = {
-        d.name: Dataset(d.name, d) for d in sorted(root.iterdir()) if (d / "splits").is_dir()
-    }
+    datasets = {d.name: Dataset(d.name, d) for d in sorted(root.iterdir()) if _is_dataset(d)}
     if not datasets:
-        expected = "folders with splits/, patches/, adata/"
+        expected = "folders with patches/, adata/, splits/"
         raise BadInput(root, "root", unquoted("no data set"), expected)
     absent = [name for name in names if name not in datasets]
     if absent:
         raise BadInput(root, "datasets", absent, f"names among {sorted(datasets)}")
     return [datasets[name] for name in names or datasets]
+
+
+def _is_dataset(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in ("splits", "patches"))
 
 
 def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:

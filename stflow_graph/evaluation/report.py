@@ -24,6 +24,7 @@ from stflow_graph.evaluation.notes import TRAINING_SLIDE
 from stflow_graph.evaluation.page import render
 from stflow_graph.evaluation.records import CEILING, Evaluation, SlideEvaluation
 from stflow_graph.evaluation.table import MEASURES, make_table
+from stflow_graph.stats.ensembles import max_coverage
 from stflow_graph.version import __version__
 
 MAX_MAPS = 8  # slides with maps
@@ -102,7 +103,10 @@ def _scales(evaluation: Evaluation, models: Sequence[str]) -> dict[str, Any] | N
         for key, suffix in (("coverage_80", ""), ("centred_80", ", centred"))
     ]
     label = "Coverage of 80% intervals of means over regions, by size of region"
-    return {"rows": rows, "lines": lines, "chart": scale_chart(lines, 0.8, label)}
+    n_samples = [len(slide.samples[n]) for slide in evaluation.slides for n in slide.samples]
+    nominal = max_coverage(0.8, min(n_samples))
+    chart = scale_chart(lines, nominal, label)
+    return {"rows": rows, "lines": lines, "nominal": nominal, "chart": chart}
 
 
 def _defined(row: ScaleRow, key: str) -> np.ndarray:

@@ -27,7 +27,7 @@ def check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> 
         BadInput: unknown, not positive, or patches under 8 or over 8192 pixels wide.
     """
     if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
-        fix = "give the micrometres per pixel of this image"
+        fix = "give the micrometres per pixel of this image (--um-per-px)"
         raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
     edge = patch_um / um_per_px
     if not _MIN_EDGE <= edge <= _MAX_EDGE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,13 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
     for step in steps:
         code, out, err = cli(*step)
         assert (code, bool(out)) == (0, True), (step, err)
+    following = f"eval {run}/predictions/*.h5ad --truth {root}/adata --out {run}/eval --baselines"
+    assert out.splitlines()[-1] == f"next: stflow-graph {following}"
+    cohort.expression("B").unlink()  # as after another patient's slide without expression
+    out = cli(*steps[-1]).out
+    assert out.splitlines()[-1].startswith(f"next: stflow-graph export {run}/predictions/A.h5ad")
+    write_cohort(tmp_path / "again")
+    shutil.copy(tmp_path / "again/cohort/adata/B.h5ad", cohort.expression("B"))
     predictions = sorted((run / "predictions").glob("*.h5ad"))
     step = ["eval", *predictions, "--truth", root, "--out", run / "eval", "--baselines"]
     assert cli(*step).code == 0

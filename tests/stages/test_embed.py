@@ -32,3 +32,9 @@ def test_a_root_without_patches_is_refused(tmp_path):
     (tmp_path / "D" / "splits").mkdir(parents=True)
     with pytest.raises(BadInput, match="no .h5 file"):
         embed(tmp_path / "D", tmp_path / "emb", toy_encoder())
+
+
+def test_slides_as_prepared_need_no_splits(tmp_path):
+    write_images(tmp_path / "prepared/patches/A.h5")
+    (done,) = embed(tmp_path / "prepared", tmp_path / "emb", toy_encoder())
+    assert done.path == embedding_path(tmp_path / "emb", "prepared", "toy", "A")
