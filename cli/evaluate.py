@@ -69,8 +69,12 @@ def evaluate(
 
 def _score_table(scores: Evaluation) -> Group:
     """Return the mean correlations: models, baselines, noise ceiling."""
-    names = [slide.name for slide in scores.slides]
+    names = [slide.name for slide in scores.averaged]
     slides = names[0] if len(names) == 1 else f"mean of {len(names)} slides"
+    if left_out := len(scores.slides) - len(names):
+        slides += f" ({left_out} training slide{'s' if left_out > 1 else ''} left out)"
+    elif not scores.test_slides:
+        slides += " (trained on)"
     compared = scores.best_baseline is not None
     rows = []
     for row in scores.rows:
@@ -91,7 +95,9 @@ def _slide_table(scores: Evaluation) -> Group | None:
     if not 1 < len(names) <= _MAX_SLIDES:
         return None
     rows = [[row.name, *(_number(row.slides.get(name)) for name in names)] for row in scores.rows]
-    return table("PCC per slide", ["", *names], rows, styles=_styles(scores))
+    trained = [s.name for s in scores.slides if s not in scores.test_slides]
+    headings = ["", *(f"{name} (trained on)" if name in trained else name for name in names)]
+    return table("PCC per slide", headings, rows, styles=_styles(scores))
 
 
 def _measure_tables(scores: Evaluation) -> list[Group]:
@@ -122,7 +128,7 @@ def _scale_tables(scores: Evaluation) -> list[Group]:
     for name in (row.name for row in scores.rows if row.kind == "model"):
         cells = [
             [row.region, *(_number(row.means[key]) for key in COLUMNS)]
-            for row in scale_rows(scores.slides, name)
+            for row in scale_rows(scores.averaged, name)
         ]
         if cells:
             headings = ["mean over", *(heading for heading, _ in COLUMNS.values())]

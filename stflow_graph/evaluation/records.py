@@ -110,8 +110,8 @@ class Row:
     Attributes:
         name: model, baseline or reference.
         kind: which of the three.
-        slides: slide to its mean Pearson correlation over genes.
-        mean: their mean, NaN unless every slide has one; so are the others.
+        slides: slide to its mean Pearson correlation over genes; training slides as well.
+        mean: mean over the test slides, NaN unless each of them has one; so are the others.
         interval: 95% spot-bootstrap interval of the mean.
         difference: mean − the best baseline's; None except for models beside baselines.
         difference_interval: its 95% spot-bootstrap interval.
@@ -137,8 +137,8 @@ class Evaluation:
     Attributes:
         target: unit of the expression, see ``data.normalise``.
         slides: in the order of the predictions.
-        rows: the table: models, baselines, references.
-        best_baseline: the baseline of the highest mean over all slides, None if none.
+        rows: the table: models, baselines, references; means are over :attr:`averaged`.
+        best_baseline: the baseline of the highest mean, None if none.
         notes: warnings: exclusions and their reasons.
         n_bootstrap: resamples behind each interval.
         seed: of the resamples, the thinning and the baselines.
@@ -157,6 +157,16 @@ class Evaluation:
     out: Path | None = None
     protocols: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def test_slides(self) -> list[SlideEvaluation]:
+        """Slides that no model was trained on, as far as is known."""
+        return _test_slides(self.slides)
+
+    @property
+    def averaged(self) -> list[SlideEvaluation]:
+        """Slides that the table's means are over: the test slides, or all if there are none."""
+        return averaged_slides(self.slides)
+
     def table(self) -> pd.DataFrame:
         """Return a row per model, baseline and reference: the mean PCC and the other metrics."""
         columns = {
@@ -171,3 +181,12 @@ class Evaluation:
             for row in self.rows
         }
         return pd.DataFrame.from_dict(columns, orient="index")
+
+
+def averaged_slides(slides: list[SlideEvaluation]) -> list[SlideEvaluation]:
+    """Return the slides that means are over: those not trained on, or all if there are none."""
+    return _test_slides(slides) or slides
+
+
+def _test_slides(slides: list[SlideEvaluation]) -> list[SlideEvaluation]:
+    return [slide for slide in slides if slide.held_out is not False]

@@ -23,7 +23,7 @@ from stflow_graph.evaluation.charts import (
 from stflow_graph.evaluation.notes import TRAINING_SLIDE
 from stflow_graph.evaluation.page import render
 from stflow_graph.evaluation.records import CEILING, Evaluation, SlideEvaluation
-from stflow_graph.evaluation.table import MEASURES, make_table
+from stflow_graph.evaluation.table import MEASURES
 from stflow_graph.stats.ensembles import max_coverage
 from stflow_graph.version import __version__
 
@@ -36,20 +36,11 @@ _UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / t
 def render_report(evaluation: Evaluation) -> str:
     """Return the page as HTML with styles, charts and maps inside it; it needs no network."""
     models = [row.name for row in evaluation.rows if row.kind == "model"]
-    test = [slide for slide in evaluation.slides if slide.held_out is not False]
-    rows, best = evaluation.rows, evaluation.best_baseline
-    if len(test) < len(evaluation.slides):  # training slides are no part of the headline
-        rows, best = [], None
-        if test:
-            rows, best = make_table(test, evaluation.n_bootstrap, evaluation.seed)
     page = render(
         "report.html.jinja",
         evaluation=evaluation,
         models=models,
         unit=_UNITS[evaluation.target],
-        test_slides=test,
-        test_rows=rows,
-        test_best=best,
         training_mark=TRAINING_SLIDE,
         ceiling=CEILING,
         strips=_strips(evaluation),
@@ -88,7 +79,7 @@ def _strips(evaluation: Evaluation) -> dict[str, str]:
 
 def _scales(evaluation: Evaluation, models: Sequence[str]) -> dict[str, Any] | None:
     """Return the figure and the tables of calibration by scale; None without samples."""
-    rows = {name: scale_rows(evaluation.slides, name) for name in models}
+    rows = {name: scale_rows(evaluation.averaged, name) for name in models}
     rows = {name: of_model for name, of_model in rows.items() if of_model}
     if not rows:
         return None

@@ -37,16 +37,26 @@ MEASURES = {
 
 
 def make_table(
-    slides: Sequence[SlideEvaluation], n_bootstrap: int, seed: int
+    slides: Sequence[SlideEvaluation],
+    averaged: Sequence[SlideEvaluation],
+    n_bootstrap: int,
+    seed: int,
 ) -> tuple[list[Row], str | None]:
-    """Return the rows, models first, and the name of the best baseline."""
+    """Return the rows, models first, and the name of the best baseline.
+
+    Args:
+        slides: all slides, whose scores are shown one by one.
+        averaged: those of them that means, intervals and the best baseline are of.
+        n_bootstrap: resamples behind each interval.
+        seed: of the resamples.
+    """
     kinds = _kinds(slides)
-    means = {name: _over_slides(slides, name, "pearson") for name in kinds}
-    resampled = _bootstrap(slides, list(kinds), n_bootstrap, seed)
+    means = {name: _over_slides(averaged, name, "pearson") for name in kinds}
+    resampled = _bootstrap(averaged, list(kinds), n_bootstrap, seed)
     ranked = [n for n in kinds if kinds[n] == "baseline" and np.isfinite(means[n])]
     best = max(ranked, key=lambda name: means[name]) if ranked else None
     ceilings = {slide.name: mean_of_defined(slide.ceiling) for slide in slides}
-    ceiling = float(np.mean(list(ceilings.values())))
+    ceiling = float(np.mean([ceilings[slide.name] for slide in averaged]))
     rows = []
     for name, kind in kinds.items():
         difference, difference_interval = None, None
@@ -62,7 +72,7 @@ def make_table(
             difference,
             difference_interval,
             means[name] / ceiling if ceiling > 0 else float("nan"),
-            {metric: _over_slides(slides, name, metric) for metric in MEASURES},
+            {metric: _over_slides(averaged, name, metric) for metric in MEASURES},
         )
         rows.append(row)
     undefined = (float("nan"), float("nan"))

@@ -45,6 +45,16 @@ def test_the_tables_are_printed_and_three_files_written(cli, files, cohort, tmp_
     assert {path.name for path in out.iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
 
 
+def test_training_slides_are_marked_and_left_out_of_the_means(cli, cohort, tmp_path):
+    sides = {"A": {}, "B": {"fold": 0, "train_slides": ["B"]}}
+    files = [predicted(cohort, s, **o).write(tmp_path / f"{s}.h5ad") for s, o in sides.items()]
+    step = ["eval", *files, "--truth", cohort.root, "--out", tmp_path / "out", "--n-bootstrap", 10]
+    out = cli(*step).out
+    assert "mean over genes, A (1 training slide left out)" in out
+    assert "B (trained on)" in out
+    assert "mean over genes, B (trained on)" in cli(*step[:1], *step[2:]).out
+
+
 def test_samples_have_a_line_a_scale(cli, cohort, tmp_path):
     path = predicted(cohort, n_samples=4).write(tmp_path / "A.h5ad")
     out = tmp_path / "out"

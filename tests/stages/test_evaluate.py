@@ -253,6 +253,22 @@ def test_a_slide_that_was_trained_on_gets_no_baselines_and_a_warning(predict, sc
     assert any("trained on this slide" in note for note in evaluation.notes)
 
 
+def test_means_leave_training_slides_out(predict, score):
+    predictions = [predict("A"), predict("B", fold=0, train_slides=["B", "C"])]
+    evaluation = score(*predictions, baselines=True)
+    row, alone = (
+        rows_of(evaluation)["graph"],
+        rows_of(score(predictions[0], baselines=True))["graph"],
+    )
+    assert row.slides.keys() == {"A", "B"}
+    assert (row.mean, row.interval) == (alone.mean, alone.interval)
+    assert (row.difference, row.of_ceiling) == (alone.difference, alone.of_ceiling)
+    assert [slide.name for slide in evaluation.averaged] == ["A"]
+    only = score(predictions[1])
+    assert rows_of(only)["graph"].mean == row.slides["B"]
+    assert (only.test_slides, [slide.name for slide in only.averaged]) == ([], ["B"])
+
+
 def test_samples_give_scores_of_distributions(predict, write_scores):
     prediction = predict(noise=0.4, n_samples=5)
     evaluation = write_scores(prediction)
