@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stflow_graph.errors import BadInput, unquoted
@@ -28,6 +29,32 @@ def read_gene_list(path: str | Path) -> list[str]:
     return genes
 
 
-def write_gene_list(path: str | Path, genes: list[str]) -> None:
-    """Write ``{"genes": [...]}`` atomically."""
-    write_json(path, {"genes": genes})
+def write_gene_list(path: str | Path, genes: list[str], chosen_on: Sequence[str] = ()) -> None:
+    """Write ``{"genes": [...]}`` atomically.
+
+    Args:
+        path: the file.
+        genes: G names.
+        chosen_on: slides that the genes were chosen on, a further key if there are any.
+    """
+    write_json(path, {"genes": genes, **({"chosen_on": list(chosen_on)} if chosen_on else {})})
+
+
+def slides_chosen_on(path: str | Path) -> list[str]:
+    """Return the slides that a list's genes were chosen on; none if the file does not name them."""
+    content = read_json(path)
+    slides = content.get("chosen_on", []) if isinstance(content, dict) else []
+    return [str(slide) for slide in slides] if isinstance(slides, list) else []
+
+
+def check_not_chosen_on(path: str | Path, test_slides: Sequence[str]) -> None:
+    """Refuse a gene list that was chosen on slides of the test side.
+
+    Raises:
+        BadInput: names the first of them.
+    """
+    seen = sorted({*slides_chosen_on(path)} & {*test_slides})
+    if seen:
+        found = unquoted(f"{len(seen)} of {len(test_slides)} test slides, such as {seen[:3]}")
+        fix = "choose again with `stflow-graph genes ROOT --overwrite`; the folds have changed"
+        raise BadInput(path, "slides that the genes were chosen on", found, "none", fix)

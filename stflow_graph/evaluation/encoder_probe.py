@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.genes import check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.normalise import TARGETS
@@ -160,6 +160,7 @@ class EncoderProbe:
 
     def _score(self, fold: Fold, load: Callable[..., Slide]) -> dict[str, Any]:
         genes = tuple(read_gene_list(self._genes(fold)))
+        check_not_chosen_on(self._genes(fold), [sample.id for sample in fold.test])
         train, test = ([load(s, genes) for s in side] for side in (fold.train, fold.test))
         check_one_width([*train, *test], self.embed_dataroot)
         predict = self.settings.fit(train)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stflow_graph.data.genes import read_gene_list, write_gene_list
+from stflow_graph.data.genes import read_gene_list, slides_chosen_on, write_gene_list
 from stflow_graph.data.splits import Fold, Sample
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.expression import Expression, read_expression
@@ -102,7 +102,8 @@ def write_gene_lists(
                 statistics[sample.id] = _statistics(sample, rule, matching)
         ranked = _rank(fold, statistics, rule, panel)
         file, best = folder / rule.file_name(fold.index), ranked.head(rule.n_genes)
-        before = _write(file, list(best.index), rule.method, overwrite)
+        names = [sample.id for sample in fold.train]
+        before = _write(file, list(best.index), names, rule.method, overwrite)
         n_qualified = len(ranked)
         chosen.append(ChosenGenes(slides[0].dataset, fold.index, file, best, n_qualified, before))
         if report:
@@ -153,16 +154,19 @@ def _rank(
     return ranked
 
 
-def _write(file: Path, genes: list[str], method: Method, overwrite: bool) -> bool:
+def _write(
+    file: Path, genes: list[str], chosen_on: Sequence[str], method: Method, overwrite: bool
+) -> bool:
     """Write a list in HEST's order; return True, writing nothing, if the same list exists."""
     ordered = sorted(genes) if method == "hvg" else genes
     if file.exists() and not overwrite:
-        stored = set(read_gene_list(file))
-        if stored == set(ordered):
+        stored = {*read_gene_list(file)}
+        if stored != {*ordered}:
+            n_missing = len({*ordered} - stored)
+            found = unquoted(f"a list without {n_missing} of the {len(ordered)} genes chosen now")
+            fix = "give --overwrite to replace it, or another --out"
+            raise BadInput(file, "genes", found, "no list, or the same", fix)
+        if slides_chosen_on(file) in ([], [*chosen_on]):
             return True
-        n_missing = len(set(ordered) - stored)
-        found = unquoted(f"a list without {n_missing} of the {len(ordered)} genes chosen now")
-        fix = "give --overwrite to replace it, or another --out"
-        raise BadInput(file, "genes", found, "no list, or the same", fix)
-    write_gene_list(file, ordered)
+    write_gene_list(file, ordered, chosen_on)
     return False

@@ -13,7 +13,7 @@ import torch
 import torch_geometric
 
 from stflow_graph.config import Config
-from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.genes import check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
@@ -155,6 +155,7 @@ class _Inputs:
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
     genes = read_gene_list(gene_file)
+    check_not_chosen_on(gene_file, [sample.id for sample in fold.test])
     hashes = hash_inputs(fold, gene_file, config.data.embed_dataroot, config.data.encoder)
     matching = gene_matching(config.data.gene_aliases, config.data.duplicate_genes)
     if config.data.gene_aliases:

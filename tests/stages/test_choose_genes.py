@@ -8,7 +8,7 @@ import pytest
 from real import BENCH, needs_real_slides
 from toy import GENES
 
-from stflow_graph.data.genes import read_gene_list, write_gene_list
+from stflow_graph.data.genes import read_gene_list, slides_chosen_on, write_gene_list
 from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.preparation.gene_lists import GeneRule
@@ -66,6 +66,18 @@ def test_again_writes_nothing_and_another_list_is_kept(cohort):
     assert "mine" in own.read_text()
     choose_genes(cohort.root, FEW, overwrite=True)
     assert "mine" not in own.read_text()
+
+
+def test_a_list_names_its_slides_and_is_written_anew_for_others(cohort):
+    choose_genes(cohort.root, FEW)
+    file = cohort.root / FEW.file_name(0)
+    assert slides_chosen_on(file) == ["B", "C", "D"]
+    genes = read_gene_list(file)
+    write_gene_list(file, genes, ["A", "B", "C"])
+    assert [c.up_to_date for c in choose_genes(cohort.root, FEW)] == [False, True, True, True]
+    assert slides_chosen_on(file) == ["B", "C", "D"]
+    write_gene_list(file, genes)  # a published list names none
+    assert all(c.up_to_date for c in choose_genes(cohort.root, FEW))
 
 
 def test_a_panel_a_folder_and_folds_can_be_given(cohort, tmp_path):

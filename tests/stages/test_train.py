@@ -192,7 +192,11 @@ def test_bad_data_are_refused_before_anything_is_trained(cohort, tmp_path):
     cohort.expression("A").write_text("no")  # the test slide
     with pytest.raises(BadInput, match="A.h5ad"):
         run(cohort, tmp_path / "t")
-    assert [path.name for path in tmp_path.iterdir()] == ["cohort", "embeddings"]
+    genes = cohort.root / "var_50genes.json"
+    genes.write_text(json.dumps({"genes": ["G0", "G1"], "chosen_on": ["A", "B"]}))
+    with pytest.raises(BadInput, match=r"chosen on: found 1 of 1 test slides.*'A'.*genes"):
+        run(cohort, tmp_path / "g")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort", "embeddings"]
 
 
 def test_a_damaged_state_is_refused_with_the_way_out(cohort, tmp_path):
