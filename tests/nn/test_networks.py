@@ -96,7 +96,11 @@ def test_a_bound_network_is_its_forward_pass_with_one_time(case, n_slides, monke
 
 @pytest.mark.parametrize(
     ("kind", "layers"),
-    [("every step", x) for x in ("frame averaged", "published")] + [("two stages", "typed edges")],
+    [
+        ("two stages", "typed edges"),
+        ("every step", "frame averaged"),
+        pytest.param("every step", "published", marks=pytest.mark.slow),
+    ],
 )
 def test_compiles_without_graph_breaks(kind, layers):
     model = network(kind, layers, n_layers=1)

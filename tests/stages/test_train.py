@@ -139,7 +139,8 @@ def test_another_configuration_or_other_inputs_in_the_same_place_are_refused(coh
 @pytest.mark.parametrize("left", ["complete", "for more epochs", "no result", "interrupted"])
 def test_a_run_is_not_continued_after_a_slide_has_changed_sides(cohort, tmp_path, left):
     with pytest.raises(Stopped) if left == "interrupted" else contextlib.nullcontext():
-        run(cohort, tmp_path / "run", stop_at(2) if left == "interrupted" else None)
+        stop = stop_at(1) if left == "interrupted" else None
+        run(cohort, tmp_path / "run", stop, train__epochs=2)
     if left == "no result":
         (tmp_path / "run/fold0/result.json").unlink()
     splits = cohort.root / "splits"
@@ -149,11 +150,12 @@ def test_a_run_is_not_continued_after_a_slide_has_changed_sides(cohort, tmp_path
     sides["test"].append(sides["train"].pop())  # the network has seen this slide
     for side, lines in sides.items():
         (splits / f"{side}_0.csv").write_text("\n".join(lines) + "\n")
-    epochs = 5 if left == "for more epochs" else 3
+    epochs = 3 if left == "for more epochs" else 2
     with pytest.raises(BadConfig, match=r"fold0: trained on other inputs \(test_slides, train_sli"):
         run(cohort, tmp_path / "run", train__epochs=epochs)
-    (result,) = run(cohort, tmp_path / "run", overwrite=True, train__epochs=1)
-    assert list(result.test_pearson) == ["A", "D"]
+    if left == "complete":
+        (result,) = run(cohort, tmp_path / "run", overwrite=True, train__epochs=1)
+        assert list(result.test_pearson) == ["A", "D"]
 
 
 def test_a_loss_that_explodes_ends_the_run_and_keeps_the_last_good_state(cohort, tmp_path):
