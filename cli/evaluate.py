@@ -14,7 +14,7 @@ from . import options as opt
 from .display import console, show, table
 
 if TYPE_CHECKING:
-    from stflow_graph.evaluation.records import Evaluation
+    from stflow_graph.evaluation.records import Evaluation, Row
 
 _MAX_SLIDES = 6
 # columns that a row's name and a measure take at most
@@ -101,23 +101,28 @@ def _slide_table(scores: Evaluation) -> Group | None:
 
 
 def _measure_tables(scores: Evaluation) -> list[Group]:
-    """Return the other measures of any row, means over slides, in tables that fit the width."""
-    from stflow_graph.evaluation.table import MEASURES
+    """Return the other measures, means over slides, in tables that fit the width."""
+    from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES
 
-    rows = [row for row in scores.rows if row.others]
-    styles = [_STYLES[row.kind] for row in rows]
-    defined = {name for row in rows for name, v in row.others.items() if not math.isnan(v)}
-    names = [name for name in MEASURES if name in defined]
+    kinds = {"other measures": MEAN_MEASURES, "measures of the samples": SAMPLE_MEASURES}
     per_table = max(1, (console().width - _NAME_WIDTH) // _MEASURE_WIDTH)
     tables = []
-    for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
-        cells = [
-            [row.name, *(_number(row.others[n], sign=n.endswith("difference")) for n in some)]
-            for row in rows
-        ]
-        headings = ["", *(MEASURES[name][0] for name in some)]
-        tables.append(table("other measures, mean over slides", headings, cells, styles=styles))
+    for title, measures in kinds.items():
+        rows = [r for r in scores.rows if any(_is_defined(r, name) for name in measures)]
+        names = [name for name in measures if any(_is_defined(row, name) for row in rows)]
+        styles = [_STYLES[row.kind] for row in rows]
+        for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
+            cells = [
+                [row.name, *(_number(row.others[n], sign=n.endswith("difference")) for n in some)]
+                for row in rows
+            ]
+            headings = ["", *(measures[name][0] for name in some)]
+            tables.append(table(f"{title}, mean over slides", headings, cells, styles=styles))
     return tables
+
+
+def _is_defined(row: Row, measure: str) -> bool:
+    return not math.isnan(row.others.get(measure, math.nan))
 
 
 def _scale_tables(scores: Evaluation) -> list[Group]:

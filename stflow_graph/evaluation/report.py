@@ -22,8 +22,8 @@ from stflow_graph.evaluation.charts import (
 )
 from stflow_graph.evaluation.notes import TRAINING_SLIDE
 from stflow_graph.evaluation.page import render
-from stflow_graph.evaluation.records import CEILING, Evaluation, SlideEvaluation
-from stflow_graph.evaluation.table import MEASURES
+from stflow_graph.evaluation.records import CEILING, Evaluation, Row, SlideEvaluation
+from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES
 from stflow_graph.stats.ensembles import max_coverage
 from stflow_graph.version import __version__
 
@@ -44,11 +44,8 @@ def render_report(evaluation: Evaluation) -> str:
         training_mark=TRAINING_SLIDE,
         ceiling=CEILING,
         strips=_strips(evaluation),
-        measures={
-            metric: texts
-            for metric, texts in MEASURES.items()
-            if any(np.isfinite(row.others.get(metric, np.nan)) for row in evaluation.rows)
-        },
+        mean_measures=_measures(evaluation, MEAN_MEASURES),
+        sample_measures=_measures(evaluation, SAMPLE_MEASURES),
         views=[
             _view(slide, models, evaluation.best_baseline, maps=i < MAX_MAPS)
             for i, slide in enumerate(evaluation.slides)
@@ -62,6 +59,17 @@ def render_report(evaluation: Evaluation) -> str:
         version=__version__,
     )
     return str(page)
+
+
+def _measures(evaluation: Evaluation, measures: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Return the measures that some row has, and the rows that have any."""
+
+    def defined(row: Row, metric: str) -> bool:
+        return bool(np.isfinite(row.others.get(metric, np.nan)))
+
+    rows = [row for row in evaluation.rows if any(defined(row, metric) for metric in measures)]
+    texts = {m: text for m, text in measures.items() if any(defined(row, m) for row in rows)}
+    return {"rows": rows, "texts": texts}
 
 
 def _strips(evaluation: Evaluation) -> dict[str, str]:

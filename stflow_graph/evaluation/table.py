@@ -14,7 +14,7 @@ from stflow_graph.stats.resampling import bootstrap_pearson, interval, rng_for
 
 POOLED = "pearson_pooled"
 # metric: heading, description
-MEASURES = {
+MEAN_MEASURES = {
     POOLED: ("pooled PCC", "over the spots of all test slides of a fold together"),
     "spearman": ("Spearman", "rank correlation over spots"),
     "mse": ("MSE", "mean squared error"),
@@ -22,6 +22,8 @@ MEASURES = {
     "moran_difference": ("Δ Moran", "Moran's I of prediction − truth; above 0 is too smooth"),
     "relative_variation": ("RVD", "relative variation distance; 1 is a constant prediction"),
     "gene_correlation_distance": ("gene-gene", "mean difference of gene-gene correlations"),
+}
+SAMPLE_MEASURES = {
     "crps": ("CRPS", "continuous ranked probability score of the samples"),
     "energy_score": ("energy", "energy score of the samples, all genes together"),
     "region_energy_score": ("energy 9", "energy score of the samples over regions of 9 spots"),
@@ -34,6 +36,7 @@ MEASURES = {
     "coverage_90": ("in 90%", "the same, 90%"),
     "width_80": ("80% width", "mean width of the 80% interval; narrower is sharper"),
 }
+MEASURES = MEAN_MEASURES | SAMPLE_MEASURES
 
 
 def make_table(

@@ -191,3 +191,11 @@ def test_samples_have_a_figure_and_a_table_of_calibration_by_scale(run):
     assert "graph, centred" in page.text
     assert re.search(r"graph: coverage by size of region.*1 spot.*9 spots.*slide", page.text)
     assert "Calibration by scale" not in Page(render_report(run(baselines=False))).text
+
+
+def test_measures_of_samples_are_a_table_of_rows_that_have_samples(run):
+    page = Page(render_report(run(n_samples=4))).text
+    start, end = page.index("Of the samples"), page.index("Calibration by scale")
+    assert "graph" in page[start:end]
+    assert "ridge" not in page[start:end]
+    assert "Of the samples" not in Page(render_report(run())).text
