@@ -159,6 +159,7 @@ def test_memory_measures_each_cell_in_a_process_and_streams_slides_from_disk(tmp
     assert "200 spots" in out
 
 
+@pytest.mark.slow
 def test_equality_finds_the_two_denoisers_equal(script):
     out = script("equality.py", "--quick")
     found = [float(number) for number in re.findall(r"\d\.\de[-+]\d\d", out)]

@@ -35,7 +35,7 @@ def _plain_tissue(monkeypatch):
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> SimulatedCohort:
     out = tmp_path_factory.mktemp("simulated") / "cohort"
-    return simulate_cohort(out, n_slides=6, n_spots=60, patch_size=32)
+    return simulate_cohort(out, n_slides=6, n_spots=50, patch_size=32)
 
 
 def test_layout_is_read_by_our_readers(cohort):
@@ -46,12 +46,12 @@ def test_layout_is_read_by_our_readers(cohort):
     for sample in dataset.samples():
         expression = read_expression(sample.expr_path, genes)
         with open_patches(sample.patches_path) as patches:
-            assert patches.images.shape == (60, 32, 32, 3)
+            assert patches.images.shape == (50, 32, 32, 3)
             assert patches.barcodes == expression.barcodes
             assert (patches.convention, patches.um_per_px) == (CENTRE, UM_PER_PX)
             np.testing.assert_array_equal(patches.coords, expression.coords)
         assert expression.um_per_px == UM_PER_PX
-        assert expression.true_mean.shape == expression.counts.shape == (60, 50)
+        assert expression.true_mean.shape == expression.counts.shape == (50, 50)
         assert expression.true_mean.dtype == np.float32
 
 
