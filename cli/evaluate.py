@@ -14,7 +14,7 @@ from . import options as opt
 from .display import console, show, table
 
 if TYPE_CHECKING:
-    from stflow_graph.evaluation.records import Evaluation, Row
+    from stflow_graph.evaluation.records import Evaluation
 
 _MAX_SLIDES = 6
 # columns that a row's name and a measure take at most
@@ -95,34 +95,29 @@ def _slide_table(scores: Evaluation) -> Group | None:
     if not 1 < len(names) <= _MAX_SLIDES:
         return None
     rows = [[row.name, *(_number(row.slides.get(name)) for name in names)] for row in scores.rows]
-    trained = [s.name for s in scores.slides if s not in scores.test_slides]
-    headings = ["", *(f"{name} (trained on)" if name in trained else name for name in names)]
-    return table("PCC per slide", headings, rows, styles=_styles(scores))
+    marks = [" (trained on)" if slide.held_out is False else "" for slide in scores.slides]
+    headings = [f"{name}{mark}" for name, mark in zip(names, marks, strict=True)]
+    return table("PCC per slide", ["", *headings], rows, styles=_styles(scores))
 
 
 def _measure_tables(scores: Evaluation) -> list[Group]:
     """Return the other measures, means over slides, in tables that fit the width."""
-    from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES
+    from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES, defined_measures
 
     kinds = {"other measures": MEAN_MEASURES, "measures of the samples": SAMPLE_MEASURES}
     per_table = max(1, (console().width - _NAME_WIDTH) // _MEASURE_WIDTH)
     tables = []
     for title, measures in kinds.items():
-        rows = [r for r in scores.rows if any(_is_defined(r, name) for name in measures)]
-        names = [name for name in measures if any(_is_defined(row, name) for row in rows)]
-        styles = [_STYLES[row.kind] for row in rows]
+        rows, texts = defined_measures(scores.rows, measures)
+        names, styles = list(texts), [_STYLES[row.kind] for row in rows]
         for some in (names[i : i + per_table] for i in range(0, len(names), per_table)):
             cells = [
                 [row.name, *(_number(row.others[n], sign=n.endswith("difference")) for n in some)]
                 for row in rows
             ]
-            headings = ["", *(measures[name][0] for name in some)]
+            headings = ["", *(texts[name][0] for name in some)]
             tables.append(table(f"{title}, mean over slides", headings, cells, styles=styles))
     return tables
-
-
-def _is_defined(row: Row, measure: str) -> bool:
-    return not math.isnan(row.others.get(measure, math.nan))
 
 
 def _scale_tables(scores: Evaluation) -> list[Group]:

@@ -61,14 +61,19 @@ def sample(
 
 def _truth(done: list[Sampled]) -> Path | None:
     """Return the folder with the expression of every slide, None unless it is at hand."""
+    from stflow_graph.errors import BadInput
+    from stflow_graph.evaluation.files import truth_file
     from stflow_graph.io.predictions import read_provenance
 
     provenance = read_provenance(done[0].path)
-    root = Path(provenance.get("source_dataroot") or "")
-    for folder in (root / "adata", root / str(provenance.get("dataset")) / "adata"):
-        if all((folder / f"{slide.slide}.h5ad").is_file() for slide in done):
-            return folder
-    return None
+    root, dataset = provenance.get("source_dataroot"), provenance.get("dataset") or ""
+    if not root:
+        return None
+    try:
+        folders = {truth_file(Path(root), dataset, slide.slide).parent for slide in done}
+    except BadInput:
+        return None
+    return folders.pop() if len(folders) == 1 else None
 
 
 def _show(done: Sampled) -> None:

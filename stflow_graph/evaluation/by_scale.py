@@ -64,12 +64,10 @@ def _parts(score: Score, spots: int | None) -> list[ScaleCoverage]:
 
 def _columns(score: Score, spots: int | None) -> dict[str, float]:
     each, together = _parts(score, spots)
-    raw = {f"coverage_{100 * part.level:.0f}": part.covered for part in each.raw}
-    centred = [part.covered for part in each.centred if part.level == 0.8]
     return {
-        **raw,
+        **{f"coverage_{100 * part.level:.0f}": part.covered for part in each.raw},
         "width_80": _at_80(each.raw).width,
-        "centred_80": centred[0] if centred else float("nan"),
+        "centred_80": _at_80(each.centred).covered if each.centred else float("nan"),
         "genes_80": _at_80(together.raw).covered,
     }
 

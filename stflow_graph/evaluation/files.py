@@ -165,7 +165,7 @@ def read_truth(
     """
     origin, file = f"truth of {first.slide}", ""
     if isinstance(truth, str | Path):
-        origin = file = str(_truth_file(Path(truth), *first.key))
+        origin = file = str(truth_file(Path(truth), *first.key))
         truth = read_h5ad(file)
     elif isinstance(truth, Mapping):
         if first.slide not in truth:
@@ -175,7 +175,12 @@ def read_truth(
     return expression_of(truth, origin, genes, matching=matching, min_fraction=_MIN_GENES), file
 
 
-def _truth_file(truth: Path, dataset: str, slide: str) -> Path:
+def truth_file(truth: Path, dataset: str, slide: str) -> Path:
+    """Return a slide's expression: the file itself, or in a folder, HEST-bench root or data set.
+
+    Raises:
+        BadInput: there is none.
+    """
     if truth.is_file():
         return truth
     folders = [truth, truth / "adata", *([truth / dataset / "adata"] if dataset else [])]

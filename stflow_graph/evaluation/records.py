@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +161,7 @@ class Evaluation:
     @property
     def test_slides(self) -> list[SlideEvaluation]:
         """Slides that no model was trained on, as far as is known."""
-        return _test_slides(self.slides)
+        return [slide for slide in self.slides if slide.held_out is not False]
 
     @property
     def averaged(self) -> list[SlideEvaluation]:
@@ -183,10 +184,6 @@ class Evaluation:
         return pd.DataFrame.from_dict(columns, orient="index")
 
 
-def averaged_slides(slides: list[SlideEvaluation]) -> list[SlideEvaluation]:
+def averaged_slides(slides: Sequence[SlideEvaluation]) -> list[SlideEvaluation]:
     """Return the slides that means are over: those not trained on, or all if there are none."""
-    return _test_slides(slides) or slides
-
-
-def _test_slides(slides: list[SlideEvaluation]) -> list[SlideEvaluation]:
-    return [slide for slide in slides if slide.held_out is not False]
+    return [slide for slide in slides if slide.held_out is not False] or list(slides)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.evaluation.baselines import DARKNESS, NAMES
-from stflow_graph.evaluation.by_scale import COLUMNS, ScaleRow, scale_rows
+from stflow_graph.evaluation.by_scale import COLUMNS, scale_rows
 from stflow_graph.evaluation.charts import (
     MapFrame,
     ScaleLine,
@@ -22,8 +22,8 @@ from stflow_graph.evaluation.charts import (
 )
 from stflow_graph.evaluation.notes import TRAINING_SLIDE
 from stflow_graph.evaluation.page import render
-from stflow_graph.evaluation.records import CEILING, Evaluation, Row, SlideEvaluation
-from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES
+from stflow_graph.evaluation.records import CEILING, Evaluation, SlideEvaluation
+from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES, defined_measures
 from stflow_graph.stats.ensembles import max_coverage
 from stflow_graph.version import __version__
 
@@ -44,8 +44,8 @@ def render_report(evaluation: Evaluation) -> str:
         training_mark=TRAINING_SLIDE,
         ceiling=CEILING,
         strips=_strips(evaluation),
-        mean_measures=_measures(evaluation, MEAN_MEASURES),
-        sample_measures=_measures(evaluation, SAMPLE_MEASURES),
+        mean_measures=defined_measures(evaluation.rows, MEAN_MEASURES),
+        sample_measures=defined_measures(evaluation.rows, SAMPLE_MEASURES),
         views=[
             _view(slide, models, evaluation.best_baseline, maps=i < MAX_MAPS)
             for i, slide in enumerate(evaluation.slides)
@@ -59,17 +59,6 @@ def render_report(evaluation: Evaluation) -> str:
         version=__version__,
     )
     return str(page)
-
-
-def _measures(evaluation: Evaluation, measures: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """Return the measures that some row has, and the rows that have any."""
-
-    def defined(row: Row, metric: str) -> bool:
-        return bool(np.isfinite(row.others.get(metric, np.nan)))
-
-    rows = [row for row in evaluation.rows if any(defined(row, metric) for metric in measures)]
-    texts = {m: text for m, text in measures.items() if any(defined(row, m) for row in rows)}
-    return {"rows": rows, "texts": texts}
 
 
 def _strips(evaluation: Evaluation) -> dict[str, str]:
@@ -96,7 +85,7 @@ def _scales(evaluation: Evaluation, models: Sequence[str]) -> dict[str, Any] | N
             f"{name}{suffix}",
             f"m{models.index(name) % _COLOURS}",
             bool(suffix),
-            {row.region: v for row in of_model if len(v := row.slides[key][_defined(row, key)])},
+            {row.region: row.slides[key] for row in of_model if np.isfinite(row.means[key])},
         )
         for name, of_model in rows.items()
         for key, suffix in (("coverage_80", ""), ("centred_80", ", centred"))
@@ -106,11 +95,6 @@ def _scales(evaluation: Evaluation, models: Sequence[str]) -> dict[str, Any] | N
     nominal = max_coverage(0.8, min(n_samples))
     chart = scale_chart(lines, nominal, label)
     return {"rows": rows, "lines": lines, "nominal": nominal, "chart": chart}
-
-
-def _defined(row: ScaleRow, key: str) -> np.ndarray:
-    defined: np.ndarray = np.isfinite(row.slides[key])
-    return defined
 
 
 def _view(

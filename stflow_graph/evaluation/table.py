@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from stflow_graph.evaluation.baselines import NAMES
-from stflow_graph.evaluation.records import CEILING, TRUE_MEAN, Kind, Row, SlideEvaluation
+from stflow_graph.evaluation.records import (
+    CEILING,
+    TRUE_MEAN,
+    Kind,
+    Row,
+    SlideEvaluation,
+    averaged_slides,
+)
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 from stflow_graph.stats.resampling import bootstrap_pearson, interval, rng_for
 
@@ -40,20 +47,14 @@ MEASURES = MEAN_MEASURES | SAMPLE_MEASURES
 
 
 def make_table(
-    slides: Sequence[SlideEvaluation],
-    averaged: Sequence[SlideEvaluation],
-    n_bootstrap: int,
-    seed: int,
+    slides: Sequence[SlideEvaluation], n_bootstrap: int, seed: int
 ) -> tuple[list[Row], str | None]:
     """Return the rows, models first, and the name of the best baseline.
 
-    Args:
-        slides: all slides, whose scores are shown one by one.
-        averaged: those of them that means, intervals and the best baseline are of.
-        n_bootstrap: resamples behind each interval.
-        seed: of the resamples.
+    Scores of all slides are kept one by one; means, intervals and the best baseline are of
+    ``records.averaged_slides``.
     """
-    kinds = _kinds(slides)
+    kinds, averaged = _kinds(slides), averaged_slides(slides)
     means = {name: _over_slides(averaged, name, "pearson") for name in kinds}
     resampled = _bootstrap(averaged, list(kinds), n_bootstrap, seed)
     ranked = [n for n in kinds if kinds[n] == "baseline" and np.isfinite(means[n])]
@@ -81,6 +82,19 @@ def make_table(
     undefined = (float("nan"), float("nan"))
     rows.append(Row(CEILING, "reference", ceilings, ceiling, undefined, None, None, 1.0, {}))
     return rows, best
+
+
+def defined_measures(
+    rows: Sequence[Row], measures: Mapping[str, tuple[str, str]]
+) -> tuple[list[Row], dict[str, tuple[str, str]]]:
+    """Return the rows that have any of the measures, and the measures that any row has."""
+
+    def defined(row: Row, metric: str) -> bool:
+        return bool(np.isfinite(row.others.get(metric, np.nan)))
+
+    some = [row for row in rows if any(defined(row, metric) for metric in measures)]
+    texts = {m: text for m, text in measures.items() if any(defined(row, m) for row in some)}
+    return some, texts
 
 
 def _kinds(slides: Sequence[SlideEvaluation]) -> dict[str, Kind]:

@@ -12,7 +12,7 @@ from stflow_graph.evaluation.align import align_slides
 from stflow_graph.evaluation.files import read_predictions
 from stflow_graph.evaluation.notes import mixed_protocols, protocols_of, slide_notes
 from stflow_graph.evaluation.output import write_results
-from stflow_graph.evaluation.records import Evaluation, averaged_slides
+from stflow_graph.evaluation.records import Evaluation
 from stflow_graph.evaluation.scores import score_slide
 from stflow_graph.evaluation.table import make_table
 from stflow_graph.evaluation.training_side import add_baselines
@@ -78,7 +78,7 @@ def evaluate(
         report(f"scoring {slide.name}")
         score_slide(slide)
     report("bootstrap")
-    rows, best = make_table(slides, averaged_slides(slides), n_bootstrap, seed)
+    rows, best = make_table(slides, n_bootstrap, seed)
     names = sorted({name for of_dataset in protocols.values() for name in of_dataset})
     target = slides[0].target
     evaluation = Evaluation(target, slides, rows, best, notes, n_bootstrap, seed, out, names)

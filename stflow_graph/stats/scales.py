@@ -67,14 +67,13 @@ def coverage_by_scale(
         truth: ``[N, G]``.
         coords: ``[N, 2]``, any unit.
     """
-    n = len(truth)
+    n, x, y = len(truth), samples.astype(np.float64), truth.astype(np.float64)
+    # the level is the slide's, not the mean over regions, in which spots count unequally
+    level, levels = y.mean(axis=0), x.mean(axis=1, keepdims=True)
     found = []
     for spots in [size for size in REGIONS if size < n] + [n]:
         averaging = region_mean(coords, spots) if spots < n else np.full((1, n), 1 / n)
-        of_truth = averaging @ truth.astype(np.float64)
-        of_samples = np.stack([averaging @ sample.astype(np.float64) for sample in samples])
-        # the level is the slide's, not the mean over regions, in which spots count unequally
-        level, levels = truth.mean(axis=0), samples.mean(axis=1, keepdims=True)
+        of_samples, of_truth = np.stack([averaging @ sample for sample in x]), averaging @ y
         for gene_mean in (False, True):
             parts = [of_samples, of_truth, of_samples - levels, of_truth - level]
             if gene_mean:

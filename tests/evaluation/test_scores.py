@@ -47,7 +47,7 @@ def make_slide(name="A", genes=None, seed=0, **predictions):
 def table(*slides, n_bootstrap=100):
     for slide in slides:
         score_slide(slide)
-    rows, best = make_table(slides, slides, n_bootstrap, seed=0)
+    rows, best = make_table(slides, n_bootstrap, seed=0)
     return {row.name: row for row in rows}, best
 
 
