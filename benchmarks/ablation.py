@@ -39,6 +39,7 @@ PUBLISHED_REGIONS = {
 }
 LEVERS: dict[str, dict[str, Any]] = {
     "default": {},
+    "flow of single spots": {"flow.kind": "spot"},
     "graph in every step": {"flow.kind": "graph"},
     "no ridge": {"denoiser.ridge_rank": 0},
     "one member": {"train.members": 1},

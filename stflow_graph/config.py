@@ -99,12 +99,14 @@ DenoiserConfig = Annotated[
 class FlowConfig(_Record):
     """The flow, its prior, sampler and number of network calls.
 
-    ``kind``: ``"spot"``, messages once a slide and then a flow of single spots
-    (``nn.TwoStageDenoiser``); ``"graph"``, messages in every step (``nn.GraphDenoiser``, and the
-    published transformer); ``"none"``, a regression: the expected expression alone.
+    ``kind`` says where samples come from. ``"field"``: messages once a slide, and a random field
+    on its graph around the expected expression (``nn.ExpressionField``), which uses none of the
+    other settings; ``"spot"``: messages once a slide, and a flow of single spots
+    (``nn.SpotFlow``); ``"graph"``: a flow with messages in every step (``nn.GraphDenoiser``, and
+    the published transformer); ``"none"``: no samples, a regression.
     """
 
-    kind: Literal["spot", "graph", "none"] = "spot"
+    kind: Literal["field", "spot", "graph", "none"] = "field"
     prior: Literal["zinb", "gaussian", "zero"] = "gaussian"
     sampler: Literal["euler", "heun", "stflow", "estflow"] = "euler"
     n_sample_steps: int = Field(10, ge=1)
@@ -161,6 +163,17 @@ class Config(_Record):
     def _transformer_passes_messages(self) -> Self:
         if self.denoiser.name == "transformer" and self.flow.kind != "graph":
             raise ValueError(f'flow.kind = {self.flow.kind!r}: the transformer has "graph" only')
+        return self
+
+    @model_validator(mode="after")
+    def _field_has_no_flow(self) -> Self:
+        for name in ("prior", "sampler", "n_sample_steps"):
+            value = getattr(self.flow, name)
+            if self.flow.kind == "field" and value != FlowConfig.model_fields[name].default:
+                raise ValueError(
+                    f"flow.{name} = {value!r}: a random field has none. Fix: --set flow.kind=spot "
+                    "or graph for a flow"
+                )
         return self
 
     def save(self, path: str | Path) -> None:

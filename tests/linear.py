@@ -16,6 +16,7 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.inference.inputs import SlideInputs, slide_data, slide_inputs
 from stflow_graph.models.build import build_context, build_denoiser
 from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import Pretrained, join_weights
 from stflow_graph.stats.calibration import Calibration
 
@@ -38,7 +39,6 @@ SETTINGS: dict[str, Any] = {
     "train.epochs": 2,
     "train.members": 2,
     "train.flow_steps": 4,
-    "flow.n_sample_steps": 2,
     "train.device": "cpu",
 }
 # arguments of the encoder alone
@@ -49,10 +49,12 @@ GRAPH = {
     "denoiser.global_attention": "none",
 }
 KINDS: dict[str, dict[str, Any]] = {
-    "two-stage": GRAPH,
+    "field": GRAPH,
+    "two-stage": {**GRAPH, "flow.kind": "spot", "flow.n_sample_steps": 2},
     "regression": {**GRAPH, "flow.kind": "none"},
-    "graph": {**GRAPH, "flow.kind": "graph"},
+    "graph": {**GRAPH, "flow.kind": "graph", "flow.n_sample_steps": 2},
     "transformer": {
+        "flow.n_sample_steps": 2,
         "denoiser.name": "transformer",
         "denoiser.edge_channels": 8,
     },
@@ -142,7 +144,20 @@ def checkpoint_of(
         {"fold": 1, "dataset": "D", "train_slides": ["A", "B"], "protocol": "p"},
         n_members,
         calibration,
+        field_of(0.0, 1.0) if config.flow.kind == "field" else None,
     )
+
+
+def field_of(*places: float) -> ExpressionField:
+    """Return a lively field of slides with such mean embeddings, and of an unknown patient."""
+    field = ExpressionField(N_GENES, CHANNELS, len(places) + 1)
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.linspace(-0.5, 0.5, field.ratios.size(2))
+    field.ratios.copy_((1 + levels).expand_as(field.ratios))
+    field.knots.copy_(torch.linspace(5, 15, field.knots.size(1)).expand_as(field.knots))
+    field.variances.copy_(torch.rand(field.variances.shape, generator=generator))
+    field.places.copy_(torch.tensor(places)[:, None].expand_as(field.places))
+    return field
 
 
 @contextlib.contextmanager

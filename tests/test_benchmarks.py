@@ -263,7 +263,7 @@ def test_a_prediction_is_drawn_beside_the_truth(script, tmp_path, name):
 
 
 def test_steps_samples_a_run_with_other_numbers_of_steps_and_samples(script, cohort, tmp_path):
-    settings = {**cohort.settings, "flow.n_sample_steps": 3}
+    settings = {**cohort.settings, "flow.kind": "spot", "flow.n_sample_steps": 3}
     train(load_config(None, settings), tmp_path / "run")
     arguments = [tmp_path / "run", "--out", tmp_path / "out"]
     arguments += ["--steps", "1", "--samples", "4", "20"]

@@ -136,6 +136,12 @@ class Normalisation:
         varies = std > 1e-6
         return mean, np.where(varies, 1 / np.where(varies, std, 1), 0).astype(np.float32)
 
+    def place(self, mean: np.ndarray) -> np.ndarray:
+        """Return a slide's mean embedding ``[F]`` in deviations of the training slides' spots."""
+        varies = self.x_std > 1e-6
+        place: np.ndarray = np.where(varies, mean / np.where(varies, self.x_std, 1), 0)
+        return place
+
     def targets(self, y: np.ndarray) -> np.ndarray:
         """Scale one slide's expression, ``[N, G]``, to the model's target."""
         if not self.center_targets:

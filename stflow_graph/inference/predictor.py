@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -42,6 +43,9 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: str = "auto") -> None:
         self.checkpoint, self.device = checkpoint, pick_device(device)
         self.members = checkpoint.build(self.device)
+        self.field = copy.deepcopy(checkpoint.field)
+        if self.field is not None:
+            self.field.to(self.device)
 
     def check(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> None:
         """Refuse a slide or settings that do not fit the checkpoint.
@@ -61,6 +65,12 @@ class Predictor:
             )
         check_enough_spots(len(source), config.graph.n_neighbors, file)
         check_samples(config.flow, settings.n_samples)
+        if config.flow.kind == "field" and checkpoint.field is None and settings.n_samples > 1:
+            raise BadConfig("n_samples: the checkpoint has no field to draw samples from")
+        asked = {"sampler": settings.sampler, "n_sample_steps": settings.n_sample_steps}
+        for name, value in asked.items():
+            if config.flow.kind == "field" and value is not None:
+                raise BadConfig(f"{name} = {value!r}: samples of this checkpoint have no steps")
 
     def blocks(
         self, source: EmbeddingFile | Slide, settings: SampleSettings | None = None
@@ -86,13 +96,12 @@ class Predictor:
     def _blocks(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Iterator[Block]:
         config, scaling = self.checkpoint.config, self.checkpoint.normalisation
         flow = settings.flow(config.flow)
-        draws = {"n_samples": settings.n_samples, "seed": settings.seed}
+        draws: dict[str, Any] = {"n_samples": settings.n_samples, "seed": settings.seed}
         if all(isinstance(member, TwoStageDenoiser) for member in self.members):
             members = cast("list[TwoStageDenoiser]", self.members)
             tile_size, name = settings.tile_size, _name_of(source)
-            yield from stream(
-                members, source, name, config, flow, scaling, tile_size=tile_size, **draws
-            )
+            draws |= {"field": self.field, "tile_size": tile_size}
+            yield from stream(members, source, name, config, flow, scaling, **draws)
             return
         slide = source if isinstance(source, Slide) else slide_of(source)
         whole = self.device.type == "cuda" and not settings.tile_size

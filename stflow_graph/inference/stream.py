@@ -21,6 +21,7 @@ from stflow_graph.config import Config, FlowConfig
 from stflow_graph.data.normalise import Moments, Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import OutOfMemory
+from stflow_graph.flow.field import SlideNoise
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.graph.tiles import CACHE_SIZED, TiledGraph
 from stflow_graph.inference.predict import as_expression, draw_samples
@@ -29,6 +30,7 @@ from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.models.build import build_graph
 from stflow_graph.nn.encoder import GraphEncoder
 from stflow_graph.nn.ensemble import flows_about_the_mean
+from stflow_graph.nn.expression_field import ExpressionField, FieldDraws
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def stream(
     flow: FlowConfig,
     normalisation: Normalisation,
     *,
+    field: ExpressionField | None = None,
     n_samples: int = 1,
     seed: int = 0,
     tile_size: int | None = None,
@@ -62,6 +65,7 @@ def stream(
         config: the graph.
         flow: prior, sampler and number of steps.
         normalisation: scaling of input and output.
+        field: of the residuals, on the members' device; None: samples come from the members' flows.
         n_samples: S; of 1 only the mean is given.
         seed: of the noise.
         tile_size: maximum number of spots of a tile; None chooses it by memory. If memory does not
@@ -73,7 +77,7 @@ def stream(
     """
     device = next(members[0].parameters()).device
     reader = _ScaledReader(source, normalisation, device)
-    outputs = _MemberOutputs(members, with_states=n_samples > 1)
+    outputs = _MemberOutputs(members, with_states=n_samples > 1 and field is None)
     graph: TiledGraph | None = None
     tile_size = tile_size or _automatic_tile_size(members[0].encoder, device)
     while outputs.n_done < len(members):
@@ -88,8 +92,18 @@ def stream(
             if not _is_out_of_memory(error):
                 raise
             tile_size, graph = _halved(tile_size, name, error), None
+    if field is None or n_samples == 1:
+        del graph, reader
+        yield from _predict_blocks(
+            outputs, name, source.barcodes, flow, normalisation, n_samples, seed
+        )
+        return
+    assert graph is not None
+    place = reader.place(normalisation)
+    noise = SlideNoise(spot_keys(name, source.barcodes).to(device), name, graph.average, seed)
     del graph, reader
-    yield from _predict_blocks(outputs, name, source.barcodes, flow, normalisation, n_samples, seed)
+    draws = field.draw(noise, place, n_samples)
+    yield from _field_blocks(outputs, draws, normalisation)
 
 
 class _MemberOutputs:
@@ -158,6 +172,12 @@ class _ScaledReader:
             moments.add(x)
         mean, factor = normalisation.scaling(moments)
         self.mean, self.factor = torch.from_numpy(mean), torch.from_numpy(factor)
+        self.slide_mean = moments.mean
+
+    def place(self, normalisation: Normalisation) -> Tensor:
+        """Return the slide's mean embedding ``[F]`` by which a field compares slides."""
+        place = normalisation.place(self.slide_mean)
+        return torch.from_numpy(place).float().to(self.device)
 
     def _raw(self) -> Iterator[tuple[slice, np.ndarray]]:
         return iter(self._kept) if self._kept is not None else _prefetch(self.source.blocks())
@@ -238,12 +258,8 @@ def _predict_blocks(
     n_samples: int,
     seed: int,
 ) -> Iterator[Block]:
-    n_genes, members = len(normalisation.y_mean), outputs.members
-    n_drawn, chunk = n_samples if n_samples > 1 else 0, chunk_rows(n_genes)
-    max_rows = _BLOCK_BYTES // (4 * n_genes * (n_drawn + len(members) + 8))
-    n_rows = max(chunk, max_rows // chunk * chunk)
-    for start in range(0, len(barcodes), n_rows):
-        rows = slice(start, min(start + n_rows, len(barcodes)))
+    members, n_drawn = outputs.members, n_samples if n_samples > 1 else 0
+    for rows in _row_blocks(len(barcodes), len(normalisation.y_mean), n_drawn + len(members)):
         mean, states = outputs.of(rows)
         samples = None
         if n_drawn:
@@ -251,3 +267,23 @@ def _predict_blocks(
             models = flows_about_the_mean(members, mean, states)
             samples = draw_samples(models, keys, flow, normalisation, n_drawn, seed)
         yield Block(rows, as_expression(mean, normalisation), samples)
+
+
+def _field_blocks(
+    outputs: _MemberOutputs, draws: FieldDraws, normalisation: Normalisation
+) -> Iterator[Block]:
+    n_arrays = len(draws.fields) + len(outputs.members)
+    for rows in _row_blocks(len(draws.noise.keys), len(normalisation.y_mean), n_arrays):
+        mean, _ = outputs.of(rows)
+        expected = as_expression(mean, normalisation)
+        of_draws = draws.expression(torch.from_numpy(expected).to(mean.device), rows)
+        yield Block(rows, expected, np.stack([drawn.cpu().numpy() for drawn in of_draws]))
+
+
+def _row_blocks(n_spots: int, n_genes: int, n_arrays: int) -> Iterator[slice]:
+    """Yield the rows of blocks for which so many arrays ``[n, G]`` fit into the budget."""
+    chunk = chunk_rows(n_genes)
+    max_rows = _BLOCK_BYTES // (4 * n_genes * (n_arrays + 8))
+    n_rows = max(chunk, max_rows // chunk * chunk)
+    for start in range(0, n_spots, n_rows):
+        yield slice(start, min(start + n_rows, n_spots))

@@ -2,7 +2,8 @@
 
 ``config.json`` (configuration, provenance, SHA-256 of the other files), ``model.safetensors``,
 ``normalisation.safetensors``, ``genes.json``, ``calibration.csv`` (per-gene results on held-out
-training slides; not of converted weights) and ``README.md``.
+training slides; not of converted weights), ``field.safetensors`` (the field of the
+residuals, where samples come from one) and ``README.md``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
 from stflow_graph.models.build import build_denoiser, denoiser_arguments
 from stflow_graph.models.model_card import model_card
+from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import FORMAT as NETWORK
 from stflow_graph.nn.pretrained import Pretrained, weights_of_member
 from stflow_graph.stats.calibration import Calibration
@@ -35,6 +37,7 @@ from stflow_graph.stats.calibration import Calibration
 FORMAT = "stflow_graph.checkpoint/3"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
+_FIELD = "field.safetensors"
 _COLUMNS = ("spread", "pearson", "pearson_sd")
 
 
@@ -51,6 +54,7 @@ class Checkpoint:
         provenance: plain values: fold, train_slides, held_out_slides, best_epochs, versions, ...
         n_members: ensemble size.
         calibration: spread of the samples and expected accuracy per gene; None if unknown.
+        field: of the residuals, on the CPU; None where samples come from a flow.
     """
 
     config: Config
@@ -61,6 +65,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     n_members: int = 1
     calibration: Calibration | None = None
+    field: ExpressionField | None = None
 
     def build(self, device: str | torch.device = "cpu") -> list[Pretrained]:
         """Return the members with their weights, in eval mode.
@@ -116,6 +121,9 @@ def save_checkpoint(
         if checkpoint.calibration is not None:
             write_text(temporary / _CALIBRATION, _table(checkpoint.genes, checkpoint.calibration))
             files.append(_CALIBRATION)
+        if checkpoint.field is not None:
+            save_file(checkpoint.field.state_dict(), temporary / _FIELD)
+            files.append(_FIELD)
         content = {
             "format": FORMAT,
             "in_channels": checkpoint.in_channels,
@@ -157,8 +165,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         hashes, provenance = dict(content["sha256"]), dict(content["provenance"])
         in_channels, n_members = int(content["in_channels"]), int(content["n_members"])
         config = parse_config(content["config"], folder / "config.json")
-    calibrated = _CALIBRATION in hashes
-    for name in (*_FILES, _CALIBRATION) if calibrated else _FILES:
+    extra = [name for name in (_CALIBRATION, _FIELD) if name in hashes]
+    for name in (*_FILES, *extra):
         if sha256(folder / name) != hashes.get(name):
             raise BadInput(
                 folder / name, "sha256", unquoted("another hash"), "the one in config.json"
@@ -171,8 +179,12 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             config.data.center_targets,
             *(np.asarray(arrays[key]) for key in ("x_mean", "x_std", "y_mean")),
         )
-    except (SafetensorError, KeyError) as error:
-        raise BadInput(folder, "content", str(error), "the tensors of a checkpoint") from None
+        field = (
+            ExpressionField.from_weights(load_file(folder / _FIELD)) if _FIELD in extra else None
+        )
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise BadInput(folder, "content", text, "the tensors of a checkpoint") from None
     return Checkpoint(
         config,
         read_gene_list(folder / "genes.json"),
@@ -181,7 +193,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         weights,
         provenance,
         n_members,
-        _read_table(folder / _CALIBRATION) if calibrated else None,
+        _read_table(folder / _CALIBRATION) if _CALIBRATION in extra else None,
+        field,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stflow_graph.stats.ensembles import LEVELS, intervals, max_coverage
+from stflow_graph.stats.ensembles import LEVELS, max_coverage, probability_inside
 from stflow_graph.stats.metrics import pearson_per_gene
 
 _SPREADS = np.geomspace(0.25, 8.0, 41)
@@ -50,8 +50,7 @@ class Calibration:
 
         Of a grid, the factor whose 50, 80 and 90% intervals are nearest to their nominal
         coverage, summed over levels, all held-out spots together. Expression is not negative, so
-        samples are clipped at 0; where most counts are 0, intervals that reach 0 cover more than
-        their nominal level, whatever the factor.
+        samples are clipped at 0.
         """
         scores = np.stack([pearson_per_gene(part.mean, part.truth) for part in parts])
         defined = np.ma.masked_invalid(scores)
@@ -75,12 +74,14 @@ def _fit_spread(parts: Sequence[HeldOut]) -> np.ndarray:
     mean = np.concatenate([part.mean for part in parts])
     truth = np.concatenate([part.truth for part in parts])
     samples = np.concatenate([np.asarray(part.samples) for part in parts], axis=1)
-    # spreading preserves the samples' order, so their quantiles are spread alike
-    bounds = [intervals(samples, level) for level in LEVELS]
     missed = np.zeros((len(_SPREADS), n_genes))
     for row, factor in zip(missed, _SPREADS, strict=True):
-        for level, (low, high) in zip(LEVELS, bounds, strict=True):
-            inside = (_spread(mean, low, factor) <= truth) & (truth <= _spread(mean, high, factor))
+        # where the truth lies among spread samples, of which those below 0 become 0
+        place = mean + (truth - mean) / factor
+        lowest = np.where(truth > 0, (samples < place).sum(axis=0), 0)
+        highest = (samples <= place).sum(axis=0) + 1
+        for level in LEVELS:
+            inside = probability_inside(lowest, highest, len(samples), level)
             row += np.abs(inside.mean(axis=0) - max_coverage(level, len(samples)))
     return _SPREADS[missed.argmin(axis=0)]
 

@@ -95,18 +95,21 @@ def coverage(
     """Return coverage and width of the samples' central intervals over all spots and genes.
 
     The ends are quantiles at rank p (S + 1), between which a further draw of the same
-    distribution falls with the interval's probability. An end of fractional rank is randomised
-    between the samples below and above it; interpolation would exclude values that many samples
-    share, such as 0.
+    distribution falls with the interval's probability. A value between two samples has a rank
+    between theirs; where the end of an interval is too, it is inside with the share of these ranks
+    that are. A value that k samples share, such as 0, has k + 1 of them: were all of them inside
+    an interval that only touches it, intervals of a discrete distribution would always cover more
+    than they say.
 
     Args:
         samples: ``[S, N, G]``, S >= 2.
         truth: ``[N, G]``.
         levels: probabilities of the intervals.
     """
-    result, ordered = [], np.sort(samples, axis=0)
+    result = []
+    ranks = (samples < truth).sum(axis=0), (samples <= truth).sum(axis=0) + 1
     for level in levels:
-        inside = _probability_inside(ordered, truth, level).mean(axis=0)
+        inside = probability_inside(*ranks, len(samples), level).mean(axis=0)
         low, high = intervals(samples, level)
         calibrated = max_coverage(level, len(samples))
         width = float((high - low).mean())
@@ -114,17 +117,21 @@ def coverage(
     return result
 
 
-def _probability_inside(ordered: np.ndarray, truth: np.ndarray, level: float) -> np.ndarray:
-    """Return the probability that the interval of ascending samples contains the truth."""
-    n = len(ordered)
-    probability = np.zeros(truth.shape)
-    for end, sign in (((1 - level) / 2, 1), ((1 + level) / 2, -1)):
-        rank = float(np.clip(round(end * (n + 1), 9), 1, n))
-        for at, weight in ((int(rank), 1 - rank % 1), (int(rank) + 1, rank % 1)):
-            if weight:
-                sample = ordered[at - 1]
-                probability += sign * weight * (sample <= truth if sign > 0 else sample < truth)
-    return probability
+def probability_inside(
+    lowest: np.ndarray, highest: np.ndarray, n_samples: int, level: float
+) -> np.ndarray:
+    """Return the probability that a value of random rank is inside the central interval.
+
+    Args:
+        lowest: rank of the value, at least: the number of samples below it.
+        highest: at most: one more than the number of samples that are not above it.
+        n_samples: S.
+        level: probability of the interval.
+    """
+    ends = np.array([1 - level, 1 + level]) / 2 * (n_samples + 1)
+    low, high = np.clip(ends, 1, n_samples)
+    shared = np.minimum(highest, high) - np.maximum(lowest, low)
+    return np.maximum(shared, 0) / (highest - lowest)
 
 
 def intervals(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from stflow_graph.stats.ensembles import Coverage, coverage
+from stflow_graph.stats.ensembles import LEVELS, Coverage, coverage
 from stflow_graph.stats.metrics import gene_correlation_distance, mean_of_defined, morans_i
 
 REGIONS = (1, 9, 25, 64)  # spots
@@ -75,12 +76,36 @@ def coverage_by_scale(
         averaging = region_mean(coords, spots) if spots < n else np.full((1, n), 1 / n)
         of_samples, of_truth = np.stack([averaging @ sample for sample in x]), averaging @ y
         for gene_mean in (False, True):
-            parts = [of_samples, of_truth, of_samples - levels, of_truth - level]
+            parts = [of_samples, of_truth, levels, level]
             if gene_mean:
                 parts = [part.mean(axis=-1, keepdims=True) for part in parts]
-            centred = coverage(*parts[2:]) if spots < n else []
+            centred = centred_coverage(*parts) if spots < n else []
             found.append(ScaleCoverage(spots, spots == n, gene_mean, coverage(*parts[:2]), centred))
     return found
+
+
+def centred_coverage(
+    samples: np.ndarray,
+    truth: np.ndarray,
+    sample_levels: np.ndarray,
+    level: np.ndarray,
+    levels: Sequence[float] = LEVELS,
+) -> list[Coverage]:
+    """Return the coverage of what remains without the slides' levels.
+
+    Values that are equal, such as 0, count as equal without their levels too.
+
+    Args:
+        samples: ``[S, R, G]``, S >= 2.
+        truth: ``[R, G]``.
+        sample_levels: ``[S, 1, G]``.
+        level: ``[G]`` of the truth.
+        levels: probabilities of the intervals.
+    """
+    remainder = truth - level
+    return coverage(
+        np.where(samples == truth, remainder, samples - sample_levels), remainder, levels
+    )
 
 
 def region_energy_score(samples: np.ndarray, truth: np.ndarray, regions: sp.csr_matrix) -> float:

@@ -21,11 +21,13 @@ from stflow_graph.inference.inputs import SlideInputs, normalisation_of, slide_d
 from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_context, build_denoiser, pick_device
 from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import join_weights
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
 from stflow_graph.stats.ridge import RidgePath
+from stflow_graph.training.expression_field import fit_expression_field
 from stflow_graph.training.loop import EpochRecord, fit
 from stflow_graph.training.ridge import choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
@@ -46,6 +48,7 @@ class FittedFold:
         held_out: names of the slides that each member chose it on.
         validation_pearson: mean PCC, over genes and held-out slides, of each slide's prediction by
             the member that held it out.
+        field: of the residuals, if the configuration asks for it.
     """
 
     config: Config
@@ -55,6 +58,7 @@ class FittedFold:
     best: list[EpochRecord]
     held_out: list[list[str]]
     validation_pearson: float
+    field: ExpressionField | None
 
     def checkpoint(
         self, genes: Sequence[str], in_channels: int, provenance: Mapping[str, Any]
@@ -80,6 +84,7 @@ class FittedFold:
             {**provenance, **results},
             len(self.best),
             self.calibration,
+            self.field,
         )
 
 
@@ -136,7 +141,7 @@ def fit_fold(
 
     Every member holds another part of the slides out, on which it chooses its epoch; predictions
     for those parts, by the members that did not see them, choose the penalty of the ridges and
-    calibrate the samples.
+    give the field of the residuals, or calibrate the samples of the flow of single spots.
 
     Args:
         slides: the training slides, with expression.
@@ -178,8 +183,11 @@ def fit_fold(
         member.network.load_state_dict(fitted.weights)
         member.network.eval()
     _fit_ridges(members, splits, data, paths)
-    parts = [part for member in members for part in _finish(member, data, config)]
-    calibration = Calibration.fit(parts)
+    parts = [pair for member in members for pair in _finish(member, data, config)]
+    calibration = Calibration.fit([part for _, part in parts])
+    field = None
+    if config.flow.kind == "field":
+        field = fit_expression_field(parts, data.normalisation, stream=_stream(config, fold))
     return FittedFold(
         config,
         join_weights([member.network for member in members]),
@@ -188,6 +196,7 @@ def fit_fold(
         [history[history[-1].best_epoch - 1] for history in histories],
         [sorted({slide.name for slide in validate}) for _, validate in splits],
         mean_of_defined(calibration.pearson),
+        field,
     )
 
 
@@ -270,7 +279,7 @@ def _fit_ridges(
     fit_ridge_heads(fitted, splits, data.features, means, paths, level)
 
 
-def _finish(member: _Member, data: _FoldData, config: Config) -> list[HeldOut]:
+def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[SlideInputs, HeldOut]]:
     """Train a member's flow, if it has one; return its predictions for the slides it holds out."""
     network, n_samples = member.network, 1
     if isinstance(network, TwoStageDenoiser) and network.flow is not None:
@@ -288,7 +297,8 @@ def _finish(member: _Member, data: _FoldData, config: Config) -> list[HeldOut]:
             n_samples=n_samples,
             seed=config.train.seed,
         )
-        parts.append(HeldOut(predicted.mean, predicted.samples, inputs.slide.truth))
+        held_out = HeldOut(predicted.mean, predicted.samples, inputs.slide.truth)
+        parts.append((inputs, held_out))
     return parts
 
 

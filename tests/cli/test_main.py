@@ -43,7 +43,14 @@ def trained(tmp_path_factory) -> Path:
     """A run on the toy cohort with a configuration file; tests only read it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "c.toml").write_text("[train]\nepochs = 9\nseed = 4\n")
-    options = ["--config", folder / "c.toml", "--set", "train.epochs=2", "--n_sample_steps", 3]
+    options = [
+        "--config",
+        folder / "c.toml",
+        "--set",
+        "train.epochs=2",
+        "--max_spots_per_batch",
+        999,
+    ]
     step = arguments(write_cohort(folder), "--out", folder / "run", *options)
     assert CliRunner().invoke(app, spread(list(map(str, step)))).exit_code == 0
     return folder / "run"
@@ -85,7 +92,7 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
 
 def test_the_command_line_overrides_the_file_in_both_spellings(trained):
     text = (trained / "config.toml").read_text()
-    for line in ("epochs = 2", "seed = 4", "n_sample_steps = 3"):
+    for line in ("epochs = 2", "seed = 4", "max_spots_per_batch = 999"):
         assert line in text
 
 

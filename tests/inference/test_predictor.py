@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -199,3 +200,45 @@ def test_provenance_states_the_model_and_how_it_was_applied():
     }
     assert found == expected
     assert CHANNELS == predictor.checkpoint.in_channels
+
+
+def with_field(**changes: Any) -> Checkpoint:
+    return dataclasses.replace(checkpoint_of("field"), **changes)
+
+
+def test_samples_of_a_field_are_about_the_mean_and_do_not_change_it():
+    checkpoint = with_field()
+    mean, samples = blocks(checkpoint, n_samples=200)
+    alone, none = blocks(checkpoint)
+    assert none is None
+    np.testing.assert_allclose(alone, mean, atol=1e-6)
+    np.testing.assert_allclose(samples.mean(axis=(0, 1)), mean.mean(axis=0), rtol=0.05)
+    assert np.abs(samples - mean).mean() > 0.1
+
+
+def test_a_slide_is_sampled_by_the_fields_of_slides_like_it():
+    checkpoint = with_field()
+    assert checkpoint.field is not None
+    narrow = copy.deepcopy(checkpoint.field)
+    narrow.variances[1] = 0  # of the slide whose mean embedding is 1
+    changed = dataclasses.replace(checkpoint, field=narrow)
+    scaling = checkpoint.normalisation
+    for place, same in ((1.0, False), (0.0, True), (9.0, True)):
+        shift = place * scaling.x_std - SLIDE.x.mean(0)
+        slide = dataclasses.replace(SLIDE, x=SLIDE.x + shift)
+        before, after = (blocks(c, slide, n_samples=3)[1] for c in (checkpoint, changed))
+        assert np.array_equal(before, after) == same
+
+
+def test_a_checkpoint_without_its_field_has_no_samples():
+    checkpoint = with_field(field=None)
+    predictor = Predictor(checkpoint, "cpu")
+    predictor.check(SLIDE, SampleSettings())
+    with pytest.raises(BadConfig, match="no field to draw samples from"):
+        predictor.check(SLIDE, SampleSettings(n_samples=2))
+
+
+@pytest.mark.parametrize("asked", [{"sampler": "heun"}, {"n_sample_steps": 4}])
+def test_a_field_has_no_steps(asked):
+    with pytest.raises(BadConfig, match="samples of this checkpoint have no steps"):
+        Predictor(with_field(), "cpu").check(SLIDE, SampleSettings(**asked))

@@ -16,7 +16,9 @@ from stflow_graph.data.load import load_slide
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, OutOfMemory
+from stflow_graph.flow.field import SlideNoise
 from stflow_graph.flow.noise import spot_keys
+from stflow_graph.graph.whole import WholeGraph
 from stflow_graph.inference import stream as module
 from stflow_graph.inference.inputs import slide_data
 from stflow_graph.inference.predict import as_expression, draw_samples
@@ -53,7 +55,8 @@ def streamed(
 ) -> tuple[np.ndarray, np.ndarray | None, int]:
     """Return mean and samples of a slide, put together from the blocks, and their number."""
     config, scaling = checkpoint.config, checkpoint.normalisation
-    members, options = checkpoint.build(), {"n_samples": 3, **options}
+    members = checkpoint.build()
+    options = {"n_samples": 3, "field": checkpoint.field, **options}
     blocks = list(stream(members, source, "A", config, config.flow, scaling, **options))
     ends = [(block.rows.start, block.rows.stop) for block in blocks]
     assert [start for start, _ in ends] == [0, *(end for _, end in ends[:-1])]
@@ -66,11 +69,20 @@ def streamed(
 
 
 @torch.inference_mode()
-def whole(members, slide, config, scaling, n_samples=3):
+def whole(members, slide, config, scaling, n_samples=3, field=None):
     """Return mean and samples by the members' encoders on the whole slide at once."""
     data = slide_data(slide, config, scaling)
     encodings = [member.encoder(data) for member in members]
     mean = torch.stack([encoding.mean for encoding in encodings]).mean(0)
+    if field is not None:
+        expected = as_expression(mean, scaling)
+        keys = spot_keys(slide.name, slide.barcodes)
+        noise = SlideNoise(keys, slide.name, WholeGraph.of(data).average, 0)
+        place = torch.from_numpy(scaling.place(slide.x.mean(0, dtype=np.float64))).float()
+        draws = field.draw(noise, place, n_samples)
+        rows = slice(0, len(slide))
+        drawn = draws.expression(torch.from_numpy(expected), rows)
+        return expected, np.stack([sample.numpy() for sample in drawn])
     models = flows_about_the_mean(members, mean, [encoding.states for encoding in encodings])
     keys = spot_keys(slide.name, slide.barcodes)
     samples = draw_samples(models, keys, config.flow, scaling, n_samples, 0)
@@ -85,14 +97,23 @@ def in_small_pieces(monkeypatch):
     monkeypatch.setattr("stflow_graph.io.embeddings._BLOCK_BYTES", 1)
 
 
+@pytest.fixture(scope="module")
+def with_field() -> Checkpoint:
+    return checkpoint_of("field", denoiser__n_layers=2)
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("tile_size", [None, 3, 11])
 @pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("of", ["flow", "field"])
 def test_a_slide_in_blocks_and_tiles_is_predicted_as_a_whole(
-    checkpoint, file, source, monkeypatch, tile_size, pieces, in_memory
+    checkpoint, with_field, file, source, monkeypatch, tile_size, pieces, in_memory, of
 ):
     slide = load_slide(file)
-    expected = whole(checkpoint.build(), slide, checkpoint.config, checkpoint.normalisation)
+    checkpoint = with_field if of == "field" else checkpoint
+    config, scaling = checkpoint.config, checkpoint.normalisation
+    expected = whole(checkpoint.build(), slide, config, scaling, field=checkpoint.field)
+    assert expected[1].std(axis=0).min() > 0.01
     if pieces:
         in_small_pieces(monkeypatch)
     read = slide if in_memory else source
@@ -131,12 +152,15 @@ def test_embeddings_are_scaled_block_by_block_as_in_memory(file, source, monkeyp
     np.testing.assert_allclose(streamed(checkpoint, source)[0], expected, rtol=1e-4)
 
 
-def test_seed_and_name_decide_the_noise(checkpoint, source):
+@pytest.mark.parametrize("of", ["flow", "field"])
+def test_seed_and_name_decide_the_noise(checkpoint, with_field, source, of):
+    checkpoint = with_field if of == "field" else checkpoint
     config, scaling = checkpoint.config, checkpoint.normalisation
     _, samples, _ = streamed(checkpoint, source)
     np.testing.assert_array_equal(streamed(checkpoint, source)[1], samples)
     assert np.abs(streamed(checkpoint, source, seed=1)[1] - samples).mean() > 1e-2
-    (block,) = stream(checkpoint.build(), source, "B", config, config.flow, scaling, n_samples=3)
+    options = {"n_samples": 3, "field": checkpoint.field}
+    (block,) = stream(checkpoint.build(), source, "B", config, config.flow, scaling, **options)
     assert np.abs(block.samples - samples).mean() > 1e-2
 
 

@@ -62,15 +62,18 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path, kind, n_members):
     save_checkpoint(tmp_path / "c", written)
     read = load_checkpoint(str(tmp_path / "c"))
     for field in dataclasses.fields(Checkpoint):
-        if field.name not in ("weights", "normalisation"):
+        if field.name not in ("weights", "normalisation", "field"):
             assert getattr(read, field.name) == getattr(written, field.name), field.name
     assert same_weights(read.weights, written.weights)
+    if written.field is not None:
+        assert same_weights(read.field.state_dict(), written.field.state_dict())
     for field in dataclasses.fields(written.normalisation):
         expected = getattr(written.normalisation, field.name)
         np.testing.assert_array_equal(getattr(read.normalisation, field.name), expected)
     assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
         "README.md",
         "config.json",
+        *(["field.safetensors"] if kind == "field" else []),
         "genes.json",
         "model.safetensors",
         "normalisation.safetensors",
@@ -263,3 +266,20 @@ def test_genes_keep_their_order(tmp_path):
     genes = GENES[::-1]
     save_checkpoint(tmp_path / "c", dataclasses.replace(checkpoint_of(), genes=genes))
     assert load_checkpoint(tmp_path / "c").genes == genes
+
+
+@pytest.mark.parametrize("damage", ["missing", "edited", "tensor"])
+def test_a_damaged_field_is_refused(tmp_path, damage):
+    save_checkpoint(tmp_path / "c", checkpoint_of("field"))
+    file = tmp_path / "c/field.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "edited":
+        file.write_bytes(file.read_bytes() + b" ")
+    else:
+        weights = load_file(file)
+        save_file({**weights, "loadings": weights["loadings"][:2].contiguous()}, file)
+        hashes = json.loads((tmp_path / "c/config.json").read_text())["sha256"]
+        edit(tmp_path / "c", sha256={**hashes, file.name: sha256(file)})
+    with pytest.raises(BadInput, match=r"field.safetensors|tensors of a checkpoint"):
+        load_checkpoint(tmp_path / "c")

@@ -267,7 +267,7 @@ def test_plain_regression_is_the_mean_of_the_flow_and_has_no_samples(cohort, tmp
 
 
 def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path):
-    run(cohort, tmp_path / "run", train__members=4, train__epochs=1)
+    run(cohort, tmp_path / "run", train__members=4, train__epochs=1, flow__kind="spot")
     folder = tmp_path / "run/fold0/checkpoint"
     calibration = load_checkpoint(folder).calibration
     assert np.isfinite(calibration.spread).all()
@@ -295,6 +295,17 @@ def test_what_was_learned_of_each_gene_goes_with_the_checkpoint(cohort, tmp_path
     (folder / "calibration.csv").write_text("gene,spread,pearson,pearson_sd\n")
     with pytest.raises(BadInput, match=r"calibration.csv: sha256"):
         load_checkpoint(folder)
+
+
+def test_samples_come_from_a_field_of_the_slides_held_out(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__members=4, train__epochs=1, train__folds=[0])
+    checkpoint = load_checkpoint(tmp_path / "run/fold0/checkpoint")
+    assert len(checkpoint.field.places) == 3
+    assert np.isnan(checkpoint.calibration.spread).all()
+    sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "p", SampleSettings(4))
+    read = read_prediction(tmp_path / "p/A.h5ad")
+    assert read.samples.std(axis=0).mean() > 0.01
+    assert read.samples.min() >= 0
 
 
 def test_two_regions_a_step_share_its_spots():

@@ -69,10 +69,20 @@ def test_coverage_of_a_calibrated_ensemble_is_what_it_says(n_samples):
     assert all(part.covered < part.calibrated for part in narrow)
 
 
-def test_coverage_of_values_that_many_samples_share_does_not_depend_on_the_number_of_samples():
+@pytest.mark.parametrize("n_samples", [9, 16, 19])
+def test_coverage_of_values_that_many_samples_share_is_what_it_says(n_samples):
     rng = np.random.default_rng(0)
-    draws = np.maximum(rng.normal(size=(40, 20_000, 2)), 0)  # half of all are 0
-    # 19 samples: every end is a sample; 16: ends of the 50% interval lie between two
-    of_19, of_16 = (coverage(draws[1 : 1 + n], draws[0])[0].covered for n in (19, 16))
-    assert of_19 == pytest.approx(0.75, abs=0.01)
-    assert of_16 == pytest.approx(of_19, abs=0.01)
+    draws = np.maximum(rng.normal(size=(20, 20_000, 2)), 0)  # half of all are 0
+    for part in coverage(draws[1 : 1 + n_samples], draws[0]):
+        assert part.covered == pytest.approx(part.calibrated, abs=0.01)
+    # where all values are one, every rank is as likely
+    (half,) = coverage(np.zeros((n_samples, 5, 1)), np.zeros((5, 1)), [0.5])
+    assert half.covered == pytest.approx(0.5)
+
+
+def test_a_value_between_two_samples_is_inside_with_the_share_of_its_ranks():
+    samples = np.arange(1.0, 10.0)[:, None, None]  # 9 samples: ends of 50% at ranks 2.5 and 7.5
+    expected = {0.5: 0, 1.5: 0, 2.5: 0.5, 3.5: 1, 7.5: 0.5, 8.5: 0, 9.5: 0, 2.0: 0.25, 5.0: 1}
+    for truth, inside in expected.items():
+        (part,) = coverage(samples, np.array([[truth]]), [0.5])
+        assert part.covered == pytest.approx(inside), truth
