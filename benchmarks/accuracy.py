@@ -52,6 +52,7 @@ from stflow_graph.stats import ensembles, metrics, resampling
 MODELS: dict[str, dict[str, Any]] = {
     "graph": {},
     "one-shot": {"flow.kind": "none"},
+    "spot flow": {"flow.kind": "spot"},
     "flow in every step": {"flow.kind": "graph"},
     "transformer": {"denoiser.name": "transformer"},
 }
@@ -482,10 +483,10 @@ def draw(tables: dict[str, dict[str, Any]], ceilings: dict[str, float], file: Pa
     plt.close(figure)
 
 
-def parse() -> argparse.Namespace:
+def parse(description: str | None = __doc__) -> argparse.Namespace:
     """Return the options, with the cohort drawn if one is to be."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path)
     parser.add_argument("--embeddings", type=Path)

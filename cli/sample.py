@@ -33,7 +33,7 @@ def sample(
     seed: opt.Seed = 0,
     sampler: opt.Sampler[str | None] = None,
     n_sample_steps: Annotated[
-        int | None, Option(min=1, help="Network evaluations per sample.")
+        int | None, Option(min=1, help="Of a flow: network evaluations per sample.")
     ] = None,
     fold: Annotated[int | None, Option(help="Fold of the run to use.")] = None,
     tile_size: Annotated[

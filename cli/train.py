@@ -36,9 +36,11 @@ def train(
     n_heads: Annotated[Integer, Option(help="Number of attention heads.")] = None,
     hidden_channels: Annotated[Integer, Option(help="Hidden channels.")] = None,
     n_neighbors: Annotated[Integer, Option(help="Neighbours per spot in the graph.")] = None,
-    prior: Annotated[Text, Option(help="zinb, gaussian or zero.")] = None,
+    prior: Annotated[Text, Option(help="Of a flow: zinb, gaussian or zero.")] = None,
     sampler: opt.Sampler[Text] = None,
-    n_sample_steps: Annotated[Integer, Option(help="Network evaluations per sample.")] = None,
+    n_sample_steps: Annotated[
+        Integer, Option(help="Of a flow: network evaluations per sample.")
+    ] = None,
     batch_size: Annotated[Integer, Option(help="Regions per training step.")] = None,
     max_spots_per_batch: Annotated[
         Integer, Option(help="Spots per training step; larger slides are split into parts.")

@@ -1,4 +1,4 @@
-"""A slide, its graph, the default denoiser, its prior and sampler, put together by hand."""
+"""A slide, its graph, a denoiser, its prior and sampler, put together by hand."""
 
 import sys
 
@@ -13,7 +13,7 @@ from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 slide = load_slide(sys.argv[1])  # an embedding file
 data = SpatialGraph(n_neighbors=8)(slide.to_data())  # PyG Data: edges and invariant geometry
-# the network that `stflow-graph train` trains; from_pretrained(CHECKPOINT) loads it with weights
+# what `train --set flow.kind=spot` trains; from_pretrained(CHECKPOINT) loads it with weights
 model = TwoStageDenoiser.make(in_channels=data.x.size(1), n_genes=50).eval()
 y_0 = GaussianPrior()(spot_uniform(spot_keys(slide.name, slide.barcodes), 50, seed=0))
 with torch.inference_mode():

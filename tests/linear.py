@@ -155,7 +155,8 @@ def field_of(*places: float) -> ExpressionField:
     levels = torch.linspace(-0.5, 0.5, field.ratios.size(2))
     field.ratios.copy_((1 + levels).expand_as(field.ratios))
     field.knots.copy_(torch.linspace(5, 15, field.knots.size(1)).expand_as(field.knots))
-    field.variances.copy_(torch.rand(field.variances.shape, generator=generator))
+    for buffer in (field.smooth_variances, field.noise_variances, field.noise_own):
+        buffer.copy_(torch.rand(buffer.shape, generator=generator))
     field.places.copy_(torch.tensor(places)[:, None].expand_as(field.places))
     return field
 

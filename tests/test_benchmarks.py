@@ -210,6 +210,27 @@ def test_accuracy_compares_all_models_on_all_folds_once(cohort, tmp_path):
     assert [file.stat().st_mtime_ns for file in runs] == made
 
 
+def test_regions_compares_ways_of_drawing_on_every_test_slide(script, cohort, tmp_path):
+    arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
+    arguments += ["--out", tmp_path, "--folds", "0", "--seeds", "1", "--quick"]
+    arguments += ["--models", "spot flow", "one-shot", "--targets", "log1p"]
+    arguments += ["--set", "graph.n_neighbors=4", "train.epochs=1", "train.flow_steps=1"]
+    out = script("regions.py", *arguments)
+    (rows,) = json.loads((tmp_path / "regions.json").read_text())["log1p"].values()
+    assert list(rows) == [
+        *["graph", "independent spots", "levels, then independent spots", "normal residuals"],
+        "spot flow",
+    ]
+    assert rows["graph"]["difference"] == [0, 0, 0]
+    for name, row in rows.items():
+        low, middle, high = sorted(row["difference"])
+        assert row["difference"] == [middle, low, high]
+        energy = row["scores"]["energy, 9 spots"] - rows["graph"]["scores"]["energy, 9 spots"]
+        assert middle == pytest.approx(energy), name
+        assert 0 <= row["scores"]["centred 9"] <= 1
+    assert "levels, then" in out
+
+
 @pytest.mark.slow
 def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
     arguments = ["--out", tmp_path, "--slides", "4", "6", "--spots", "30", "--folds", "0"]

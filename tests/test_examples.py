@@ -64,7 +64,7 @@ def test_a_denoiser_put_together_by_hand(cohort, capsys, monkeypatch):
     assert "36 spots, 50 genes" in capsys.readouterr().out
     # it is the denoiser that train makes, with its prior and number of steps
     paths = {"data.source_dataroot": "", "data.embed_dataroot": ""}
-    config = load_config(None, {**paths, "denoiser.input_dropout": 0.0})
+    config = load_config(None, {**paths, "denoiser.input_dropout": 0.0, "flow.kind": "spot"})
     assert repr(names["model"]) == repr(build_denoiser(config, CHANNELS, 50).eval())
     assert isinstance(build_prior(config.flow), names["GaussianPrior"])
     assert build_sampler(config.flow) is names["euler"]

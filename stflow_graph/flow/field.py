@@ -1,12 +1,7 @@
-r"""A Gaussian field on a slide's graph: noise that neighbouring spots and genes share.
+r"""Gaussian noise of a slide that neighbouring spots and genes share.
 
-.. math::
-    z = u Q^T + (l' + d \circ ε)(1 - Q Q^T), \qquad
-    u_r = σ_{r0} w_{r0} + \sum_p σ_{rp} B_p w_{rp} + σ_{rl}\, l_r
-
-Q ``[G, R]`` are directions in which genes vary together, :math:`B_p` averages white noise w over p
-steps along the graph and scales it to unit variance; l and l' are numbers of the whole slide. With
-three ranges, a direction's correlation over distance can fall quickly, slowly or in between.
+:math:`B_p` averages white noise over p steps along the slide's graph and scales it to unit
+variance. With three ranges, correlation over distance can fall quickly, slowly or in between.
 """
 
 from __future__ import annotations
@@ -107,14 +102,16 @@ class SlideNoise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
-    """The distribution of a field of G genes.
+class SmoothField:
+    r"""The distribution of a field f of G genes that changes slowly over a slide.
+
+    .. math::
+        f = u Q^T + l', \qquad u_r = \sum_p σ_{rp} B_p w_{rp} + σ_{rl}\, l_r
 
     Attributes:
-        loadings: Q ``[G, R]``, orthonormal columns.
-        variances: σ² ``[R, 5]``: of independent spots, of averages over 2, 8 and 32 steps, of the
-            slide's level.
-        own: ``[G, 2]`` variances of what a gene does not share: of its spots, of its level.
+        loadings: Q ``[G, R]``, orthonormal columns: directions in which genes vary together.
+        variances: σ² ``[R, 4]``: of averages over 2, 8 and 32 steps, of the slide's level.
+        own: ``[G]`` variance of the level l' that a gene has for itself.
     """
 
     loadings: Tensor
@@ -122,42 +119,42 @@ class Field:
     own: Tensor
 
     def factors(self, noise: SlideNoise, sample: int) -> Tensor:
-        """Return a draw of the shared part u, ``[N, R]``."""
+        """Return a draw of u, ``[N, R]``."""
         rank = self.loadings.size(1)
-        deviations = self.variances.sqrt()
-        white = noise.spots((1 + len(STEPS)) * rank, sample).split(rank, dim=1)
-        drawn = deviations[:, 0] * white[0] + deviations[:, -1] * noise.slide(rank, sample)
-        for deviation, part in zip(deviations.t()[1:-1], noise.smoothing(white[1:]), strict=True):
+        *smooth, level = self.variances.sqrt().unbind(1)
+        white = noise.spots(len(STEPS) * rank, sample).split(rank, dim=1)
+        drawn = (level * noise.slide(rank, sample)).expand_as(white[0])
+        for deviation, part in zip(smooth, noise.smoothing(white), strict=True):
             drawn = drawn + deviation * part
         return drawn
 
-    @property
-    def total(self) -> Tensor:
-        """``[R]`` variance of the shared part."""
-        return self.variances.sum(1)
-
-    def scores(
-        self,
-        factors: Tensor,
-        noise: SlideNoise,
-        sample: int,
-        rows: slice,
-        level: Tensor | None = None,
-    ) -> Tensor:
-        """Return the field z ``[n, G]`` of some spots.
-
-        Args:
-            factors: ``[n, R]`` u of these spots.
-            noise: of the slide.
-            sample: number of the draw.
-            rows: which spots they are.
-            level: ``[G]`` of the slide; None draws it.
-        """
+    def values(self, factors: Tensor, noise: SlideNoise, sample: int) -> Tensor:
+        """Return f ``[n, G]`` of the spots whose factors ``[n, R]`` are given."""
         n_genes, rank = self.loadings.shape
-        shared = (1 + len(STEPS)) * rank  # columns that the factors are made of
-        uniform = spot_uniform(noise.keys[rows], shared + n_genes, noise.seed, sample)
-        spots, levels = self.own.sqrt().unbind(1)
-        if level is None:
-            level = levels * noise.slide(rank + n_genes, sample)[rank:]
-        own = spots * torch.special.ndtri(uniform[:, shared:]) + level
-        return own + (factors - own @ self.loadings) @ self.loadings.t()
+        level = noise.slide(rank + n_genes, sample)[rank:]
+        return factors @ self.loadings.t() + self.own.sqrt() * level
+
+
+@dataclasses.dataclass(frozen=True)
+class SpotNoise:
+    r"""The distribution of noise z of G genes that every spot has for itself.
+
+    :math:`z = v Q^T + ε`, v and ε independent normal.
+
+    Attributes:
+        loadings: Q ``[G, R]``, orthonormal columns.
+        variances: ``[R]`` of v.
+        own: ``[G]`` of ε.
+    """
+
+    loadings: Tensor
+    variances: Tensor
+    own: Tensor
+
+    def scores(self, noise: SlideNoise, sample: int, rows: slice) -> Tensor:
+        """Return a draw of z ``[n, G]`` for some spots."""
+        n_genes, rank = self.loadings.shape
+        before = len(STEPS) * rank  # columns that smooth fields are made of
+        uniform = spot_uniform(noise.keys[rows], before + rank + n_genes, noise.seed, sample)
+        shared, own = torch.special.ndtri(uniform[:, before:]).split([rank, n_genes], dim=1)
+        return (shared * self.variances.sqrt()) @ self.loadings.t() + own * self.own.sqrt()

@@ -23,8 +23,6 @@ _WINDOW = 400  # pairs that a knot is made of
 _LEAST = 0.02  # expected expression, below which ratios to it mean nothing
 _RESCALED = 5.0  # factor by which the value of a pair is carried to a knot, at most
 _ROWS = 4096
-_N_POINTS = 9
-_ROOT_2_PI = (2 * np.pi) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,29 +118,6 @@ class Marginals:
         drawn = torch.special.ndtri((start + uniform * (end - start)).clamp(1e-6, 1 - 1e-6))
         return torch.where(end > start, drawn, single).clamp(-_LAST, _LAST)
 
-    def belief(self, mean: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance ``[N, G]`` of the normal scores that give the expression.
-
-        The variance is 0 where only one score does; of a value that many share, such as 0, it is
-        that of the normal distribution cut to their range. Arguments as of :meth:`scores`.
-        """
-        parts = zip(mean.split(_ROWS), expression.split(_ROWS), strict=True)
-        means, variances = zip(*(self._belief(*part) for part in parts), strict=True)
-        return torch.cat(means), torch.cat(variances)
-
-    def _belief(self, mean: Tensor, expression: Tensor) -> tuple[Tensor, Tensor]:
-        single, start, end = self._ranks(mean, expression)
-        low, high = (torch.special.ndtri(p.clamp(1e-7, 1 - 1e-7)) for p in (start, end))
-        mass = (end - start).clamp(min=1e-7)
-        low_density, high_density = (torch.exp(-0.5 * z.square()) / _ROOT_2_PI for z in (low, high))
-        centre = (low_density - high_density) / mass
-        variance = 1 + (low * low_density - high * high_density) / mass - centre.square()
-        shared = end - start > 1e-3
-        return (
-            torch.where(shared, centre, single),
-            torch.where(shared, variance.clamp(0, 1), torch.zeros_like(centre)),
-        )
-
     def _ranks(self, mean: Tensor, expression: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the score of each value, and where the range of its scores starts and ends.
 
@@ -166,20 +141,6 @@ class Marginals:
         end = torch.special.ndtr(levels[ends])
         end = torch.where(ends == _N_LEVELS - 1, torch.ones_like(end), end)
         return single, start, torch.where(last > first, end, start)
-
-    def expected(self, mean: Tensor, centre: Tensor, variance: Tensor) -> Tensor:
-        """Return the mean expression ``[N, G]`` of normal scores that are themselves normal.
-
-        Args:
-            mean: ``[N, G]`` expected expression where scores are standard normal.
-            centre: ``[N, G]`` mean of the scores.
-            variance: ``[G]`` or ``[N, G]`` their variance.
-        """
-        points, weights = np.polynomial.hermite_e.hermegauss(_N_POINTS)
-        total = torch.zeros_like(mean)
-        for point, weight in zip(points, weights / weights.sum(), strict=True):
-            total += weight * self.expression(mean, centre + point * variance.sqrt())
-        return total
 
     def _place(self, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the flat table, the row of the knot before each mean, and the way to the next."""

@@ -272,7 +272,7 @@ def _predict_blocks(
 def _field_blocks(
     outputs: _MemberOutputs, draws: FieldDraws, normalisation: Normalisation
 ) -> Iterator[Block]:
-    n_arrays = len(draws.fields) + len(outputs.members)
+    n_arrays = len(draws) + len(outputs.members)
     for rows in _row_blocks(len(draws.noise.keys), len(normalisation.y_mean), n_arrays):
         mean, _ = outputs.of(rows)
         expected = as_expression(mean, normalisation)

@@ -71,7 +71,8 @@ def model_card(
 
 def _metadata(config: Config, licence: str | None) -> str:
     tags = ["spatial-transcriptomics", "gene-expression", "histology", "pathology"]
-    tags += ["flow-matching", f"encoder:{config.data.encoder}"]
+    tags += ["flow-matching"] if config.flow.kind in ("spot", "graph") else []
+    tags += [f"encoder:{config.data.encoder}"]
     lines = ["library_name: stflow_graph", "pipeline_tag: graph-ml"]
     lines += [f"license: {json.dumps(licence)}"] if licence else []
     lines += ["metrics:", "- pearsonr", "tags:", *(f"- {json.dumps(tag)}" for tag in tags)]

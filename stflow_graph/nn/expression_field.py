@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from stflow_graph.flow.field import STEPS, Field, SlideNoise
+from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise
 from stflow_graph.flow.marginals import Marginals
 
 RANK = 16
@@ -19,13 +19,16 @@ _GOLDEN = 0.6180339887498949
 
 
 class ExpressionField(nn.Module):
-    """Draws the expression of all spots and genes of a slide together, around what is expected.
+    r"""Draws the expression of all spots and genes of a slide together, around what is expected.
 
-    A draw is a Gaussian field on the slide's graph (``flow.field``), whose values become
-    expression through each gene's distribution (``flow.marginals``): a Gaussian copula. Nothing
-    here is trained by gradient; all is measured on slides that the prediction had not seen. There
-    is a field for every such slide, and one for a patient like none of them; draws take them in
-    proportion to how like the slide's embeddings are.
+    .. math::
+        y_{ig} = μ'_{ig} R_g(μ'_{ig}, z_{ig}), \qquad μ'_{ig} = \max(0, μ_{ig} + s_g f_{ig})
+
+    What is expected, μ, is itself off by a field f that changes slowly over the slide
+    (``flow.field``); about the corrected expectation each spot varies by its own noise z, by the
+    gene's distribution R (``flow.marginals``). Nothing here is trained by gradient; all is measured
+    on slides that the prediction had not seen. There is a field for every such slide, and one for a
+    patient like none of them; draws take them in proportion to how like the slide's embeddings are.
 
     Args:
         n_genes: G.
@@ -33,9 +36,13 @@ class ExpressionField(nn.Module):
         n_fields: number of fields, one of them for the unknown patient.
     """
 
-    loadings: Tensor
-    variances: Tensor
-    own: Tensor
+    scale: Tensor
+    smooth_loadings: Tensor
+    smooth_variances: Tensor
+    smooth_own: Tensor
+    noise_loadings: Tensor
+    noise_variances: Tensor
+    noise_own: Tensor
     places: Tensor
     knots: Tensor
     ratios: Tensor
@@ -44,9 +51,13 @@ class ExpressionField(nn.Module):
         super().__init__()
         rank = min(RANK, n_genes)
         marginals = Marginals.empty(n_genes)
-        self.register_buffer("loadings", torch.eye(n_genes, rank))
-        self.register_buffer("variances", torch.zeros(n_fields, rank, len(STEPS) + 2))
-        self.register_buffer("own", torch.zeros(n_fields, n_genes, 2))
+        self.register_buffer("scale", torch.ones(n_genes))
+        self.register_buffer("smooth_loadings", torch.eye(n_genes, rank))
+        self.register_buffer("smooth_variances", torch.zeros(n_fields, rank, len(STEPS) + 1))
+        self.register_buffer("smooth_own", torch.zeros(n_fields, n_genes))
+        self.register_buffer("noise_loadings", torch.eye(n_genes, rank))
+        self.register_buffer("noise_variances", torch.zeros(n_fields, rank))
+        self.register_buffer("noise_own", torch.zeros(n_fields, n_genes))
         self.register_buffer("places", torch.zeros(n_fields - 1, in_channels))
         self.register_buffer("knots", marginals.knots)
         self.register_buffer("ratios", marginals.ratios)
@@ -54,7 +65,7 @@ class ExpressionField(nn.Module):
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> ExpressionField:
         """Return the field whose state dict is given."""
-        n_fields, n_genes, _ = weights["own"].shape
+        n_fields, n_genes = weights["noise_own"].shape
         field = cls(n_genes, weights["places"].size(1), n_fields)
         field.load_state_dict(weights)
         return field.eval()
@@ -64,9 +75,14 @@ class ExpressionField(nn.Module):
         """The genes' distributions."""
         return Marginals(self.knots, self.ratios)
 
-    def component(self, number: int) -> Field:
-        """Return one of the fields; the last is the unknown patient's."""
-        return Field(self.loadings, self.variances[number], self.own[number])
+    def smooth(self, number: int) -> SmoothField:
+        """Return f of one of the fields; the last is the unknown patient's."""
+        variances, own = self.smooth_variances[number], self.smooth_own[number]
+        return SmoothField(self.smooth_loadings, variances, own)
+
+    def noise(self, number: int) -> SpotNoise:
+        """Return z of one of the fields."""
+        return SpotNoise(self.noise_loadings, self.noise_variances[number], self.noise_own[number])
 
     def likeness(self, place: Tensor) -> Tensor:
         """Return the weights of the fields for a slide, which sum to 1.
@@ -89,21 +105,27 @@ class ExpressionField(nn.Module):
         ends = self.likeness(place).cumsum(0)
         steps = (torch.arange(n_samples, device=ends.device) * _GOLDEN + 0.5) % 1
         numbers = torch.searchsorted(ends, steps).clamp(max=len(ends) - 1)
-        return FieldDraws([self.component(int(i)) for i in numbers], self.marginals, noise)
+        return FieldDraws(self, noise, numbers.tolist())
 
 
 class FieldDraws:
-    """Draws for a slide: what the spots share is kept, what is a gene's own is made when needed.
+    """Draws for a slide: what the spots share is kept, what is a spot's own is made when needed.
 
     Args:
-        fields: a field for each draw.
-        marginals: the genes' distributions.
+        field: its distribution.
         noise: of the slide.
+        numbers: which of the fields each draw is of.
     """
 
-    def __init__(self, fields: Sequence[Field], marginals: Marginals, noise: SlideNoise) -> None:
-        self.fields, self.marginals, self.noise = fields, marginals, noise
-        self.factors = [field.factors(noise, sample) for sample, field in enumerate(fields)]
+    def __init__(self, field: ExpressionField, noise: SlideNoise, numbers: Sequence[int]) -> None:
+        self.field, self.noise, self.numbers = field, noise, list(numbers)
+        self.factors = [
+            field.smooth(number).factors(noise, sample)
+            for sample, number in enumerate(self.numbers)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
     def expression(self, mean: Tensor, rows: slice) -> Iterator[Tensor]:
         """Yield each draw's expression ``[n, G]`` of some spots, log1p units.
@@ -112,6 +134,10 @@ class FieldDraws:
             mean: ``[n, G]`` their expected expression, log1p units.
             rows: which spots they are.
         """
-        for sample, (field, factors) in enumerate(zip(self.fields, self.factors, strict=True)):
-            scores = field.scores(factors[rows], self.noise, sample, rows)
-            yield self.marginals.expression(mean, scores)
+        field, marginals = self.field, self.field.marginals
+        for sample, number in enumerate(self.numbers):
+            factors = self.factors[sample][rows]
+            error = field.smooth(number).values(factors, self.noise, sample)
+            expected = (mean + field.scale * error).clamp(min=0)
+            scores = field.noise(number).scores(self.noise, sample, rows)
+            yield marginals.expression(expected, scores)

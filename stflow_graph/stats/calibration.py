@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stflow_graph.stats.ensembles import LEVELS, max_coverage, probability_inside
+from stflow_graph.stats.ensembles import crps_per_gene
 from stflow_graph.stats.metrics import pearson_per_gene
 
 _SPREADS = np.geomspace(0.25, 8.0, 41)
@@ -46,11 +46,11 @@ class Calibration:
 
     @classmethod
     def fit(cls, parts: Sequence[HeldOut]) -> Calibration:
-        """Choose each gene's spread by the coverage of central intervals.
+        """Choose each gene's spread by the continuous ranked probability score.
 
-        Of a grid, the factor whose 50, 80 and 90% intervals are nearest to their nominal
-        coverage, summed over levels, all held-out spots together. Expression is not negative, so
-        samples are clipped at 0.
+        Of a grid, the factor with the lowest score over all held-out spots. Expression is not
+        negative, so samples are clipped at 0. Coverage would not do: where most counts are 0, a
+        spread can make intervals cover what they say and most samples wrong.
         """
         scores = np.stack([pearson_per_gene(part.mean, part.truth) for part in parts])
         defined = np.ma.masked_invalid(scores)
@@ -74,16 +74,8 @@ def _fit_spread(parts: Sequence[HeldOut]) -> np.ndarray:
     mean = np.concatenate([part.mean for part in parts])
     truth = np.concatenate([part.truth for part in parts])
     samples = np.concatenate([np.asarray(part.samples) for part in parts], axis=1)
-    missed = np.zeros((len(_SPREADS), n_genes))
-    for row, factor in zip(missed, _SPREADS, strict=True):
-        # where the truth lies among spread samples, of which those below 0 become 0
-        place = mean + (truth - mean) / factor
-        lowest = np.where(truth > 0, (samples < place).sum(axis=0), 0)
-        highest = (samples <= place).sum(axis=0) + 1
-        for level in LEVELS:
-            inside = probability_inside(lowest, highest, len(samples), level)
-            row += np.abs(inside.mean(axis=0) - max_coverage(level, len(samples)))
-    return _SPREADS[missed.argmin(axis=0)]
+    scores = [crps_per_gene(_spread(mean, samples, factor), truth) for factor in _SPREADS]
+    return _SPREADS[np.argmin(scores, axis=0)]
 
 
 def _spread(mean: np.ndarray, samples: np.ndarray, factor: np.ndarray | float) -> np.ndarray:

@@ -109,7 +109,7 @@ def coverage(
     result = []
     ranks = (samples < truth).sum(axis=0), (samples <= truth).sum(axis=0) + 1
     for level in levels:
-        inside = probability_inside(*ranks, len(samples), level).mean(axis=0)
+        inside = _probability_inside(*ranks, len(samples), level).mean(axis=0)
         low, high = intervals(samples, level)
         calibrated = max_coverage(level, len(samples))
         width = float((high - low).mean())
@@ -117,7 +117,7 @@ def coverage(
     return result
 
 
-def probability_inside(
+def _probability_inside(
     lowest: np.ndarray, highest: np.ndarray, n_samples: int, level: float
 ) -> np.ndarray:
     """Return the probability that a value of random rank is inside the central interval.

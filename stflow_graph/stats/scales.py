@@ -109,10 +109,17 @@ def centred_coverage(
 
 
 def region_energy_score(samples: np.ndarray, truth: np.ndarray, regions: sp.csr_matrix) -> float:
-    """Return the mean energy score of the values of a gene in the spots of a region.
+    """Return the mean of :func:`region_energy_scores` over regions and genes."""
+    return float(region_energy_scores(samples, truth, regions).mean())
+
+
+def region_energy_scores(
+    samples: np.ndarray, truth: np.ndarray, regions: sp.csr_matrix
+) -> np.ndarray:
+    """Return the energy score of each region, of the values of a gene in its spots, ``[R]``.
 
     E‖X − y‖ − ½ E‖X − X′‖ with ‖·‖ the root mean square over the region's spots, mean over
-    regions and genes. Unlike CRPS, it is sensitive to correlations between neighbouring spots.
+    genes. Unlike CRPS, it is sensitive to correlations between neighbouring spots.
     Source: Gneiting & Raftery 2007, eq. 22.
 
     Args:
@@ -122,12 +129,14 @@ def region_energy_score(samples: np.ndarray, truth: np.ndarray, regions: sp.csr_
     """
     x = samples.astype(np.float64)
 
-    def distance(one: np.ndarray, other: np.ndarray) -> float:
-        return float(np.sqrt((regions @ np.square(one - other)).clip(min=0)).mean())
+    def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.sqrt((regions @ np.square(one - other)).clip(min=0)).mean(axis=1)
+        return found
 
-    error = np.mean([distance(sample, truth) for sample in x])
+    error = np.mean([distance(sample, truth) for sample in x], axis=0)
     pairs = [distance(one, other) for one, other in itertools.combinations(x, 2)]
-    return float(error - sum(pairs) / len(x) ** 2)  # a pair is two of the S² terms
+    score: np.ndarray = error - np.sum(pairs, axis=0) / len(x) ** 2  # a pair is two of the terms
+    return score
 
 
 def variogram_score(samples: np.ndarray, truth: np.ndarray, near: sp.csr_matrix) -> float:

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.flow.field import STEPS, Field, SlideNoise
+from stflow_graph.flow.field import STEPS, SlideNoise
 from stflow_graph.flow.marginals import Marginals
 from stflow_graph.flow.noise import open_uniform, spot_keys
 from stflow_graph.inference.inputs import SlideInputs
@@ -25,13 +25,13 @@ _N_PROBES = 256
 _DENSE = 500  # genes of which the correlation matrix is made
 _N_DRAWS = 16
 _MIN_GAIN = 0.3
-_MIN_SHARE = 0.05  # of a direction's variance that neighbours do not share, at least
-_MIN_OWN = 0.02  # of a gene's variance that other genes do not share, at least
+_MIN_VARIANCE = 0.05  # of the noise in a direction, of a gene's own noise
+_NEAR = 9  # spots whose mean is taken off to leave what each spot has for itself
 # The field of a patient like none of the training slides: its smooth variances over those of the
-# slides' median, and the variance of levels over that of spots. In her2st B4, held out while the
-# slides of another patient were learnt from, had five times their smooth variance and ten times
-# their variance of levels, .1 to .2 of that of spots. One patient tells little of the next: with
-# one degree of freedom an 80% interval is 2.4 times wider than with many.
+# slides' median, and the variance of levels over that of single spots' residuals. In her2st B4,
+# held out while the slides of another patient were learnt from, had five times their smooth
+# variance and ten times their variance of levels, .1 to .2 of that of spots. One patient tells
+# little of the next: with one degree of freedom an 80% interval is 2.4 times wider than with many.
 _SMOOTH_OF_UNKNOWN = 5.0
 _LEVEL_OF_UNKNOWN = 1.0
 
@@ -41,17 +41,20 @@ class _Slide:
     """A held-out slide: what its truth has beyond its prediction.
 
     Attributes:
-        regions: averages over the spots of regions of each size.
-        units: ``[regions, 4]`` variances of region means of fields of unit variance.
+        residuals: ``[N, G]`` in units of the genes' deviations.
+        scores: ``[N, G]`` normal scores of the truth less those of the spots around, divided by the
+            gain; of unit variance where a spot has only its own noise.
         gain: ``[G]`` how much of a latent score shows in the score of the expression: where most
             values are 0, scores are mostly drawn at random, and latent scores are more alike.
-        scores: ``[N, G]`` normal scores of the truth, divided by the gain.
+        regions: averages over the spots of regions of each size.
+        units: ``[regions, 4]`` variances of region means of fields of unit variance.
     """
 
+    residuals: np.ndarray
+    scores: np.ndarray
+    gain: np.ndarray
     regions: list[sp.csr_matrix]
     units: np.ndarray
-    gain: np.ndarray
-    scores: np.ndarray
 
 
 def fit_expression_field(
@@ -59,7 +62,7 @@ def fit_expression_field(
 ) -> ExpressionField:
     """Return the field of the residuals.
 
-    Each gene's distribution is taken from all parts; each part's field is fitted with the
+    Each gene's distribution is taken from all parts; the noise of a part is measured with the
     distributions of the other parts, where there are others, so that what is special about a slide
     shows in its field.
 
@@ -69,29 +72,30 @@ def fit_expression_field(
         stream: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(stream)
-    slides = [_slide(parts, i, generator) for i in range(len(parts))]
-    directions = _directions(slides)
-    fields = [_field(slide, directions) for slide in slides]
-    fields.append(_unknown_patient(fields))
+    scale = np.sqrt(np.mean([(p.truth - p.mean).var(axis=0) for _, p in parts], axis=0))
+    scale = np.maximum(scale, 1e-6)
+    slides = [_slide(parts, i, scale, generator) for i in range(len(parts))]
     marginals = _marginals([part for _, part in parts])
     embeddings = [inputs.slide.x.mean(axis=0, dtype=np.float64) for inputs, _ in parts]
-    places = np.stack([normalisation.place(mean) for mean in embeddings])
-    field = ExpressionField(len(directions), places.shape[1], len(fields))
-    field.load_state_dict(
-        {
-            "loadings": fields[0].loadings,
-            "variances": torch.stack([field.variances for field in fields]),
-            "own": torch.stack([field.own for field in fields]),
-            "places": torch.from_numpy(places).float(),
-            "knots": marginals.knots,
-            "ratios": marginals.ratios,
-        }
-    )
+    smooth, noise_left = _smooth_fields(slides)
+    tables = {
+        "scale": scale,
+        **smooth,
+        **_noises(slides, noise_left),
+        "places": np.stack([normalisation.place(mean) for mean in embeddings]),
+    }
+    n_genes, n_channels = len(scale), tables["places"].shape[1]
+    field = ExpressionField(n_genes, n_channels, len(parts) + 1)
+    weights = {name: torch.from_numpy(table).float() for name, table in tables.items()}
+    field.load_state_dict({**weights, "knots": marginals.knots, "ratios": marginals.ratios})
     return field.eval()
 
 
 def _slide(
-    parts: Sequence[tuple[SlideInputs, HeldOut]], number: int, generator: torch.Generator
+    parts: Sequence[tuple[SlideInputs, HeldOut]],
+    number: int,
+    scale: np.ndarray,
+    generator: torch.Generator,
 ) -> _Slide:
     inputs, part = parts[number]
     others = [other for i, (_, other) in enumerate(parts) if i != number]
@@ -99,10 +103,76 @@ def _slide(
     mean, truth = (torch.from_numpy(values).float() for values in (part.mean, part.truth))
     gain = _gain(marginals, mean, generator)
     scores = marginals.scores(mean, truth, open_uniform(mean.shape, generator)) / gain
-    sizes = [size for size in REGIONS if size < len(mean)]
-    regions = [region_mean(inputs.slide.coords, size) for size in sizes]
+    coords, n_near = inputs.slide.coords, min(_NEAR, len(mean))
+    z = scores.double().numpy()
+    if n_near > 1:  # of n independent spots, 1 - 1/n of the variance is left
+        z = (z - region_mean(coords, n_near) @ z) / np.sqrt(1 - 1 / n_near)
+    regions = [region_mean(coords, size) for size in REGIONS if size < len(mean)]
+    residuals = (part.truth - part.mean) / scale
     units = _unit_variances(inputs, regions)
-    return _Slide(regions, units, gain.double().numpy(), scores.double().numpy())
+    return _Slide(residuals, z, gain.double().numpy(), regions, units)
+
+
+def _smooth_fields(slides: Sequence[_Slide]) -> tuple[dict[str, np.ndarray], float]:
+    """Return directions, variances and own levels of what changes slowly, of each field.
+
+    And the fraction of the noise of single spots that is left to an unknown patient, of whose
+    residuals, as large as those of the slides, more changes slowly.
+
+    In each direction a slide's variances are those with which the variances of means over 1, 9, 25
+    and 64 spots are nearest to those of its residuals, none negative; what is left at single spots
+    is noise, and not of interest here.
+    """
+    directions = _directions([slide.residuals for slide in slides])
+    spots = np.stack([(slide.residuals @ directions).var(axis=0) for slide in slides])
+    smooth = np.stack([_shares(slide, directions) for slide in slides])
+    levels = [slide.residuals.mean(axis=0) for slide in slides]
+    shared = np.stack([level @ directions for level in levels])
+    rest = np.stack(levels) - shared @ directions.T
+    own = np.square(rest).mean(axis=1)
+    total, typical = np.median(spots, axis=0), np.median(smooth, axis=0)
+    larger = total / np.maximum(typical.sum(axis=1), 1e-12)
+    unknown = typical * np.minimum(larger, _SMOOTH_OF_UNKNOWN)[:, None]
+    variances = [np.column_stack(pair) for pair in zip(smooth, np.square(shared), strict=True)]
+    variances.append(np.column_stack([unknown, _LEVEL_OF_UNKNOWN * total]))
+    of_gene = np.median([slide.residuals.var(axis=0).mean() for slide in slides])
+    own_of_unknown = _LEVEL_OF_UNKNOWN * max(0.0, of_gene - total.sum() / len(directions))
+    noise = [of_gene * len(directions) - part.sum() for part in (unknown, typical)]
+    tables = {
+        "smooth_loadings": directions,
+        "smooth_variances": np.stack(variances),
+        "smooth_own": np.repeat([*own, own_of_unknown], len(directions)).reshape(len(own) + 1, -1),
+    }
+    return tables, float(np.clip(noise[0] / max(noise[1], 1e-12), _MIN_VARIANCE, 1))
+
+
+def _shares(slide: _Slide, directions: np.ndarray) -> np.ndarray:
+    """Return the variances ``[R, 3]`` of a slide's averages over 2, 8 and 32 steps."""
+    variances = np.maximum(_by_scale(slide.regions, slide.residuals @ directions), 1e-9)
+    columns = zip(variances.T, (1 / variances).T, strict=True)
+    return np.stack([nnls(slide.units * w[:, None], v * w)[0][1:] for v, w in columns])
+
+
+def _noises(slides: Sequence[_Slide], noise_left: float) -> dict[str, np.ndarray]:
+    """Return directions, variances and own variances of what each spot has for itself.
+
+    The unknown patient's are the fraction ``noise_left`` of the slides' medians.
+    """
+    directions = _directions([slide.scores for slide in slides], of_unit_variance=True)
+    explained = np.square(directions)
+    variances, own = [], []
+    for slide in slides:
+        # what the gain has enlarged beside the latent scores
+        excess = 1 / np.square(slide.gain) - 1
+        shared = (slide.scores @ directions).var(axis=0) - excess @ explained
+        variances.append(np.maximum(shared, _MIN_VARIANCE))
+        rest = slide.scores.var(axis=0) - excess - explained @ variances[-1]
+        own.append(np.maximum(rest, _MIN_VARIANCE))
+    return {
+        "noise_loadings": directions,
+        "noise_variances": np.stack([*variances, noise_left * np.median(variances, axis=0)]),
+        "noise_own": np.stack([*own, noise_left * np.median(own, axis=0)]),
+    }
 
 
 def _unit_variances(inputs: SlideInputs, regions: Sequence[sp.csr_matrix]) -> np.ndarray:
@@ -125,48 +195,6 @@ def _by_scale(regions: Sequence[sp.csr_matrix], values: np.ndarray) -> np.ndarra
     return np.stack([np.square(mean @ centred).mean(axis=0) for mean in regions])
 
 
-def _field(slide: _Slide, directions: np.ndarray) -> Field:
-    """Return a slide's field.
-
-    In each direction its shares are those with which the variances of means over 1, 9, 25 and 64
-    spots are nearest to those of its scores, none negative.
-    """
-    # what the gain has enlarged beside the latent scores is independent noise
-    excess = 1 / np.square(slide.gain) - 1
-    variances = _by_scale(slide.regions, slide.scores @ directions)
-    variances -= slide.units[:, :1] * (excess @ np.square(directions))
-    variances = np.maximum(variances, _MIN_SHARE * slide.units[:, :1])
-    columns = zip(variances.T, (1 / variances).T, strict=True)
-    shares = np.stack([nnls(slide.units * w[:, None], v * w)[0] for v, w in columns])
-    level = slide.scores.mean(axis=0)
-    of_directions = level @ directions
-    own_level = np.square(level - directions @ of_directions).mean()
-    explained = np.square(directions)
-    own = slide.scores.var(axis=0) - excess - explained @ shares.sum(axis=1)
-    # of a gene's own noise, the part along the directions is taken out
-    own = np.maximum(own, _MIN_OWN) / np.maximum(1 - explained.sum(axis=1), 0.05)
-    tables = (
-        directions,
-        np.column_stack([shares, np.square(of_directions)]),
-        np.column_stack([own, np.full_like(own, own_level)]),
-    )
-    return Field(*(torch.from_numpy(table).float() for table in tables))
-
-
-def _unknown_patient(fields: Sequence[Field]) -> Field:
-    """Return the field of a patient like none of the slides."""
-    variances = torch.stack([field.variances for field in fields]).quantile(0.5, dim=0)
-    own = torch.stack([field.own for field in fields]).quantile(0.5, dim=0)
-    total = variances[:, :-1].sum(1)
-    smooth = variances[:, 1:-1].sum(1)
-    larger = ((1 - _MIN_SHARE) * total / smooth.clamp(min=1e-9)).clamp(max=_SMOOTH_OF_UNKNOWN)
-    variances[:, 1:-1] *= larger[:, None]
-    variances[:, 0] = total - larger * smooth
-    variances[:, -1] = _LEVEL_OF_UNKNOWN * total
-    own[:, 1] = _LEVEL_OF_UNKNOWN * own[:, 0]
-    return dataclasses.replace(fields[0], variances=variances, own=own)
-
-
 def _marginals(parts: Sequence[HeldOut]) -> Marginals:
     return Marginals.fit(
         np.concatenate([part.mean for part in parts]),
@@ -185,11 +213,17 @@ def _gain(marginals: Marginals, mean: Tensor, generator: torch.Generator) -> Ten
     return total.clamp(_MIN_GAIN, 1)
 
 
-def _directions(slides: Sequence[_Slide]) -> np.ndarray:
-    """Return the leading eigenvectors ``[G, R]`` of the slides' mean correlation of genes."""
-    n_genes = slides[0].scores.shape[1]
-    centred = [slide.scores - slide.scores.mean(axis=0) for slide in slides]
-    # latent scores have unit variance, whatever noise the gain has added
+def _directions(values: Sequence[np.ndarray], *, of_unit_variance: bool = False) -> np.ndarray:
+    """Return the leading eigenvectors ``[G, R]`` of the slides' mean correlation of genes.
+
+    Args:
+        values: of each slide ``[N, G]``.
+        of_unit_variance: take covariances, with variances of 1 whatever the values say.
+    """
+    n_genes = values[0].shape[1]
+    centred = [z - z.mean(axis=0) for z in values]
+    if not of_unit_variance:
+        centred = [z / np.maximum(z.std(axis=0), 1e-9) for z in centred]
     missing = [1 - np.square(z).mean(axis=0) for z in centred]
 
     def correlated(v: np.ndarray) -> np.ndarray:

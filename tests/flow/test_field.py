@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from stflow_graph.flow.field import STEPS, Field, SlideNoise
+from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.graph import SpatialGraph
 from stflow_graph.graph.whole import WholeGraph
@@ -23,16 +23,18 @@ def noise_of(order: torch.Tensor | None = None, seed: int = 0, slide: str = "S")
     return SlideNoise(keys, slide, graph.average, seed)
 
 
-def field_of(white=0.4, smooth=(0.2, 0.2, 0.2), level=0.0, own=0.5, own_level=0.0) -> Field:
+def loadings() -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))[0][:, :2]
+
+
+def smooth_field(smooth=(0.2, 0.2, 0.2), level=0.0, own=0.0) -> SmoothField:
     """Four genes, two directions of equal shares."""
-    loadings = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))[0]
-    variances = torch.tensor([[white, *smooth, level]] * 2)
-    return Field(loadings[:, :2], variances, torch.tensor([[own, own_level]] * 4))
+    return SmoothField(loadings(), torch.tensor([[*smooth, level]] * 2), torch.full((4,), own))
 
 
-def draws(field: Field, noise: SlideNoise, n: int) -> torch.Tensor:
+def drawn(field: SmoothField, noise: SlideNoise, n: int) -> torch.Tensor:
     """Return ``[n, N, G]``."""
-    return torch.stack([field.scores(field.factors(noise, s), noise, s, ALL) for s in range(n)])
+    return torch.stack([field.values(field.factors(noise, s), noise, s) for s in range(n)])
 
 
 NOISE = noise_of()
@@ -59,59 +61,72 @@ def test_more_steps_reach_further():
 
 
 def test_variances_are_those_of_the_field():
-    field = field_of(level=0.5, own_level=0.3)
-    z = draws(field, NOISE, 400)
-    shared = (field.loadings.square() @ field.variances[:, :-1].sum(1)).double()
-    complement = torch.eye(4) - field.loadings @ field.loadings.t()
-    own = complement.square() @ field.own
-    centred = z - z.mean(1, keepdim=True)
-    # the slide's mean of smooth parts is a level too
-    assert centred.var((0, 1)).numpy() == pytest.approx((shared + own[:, 0]).numpy(), rel=0.15)
-    level = z.mean(1).var(0)
-    expected = field.loadings.square() @ field.variances[:, -1] + own[:, 1]
-    assert (level >= 0.8 * expected).all()
-    assert (level <= 2 * expected).all()
+    field = smooth_field(level=0.5, own=0.3)
+    f = drawn(field, NOISE, 400)
+    expected = field.loadings.square() @ field.variances.sum(1) + field.own
+    assert f.var((0, 1)).numpy() == pytest.approx(expected.numpy(), rel=0.15)
+    # the slide's mean of what changes slowly is a level too
+    level = f.mean(1).var(0)
+    stated = field.loadings.square() @ field.variances[:, -1] + field.own
+    assert (level >= 0.8 * stated).all()
+    assert (level <= 2 * stated).all()
 
 
-def test_factors_are_what_genes_share_and_own_noise_is_apart_from_them():
-    field = field_of()
+def test_genes_vary_together_along_the_directions():
+    field = smooth_field()
     factors = field.factors(NOISE, 0)
-    z = field.scores(factors, NOISE, 0, ALL)
-    torch.testing.assert_close(z @ field.loadings, factors, atol=1e-5, rtol=1e-5)
-    without = field.scores(torch.zeros_like(factors), NOISE, 0, ALL)
-    assert (without @ field.loadings).abs().max() < 1e-5
-    assert without.std() > 0.1
+    values = field.values(factors, NOISE, 0)
+    torch.testing.assert_close(values @ field.loadings, factors, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(values[5:9], field.values(factors[5:9], NOISE, 0))
 
 
-def test_neighbours_vary_together_only_where_there_are_smooth_parts():
-    def alike(field):
-        z = draws(field, NOISE, 8).view(8, SIDE, SIDE, 4)
+def test_neighbours_vary_together_in_the_field_and_not_in_the_noise():
+    def alike(z):
+        z = z.view(-1, SIDE, SIDE, 4)
         return torch.corrcoef(torch.stack([z[:, 1:].flatten(), z[:, :-1].flatten()]))[0, 1]
 
-    assert alike(field_of(white=1.0, smooth=(0, 0, 0))).abs() < 0.03
-    assert alike(field_of(own=0.0)) > 0.4
+    noise = SpotNoise(loadings(), torch.tensor([1.0, 0.5]), torch.full((4,), 0.5))
+    z = torch.stack([noise.scores(NOISE, s, ALL) for s in range(8)])
+    assert alike(z).abs() < 0.03
+    assert alike(drawn(smooth_field(), NOISE, 8)) > 0.7
+
+
+def test_variances_of_the_noise_are_as_stated():
+    noise = SpotNoise(loadings(), torch.tensor([2.0, 0.5]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    z = torch.cat([noise.scores(NOISE, s, ALL) for s in range(40)])
+    covariance = loadings() @ torch.diag(noise.variances) @ loadings().t() + torch.diag(noise.own)
+    torch.testing.assert_close(torch.cov(z.t()), covariance, atol=0.06, rtol=0.1)
+
+
+def test_field_and_noise_are_independent():
+    noise = SpotNoise(loadings(), torch.ones(2), torch.zeros(4))
+    for sample in range(3):
+        z = noise.scores(NOISE, sample, ALL).flatten()
+        f = drawn(smooth_field(smooth=(1.0, 0, 0)), NOISE, sample + 1)[sample].flatten()
+        assert torch.corrcoef(torch.stack([z, f]))[0, 1].abs() < 0.12
 
 
 def test_noise_is_the_spots_whatever_the_order_and_the_part_asked_for():
-    field = field_of(level=0.5, own_level=0.5)
+    field = smooth_field(level=0.5, own=0.5)
+    noise = SpotNoise(loadings(), torch.ones(2), torch.ones(4))
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
-    z, permuted = draws(field, NOISE, 2), draws(field, noise_of(order), 2)
-    torch.testing.assert_close(permuted, z[:, order], atol=1e-5, rtol=1e-5)
-    rows = slice(100, 137)
-    part = field.scores(field.factors(NOISE, 1)[rows], NOISE, 1, rows)
-    torch.testing.assert_close(part, z[1, rows])
+    permuted = noise_of(order)
+    f, z = drawn(field, NOISE, 2), noise.scores(NOISE, 1, ALL)
+    torch.testing.assert_close(drawn(field, permuted, 2), f[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(noise.scores(permuted, 1, ALL), z[order])
+    torch.testing.assert_close(noise.scores(NOISE, 1, slice(100, 137)), z[100:137])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"slide": "T"}])
 def test_seed_slide_and_sample_make_other_noise(other):
-    field = field_of(white=0.0, smooth=(0, 0, 0), level=1.0, own=0.0, own_level=1.0)
-    levels, others = draws(field, NOISE, 2)[:, 0], draws(field, noise_of(**other), 2)[:, 0]
+    field = smooth_field(smooth=(0, 0, 0), level=1.0, own=1.0)
+    levels, others = drawn(field, NOISE, 2)[:, 0], drawn(field, noise_of(**other), 2)[:, 0]
     assert (levels[0] - levels[1]).abs().min() > 1e-3
     assert (levels - others).abs().min() > 1e-3
-    again = draws(field, noise_of(), 2)[:, 0]
-    assert torch.equal(levels, again)
+    assert torch.equal(levels, drawn(field, noise_of(), 2)[:, 0])
 
 
 def test_the_first_draws_do_not_depend_on_how_many_follow():
-    field = field_of()
-    assert torch.equal(draws(field, noise_of(), 3)[:1], draws(field, noise_of(), 1))
+    assert torch.equal(
+        drawn(smooth_field(), noise_of(), 3)[:1], drawn(smooth_field(), noise_of(), 1)
+    )

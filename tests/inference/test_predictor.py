@@ -212,7 +212,7 @@ def test_samples_of_a_field_are_about_the_mean_and_do_not_change_it():
     alone, none = blocks(checkpoint)
     assert none is None
     np.testing.assert_allclose(alone, mean, atol=1e-6)
-    np.testing.assert_allclose(samples.mean(axis=(0, 1)), mean.mean(axis=0), rtol=0.05)
+    np.testing.assert_allclose(samples.mean(axis=(0, 1)), mean.mean(axis=0), rtol=0.1)
     assert np.abs(samples - mean).mean() > 0.1
 
 
@@ -220,7 +220,7 @@ def test_a_slide_is_sampled_by_the_fields_of_slides_like_it():
     checkpoint = with_field()
     assert checkpoint.field is not None
     narrow = copy.deepcopy(checkpoint.field)
-    narrow.variances[1] = 0  # of the slide whose mean embedding is 1
+    narrow.smooth_variances[1] = 0  # of the slide whose mean embedding is 1
     changed = dataclasses.replace(checkpoint, field=narrow)
     scaling = checkpoint.normalisation
     for place, same in ((1.0, False), (0.0, True), (9.0, True)):

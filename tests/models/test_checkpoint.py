@@ -278,7 +278,7 @@ def test_a_damaged_field_is_refused(tmp_path, damage):
         file.write_bytes(file.read_bytes() + b" ")
     else:
         weights = load_file(file)
-        save_file({**weights, "loadings": weights["loadings"][:2].contiguous()}, file)
+        save_file({**weights, "scale": weights["scale"][:2].contiguous()}, file)
         hashes = json.loads((tmp_path / "c/config.json").read_text())["sha256"]
         edit(tmp_path / "c", sha256={**hashes, file.name: sha256(file)})
     with pytest.raises(BadInput, match=r"field.safetensors|tensors of a checkpoint"):

@@ -12,10 +12,10 @@ CHANNELS, N, GENES = 4, 30, 40
 
 
 def field_of(n_genes: int = GENES, n_fields: int = 3) -> ExpressionField:
-    """A field of level alone: each component's draws show which it was."""
+    """Noise alone, of another deviation in each field."""
     field = ExpressionField(n_genes, CHANNELS, n_fields)
     field.places.copy_(torch.arange(n_fields - 1.0)[:, None].expand(-1, CHANNELS))
-    field.own[:, :, 0] = 10.0 ** -torch.arange(n_fields)[:, None]
+    field.noise_own.copy_((10.0 ** -torch.arange(n_fields))[:, None].expand(-1, n_genes))
     field.ratios.copy_(1 + torch.linspace(-0.5, 0.5, field.ratios.size(2)).expand_as(field.ratios))
     return field
 
@@ -43,10 +43,8 @@ def test_slides_equally_near_share_the_draws():
     field = field_of()
     field.places.zero_()
     draws = field.draw(noise_of(), torch.zeros(CHANNELS), 40)
-    own = [round(float(f.own[0, 0]), 6) for f in draws.fields]
-    assert abs(own.count(1.0) - own.count(0.1)) <= 2
-    # in turn, so that few samples hold both
-    assert {own[0], own[1], own[2]} == {1.0, 0.1}
+    assert abs(draws.numbers.count(0) - draws.numbers.count(1)) <= 2
+    assert set(draws.numbers[:3]) == {0, 1}  # in turn, so that few samples hold both
 
 
 def test_draws_are_about_the_mean_by_the_fields_chosen():
@@ -61,8 +59,26 @@ def test_draws_are_about_the_mean_by_the_fields_chosen():
     assert spread[0.0] > 2 * spread[1.0] > 4 * spread[50.0]
 
 
+def test_an_error_of_the_expectation_is_in_the_scale_of_each_gene():
+    field = field_of()
+    field.noise_own.zero_()
+    field.ratios.fill_(1)
+    field.smooth_variances[0, :, -1] = 1  # levels
+    field.scale.copy_(torch.linspace(0, 0.1, GENES))
+    mean = torch.full((N, GENES), 2.0)
+    draws = field.draw(noise_of(), torch.zeros(CHANNELS), 64)
+    samples = torch.stack(list(draws.expression(mean, slice(0, N))))
+    assert (samples[..., 0] == 2).all()
+    off = (samples - 2)[:, 0]
+    shared = field.smooth_loadings.square().sum(1).sqrt()
+    torch.testing.assert_close(off.std(0), field.scale * shared, rtol=0.3, atol=1e-6)
+    # no expectation is negative
+    assert torch.stack(list(draws.expression(0 * mean, slice(0, N)))).min() >= 0
+
+
 def test_rows_are_those_of_the_whole():
     field = field_of()
+    field.smooth_variances.fill_(0.5)
     mean = torch.rand(N, GENES) + 1
     draws = field.draw(noise_of(), torch.zeros(CHANNELS), 3)
     whole = torch.stack(list(draws.expression(mean, slice(0, N))))
@@ -72,18 +88,18 @@ def test_rows_are_those_of_the_whole():
 
 def test_a_field_is_made_anew_from_its_weights():
     field = field_of()
-    assert field.loadings.size(1) == RANK
+    assert field.smooth_loadings.size(1) == RANK
     again = ExpressionField.from_weights(field.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(field.buffers(), again.buffers(), strict=True))
     assert not again.training
 
 
-@pytest.mark.parametrize("name", ["own", "places", "knots"])
+@pytest.mark.parametrize("name", ["noise_own", "places", "knots"])
 def test_weights_that_do_not_fit_are_refused(name):
     weights = dict(field_of().state_dict())
     with pytest.raises((RuntimeError, KeyError)):
         ExpressionField.from_weights({k: v for k, v in weights.items() if k != name})
-    weights["loadings"] = torch.zeros(2, 2)
+    weights["smooth_loadings"] = torch.zeros(2, 2)
     with pytest.raises(RuntimeError):
         ExpressionField.from_weights(weights)
 
