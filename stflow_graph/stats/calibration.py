@@ -74,7 +74,9 @@ def _fit_spread(parts: Sequence[HeldOut]) -> np.ndarray:
     mean = np.concatenate([part.mean for part in parts])
     truth = np.concatenate([part.truth for part in parts])
     samples = np.concatenate([np.asarray(part.samples) for part in parts], axis=1)
-    scores = [crps_per_gene(_spread(mean, samples, factor), truth) for factor in _SPREADS]
+    scores = [
+        crps_per_gene(_spread(mean, samples, factor), truth, fair=True) for factor in _SPREADS
+    ]
     return _SPREADS[np.argmin(scores, axis=0)]
 
 

@@ -14,7 +14,7 @@ from scipy.stats import energy_distance
 LEVELS = (0.5, 0.8, 0.9)
 
 
-def crps_per_gene(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def crps_per_gene(samples: np.ndarray, truth: np.ndarray, *, fair: bool = False) -> np.ndarray:
     """Return each gene's mean continuous ranked probability score over spots.
 
     CRPS = E|X − y| − ½ E|X − X′| with X, X′ drawn from the S samples. For one sample it is the
@@ -23,6 +23,9 @@ def crps_per_gene(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Args:
         samples: ``[S, N, G]``.
         truth: ``[N, G]``.
+        fair: take X and X′ to be different samples, S >= 2, so that samples of the truth's own
+            distribution score best however few they are (Ferro 2014); else few samples score best
+            when they are too narrow.
 
     Returns:
         ``[G]`` in the truth's unit.
@@ -32,7 +35,7 @@ def crps_per_gene(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     error = np.abs(x - truth).mean(axis=0)
     # Σ_ij |x_i − x_j| = 2 Σ_i (2i − n − 1) x_(i) for sorted x, i = 1..n
     rank = 2 * np.arange(1, n + 1) - n - 1
-    spread = 2 * np.tensordot(rank, x, axes=1) / n**2
+    spread = 2 * np.tensordot(rank, x, axes=1) / (n * (n - 1) if fair else n**2)
     return (error - spread / 2).mean(axis=0)
 
 

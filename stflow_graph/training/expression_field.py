@@ -23,7 +23,8 @@ from stflow_graph.stats.scales import REGIONS, region_mean
 
 _N_PROBES = 256
 _DENSE = 500  # genes of which the correlation matrix is made
-_N_DRAWS = 16
+_N_SPOTS = 4096  # drawn to measure the gain, about
+_MAX_DRAWS = 8
 _MIN_GAIN = 0.3
 _MIN_VARIANCE = 0.05  # of the noise in a direction, of a gene's own noise
 _NEAR = 9  # spots whose mean is taken off to leave what each spot has for itself
@@ -205,11 +206,12 @@ def _marginals(parts: Sequence[HeldOut]) -> Marginals:
 def _gain(marginals: Marginals, mean: Tensor, generator: torch.Generator) -> Tensor:
     """Return ``[G]`` the covariance of latent scores and the scores of their expression."""
     total = torch.zeros(mean.size(1))
-    for _ in range(_N_DRAWS):
+    n_draws = min(max(_N_SPOTS // len(mean), 1), _MAX_DRAWS)
+    for _ in range(n_draws):
         latent = torch.special.ndtri(open_uniform(mean.shape, generator))
         expression = marginals.expression(mean, latent)
         shown = marginals.scores(mean, expression, open_uniform(mean.shape, generator))
-        total += (latent * shown).mean(0) / _N_DRAWS
+        total += (latent * shown).mean(0) / n_draws
     return total.clamp(_MIN_GAIN, 1)
 
 

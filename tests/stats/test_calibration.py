@@ -23,8 +23,8 @@ def test_samples_that_are_too_narrow_or_too_wide_are_corrected():
     np.testing.assert_allclose(calibration.spread, spread, rtol=0.15)
     fresh = part(2, spread=spread)
     for result in coverage(calibration.apply(fresh.mean, fresh.samples), fresh.truth):
-        assert result.covered == pytest.approx(result.level, abs=0.06)
-        np.testing.assert_allclose(result.covered_per_gene, result.level, atol=0.08)
+        assert result.covered == pytest.approx(result.level, abs=0.03)
+        np.testing.assert_allclose(result.covered_per_gene, result.level, atol=0.06)
 
 
 def test_samples_are_spread_about_the_mean_and_clipped_at_zero():

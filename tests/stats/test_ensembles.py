@@ -49,6 +49,16 @@ def test_energy_score_of_one_gene_is_crps_and_grows_with_correlation_that_is_wro
     )
 
 
+def test_few_fair_samples_score_best_with_the_spread_of_the_truth():
+    rng = np.random.default_rng(0)
+    truth, samples = rng.normal(size=(20_000, 1)), rng.normal(size=(5, 20_000, 1))
+    spreads = [0.6, 0.8, 1.0, 1.25, 1.6]
+    fair = [crps_per_gene(s * samples, truth, fair=True)[0] for s in spreads]
+    plain = [crps_per_gene(s * samples, truth)[0] for s in spreads]
+    assert np.argmin(fair) == 2
+    assert np.argmin(plain) < 2
+
+
 def test_energy_distance_is_0_for_the_same_values_wherever_they_lie(pair):
     p, t = pair
     shuffled = np.random.default_rng(0).permuted(t, axis=0)
