@@ -2,8 +2,8 @@
 
 Memory grows with the spots, not with spots times embedding channels or many genes: the graph, and
 for each member of the ensemble the states of the spots after every block, or where that is less
-the mean of the members' outputs. Embeddings that are not kept are read once for their mean and
-deviation and once for each member.
+the mean of the members' outputs; for samples of a field up to 16 numbers a spot and sample.
+Embeddings that are not kept are read once for their mean and deviation and once for each member.
 """
 
 from __future__ import annotations
