@@ -119,6 +119,11 @@ class Predictor:
         """Return the origin of a slide's prediction, without the hashes of files."""
         trained, config = self.checkpoint.provenance, self.checkpoint.config
         flow = settings.flow(config.flow)
+        steps = {
+            "n_sample_steps": flow.n_sample_steps,
+            "sampler": flow.sampler,
+            "prior": flow.prior,
+        }
         return {
             "slide": slide,
             "dataset": trained.get("dataset"),
@@ -134,9 +139,7 @@ class Predictor:
             "gene_list": config.data.gene_list,
             "seed": settings.seed,
             "n_samples": settings.n_samples,
-            "n_sample_steps": flow.n_sample_steps,
-            "sampler": flow.sampler,
-            "prior": flow.prior,
+            **({} if flow.kind == "field" else steps),
             "version": __version__,
             "torch": torch.__version__,
             "device": self.device.type,

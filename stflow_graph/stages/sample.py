@@ -96,7 +96,7 @@ class _Fold:
 
     @functools.cached_property
     def sha256(self) -> str:
-        return sha256(self.path / "model.safetensors")
+        return sha256(self.path / "config.json")  # it holds the hashes of the other files
 
 
 def _load_folds(source: str | Path, number: int | None, device: str) -> list[_Fold]:

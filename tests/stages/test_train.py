@@ -17,7 +17,7 @@ from stflow_graph.errors import BadConfig, BadInput, Diverged
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.models.checkpoint import load_checkpoint
+from stflow_graph.models.checkpoint import load_checkpoint, save_checkpoint
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
@@ -306,6 +306,16 @@ def test_samples_come_from_a_field_of_the_slides_held_out(cohort, tmp_path):
     read = read_prediction(tmp_path / "p/A.h5ad")
     assert read.samples.std(axis=0).mean() > 0.01
     assert read.samples.min() >= 0
+    assert read.provenance["flow"] == "field"
+    assert not {"sampler", "prior", "n_sample_steps"} & read.provenance.keys()
+    # another field is another model, though its mean is the same
+    checkpoint.field.scale.mul_(3)
+    save_checkpoint(tmp_path / "run/fold0/checkpoint", checkpoint)
+    (done,) = sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "p", SampleSettings(4))
+    assert not done.up_to_date
+    again = read_prediction(tmp_path / "p/A.h5ad")
+    np.testing.assert_array_equal(again.mean, read.mean)
+    assert np.abs(again.samples - read.samples).max() > 0.01
 
 
 def test_two_regions_a_step_share_its_spots():
