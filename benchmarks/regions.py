@@ -30,8 +30,9 @@ from stflow_graph.config import load_config
 from stflow_graph.data.load import load_slide
 from stflow_graph.data.slide import Slide
 from stflow_graph.graph.tiles import split_in_space
-from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.inference.slide_model import SlideModel
+from stflow_graph.io.predictions import prediction_of
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.stages.train import train
@@ -56,7 +57,7 @@ def gaussian(field: ExpressionField) -> None:
     """Draw normal residuals of one deviation a gene instead of the genes' distributions."""
     middle = field.knots.size(1) // 2
     spread = field.ratios[:, middle].std(-1, keepdim=True) * field.knots[:, middle, None]
-    scores = torch.linspace(-3.2, 3.2, field.ratios.size(2))
+    scores = torch.linspace(-1, 1, field.ratios.size(2))
     deviations = spread / scores.std() * scores
     field.ratios.copy_((1 + deviations[:, None] / field.knots[..., None]).clamp(min=0))
 
@@ -70,10 +71,10 @@ FIELDS: dict[str, Callable[[ExpressionField], None]] = {
 
 def samples_of(checkpoint: Checkpoint, slide: Slide, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mean ``[N, G]`` and samples ``[S, N, G]`` of a slide."""
-    settings = SampleSettings(N_SAMPLES, seed=seed)
-    blocks = list(Predictor(checkpoint, "cpu").blocks(slide, settings))
-    samples = np.concatenate([np.asarray(block.samples) for block in blocks], axis=1)
-    return np.concatenate([block.mean for block in blocks]), samples
+    settings = SampleSettings(N_SAMPLES, seed=seed, device="cpu")
+    prediction = prediction_of(SlideModel(checkpoint).predict(slide, settings), slide.name)
+    assert prediction.samples is not None
+    return prediction.mean, prediction.samples
 
 
 def measure(mean: np.ndarray, samples: np.ndarray, slide: Slide) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def measure(mean: np.ndarray, samples: np.ndarray, slide: Slide) -> dict[str, An
         found[f"raw {size}"] = part.raw[1].covered
         if part.centred:
             found[f"centred {size}"] = part.centred[1].covered
-    return {"scores": found, "energy": energy.tolist()}
+    return {"scores": found, "energy": energy, "coords": coords}
 
 
 def run(model: str, target: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def run(model: str, target: str, seed: int, options: argparse.Namespace) -> dict
             slide = load_slide(file, truth, checkpoint.genes, target=target)
             for name, variant in variants.items():
                 measured = measure(*samples_of(variant, slide, seed), slide)
-                rows.setdefault(name, {})[slide.name] = measured | {"coords": slide.coords.tolist()}
+                rows.setdefault(name, {})[slide.name] = measured
     return rows
 
 
@@ -151,21 +152,16 @@ def table_of(title: str, rows: dict[str, dict[str, Any]]) -> Table:
 def summarise(found: dict[str, list[dict[str, Any]]], slide: str) -> dict[str, dict[str, Any]]:
     """Return the means over seeds of every row of a slide."""
     rows: dict[str, dict[str, Any]] = {}
+    default = [seed[slide] for seed in found[DEFAULT]]
     for name, seeds in found.items():
         here = [seed[slide] for seed in seeds]
+        energies = [[measured["energy"] for measured in part] for part in (here, default)]
         keys = here[0]["scores"]
         rows[name] = {
             "scores": {key: float(np.mean([h["scores"][key] for h in here])) for key in keys},
             "seeds": len(here),
-            "energy": [np.array(h["energy"]) for h in here],
+            "difference": difference(*energies, default[0]["coords"]),
         }
-    coords = np.array(found[DEFAULT][0][slide]["coords"])
-    for row in rows.values():
-        n = min(len(row["energy"]), len(rows[DEFAULT]["energy"]))  # the same seeds
-        pairs = row["energy"][:n], rows[DEFAULT]["energy"][:n]
-        row["difference"] = difference(*pairs, coords)
-    for row in rows.values():
-        del row["energy"]
     return rows
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,14 +22,8 @@ _N_PROBES = (16, 128)
 _PROBE_NUMBERS = 2**20
 
 
-class Average(Protocol):
-    """One step along a graph: z ``[N, C]`` to the mean over each spot's neighbours."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Return the means, ``[N, C]``."""
-
-    def transposed(self, z: Tensor) -> Tensor:
-        """Return the adjoint's values, ``[N, C]``."""
+# z [N, C] -> the mean over each spot's neighbours, one step along a graph
+Average = Callable[[Tensor], Tensor]
 
 
 class Smoothing:
@@ -60,14 +53,8 @@ class Smoothing:
         triples = zip(parts, STEPS, self.scales, strict=True)
         return [_walk(self.average, part, n) * scale for part, n, scale in triples]
 
-    def adjoint(self, z: Tensor) -> list[Tensor]:
-        """Return the adjoints' values of ``z [N, C]``, one for each of ``STEPS``."""
-        back = self.average.transposed
-        pairs = zip(STEPS, self.scales, strict=True)
-        return [_walk(back, z * scale, n) for n, scale in pairs]
 
-
-def _walk(step: Callable[[Tensor], Tensor], z: Tensor, n_steps: int) -> Tensor:
+def _walk(step: Average, z: Tensor, n_steps: int) -> Tensor:
     for _ in range(n_steps):
         z = torch.lerp(step(z), z, _STAY)
     return z
@@ -154,7 +141,7 @@ class SpotNoise:
     def scores(self, noise: SlideNoise, sample: int, rows: slice) -> Tensor:
         """Return a draw of z ``[n, G]`` for some spots."""
         n_genes, rank = self.loadings.shape
-        before = len(STEPS) * rank  # columns that smooth fields are made of
-        uniform = spot_uniform(noise.keys[rows], before + rank + n_genes, noise.seed, sample)
-        shared, own = torch.special.ndtri(uniform[:, before:]).split([rank, n_genes], dim=1)
+        smooth = len(STEPS) * rank  # columns that smooth fields are made of
+        uniform = spot_uniform(noise.keys[rows], rank + n_genes, noise.seed, sample, first=smooth)
+        shared, own = torch.special.ndtri(uniform).split([rank, n_genes], dim=1)
         return (shared * self.variances.sqrt()) @ self.loadings.t() + own * self.own.sqrt()

@@ -32,7 +32,9 @@ def spot_keys(slide: str, barcodes: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests]).long()
 
 
-def spot_uniform(keys: Tensor, n_genes: int, seed: int, sample: int = 0) -> Tensor:
+def spot_uniform(
+    keys: Tensor, n_genes: int, seed: int, sample: int = 0, *, first: int = 0
+) -> Tensor:
     r"""Return one uniform number for each (seed, sample, spot, gene).
 
     Row i is the SplitMix64 stream (Steele, Lea and Flood, OOPSLA 2014) that starts at
@@ -46,6 +48,7 @@ def spot_uniform(keys: Tensor, n_genes: int, seed: int, sample: int = 0) -> Tens
         n_genes: G.
         seed: any integer; taken modulo 2⁶⁴.
         sample: number of the draw; taken modulo 2⁶⁴.
+        first: column of the stream to begin with.
 
     Returns:
         ``[N, G]`` float32 on ``keys``'s device, odd multiples of 2⁻²⁴: strictly inside (0, 1).
@@ -60,7 +63,7 @@ def spot_uniform(keys: Tensor, n_genes: int, seed: int, sample: int = 0) -> Tens
         )
     stream = _mix(_mix(torch.tensor(_signed(seed))) + _signed(sample))
     start = _mix(keys ^ stream.to(keys.device))
-    gene = torch.arange(1, n_genes + 1, device=keys.device)
+    gene = torch.arange(first + 1, first + n_genes + 1, device=keys.device)
     bits = _shift(_mix(start[:, None] + gene * _signed(_GOLDEN)), 41)
     # 23 bits and a half: with 24 the largest value would round to 1 in float32
     return (bits.float() + 0.5) * 2.0**-23

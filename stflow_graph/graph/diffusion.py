@@ -65,21 +65,6 @@ class Averaging:
         self.share = edge_weight / total.clamp(min=1e-30)[receiver]
         self.alone = (total <= 0)[:, None]
         self.n_spots = n_spots
-        self._back: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def transposed(self, z: Tensor) -> Tensor:
-        """Return the adjoint's values ``[n_spots, C]``: what each spot gives to its neighbours.
-
-        Of a graph whose neighbours are all spots of its own.
-        """
-        if self._back is None:
-            receiver = torch.repeat_interleave(
-                torch.arange(self.n_spots, device=z.device), self.starts.diff()
-            )
-            order = self.sender.argsort(stable=True)
-            starts = edge_starts(self.sender[order], self.n_spots)
-            self._back = receiver[order], starts, self.share[order]
-        return torch.addcmul(neighbor_sum(z, *self._back), self.alone.to(z.dtype), z)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the averages ``[n_spots, C]`` of ``z``, which has the neighbours' rows too."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from stflow_graph.stats.ensembles import LEVELS, Coverage, coverage
+from stflow_graph.stats.ensembles import Coverage, coverage
 from stflow_graph.stats.metrics import gene_correlation_distance, mean_of_defined, morans_i
 
 REGIONS = (1, 9, 25, 64)  # spots
@@ -79,17 +78,13 @@ def coverage_by_scale(
             parts = [of_samples, of_truth, levels, level]
             if gene_mean:
                 parts = [part.mean(axis=-1, keepdims=True) for part in parts]
-            centred = centred_coverage(*parts) if spots < n else []
+            centred = _centred_coverage(*parts) if spots < n else []
             found.append(ScaleCoverage(spots, spots == n, gene_mean, coverage(*parts[:2]), centred))
     return found
 
 
-def centred_coverage(
-    samples: np.ndarray,
-    truth: np.ndarray,
-    sample_levels: np.ndarray,
-    level: np.ndarray,
-    levels: Sequence[float] = LEVELS,
+def _centred_coverage(
+    samples: np.ndarray, truth: np.ndarray, sample_levels: np.ndarray, level: np.ndarray
 ) -> list[Coverage]:
     """Return the coverage of what remains without the slides' levels.
 
@@ -100,12 +95,9 @@ def centred_coverage(
         truth: ``[R, G]``.
         sample_levels: ``[S, 1, G]``.
         level: ``[G]`` of the truth.
-        levels: probabilities of the intervals.
     """
     remainder = truth - level
-    return coverage(
-        np.where(samples == truth, remainder, samples - sample_levels), remainder, levels
-    )
+    return coverage(np.where(samples == truth, remainder, samples - sample_levels), remainder)
 
 
 def region_energy_score(samples: np.ndarray, truth: np.ndarray, regions: sp.csr_matrix) -> float:

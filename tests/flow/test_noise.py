@@ -140,3 +140,9 @@ def test_is_the_same_on_a_gpu():
 def test_wrong_arguments_are_printed(keys, n_genes, message):
     with pytest.raises(ValueError, match=message):
         spot_uniform(keys, n_genes, seed=0)
+
+
+def test_columns_are_the_same_wherever_one_begins():
+    keys = spot_keys("S", [str(i) for i in range(20)])
+    whole = spot_uniform(keys, 9, seed=3, sample=2)
+    assert torch.equal(spot_uniform(keys, 5, seed=3, sample=2, first=4), whole[:, 4:])
