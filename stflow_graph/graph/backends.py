@@ -30,8 +30,9 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
 
     Args:
         pos: ``[n, 2]`` float64 positions.
-        backend: one of ``BACKENDS``; ``"auto"`` takes scipy on the CPU, on a GPU
-            torch-cluster where it is installed, else torch.
+        backend: one of ``BACKENDS``; ``"auto"`` takes torch-cluster for positions on a GPU, where
+            it is installed, else scipy's tree, on the CPU: ``"torch"`` compares all pairs, which
+            takes minutes for a million spots on any device.
 
     Returns:
         A function of ``(rows [m], width)`` that gives the ``[m, width]`` nearest.
@@ -43,8 +44,7 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        on_gpu = "torch-cluster" if is_available("torch-cluster") else "torch"
-        backend = on_gpu if pos.is_cuda else "scipy"
+        backend = "torch-cluster" if pos.is_cuda and is_available("torch-cluster") else "scipy"
     makers: dict[str, Callable[[Tensor], Search]] = {
         "scipy": _scipy,
         "torch-cluster": _torch_cluster,

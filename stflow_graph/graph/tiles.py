@@ -85,6 +85,11 @@ class TiledGraph:
         """``[N]`` zeros: all spots are of one slide."""
         return self.tiles[0].spots.new_zeros(self.n_spots)
 
+    @property
+    def _n_rows(self) -> int:
+        """Spots at a time where there are no edges: a GPU's tiles are large, small parts idle."""
+        return max([CACHE_SIZED, *map(len, self.tiles)])
+
     def run(self, layer: Layer) -> Tensor:
         """Return a layer's values of all spots, ``[N, C]``."""
         out: Tensor | None = None
@@ -104,7 +109,7 @@ class TiledGraph:
         """
         if not hasattr(layer, "read"):
             return gate * layer(h, self.batch, 1)
-        summary = functools.reduce(layer.merge, map(layer.read, h.split(CACHE_SIZED)))
+        summary = functools.reduce(layer.merge, map(layer.read, h.split(self._n_rows)))
         return self.by_rows(lambda part: gate * layer.spread(part, summary), h)
 
     def add(self, h: Tensor, update: Tensor) -> Tensor:
@@ -113,12 +118,12 @@ class TiledGraph:
 
     def by_rows(self, function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
         """Return a function of single spots of ``h [N, C]``, made for some rows at a time."""
-        out: Tensor | None = None
-        for start in range(0, self.n_spots, CACHE_SIZED):
-            part = function(h[start : start + CACHE_SIZED])
+        out, n_rows = None, self._n_rows
+        for start in range(0, self.n_spots, n_rows):
+            part = function(h[start : start + n_rows])
             if out is None:
                 out = part.new_empty(self.n_spots, part.size(1))
-            out[start : start + CACHE_SIZED] = part
+            out[start : start + n_rows] = part
         assert out is not None
         return out
 

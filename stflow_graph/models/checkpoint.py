@@ -75,7 +75,7 @@ class Checkpoint:
         """
         members = []
         for i in range(self.n_members):
-            with torch.random.fork_rng():  # the weights drawn here are discarded
+            with torch.random.fork_rng(devices=[]):  # the weights drawn here are discarded
                 member = build_denoiser(self.config, self.in_channels, len(self.genes))
             try:
                 member.load_state_dict(weights_of_member(self.weights, self.n_members, i))

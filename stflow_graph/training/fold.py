@@ -240,7 +240,8 @@ def _new_member(
 ) -> _Member:
     # the level of the prediction must not come from the slides held out
     level = normalisation_of(learn, config.data).y_mean
-    with torch.random.fork_rng():
+    # by default all devices' states are kept, with a warning where there are several
+    with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
         torch.manual_seed(stream)
         network = build_denoiser(config, learn[0].x.shape[1], len(level)).to(data.device)
     return _Member(

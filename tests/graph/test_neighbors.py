@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from slides import array, motion, noise, seeded
 
 from stflow_graph.errors import MissingDependency
 from stflow_graph.graph import nearest_neighbors, spot_pitch
-from stflow_graph.graph.backends import BACKENDS, is_available
+from stflow_graph.graph.backends import BACKENDS, is_available, make_search
 
 SEARCHERS = [
     pytest.param(
@@ -73,6 +75,22 @@ def test_a_missing_backend_is_reported_with_the_fix(monkeypatch):
     monkeypatch.setattr("stflow_graph.graph.backends.is_available", lambda _: False)
     with pytest.raises(MissingDependency, match=r"torch-cluster.* not installed.*scipy"):
         nearest_neighbors(array("hexagonal", 3), 2, backend="torch-cluster")
+
+
+@pytest.mark.parametrize(
+    ("is_cuda", "installed", "expected"),
+    [
+        (False, True, "_scipy"),
+        (True, True, "_torch_cluster"),
+        (True, False, "_scipy"),  # the tree: all pairs of a million spots take minutes on a GPU
+    ],
+)
+def test_auto_never_compares_all_pairs(monkeypatch, is_cuda, installed, expected):
+    module = "stflow_graph.graph.backends."
+    monkeypatch.setattr(module + "is_available", lambda _: installed)
+    for maker in ("_scipy", "_torch", "_torch_cluster"):
+        monkeypatch.setattr(module + maker, lambda _, maker=maker: maker)
+    assert make_search(SimpleNamespace(is_cuda=is_cuda)) == expected
 
 
 def test_ties_of_a_hexagonal_array_are_kept_together_under_rotation_and_permutation():
