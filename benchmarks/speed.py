@@ -2,17 +2,19 @@
 
 usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 100000] [--repeats 5]
            [--denoisers "graph, default" ...]
-           [--threads 2] [--device cpu] [--compile] [--no-training] [--max-published 10000]
-           [--quick]
+           [--steps 5] [--threads 2] [--device cpu] [--compile] [--no-training]
+           [--max-published 10000] [--quick]
 
 All denoisers of ``contenders.py`` take turns in one process, one size after the other; medians.
-Sampling is the making of the graph and all network calls, as many for everyone; a step is its
-share of one call, a call is one that knows nothing of others. The transformer
+Sampling is the making of the graph and all network calls, --steps for every flow; a step is its
+share of one call, a call is one that knows nothing of others. The default has no steps: its call
+is the encoder's, its sampling that and a draw of the random field. The transformer
 ``as published`` makes distances of all pairs in every call and is left out beyond
 --max-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
-compiled with torch.compile and works on whole slides, as on a GPU. Writes OUT/speed.json and
-.png; scaling.py fits how the cost grows.
+compiled with torch.compile and works on whole slides, as on a GPU. On a GPU everything runs once
+before it is timed, and "device busy" is the share of training steps in which kernels run. Writes
+OUT/speed.json and .png; scaling.py fits how the cost grows.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from contenders import (
     SIZE,
     STEPS,
     TINY,
+    FieldDenoiser,
     call,
     draw_costs,
     sample,
@@ -45,6 +48,8 @@ from contenders import (
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch_geometric.data import Data
 
 from stflow_graph.flow.sampler import Model
@@ -53,6 +58,8 @@ from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 WHAT = ("graph", "first call", "call", "step", "sampling", "training step")
 FLOOR = "floor of a call"
+BUSY = "device busy"
+_BUSY_STEPS = 10
 _FLOOR_PRODUCTS = 190_000
 
 
@@ -88,7 +95,7 @@ class Runner:
 
     def __init__(self, name: str, n: int, options: argparse.Namespace) -> None:
         self.contender = CONTENDERS[name]
-        self.device = torch.device(options.device)
+        self.device, self.steps = torch.device(options.device), options.steps
         torch.manual_seed(0)
         size = TINY if options.quick else SIZE
         self.model = self.contender.make(**size).to(self.device)
@@ -97,7 +104,8 @@ class Runner:
             self.called = torch.compile(self.model)
             if isinstance(self.model, TwoStageDenoiser):
                 self.model.encoder = torch.compile(self.model.encoder)
-                self.model.flow = torch.compile(self.model.flow)
+                if self.model.flow is not None:
+                    self.model.flow = torch.compile(self.model.flow)
             else:
                 self.sampled = Unbound(self.called)
         # tiles are made for a CPU's cache
@@ -122,17 +130,49 @@ class Runner:
         found: dict[str, float] = {}
         found["graph"], (data, view) = timed(self.prepare, self.device)
         found["call"] = seconds(lambda: call(self.called, data, self.y, view), self.device)
-        calls = seconds(lambda: sample(self.sampled, data, self.y, view), self.device)
-        found["step"] = calls / STEPS
+        calls = seconds(lambda: sample(self.sampled, data, self.y, view, self.steps), self.device)
+        if not isinstance(self.model, FieldDenoiser):
+            found["step"] = calls / self.steps
         found["sampling"] = found["graph"] + calls
         if training:
-            self.model.train()
-            learned = self.contender.prepare(self.slide, training=True)
-            optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-            found["training step"] = seconds(
-                lambda: training_step(self.called, optimizer, learned), self.device
-            )
+            found["training step"] = seconds(self.training_step(), self.device)
         return found
+
+    def training_step(self) -> Callable[[], None]:
+        """Return a training step on the slide, made ready."""
+        self.model.train()
+        learned = self.contender.prepare(self.slide, training=True)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        return lambda: training_step(self.called, optimizer, learned)
+
+    def busy(self) -> float:
+        """Return the share of several training steps in which the GPU computes."""
+        step = self.training_step()
+        step()
+
+        def steps() -> None:
+            for _ in range(_BUSY_STEPS):
+                step()
+
+        wall = seconds(steps, self.device)  # without the profiler, which slows the host down
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            seconds(steps, self.device)
+        kernels = [
+            (event.time_range.start, event.time_range.end)
+            for event in profiler.events()
+            # the optimiser's annotation spans the kernels of its step
+            if event.device_type == DeviceType.CUDA and not event.name.startswith("Optimizer.")
+        ]
+        return union_length(kernels) / 1e6 / wall
+
+
+def union_length(spans: list[tuple[float, float]]) -> float:
+    """Return the length that spans cover together."""
+    covered, reached = 0.0, -np.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def floor(n: int, options: argparse.Namespace) -> float:
@@ -162,10 +202,17 @@ def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     training = options.training and n <= options.max_training
     table: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in runners}
     first = {name: runner.first_call() for name, runner in runners.items()}
+    on_gpu = torch.device(options.device).type == "cuda"
+    if on_gpu or options.compiled:  # the first run of each part loads libraries or compiles
+        for runner in runners.values():
+            runner.measure(training)
     for _ in range(options.repeats if n <= options.many else max(1, options.repeats // 2)):
         for name, runner in runners.items():
             for part, each in runner.measure(training).items():
                 table[name][part].append(each)
+    if on_gpu and training:
+        for name, runner in runners.items():
+            table[name][BUSY] = [runner.busy()]
     return {
         name: {"first call": first[name], **{k: float(np.median(v)) for k, v in parts.items()}}
         for name, parts in table.items()
@@ -174,7 +221,8 @@ def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def show(results: dict[int, dict[str, dict[str, float]]], floors: dict[int, float]) -> Table:
     """Return the table: seconds, and in brackets how many times faster than the reference."""
-    table = Table("spots", "", *WHAT)
+    with_busy = any(BUSY in parts for rows in results.values() for parts in rows.values())
+    table = Table("spots", "", *WHAT, *[BUSY] * with_busy)
     for n, rows in results.items():
         for name, parts in rows.items():
             cells = []
@@ -185,6 +233,8 @@ def show(results: dict[int, dict[str, dict[str, float]]], floors: dict[int, floa
                 times = rows[REFERENCE].get(part, np.nan) / parts[part]
                 ratio = "" if name == REFERENCE or part == "graph" else f" ({times:.1f}x)"
                 cells.append(f"{parts[part]:.3g}{ratio}")
+            if BUSY in parts:
+                cells.append(f"{parts[BUSY]:.0%}")
             table.add_row(f"{n:,}", name, *cells)
         row = ["", "", f"{floors[n]:.3g}", "", "", ""]
         table.add_row(f"{n:,}", FLOOR, *row, end_section=True)
@@ -214,6 +264,7 @@ def main() -> None:
     names = list(CONTENDERS)
     parser.add_argument("--denoisers", nargs="*", default=names, choices=names)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=STEPS, help="network calls of a flow")
     parser.add_argument("--many", type=int, default=10_000, help="beyond, half the repeats")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -232,9 +283,8 @@ def main() -> None:
         write(results, floors, options)  # the largest sizes take long: what is done is kept
         console.print(f"{n:,} spots done", style="dim")
     console.print(show(results, floors))
-    console.print(
-        f"{STEPS} network calls a sample; {machine(torch.device(options.device))}", highlight=False
-    )
+    of_flow = f"{options.steps} network calls a sample of a flow"
+    console.print(f"{of_flow}; {machine(torch.device(options.device))}", highlight=False)
     console.print(f"{options.out / 'speed.json'} and .png written")
 
 
@@ -248,6 +298,7 @@ def write(
     found = {
         "machine": machine(torch.device(options.device)),
         "compiled": options.compiled,
+        "steps": options.steps,
         "seconds": results,
         "floor": floors,
     }

@@ -24,6 +24,7 @@ CONTENDERS = {
     "transformer, same graph",
     "graph, stflow mode",
     "graph, in every step",
+    "graph, spot flow",
     "graph, default",
 }
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -120,14 +121,29 @@ def test_speed_compares_all_denoisers_with_the_transformer_on_the_same_graph(scr
     for rows in found["seconds"].values():
         assert set(rows) == CONTENDERS
         for parts in rows.values():
-            assert all(parts[part] > 0 for part in ("call", "step", "sampling", "training step"))
+            assert all(parts[part] > 0 for part in ("call", "sampling", "training step"))
             assert parts["sampling"] > parts["graph"]
+        assert {name for name, parts in rows.items() if "step" not in parts} == {"graph, default"}
     assert "floor of a call" in out
     assert (tmp_path / "speed.png").stat().st_size > 1000
     out = script("scaling.py", tmp_path / "speed.json", "--from", "60", "--out", tmp_path)
     assert "exponent of cost, from 60 spots" in out
     assert set(json.loads((tmp_path / "scaling.json").read_text())["exponents"]) == CONTENDERS
     assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_layer_compares_the_default_layer_with_the_bandwidth_of_a_copy(script, tmp_path):
+    out = script("layer.py", "--quick", "--out", tmp_path)
+    found = json.loads((tmp_path / "layer.json").read_text())
+    assert found["bandwidth"] > 1e7
+    forward, both = found["passes"]["forward"], found["passes"]["forward and backward"]
+    # 500 spots, 16 channels, 50 genes: states in and out, expression, edges
+    assert forward["least"] == 4 * 500 * (2 * 16 + 50) + 36 * found["edges"] + 8 * 500
+    for row in (forward, both):
+        moved = row["share, least"] * row["seconds"] * found["bandwidth"]
+        assert moved == pytest.approx(row["least"])
+    assert both["least"] > 2 * forward["least"]
+    assert "500 spots" in out
 
 
 def test_scaling_finds_the_exponent_that_times_were_made_with(script, tmp_path):

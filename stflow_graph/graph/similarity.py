@@ -68,7 +68,7 @@ def _most_similar(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     parts = []
     for rows in torch.arange(n, device=x.device).split(max(1, _CHUNK // n)):
         cosine = unit[rows] @ unit.T
-        cosine[torch.arange(len(rows)), rows] = -torch.inf
+        cosine[torch.arange(len(rows), device=x.device), rows] = -torch.inf
         value, index = cosine.topk(k, dim=1)
         parts.append((index, value))
     index, cosine = (torch.cat(column) for column in zip(*parts, strict=True))
