@@ -1,10 +1,14 @@
-# make demo: the whole main job on simulated slides; make test: all tests; make check: linters.
+# make demo: the whole main job on simulated slides; make test: all tests; make check: linters;
+# make gpu: tests and benchmarks of a GPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test slow check clean
+OUT ?= gpu-out
+DATA ?=
+
+.PHONY: demo test slow check gpu clean
 .DELETE_ON_ERROR:
 
 # the mark is made last, so an installation that failed is tried again
@@ -29,6 +33,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy stflow_graph
 	$(BIN)/mypy cli
+
+# needs a CUDA device, and no environment of ours: PYTHON has torch and torch-geometric
+gpu:
+	PYTHON=$(PYTHON) bash benchmarks/gpu.sh $(OUT) $(DATA)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

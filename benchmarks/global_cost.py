@@ -49,7 +49,8 @@ def measure(sizes: list[int], repeats: int, device: str) -> dict[str, list[float
     layers = {kind: make(CHANNELS).eval().to(device) for kind, make in LAYERS.items()}
     times = {kind: np.empty((repeats, len(sizes))) for kind in layers}
     for layer in layers.values():
-        seconds(layer, sizes[0], device)
+        for n in sizes:
+            seconds(layer, n, device)
     for repeat in range(repeats):
         for column, n in enumerate(sizes):
             for kind, layer in layers.items():
@@ -103,7 +104,9 @@ def main() -> None:
     Console().print(table)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        content = {"sizes": sizes, "seconds": found, "machine": platform.processor()}
+        on_gpu = torch.device(options.device).type == "cuda"
+        machine = torch.cuda.get_device_name() if on_gpu else platform.processor()
+        content = {"sizes": sizes, "seconds": found, "machine": machine}
         text = json.dumps(content, indent=1)
         (options.out / "global_cost.json").write_text(text, encoding="utf-8")
         draw(sizes, found, options.out / "global_cost.png")

@@ -68,6 +68,8 @@ def run_cell(name: str, n: int, part: str, options: argparse.Namespace) -> int:
     small = synthetic_slide(50).to(device)
     sample(model.eval(), contender.prepare(small), small.y, None, 1)  # libraries take memory once
     slide = synthetic_slide(n).to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     before = peak(device)
     if part == "sampling":
         data = contender.prepare(slide)

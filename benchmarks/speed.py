@@ -13,8 +13,9 @@ is the encoder's, its sampling that and a draw of the random field. The transfor
 --max-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
 compiled with torch.compile and works on whole slides, as on a GPU. On a GPU everything runs once
-before it is timed, and "device busy" is the share of training steps in which kernels run. Writes
-OUT/speed.json and .png; scaling.py fits how the cost grows.
+before it is timed, "device busy" is the share of training steps in which kernels run, and a step
+that its memory does not hold is left out. Writes OUT/speed.json and .png; scaling.py fits how the
+cost grows.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ from contenders import (
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch_geometric.data import Data
 
@@ -135,7 +135,10 @@ class Runner:
             found["step"] = calls / self.steps
         found["sampling"] = found["graph"] + calls
         if training:
-            found["training step"] = seconds(self.training_step(), self.device)
+            try:
+                found["training step"] = seconds(self.training_step(), self.device)
+            except torch.OutOfMemoryError:  # on a GPU, of the largest slides
+                torch.cuda.empty_cache()
         return found
 
     def training_step(self) -> Callable[[], None]:
@@ -161,7 +164,7 @@ class Runner:
             (event.time_range.start, event.time_range.end)
             for event in profiler.events()
             # the optimiser's annotation spans the kernels of its step
-            if event.device_type == DeviceType.CUDA and not event.name.startswith("Optimizer.")
+            if event.device_type.name == "CUDA" and not event.name.startswith("Optimizer.")
         ]
         return union_length(kernels) / 1e6 / wall
 
@@ -212,7 +215,8 @@ def measure(n: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
                 table[name][part].append(each)
     if on_gpu and training:
         for name, runner in runners.items():
-            table[name][BUSY] = [runner.busy()]
+            if "training step" in table[name]:
+                table[name][BUSY] = [runner.busy()]
     return {
         name: {"first call": first[name], **{k: float(np.median(v)) for k, v in parts.items()}}
         for name, parts in table.items()

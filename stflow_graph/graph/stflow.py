@@ -17,6 +17,8 @@ from torch_geometric.transforms import BaseTransform
 from stflow_graph.graph.neighbors import nearest_neighbors
 
 STFLOW_EDGE_FEATURES = 3
+# decomposed at a time: cuSOLVER refuses more than about 32,000
+_MATRICES = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,8 @@ def principal_coordinates(pos: Tensor, near: Neighbourhoods) -> Tensor:
         degree = present.sum(dim=1, keepdim=True).clamp(min=1)
         centred = (r - r.sum(dim=1, keepdim=True) / degree) * present
     covariance = (centred[..., :, None] * centred[..., None, :]).sum(dim=1)
-    axes = torch.linalg.eigh(covariance.detach()).eigenvectors  # [N, 2, 2]
+    parts = covariance.detach().split(_MATRICES)
+    axes = torch.cat([torch.linalg.eigh(part).eigenvectors for part in parts])  # [N, 2, 2]
     coordinates = (centred[..., None] * axes[:, None]).sum(dim=-2)
     return torch.cat([coordinates, r.norm(dim=-1, keepdim=True)], dim=-1)
 

