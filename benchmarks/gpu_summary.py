@@ -23,7 +23,8 @@ from speed import BUSY, machine
 
 from stflow_graph.io.predictions import read_prediction
 
-RESULTS = ("speed", "compiled", "layer", "memory", "global_cost", "embedding")
+SPEEDS = ("speed", "compiled", "compiled_training")
+RESULTS = (*SPEEDS, "layer", "memory", "global_cost", "embedding")
 Row = tuple[str, str, str]
 
 
@@ -63,7 +64,7 @@ def cohort(folder: Path) -> dict[str, Any]:
 
 def rows(found: dict[str, Any]) -> Iterator[Row]:
     """Yield what was measured, on how many spots, and the result."""
-    for key in ("speed", "compiled"):
+    for key in SPEEDS:
         for n, table in found.get(key, {}).get("seconds", {}).items():
             for name, parts in table.items():
                 cells = [
@@ -71,7 +72,7 @@ def rows(found: dict[str, Any]) -> Iterator[Row]:
                 ]
                 if BUSY in parts:
                     cells.append(f"{BUSY} {parts[BUSY]:.0%}")
-                kind = " (compiled)" if key == "compiled" else ""
+                kind = "" if key == "speed" else " (compiled)"
                 yield f"{name}{kind}", f"{int(n):,}", ", ".join(cells)
     layer = found.get("layer", {})
     for name, each in layer.get("passes", {}).items():
@@ -118,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {"surroundings": surroundings(torch.device(options.device))}
     for name in RESULTS:
-        file = options.folder / name / f"{name.replace('compiled', 'speed')}.json"
+        file = options.folder / name / f"{'speed' if name in SPEEDS else name}.json"
         if file.exists():
             found[name] = json.loads(file.read_text(encoding="utf-8"))
     if (options.folder / "cohort").is_dir():

@@ -15,7 +15,7 @@ import torch
 from linear import CHANNELS as WIDTH
 from linear import checkpoint_of, configured, field_of, linear_slide, new_network, scaling_of
 from networks import LAYERS, NETWORKS, F, G, graph, network
-from slides import array, change, in_single, noise, slide
+from slides import array, change, in_single, noise, scattered, slide
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn.attention import PerformerAttention, PolynormerAttention
@@ -95,7 +95,7 @@ def test_the_published_graph_up_to_the_signs_of_its_axes():
 
 def test_the_published_graph_of_a_large_slide():
     """CuSOLVER refuses to decompose so many matrices at once."""
-    data = slide(40_000, 1)
+    data = slide(10_000 * scattered(40_000), 1)
     here, far = (STFlowGraph(6)(each) for each in (data, there(data)))
     assert_same(far.edge_attr.square(), here.edge_attr.square())
 

@@ -68,3 +68,11 @@ def test_edges_have_the_coordinates_in_the_principal_axes_of_their_neighbourhood
         axes = np.linalg.eigh(centred.T @ centred)[1]
         expected = np.concatenate([np.abs(centred @ axes), np.linalg.norm(r, axis=1)[:, None]], 1)
         np.testing.assert_allclose(data.edge_attr[edges].abs(), expected, atol=1e-5)
+
+
+def test_frames_made_in_parts_are_those_of_the_whole(monkeypatch):
+    data = Data(pos=scattered(30))
+    whole = STFlowGraph(4)(data)
+    monkeypatch.setattr("stflow_graph.graph.stflow._MATRICES", 7)
+    parts = STFlowGraph(4)(data)
+    torch.testing.assert_close(parts.edge_attr.square(), whole.edge_attr.square())
