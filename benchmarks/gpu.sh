@@ -66,7 +66,7 @@ if [ -n "$quick" ]; then
   sizes=(60 90) one=(60) spots=500 million=2000 small=(--quick)
 fi
 common=(--device "$device" --threads "$threads")
-step speed benchmarks 90 "$python" benchmarks/speed.py "${common[@]}" "${small[@]}" \
+step speed benchmarks 120 "$python" benchmarks/speed.py "${common[@]}" "${small[@]}" \
   --sizes "${sizes[@]}" --max-published 10000 --max-training 100000 --out "$work/speed"
 step layer benchmarks 30 "$python" benchmarks/layer.py "${common[@]}" "${small[@]}" \
   --spots "$spots" --out "$work/layer"

@@ -111,7 +111,8 @@ class Runner:
         # tiles are made for a CPU's cache
         self.whole = options.compiled or self.device.type != "cpu"
         self.slide = synthetic_slide(n).to(self.device)
-        self.y = torch.randn(n, N_GENES, device=self.device)
+        with torch.inference_mode():  # as the steps of a sampler are: compiled once for all of them
+            self.y = torch.randn(n, N_GENES, device=self.device)
 
     def prepare(self) -> tuple[Data, GraphView | None]:
         """Return the slide with its graph, and how sampling sees it."""
