@@ -39,6 +39,16 @@ def sample(
     tile_size: Annotated[
         int | None, Option(parser=_tile_size, help="Spots per tile, or auto: as memory permits.")
     ] = None,
+    observed: Annotated[
+        Path | None,
+        Option(
+            help="Counts measured at some spots, which inform the others: .h5ad, or folder of "
+            "<slide>.h5ad."
+        ),
+    ] = None,
+    denoise_observed: Annotated[
+        bool, Option("--denoise-observed", help="Give the model's estimate of measured values.")
+    ] = False,
     image: Annotated[Path | None, Option(help="H&E image, or folder of <slide>.jpg.")] = None,
     device: opt.Device[str] = "auto",
     overwrite: opt.Overwrite = False,
@@ -48,7 +58,16 @@ def sample(
     from stflow_graph.stages.sample import sample as run
 
     settings = SampleSettings(
-        n_samples, seed, sampler, n_sample_steps, fold, device, tile_size, image
+        n_samples,
+        seed,
+        sampler,
+        n_sample_steps,
+        fold,
+        device,
+        tile_size,
+        image,
+        observed,
+        denoise_observed,
     )
     done = run(source, embeddings, out, settings, overwrite=overwrite, report=_show)
     truth = _truth(done)

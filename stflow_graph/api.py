@@ -137,6 +137,8 @@ def sample(
     seed: int = 0,
     device: str = "auto",
     image: str | Path | None = None,
+    observed: str | Path | AnnData | None = None,
+    denoise_observed: bool = False,
 ) -> AnnData:
     """Predict a slide's expression from its embeddings; see ``SlideModel.predict``.
 
@@ -147,8 +149,23 @@ def sample(
         seed: of the noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         image: the H&E image, of which the prediction gets a small copy to be drawn on.
+        observed: raw counts of some of the spots, which inform the others, see ``data.observed``;
+            ``obs["observed"]`` and ``var["observed"]`` of the result say what they are.
+        denoise_observed: give the model's estimate of observed values, not the values.
+
+    Raises:
+        BadConfig: the model does not fit, or has no field to be informed.
+        BadInput: too few spots, or observed counts that cannot be used.
     """
-    return model.predict(slide, SampleSettings(n_samples, seed, device=device, image=image))
+    settings = SampleSettings(
+        n_samples,
+        seed,
+        device=device,
+        image=image,
+        observed=observed,
+        denoise_observed=denoise_observed,
+    )
+    return model.predict(slide, settings)
 
 
 def evaluate(

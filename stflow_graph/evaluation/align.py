@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,13 @@ def _align(
     prediction, target = first.prediction, first.text("target")
     origin = truth_file or f"truth of {first.slide}"
     rows, truth_rows = match_barcodes(prediction.barcodes, expression.barcodes, first.path, origin)
+    matched = [prediction.barcodes[i] for i in rows]
+    expression, scored, note = _without_observed(expression, matched, *_observed(models))
+    n_observed = len(rows) - int(scored.sum())
+    rows, truth_rows = rows[scored], truth_rows[scored]
+    if not expression.genes:
+        found = unquoted("no spot or gene that was not measured")
+        raise BadInput(first.path, "observed", found, "predictions to score")
     if len(rows) < _MIN_SPOTS:
         found = unquoted(f"{len(rows)} spots with a truth")
         raise BadInput(first.path, "barcodes", found, f"at least {_MIN_SPOTS} to correlate")
@@ -92,7 +100,7 @@ def _align(
         truth_file=truth_file,
         ceiling=_ceiling(counts, total, target, rng_for(seed, label, "thinning")),
         moran=morans_i(y, neighbour_mean(coords)),
-        n_predicted=len(prediction.barcodes),
+        n_predicted=len(prediction.barcodes) - n_observed,
         held_out=first.slide not in trained_on if trained_on else None,
         predictions=means,
         samples=samples,
@@ -100,7 +108,49 @@ def _align(
         provenance={name: item.provenance for name, item in models.items()},
         absent_genes=expression.absent,
         matched_genes=expression.matched,
+        observed=note,
     )
+
+
+def _observed(models: Models) -> tuple[set[str], set[str]]:
+    """Return the spots and the genes whose values informed any of a slide's predictions."""
+    spots: set[str] = set()
+    genes: set[str] = set()
+    for item in models.values():
+        prediction = item.prediction
+        if prediction.observed is not None:
+            pairs = (prediction.barcodes, prediction.genes)
+            for seen, names, flags in zip((spots, genes), pairs, prediction.observed, strict=True):
+                seen |= {name for name, flag in zip(names, flags, strict=True) if flag}
+    return spots, genes
+
+
+def _without_observed(
+    expression: Expression, barcodes: Sequence[str], spots: set[str], genes: set[str]
+) -> tuple[Expression, np.ndarray, str]:
+    """Leave out what was measured: it is no prediction.
+
+    That is the measured spots, or the measured genes where every spot is measured.
+
+    Returns:
+        The expression of the genes that are scored, which of the spots ``[N]`` are, and a sentence.
+    """
+    scored = np.array([barcode not in spots for barcode in barcodes])
+    if scored.all():
+        return expression, scored, ""
+    if scored.any():
+        n = len(scored) - int(scored.sum())
+        return expression, scored, f"{n} measured spots informed the others and are not scored"
+    others = np.array([gene not in genes for gene in expression.genes])
+    mean = expression.true_mean
+    left = dataclasses.replace(
+        expression,
+        counts=expression.counts[:, others],
+        genes=[gene for gene in expression.genes if gene not in genes],
+        true_mean=None if mean is None else mean[:, others],
+    )
+    note = f"{len(others) - len(left.genes)} measured genes informed the others and are not scored"
+    return left, ~scored, note
 
 
 def _ceiling(

@@ -33,6 +33,8 @@ def mixed_protocols(protocols: Mapping[str, Sequence[str]]) -> list[str]:
 def slide_notes(slide: SlideEvaluation) -> list[str]:
     """Return the warnings of a slide: spots and genes without scores, a training slide."""
     n_genes, notes = len(slide.genes), []
+    if slide.observed:
+        notes.append(slide.observed)
     if slide.n_predicted > len(slide):
         notes.append(f"{slide.n_predicted - len(slide)} of {slide.n_predicted} spots have no truth")
     if slide.matched_genes:

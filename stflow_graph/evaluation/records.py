@@ -71,6 +71,7 @@ class SlideEvaluation:
         provenance: model to the provenance in its file.
         absent_genes: predicted genes that are absent from the truth and not among the G.
         matched_genes: sentence on genes matched by another name; "" if none.
+        observed: sentence on measured values that informed a prediction; "" if none.
     """
 
     id: str
@@ -94,6 +95,7 @@ class SlideEvaluation:
     provenance: dict[str, dict[str, Any]]
     absent_genes: list[str] = dataclasses.field(default_factory=list)
     matched_genes: str = ""
+    observed: str = ""
 
     def __len__(self) -> int:
         return len(self.barcodes)

@@ -60,6 +60,22 @@ def _walk(step: Average, z: Tensor, n_steps: int) -> Tensor:
     return z
 
 
+def squared_ranges(average: Average, pos: Tensor) -> Tensor:
+    """Return r ``[3]`` for which ``exp(-d² / r)`` is about the covariance over d of averages.
+
+    A walk of p steps ends normally distributed around its start, by the central limit theorem, and
+    a covariance is that of two walks.
+
+    Args:
+        average: one step along the graph.
+        pos: ``[N, 2]``; r has its squared units.
+    """
+    pos = pos.double() - pos.double().mean(0)
+    moved = average(pos.square()) - 2 * pos * average(pos) + pos.square()
+    step = (1 - _STAY) * moved.mean()  # variance of a step along each axis
+    return 4 * step * torch.tensor(STEPS, dtype=torch.float64, device=pos.device)
+
+
 class SlideNoise:
     """Normal noise of a slide: of its spots, and of the slide itself.
 
@@ -79,13 +95,32 @@ class SlideNoise:
         """Averages along the slide's graph."""
         return Smoothing(self.average, self.keys)
 
-    def spots(self, width: int, sample: int) -> Tensor:
-        """Return ``[N, width]`` independent numbers."""
-        return torch.special.ndtri(spot_uniform(self.keys, width, self.seed, sample))
+    def spots(
+        self, width: int, sample: int, *, first: int = 0, rows: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """Return ``[n, width]`` independent numbers of spots, of their columns from one on."""
+        uniform = spot_uniform(self.keys[rows], width, self.seed, sample, first=first)
+        return torch.special.ndtri(uniform)
 
-    def slide(self, width: int, sample: int) -> Tensor:
-        """Return ``[width]`` numbers of the slide."""
-        return torch.special.ndtri(spot_uniform(self._slide_key, width, self.seed, sample))[0]
+    def slide(self, width: int, sample: int, *, first: int = 0) -> Tensor:
+        """Return ``[width]`` numbers of the slide, of its columns from one on."""
+        uniform = spot_uniform(self._slide_key, width, self.seed, sample, first=first)
+        return torch.special.ndtri(uniform)[0]
+
+    def smooth(self, variances: Tensor, sample: int, *, first: int = 0) -> Tensor:
+        """Return ``[N, C]`` sums of averages over 2, 8 and 32 steps.
+
+        Args:
+            variances: ``[C, 3]`` of these averages.
+            sample: number of the draw.
+            first: column of the spots' numbers to begin with; 3 C are taken.
+        """
+        n_fields, n_ranges = variances.shape
+        white = self.spots(n_ranges * n_fields, sample, first=first).split(n_fields, dim=1)
+        drawn = torch.zeros_like(white[0])
+        for variance, part in zip(variances.unbind(1), self.smoothing(white), strict=True):
+            drawn = drawn + variance.sqrt() * part
+        return drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,18 +142,13 @@ class SmoothField:
 
     def factors(self, noise: SlideNoise, sample: int) -> Tensor:
         """Return a draw of u, ``[N, R]``."""
-        rank = self.loadings.size(1)
-        *smooth, level = self.variances.sqrt().unbind(1)
-        white = noise.spots(len(STEPS) * rank, sample).split(rank, dim=1)
-        drawn = (level * noise.slide(rank, sample)).expand_as(white[0])
-        for deviation, part in zip(smooth, noise.smoothing(white), strict=True):
-            drawn = drawn + deviation * part
-        return drawn
+        smooth, level = self.variances[:, :-1], self.variances[:, -1]
+        return noise.smooth(smooth, sample) + level.sqrt() * noise.slide(len(level), sample)
 
     def values(self, factors: Tensor, noise: SlideNoise, sample: int) -> Tensor:
         """Return f ``[n, G]`` of the spots whose factors ``[n, R]`` are given."""
         n_genes, rank = self.loadings.shape
-        level = noise.slide(rank + n_genes, sample)[rank:]
+        level = noise.slide(n_genes, sample, first=rank)
         return factors @ self.loadings.t() + self.own.sqrt() * level
 
 
@@ -142,6 +172,18 @@ class SpotNoise:
         """Return a draw of z ``[n, G]`` for some spots."""
         n_genes, rank = self.loadings.shape
         smooth = len(STEPS) * rank  # columns that smooth fields are made of
-        uniform = spot_uniform(noise.keys[rows], rank + n_genes, noise.seed, sample, first=smooth)
-        shared, own = torch.special.ndtri(uniform).split([rank, n_genes], dim=1)
+        drawn = noise.spots(rank + n_genes, sample, first=smooth, rows=rows)
+        shared, own = drawn.split([rank, n_genes], dim=1)
         return (shared * self.variances.sqrt()) @ self.loadings.t() + own * self.own.sqrt()
+
+    def covariance(self, genes: Tensor | slice, others: Tensor | slice | None = None) -> Tensor:
+        """Return the covariance of z of genes with others ``[M, M']``, with themselves if None."""
+        left = self.loadings[genes] * self.variances
+        if others is not None:
+            shared = left @ self.loadings[others].t()
+            return shared + torch.diag(self.own)[genes][:, others]
+        return left @ self.loadings[genes].t() + torch.diag(self.own[genes])
+
+    def variance(self) -> Tensor:
+        """Return the variance of z of each gene, ``[G]``."""
+        return self.loadings.square() @ self.variances + self.own

@@ -74,6 +74,16 @@ class Marginals:
             knots[g], ratios[g] = knot[:, 0], table / knot
         return cls(torch.from_numpy(knots).float(), torch.from_numpy(ratios).float())
 
+    def centred(self, variances: Tensor) -> Marginals:
+        """Return the distributions whose mean is the expected one for scores of other variances.
+
+        Args:
+            variances: ``[G]`` of the normal scores.
+        """
+        weights = torch.stack([_weights_of(v) for v in variances.cpu().tolist()])
+        mean = torch.einsum("gkl,gl->gk", self.ratios, weights.to(self.ratios))
+        return Marginals(self.knots, self.ratios / mean.clamp(min=_LEAST)[..., None])
+
     def expression(self, mean: Tensor, scores: Tensor) -> Tensor:
         """Return the expression of normal scores.
 
@@ -159,12 +169,18 @@ def _levels() -> Tensor:
 
 def _weights() -> np.ndarray:
     """Return the weights ``[L]`` of a piecewise linear function's mean over normal scores."""
+    weights: np.ndarray = _weights_of(1.0).numpy()
+    return weights
+
+
+def _weights_of(variance: float) -> Tensor:
+    """Return these weights ``[L]`` for scores of another variance."""
     fine = torch.linspace(-6, 6, 12001, dtype=torch.float64)
-    place = ((fine + _LAST) * ((_N_LEVELS - 1) / (2 * _LAST))).clamp(0, _N_LEVELS - 1)
+    place = (fine * variance**0.5 + _LAST) * ((_N_LEVELS - 1) / (2 * _LAST))
+    place = place.clamp(0, _N_LEVELS - 1)
     level = place.floor().clamp(max=_N_LEVELS - 2)
     density = torch.exp(-0.5 * fine.square())
     weights = torch.zeros(_N_LEVELS, dtype=torch.float64)
     weights.index_add_(0, level.long(), density * (1 - place + level))
     weights.index_add_(0, level.long() + 1, density * (place - level))
-    result: np.ndarray = (weights / weights.sum()).numpy()
-    return result
+    return weights / weights.sum()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from stflow_graph.data.load import slide_of
+from stflow_graph.data.observed import Observed, read_observed
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.inference.inputs import (
@@ -21,6 +22,7 @@ from stflow_graph.inference.predict import check_samples, predict
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.stream import stream
 from stflow_graph.io.embeddings import EmbeddingFile
+from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.predictions import Block
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint
@@ -51,7 +53,8 @@ class Predictor:
         """Refuse a slide or settings that do not fit the checkpoint.
 
         Raises:
-            BadConfig: embeddings of another encoder or width, or samples of a regression.
+            BadConfig: embeddings of another encoder or width, samples of a regression, or
+                measured spots for a model that they do not inform.
             BadInput: too few spots.
         """
         checkpoint, config = self.checkpoint, self.checkpoint.config
@@ -72,20 +75,52 @@ class Predictor:
             if config.flow.kind == "field" and value is not None:
                 raise BadConfig(f"{name} = {value!r}: samples of this checkpoint have no steps")
 
+    def observed(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Observed | None:
+        """Read what is measured of a slide, None where nothing is.
+
+        Raises:
+            BadConfig: the model's samples are not of a field, which alone can be informed.
+            BadInput: see ``data.observed.read_observed``.
+        """
+        given = settings.observed_of(_name_of(source))
+        checkpoint, data = self.checkpoint, self.checkpoint.config.data
+        if settings.denoise_observed and settings.observed is None:
+            raise BadConfig("denoise_observed: nothing is observed. Fix: give observed spots too")
+        if settings.observed is not None and checkpoint.field is None:
+            raise BadConfig(
+                f"observed: measured spots do not inform a checkpoint of "
+                f"flow.kind = {checkpoint.config.flow.kind!r}. Fix: train one with 'field'"
+            )
+        if given is None:
+            return None
+        return read_observed(
+            given,
+            source.barcodes,
+            source.coords,
+            checkpoint.genes,
+            slide=_file_of(source),
+            target=data.target,
+            matching=GeneMatching(duplicates=data.duplicate_genes),
+        )
+
     def blocks(
-        self, source: EmbeddingFile | Slide, settings: SampleSettings | None = None
+        self,
+        source: EmbeddingFile | Slide,
+        settings: SampleSettings | None = None,
+        observed: Observed | None = None,
     ) -> Iterator[Block]:
         """Yield a slide's prediction block by block, its samples calibrated.
 
         Args:
             source: the slide, which :meth:`check` has accepted.
             settings: number of samples, seed, sampler; None: the mean alone.
+            observed: from :meth:`observed`.
 
         Raises:
             BadInput: embeddings that cannot be read, or that make the prediction overflow.
         """
         settings, calibration = settings or SampleSettings(), self.checkpoint.calibration
-        for rows, mean, samples in self._blocks(source, settings):
+        for rows, mean, samples in self._blocks(source, settings, observed):
             if not (np.isfinite(mean).all() and (samples is None or np.isfinite(samples).all())):
                 overflow = unquoted("values that make the prediction overflow")
                 raise BadInput(_file_of(source), "embeddings", overflow, "embeddings")
@@ -93,14 +128,17 @@ class Predictor:
                 samples = calibration.apply(mean, samples)
             yield Block(rows, mean, samples)
 
-    def _blocks(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Iterator[Block]:
+    def _blocks(
+        self, source: EmbeddingFile | Slide, settings: SampleSettings, observed: Observed | None
+    ) -> Iterator[Block]:
         config, scaling = self.checkpoint.config, self.checkpoint.normalisation
         flow = settings.flow(config.flow)
         draws: dict[str, Any] = {"n_samples": settings.n_samples, "seed": settings.seed}
         if all(isinstance(member, TwoStageDenoiser) for member in self.members):
             members = cast("list[TwoStageDenoiser]", self.members)
             tile_size, name = settings.tile_size, _name_of(source)
-            draws |= {"field": self.field, "tile_size": tile_size}
+            draws |= {"field": self.field, "tile_size": tile_size, "observed": observed}
+            draws["as_measured"] = not settings.denoise_observed
             yield from stream(members, source, name, config, flow, scaling, **draws)
             return
         slide = source if isinstance(source, Slide) else slide_of(source)
@@ -115,7 +153,9 @@ class Predictor:
         predicted = predict(DenoiserEnsemble(self.members), inputs, flow, scaling, **draws)
         yield Block(slice(0, len(slide)), predicted.mean, predicted.samples)
 
-    def provenance(self, slide: str, settings: SampleSettings) -> dict[str, Any]:
+    def provenance(
+        self, slide: str, settings: SampleSettings, observed: Observed | None = None
+    ) -> dict[str, Any]:
         """Return the origin of a slide's prediction, without the hashes of files."""
         trained, config = self.checkpoint.provenance, self.checkpoint.config
         flow = settings.flow(config.flow)
@@ -140,11 +180,22 @@ class Predictor:
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             **({} if flow.kind == "field" else steps),
+            **_evidence(observed, settings),
             "version": __version__,
             "torch": torch.__version__,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }
+
+
+def _evidence(observed: Observed | None, settings: SampleSettings) -> dict[str, Any]:
+    if observed is None:
+        return {}
+    return {
+        "observed_spots": len(observed.rows),
+        "observed_genes": len(observed.genes),
+        "denoise_observed": settings.denoise_observed,
+    }
 
 
 def _name_of(source: EmbeddingFile | Slide) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stflow_graph.config import FlowConfig
 from stflow_graph.images.pictures import read_picture
 from stflow_graph.io.picture import Picture
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -17,7 +21,10 @@ class SampleSettings:
     """How to sample; None takes what the checkpoint was validated with.
 
     ``image`` is the H&E image that the prediction carries along, small, to be drawn on: a file, or
-    a folder of ``<slide>.jpg`` (or .png, .tif, .tiff).
+    a folder of ``<slide>.jpg`` (or .png, .tif, .tiff). ``observed`` are counts measured at some of
+    the spots, which inform the others: an .h5ad, a folder of ``<slide>.h5ad``, of which a slide may
+    have none, or an AnnData (``data.observed``). They are given back as measured, unless
+    ``denoise_observed`` asks for the model's estimate there.
     """
 
     n_samples: int = 1
@@ -28,6 +35,8 @@ class SampleSettings:
     device: str = "auto"
     tile_size: int | None = None
     image: str | Path | None = None
+    observed: str | Path | AnnData | None = None
+    denoise_observed: bool = False
 
     def image_of(self, slide: str) -> Path | None:
         """Return the file of the slide's image, None if none was asked for."""
@@ -37,6 +46,16 @@ class SampleSettings:
         if file.is_dir():
             candidates = [file / f"{slide}{ending}" for ending in _IMAGES]
             file = next((path for path in candidates if path.is_file()), candidates[0])
+        return file
+
+    def observed_of(self, slide: str) -> Path | AnnData | None:
+        """Return what is measured of the slide: a file or an AnnData; None: nothing."""
+        if self.observed is None or not isinstance(self.observed, str | Path):
+            return self.observed
+        file = Path(self.observed)
+        if file.is_dir():
+            file = file / f"{slide}.h5ad"
+            return file if file.is_file() else None
         return file
 
     def picture(self, slide: str) -> Picture | None:

@@ -102,15 +102,17 @@ class SlideModel:
             those of ``slide.adata``, if any.
 
         Raises:
-            BadConfig: embeddings of another encoder or width, or samples of a regression.
-            BadInput: too few spots.
+            BadConfig: embeddings of another encoder or width, samples of a regression, or measured
+                spots for a model that they do not inform.
+            BadInput: too few spots, or measured counts that cannot be used.
         """
         settings = settings or SampleSettings()
         predictor, calibration = self.predictor(settings.device), self.checkpoint.calibration
         predictor.check(slide, settings)
-        provenance = predictor.provenance(slide.name, settings)
+        observed = predictor.observed(slide, settings)
+        provenance = predictor.provenance(slide.name, settings, observed)
         prediction = prediction_anndata(
-            predictor.blocks(slide, settings),
+            predictor.blocks(slide, settings, observed),
             slide.barcodes,
             self.genes,
             slide.coords,
@@ -118,6 +120,7 @@ class SlideModel:
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
             picture=settings.picture(slide.name),
+            observed=None if observed is None else (observed.rows, observed.genes),
         )
         if settings.image is None and slide.adata is not None and "spatial" in slide.adata.uns:
             prediction.uns["spatial"] = slide.adata.uns["spatial"]

@@ -19,6 +19,7 @@ from torch_geometric.data import Data
 
 from stflow_graph.config import Config, FlowConfig
 from stflow_graph.data.normalise import Moments, Normalisation
+from stflow_graph.data.observed import Observed
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import OutOfMemory
 from stflow_graph.flow.field import SlideNoise
@@ -30,6 +31,7 @@ from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.models.build import build_graph
 from stflow_graph.nn.encoder import GraphEncoder
 from stflow_graph.nn.ensemble import flows_about_the_mean
+from stflow_graph.nn.evidence import InformedDraws, Measured
 from stflow_graph.nn.expression_field import ExpressionField, FieldDraws
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 
@@ -55,6 +57,8 @@ def stream(
     n_samples: int = 1,
     seed: int = 0,
     tile_size: int | None = None,
+    observed: Observed | None = None,
+    as_measured: bool = True,
 ) -> Iterator[Block]:
     """Predict a slide's expression in blocks of rows, equal to ``predict`` on the whole slide.
 
@@ -70,6 +74,8 @@ def stream(
         seed: of the noise.
         tile_size: maximum number of spots of a tile; None chooses it by memory. If memory does not
             suffice it is halved, with a warning.
+        observed: what is measured of the slide and informs the field; None: nothing.
+        as_measured: whether measured values are given back as they are.
 
     Raises:
         BadInput: embeddings that cannot be read or are not finite.
@@ -92,7 +98,7 @@ def stream(
             if not _is_out_of_memory(error):
                 raise
             tile_size, graph = _halved(tile_size, name, error), None
-    if field is None or n_samples == 1:
+    if field is None or (n_samples == 1 and observed is None):
         del graph, reader
         yield from _predict_blocks(
             outputs, name, source.barcodes, flow, normalisation, n_samples, seed
@@ -102,7 +108,15 @@ def stream(
     place = reader.place(normalisation)
     noise = SlideNoise(spot_keys(name, source.barcodes).to(device), name, graph.average, seed)
     del graph, reader
-    draws = field.draw(noise, place, n_samples)
+    draws: FieldDraws | InformedDraws
+    if observed is None:
+        draws = field.draw(noise, place, n_samples)
+    else:
+        measured = _measured(observed, outputs, normalisation, device)
+        n_drawn = n_samples if n_samples > 1 else 0
+        draws = InformedDraws(
+            field, noise, source.coords, measured, n_drawn, as_measured=as_measured
+        )
     yield from _field_blocks(outputs, draws, normalisation)
 
 
@@ -155,6 +169,14 @@ class _MemberOutputs:
         encodings = [m.encoder.decode([part[rows] for part in code]) for m, code in pairs]
         mean = torch.stack([encoding.mean for encoding in encodings]).mean(0)
         return mean, [encoding.states for encoding in encodings]
+
+    def mean_of(self, rows: Tensor) -> Tensor:
+        """Return the members' mean ``[n, G]`` for some spots by their numbers."""
+        if self._total is not None:
+            return self._total[rows] / self.n_done
+        pairs = zip(self.members, self._codes, strict=True)
+        means = [m.encoder.decode([part[rows] for part in code]).mean for m, code in pairs]
+        return torch.stack(means).mean(0)
 
 
 class _ScaledReader:
@@ -269,15 +291,30 @@ def _predict_blocks(
         yield Block(rows, as_expression(mean, normalisation), samples)
 
 
+def _measured(
+    observed: Observed, outputs: _MemberOutputs, normalisation: Normalisation, device: torch.device
+) -> Measured:
+    rows = torch.from_numpy(observed.rows).to(device)
+    expected = [
+        as_expression(outputs.mean_of(part), normalisation) for part in rows.split(_DECODED_SPOTS)
+    ]
+    genes, values, means = (
+        torch.from_numpy(x).to(device)
+        for x in (observed.genes, observed.values, np.concatenate(expected))
+    )
+    return Measured(rows, genes, values, means)
+
+
 def _field_blocks(
-    outputs: _MemberOutputs, draws: FieldDraws, normalisation: Normalisation
+    outputs: _MemberOutputs, draws: FieldDraws | InformedDraws, normalisation: Normalisation
 ) -> Iterator[Block]:
     n_arrays = len(draws) + len(outputs.members)
     for rows in _row_blocks(len(draws.noise.keys), len(normalisation.y_mean), n_arrays):
         mean, _ = outputs.of(rows)
-        expected = as_expression(mean, normalisation)
-        of_draws = draws.expression(torch.from_numpy(expected).to(mean.device), rows)
-        yield Block(rows, expected, np.stack([drawn.cpu().numpy() for drawn in of_draws]))
+        before = torch.from_numpy(as_expression(mean, normalisation)).to(mean.device)
+        expected = draws.expected(before, rows).cpu().numpy()
+        drawn = [each.cpu().numpy() for each in draws.expression(before, rows)]
+        yield Block(rows, expected, np.stack(drawn) if drawn else None)
 
 
 def _row_blocks(n_spots: int, n_genes: int, n_arrays: int) -> Iterator[slice]:

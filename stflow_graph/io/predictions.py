@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
+OBSERVED = "observed"
 _CHUNK_BYTES = 2**20
 _Matrix: TypeAlias = h5py.Dataset | np.ndarray
 
@@ -39,6 +40,8 @@ class Prediction:
         samples: ``[S, N, G]`` float32, or None when one sample was drawn.
         provenance: plain values and lists: slide, dataset, target, checkpoint hash, seed, ...
         expected_pearson: ``[G]`` scores of the model on held-out training slides, or None.
+        observed: ``[N]`` and ``[G]`` booleans: spots and genes whose values were measured and
+            informed the others; None where none were.
     """
 
     mean: np.ndarray
@@ -48,6 +51,7 @@ class Prediction:
     samples: np.ndarray | None
     provenance: dict[str, Any]
     expected_pearson: np.ndarray | None = None
+    observed: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def slide(self) -> str:
@@ -84,12 +88,15 @@ class PredictionInfo(TypedDict, total=False):
         expected_pearson: ``[G]`` scores of the model on held-out training slides, stored as
             ``var["expected_pearson"]``.
         picture: the slide's image, stored in ``uns["spatial"][<slide>]``.
+        observed: the rows and the columns of measured values that informed the prediction; their
+            places are true in ``obs["observed"]`` and ``var["observed"]``.
     """
 
     provenance: Required[Mapping[str, Any]]
     n_samples: int
     expected_pearson: np.ndarray | None
     picture: Picture | None
+    observed: tuple[np.ndarray, np.ndarray] | None
 
 
 def write_prediction_blocks(
@@ -184,6 +191,9 @@ def _without_values(
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     if (expected := info.get("expected_pearson")) is not None:
         adata.var["expected_pearson"] = np.asarray(expected, dtype=np.float64)
+    if observed := info.get("observed"):
+        for table, places in zip((adata.obs, adata.var), observed, strict=True):
+            table[OBSERVED] = np.isin(np.arange(len(table)), places)
     if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
@@ -267,5 +277,15 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     expected = None
     if "expected_pearson" in adata.var:
         expected = np.asarray(adata.var["expected_pearson"], dtype=np.float64)
+    observed = None
+    if OBSERVED in adata.obs and OBSERVED in adata.var:
+        observed = _flags(adata.obs, "obs", path), _flags(adata.var, "var", path)
     stacked = np.stack(samples) if samples else None
-    return Prediction(mean, barcodes, genes, coords, stacked, provenance, expected)
+    return Prediction(mean, barcodes, genes, coords, stacked, provenance, expected, observed)
+
+
+def _flags(table: pd.DataFrame, name: str, path: str | Path) -> np.ndarray:
+    flags = table[OBSERVED].to_numpy()
+    if flags.dtype != bool:
+        raise BadInput(path, f"{name}[{OBSERVED!r}]", str(flags.dtype), "true or false")
+    return flags

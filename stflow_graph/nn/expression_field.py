@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise
+from stflow_graph.flow.kriging import Processes
 from stflow_graph.flow.marginals import Marginals
 
 RANK = 16
@@ -44,6 +45,11 @@ class ExpressionField(nn.Module):
     noise_variances: Tensor
     noise_own: Tensor
     places: Tensor
+    process_smooth: Tensor
+    process_level: Tensor
+    process_noise: Tensor
+    own_scale: Tensor
+    gain: Tensor
     knots: Tensor
     ratios: Tensor
 
@@ -59,6 +65,11 @@ class ExpressionField(nn.Module):
         self.register_buffer("noise_variances", torch.zeros(n_fields, rank))
         self.register_buffer("noise_own", torch.zeros(n_fields, n_genes))
         self.register_buffer("places", torch.zeros(n_fields - 1, in_channels))
+        self.register_buffer("process_smooth", torch.full((rank + 1, len(STEPS)), 0.1))
+        self.register_buffer("process_level", torch.ones(rank + 1))
+        self.register_buffer("process_noise", torch.ones(rank + 1))
+        self.register_buffer("own_scale", torch.ones(n_genes))
+        self.register_buffer("gain", torch.ones(n_genes))
         self.register_buffer("knots", marginals.knots)
         self.register_buffer("ratios", marginals.ratios)
 
@@ -74,6 +85,12 @@ class ExpressionField(nn.Module):
     def marginals(self) -> Marginals:
         """The genes' distributions."""
         return Marginals(self.knots, self.ratios)
+
+    @property
+    def processes(self) -> Processes:
+        """What measured spots are weighed with: of the directions, and of genes by themselves."""
+        tables = (self.process_smooth, self.process_level, self.process_noise)
+        return Processes(*(table.double().cpu().numpy() for table in tables))
 
     def smooth(self, number: int) -> SmoothField:
         """Return f of one of the fields; the last is the unknown patient's."""
@@ -126,6 +143,10 @@ class FieldDraws:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def expected(self, mean: Tensor, rows: slice) -> Tensor:
+        """Return the expected expression ``[n, G]`` of some spots: the mean that is given."""
+        return mean
 
     def expression(self, mean: Tensor, rows: slice) -> Iterator[Tensor]:
         """Yield each draw's expression ``[n, G]`` of some spots, log1p units.

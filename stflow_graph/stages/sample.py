@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stflow_graph.data.load import um_per_px
+from stflow_graph.data.observed import Observed
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
@@ -52,7 +53,7 @@ def sample(
         source: a run folder of ``train``, a fold's folder or a checkpoint folder.
         embeddings: embedding files, or folders of them.
         out: folder of the predictions.
-        settings: number of samples, seed, sampler, device; None: the mean alone.
+        settings: number of samples, seed, device, measured spots; None: the mean alone.
         overwrite: overwrite existing predictions.
         report: called after every slide.
 
@@ -133,13 +134,14 @@ def _sample_slide(
     name, path = file.stem, out / f"{file.stem}.h5ad"
     with open_embeddings(file) as source:
         predictor.check(source, settings)
-        provenance = _provenance(fold, source, settings)
+        observed = predictor.observed(source, settings)
+        provenance = _provenance(fold, source, settings, observed)
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, up_to_date=True)
         write_prediction_blocks(
             path,
-            predictor.blocks(source, settings),
+            predictor.blocks(source, settings, observed),
             source.barcodes,
             fold.checkpoint.genes,
             source.coords,
@@ -147,20 +149,26 @@ def _sample_slide(
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
             picture=settings.picture(name),
+            observed=None if observed is None else (observed.rows, observed.genes),
         )
     return result
 
 
-def _provenance(fold: _Fold, source: EmbeddingFile, settings: SampleSettings) -> dict[str, Any]:
+def _provenance(
+    fold: _Fold, source: EmbeddingFile, settings: SampleSettings, observed: Observed | None
+) -> dict[str, Any]:
     """Return the origin of a prediction with the hashes of all files behind it."""
     file = source.path
     provenance = {
-        **fold.predictor.provenance(file.stem, settings),
+        **fold.predictor.provenance(file.stem, settings, observed),
         "checkpoint_sha256": fold.sha256,
         "embeddings_sha256": sha256(file),
         "um_per_px": um_per_px(source.attrs),
         "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
     }
+    measured = settings.observed_of(file.stem)
+    if isinstance(measured, Path):
+        provenance["observed_sha256"] = sha256(measured)
     image = settings.image_of(file.stem)
     if image is not None:
         provenance["image_sha256"] = sha256(image)

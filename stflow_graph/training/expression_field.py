@@ -13,7 +13,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.flow.field import STEPS, SlideNoise
+from stflow_graph.flow.field import STEPS, SlideNoise, squared_ranges
+from stflow_graph.flow.kriging import Processes, Sites
 from stflow_graph.flow.marginals import Marginals
 from stflow_graph.flow.noise import open_uniform, spot_keys
 from stflow_graph.inference.inputs import SlideInputs
@@ -27,6 +28,7 @@ _N_SPOTS = 4096  # drawn to measure the gain, about
 _MAX_DRAWS = 8
 _MIN_GAIN = 0.3
 _MIN_VARIANCE = 0.05  # of the noise in a direction, of a gene's own noise
+_LEAST_OWN = 1e-4
 _NEAR = 9  # spots whose mean is taken off to leave what each spot has for itself
 # The field of a patient like none of the training slides: its smooth variances over those of the
 # slides' median, and the variance of levels over that of single spots' residuals. In her2st B4,
@@ -42,6 +44,7 @@ class _Slide:
     """A held-out slide: what its truth has beyond its prediction.
 
     Attributes:
+        inputs: its graph.
         residuals: ``[N, G]`` in units of the genes' deviations.
         scores: ``[N, G]`` normal scores of the truth less those of the spots around, divided by the
             gain; of unit variance where a spot has only its own noise.
@@ -51,6 +54,7 @@ class _Slide:
         units: ``[regions, 4]`` variances of region means of fields of unit variance.
     """
 
+    inputs: SlideInputs
     residuals: np.ndarray
     scores: np.ndarray
     gain: np.ndarray
@@ -83,6 +87,8 @@ def fit_expression_field(
         "scale": scale,
         **smooth,
         **_noises(slides, noise_left),
+        **_processes(slides, smooth["smooth_loadings"]),
+        "gain": np.mean([slide.gain for slide in slides], axis=0),
         "places": np.stack([normalisation.place(mean) for mean in embeddings]),
     }
     n_genes, n_channels = len(scale), tables["places"].shape[1]
@@ -111,7 +117,7 @@ def _slide(
     regions = [region_mean(coords, size) for size in REGIONS if size < len(mean)]
     residuals = (part.truth - part.mean) / scale
     units = _unit_variances(inputs, regions)
-    return _Slide(residuals, z, gain.double().numpy(), regions, units)
+    return _Slide(inputs, residuals, z, gain.double().numpy(), regions, units)
 
 
 def _smooth_fields(slides: Sequence[_Slide]) -> tuple[dict[str, np.ndarray], float]:
@@ -173,6 +179,40 @@ def _noises(slides: Sequence[_Slide], noise_left: float) -> dict[str, np.ndarray
         "noise_loadings": directions,
         "noise_variances": np.stack([*variances, noise_left * np.median(variances, axis=0)]),
         "noise_own": np.stack([*own, noise_left * np.median(own, axis=0)]),
+    }
+
+
+def _processes(slides: Sequence[_Slide], directions: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the parameters of what measured spots are weighed with.
+
+    In each direction the residuals are a process; what a gene has beside the directions is one too,
+    with parameters that all genes share, in units of its deviation.
+    """
+    rank = directions.shape[1]
+    factors = [slide.residuals @ directions for slide in slides]
+    rests = [
+        slide.residuals - factor @ directions.T
+        for slide, factor in zip(slides, factors, strict=True)
+    ]
+    own = np.sqrt(np.maximum(np.mean([rest.var(axis=0) for rest in rests], axis=0), _LEAST_OWN))
+    variances = np.ones(rank + 1)
+    variances[:rank] = np.mean([factor.var(axis=0) for factor in factors], axis=0)
+    variances = np.maximum(variances, _LEAST_OWN)
+    sites = []
+    for slide, factor, rest in zip(slides, factors, rests, strict=True):
+        inputs = slide.inputs
+        assert inputs.graph is not None
+        pos = inputs.slide.coords
+        on_device = torch.from_numpy(pos).to(inputs.data.pos.device)
+        ranges = squared_ranges(inputs.graph.average, on_device).cpu().numpy()
+        keys = spot_keys(inputs.slide.name, inputs.slide.barcodes).numpy()
+        sites.append(Sites.of(pos, ranges, [*factor.T[:, :, None], rest / own], keys))
+    processes = Processes.fit(sites, variances)
+    return {
+        "process_smooth": processes.smooth,
+        "process_level": processes.level,
+        "process_noise": processes.noise,
+        "own_scale": own,
     }
 
 

@@ -1,0 +1,105 @@
+"""Expression measured at some of a slide's spots, which informs the prediction of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stflow_graph.data.barcodes import match_barcodes
+from stflow_graph.data.coordinates import to_centres
+from stflow_graph.data.normalise import to_target
+from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.expression import Expression, expression_of, read_h5ad
+from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+TOTAL = "total_counts"  # scanpy's name for the counts of a spot over all genes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Observed:
+    """Measured expression of some spots and genes of a slide.
+
+    Attributes:
+        rows: ``[n]`` the spots, ascending.
+        genes: ``[M]`` the genes, ascending places in the model's list.
+        values: ``[n, M]`` float32, log1p units.
+    """
+
+    rows: np.ndarray
+    genes: np.ndarray
+    values: np.ndarray
+
+
+def read_observed(
+    source: str | Path | AnnData,
+    barcodes: Sequence[str],
+    coords: np.ndarray,
+    genes: Sequence[str],
+    *,
+    slide: str,
+    target: str = "log1p",
+    matching: GeneMatching = DEFAULT_MATCHING,
+) -> Observed:
+    """Read the counts measured at some of a slide's spots.
+
+    Args:
+        source: an .h5ad, or what one holds, with raw counts in ``X`` of some of the slide's spots
+            and of one or more of the genes. A normalised target needs the counts of a spot over
+            all genes: those of the file, or ``obs["total_counts"]``.
+        barcodes: of the slide.
+        coords: ``[N, 2]`` its positions, level-0 pixels (x, y).
+        genes: of the model.
+        slide: the file of the slide's embeddings, for messages.
+        target: a target of ``data.normalise``.
+        matching: how genes with other names in the file are matched.
+
+    Raises:
+        BadInput: not such a file, counts that are not raw, spots of another slide, none of the
+            genes, no total, or nothing left to predict.
+    """
+    in_file = isinstance(source, str | Path)
+    file = str(source) if in_file else "observed"
+    adata = read_h5ad(source) if in_file else source
+    expression = expression_of(adata, file, genes, matching=matching, min_fraction=0)
+    if expression.matched:
+        logger.warning("%s: %s", file, expression.matched)
+    rows, measured = match_barcodes(barcodes, expression.barcodes, slide, file)
+    n_elsewhere = len(expression.barcodes) - len(rows)
+    if n_elsewhere:
+        logger.warning("%s: %d spots are not on the slide and are left out", file, n_elsewhere)
+    if len(rows) == len(barcodes) and not expression.absent:
+        found = unquoted(f"all {len(rows)} spots with all {len(genes)} genes")
+        raise BadInput(file, "observed", found, "some spots or genes left to predict")
+    if expression.coords is not None:
+        to_centres(coords[rows], expression.coords[measured], file=slide, other=file)
+    total = expression.total
+    if target == "log1p_normalised":
+        total = _total(adata, expression, len(genes), file)
+    places = {gene: g for g, gene in enumerate(genes)}
+    columns = np.array([places[gene] for gene in expression.genes])
+    values = to_target(expression.counts[measured], total[measured], target)
+    return Observed(rows, columns, values)
+
+
+def _total(adata: AnnData, expression: Expression, n_genes: int, file: str) -> np.ndarray:
+    if TOTAL in adata.obs:
+        total = np.asarray(adata.obs[TOTAL], dtype=np.float64)
+        if not (np.isfinite(total).all() and (total >= 0).all()):
+            raise BadInput(file, f"obs[{TOTAL!r}]", unquoted("values below 0"), "counts of a spot")
+        return total
+    if adata.n_vars <= n_genes:
+        found = unquoted(f"{adata.n_vars} genes and no {TOTAL!r}")
+        expected = "the counts of each spot over all genes, by which the target is normalised"
+        fix = f"add them as obs[{TOTAL!r}], or give a file with all genes"
+        raise BadInput(file, "obs", found, expected, fix)
+    return expression.total

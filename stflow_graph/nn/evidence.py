@@ -1,0 +1,259 @@
+"""What the expression measured at some of a slide's spots says of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise, squared_ranges
+from stflow_graph.flow.kriging import Kriging, Processes, Sites
+from stflow_graph.nn.expression_field import ExpressionField
+
+_QUADRATURE = 9
+_NOISE_RANGE = (0.25, 1.5)  # by which a slide's noise can differ from that of the cohort
+_ROWS = 8192
+_NO_PRECISION = 1e-6
+_FIELDS_OF_GENES = 16  # of which what changes slowly for each gene by itself is mixed, anew a draw
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """Expression measured at some spots of a slide.
+
+    Attributes:
+        rows: ``[n]`` the spots.
+        genes: ``[M]`` the genes.
+        values: ``[n, M]`` log1p units.
+        expected: ``[n, G]`` what the prediction expects there, log1p units.
+    """
+
+    rows: Tensor
+    genes: Tensor
+    values: Tensor
+    expected: Tensor
+
+
+class InformedDraws:
+    """Draws of a slide of which some spots are measured; as ``FieldDraws``.
+
+    The measured residuals are taken apart into the field's directions and what each gene has for
+    itself, each a Gaussian process on the slide. What is most probable of them is added to the
+    expected expression. A draw is one that knows nothing, corrected by what the measured spots say
+    of its error there (Matheron's rule; Journel and Huijbregts 1978). At a measured spot the other
+    genes' noise is that which goes with the noise of those measured.
+
+    Args:
+        field: its distribution.
+        noise: of the slide.
+        pos: ``[N, 2]`` the spots.
+        measured: at some of them.
+        n_samples: S; 0 leaves the expected expression.
+        as_measured: whether measured values are given back as they are, in all samples.
+    """
+
+    def __init__(
+        self,
+        field: ExpressionField,
+        noise: SlideNoise,
+        pos: np.ndarray,
+        measured: Measured,
+        n_samples: int,
+        *,
+        as_measured: bool = True,
+    ) -> None:
+        self.field, self.noise, self.pos = field, noise, pos
+        self.measured, self.as_measured = measured, as_measured
+        rows, genes = measured.rows, measured.genes
+        to_factors, cohort = _projection(field, genes)
+        residuals = (measured.values - measured.expected[:, genes]) / field.scale[genes]
+        self._factors = residuals @ to_factors.t()
+        rest = residuals - self._factors @ field.smooth_loadings[genes].t()
+        self._own = rest / field.own_scale[genes]
+
+        at, keys = pos[rows.cpu().numpy()], noise.keys[rows].cpu().numpy()
+        ranges = squared_ranges(noise.average, torch.from_numpy(pos).to(rows.device)).cpu().numpy()
+        factors, own = (x.double().cpu().numpy() for x in (self._factors, self._own))
+        sites = Sites.of(at, ranges, [*factors.T[:, :, None], own], keys)
+        self.processes = cohort.adapted(sites)
+        self._kriging = Kriging(at, keys, self.processes, ranges, rows.device)
+
+        louder = np.mean(self.processes.noise / cohort.noise).clip(*_NOISE_RANGE)
+        variances, of_genes = field.noise_variances[:-1], field.noise_own[:-1]
+        self._spot_noise = SpotNoise(
+            field.noise_loadings,
+            float(louder) * variances.median(0).values,
+            float(louder) * of_genes.median(0).values,
+        )
+        self._marginals = field.marginals.centred(self._spot_noise.variance())
+        self._at_measured = torch.full((len(pos),), -1, device=rows.device)
+        self._at_measured[rows] = torch.arange(len(rows), device=rows.device)
+        self._draws = [_Draw(self, sample) for sample in range(n_samples)]
+        self._expected_factors = self._inform()
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def expected(self, mean: Tensor, rows: slice) -> Tensor:
+        """Return the expected expression ``[n, G]`` of some spots, log1p units.
+
+        Args:
+            mean: ``[n, G]`` what is expected with nothing measured.
+            rows: which spots they are.
+        """
+        own = self._own_error(*self._weights_of_genes(rows), self._own)
+        about = self._corrected(mean, self._expected_factors[rows], own)
+        here, at = self._measured_among(rows)
+        if len(here) and self.as_measured:
+            noise, deviation = self._noise_given(about[here], at, None)
+            levels, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE)
+            shares = (weights / weights.sum()).tolist()
+            expected = torch.zeros_like(noise)
+            for level, share in zip(levels.tolist(), shares, strict=True):
+                scores = noise + deviation * level
+                expected += share * self._marginals.expression(about[here], scores)
+            expected[:, self.measured.genes] = self.measured.values[at]
+            about[here] = expected
+        return about
+
+    def expression(self, mean: Tensor, rows: slice) -> Iterator[Tensor]:
+        """Yield each draw's expression ``[n, G]`` of some spots, log1p units.
+
+        Args:
+            mean: ``[n, G]`` what is expected with nothing measured.
+            rows: which spots they are.
+        """
+        weights, (here, at) = self._weights_of_genes(rows), self._measured_among(rows)
+        for sample, draw in enumerate(self._draws):
+            own = self._own_error(*weights, draw.own_errors) + draw.own(rows)
+            about = self._corrected(mean, draw.factors[rows], own)
+            scores = self._spot_noise.scores(self.noise, sample, rows)
+            if len(here) and self.as_measured:
+                scores[here] = self._noise_given(about[here], at, scores[here])[0]
+            drawn = self._marginals.expression(about, scores)
+            if len(here) and self.as_measured:
+                drawn[here[:, None], self.measured.genes] = self.measured.values[at]
+            yield drawn
+
+    def _corrected(self, mean: Tensor, factors: Tensor, own: Tensor) -> Tensor:
+        error = factors @ self.field.smooth_loadings.t() + self.field.own_scale * own
+        return (mean + self.field.scale * error).clamp(min=0)
+
+    def _measured_among(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return places of measured spots among some rows, and among the measured."""
+        at = self._at_measured[rows]
+        here = (at >= 0).nonzero()[:, 0]
+        return here, at[here]
+
+    def _weights_of_genes(self, rows: slice) -> tuple[Tensor, Tensor]:
+        index, weights = self._kriging.weights(self.pos[rows], slice(-1, None))
+        return index, weights[:, 0]
+
+    def _own_error(self, index: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        """Return what values ``[n, M]`` say of the genes' own processes elsewhere, ``[b, G]``."""
+        error = values.new_zeros(len(index), len(self.field.scale))
+        error[:, self.measured.genes] = torch.einsum("bm,bmg->bg", weights, values[index])
+        return error
+
+    def _inform(self) -> Tensor:
+        """Correct the draws' factors everywhere; return the most probable ones ``[N, R]``."""
+        rank = self._factors.size(1)
+        most_probable = self._factors.new_empty(len(self.pos), rank)
+        for start in range(0, len(self.pos), _ROWS):
+            part = slice(start, start + _ROWS)
+            index, weights = self._kriging.weights(self.pos[part], slice(0, rank))
+            most_probable[part] = torch.einsum("brm,bmr->br", weights, self._factors[index])
+            for draw in self._draws:
+                draw.factors[part] += torch.einsum("brm,bmr->br", weights, draw.errors[index])
+        return most_probable
+
+    def _noise_given(
+        self, about: Tensor, at: Tensor, drawn: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return noise ``[n, G]`` of measured spots, given that of the genes measured there.
+
+        And the deviation ``[G]`` that is left of it. Scores of expression are those of the latent
+        noise times a gain, and drawn at random beside (``training.expression_field``).
+
+        Args:
+            about: ``[n, G]`` corrected expectation.
+            at: ``[n]`` places among the measured.
+            drawn: ``[n, G]`` noise that knows nothing; None takes the most probable.
+        """
+        genes, noise = self.measured.genes, self._spot_noise
+        seen = torch.zeros_like(about)
+        seen[:, genes] = self.measured.values[at]
+        middle = torch.full_like(about, 0.5)  # of the scores that a value can have
+        gain = self.field.gain[genes]
+        scores = self._marginals.scores(about, seen, middle)[:, genes] / gain
+        among = noise.covariance(genes) + torch.diag(1 / gain.square() - 1)
+        across = noise.covariance(genes, slice(None))
+        solved = torch.linalg.solve(among, across)
+        left = (noise.variance() - (across * solved).sum(0)).clamp(min=0).sqrt()
+        if drawn is None:
+            return scores @ solved, left
+        return drawn + (scores - drawn[:, genes]) @ solved, left
+
+
+class _Draw:
+    """The processes of a draw that knows nothing, and its errors at the measured spots.
+
+    Args:
+        of: the draws that it is one of.
+        sample: its number.
+    """
+
+    def __init__(self, of: InformedDraws, sample: int) -> None:
+        field, noise, rows = of.field, of.noise, of.measured.rows
+        n_genes, rank = field.smooth_loadings.shape
+        smooth, level, deviation = (
+            torch.from_numpy(table).to(field.scale)
+            for table in (of.processes.smooth, of.processes.level, np.sqrt(of.processes.noise))
+        )
+        # columns of the spots' numbers that other noise is made of come first
+        first = (len(STEPS) + 1) * rank + n_genes
+        variances = torch.cat([smooth[:rank], level[:rank, None]], dim=1)
+        prior = SmoothField(field.smooth_loadings, variances, torch.zeros_like(field.scale))
+        self.factors = prior.factors(noise, sample)
+        blur = deviation[:rank] * noise.spots(rank, sample, first=first, rows=rows)
+        self.errors = of._factors - self.factors[rows] - blur
+        first += rank
+        blur = deviation[-1] * noise.spots(n_genes, sample, first=first, rows=rows)
+        first += n_genes
+        self._fields = noise.smooth(smooth[-1].expand(_FIELDS_OF_GENES, -1), sample, first=first)
+        numbers = noise.slide(n_genes * (1 + _FIELDS_OF_GENES), sample, first=rank)
+        self._level = level[-1].sqrt() * numbers[:n_genes]
+        mixture = numbers[n_genes:].view(n_genes, _FIELDS_OF_GENES)
+        self._mixture = mixture / mixture.norm(dim=1, keepdim=True)
+        genes = of.measured.genes
+        self.own_errors = of._own - (self.own(rows) + blur)[:, genes]
+
+    def own(self, rows: Tensor | slice) -> Tensor:
+        """Return ``[n, G]`` what genes have for themselves, in units of its deviation."""
+        return self._fields[rows] @ self._mixture.t() + self._level
+
+
+def _projection(field: ExpressionField, genes: Tensor) -> tuple[Tensor, Processes]:
+    """Return what takes residuals of some genes to factors ``[R, M]``, and the processes then.
+
+    Of all genes it is the projection. Of some, the posterior of the factors at one spot, as the
+    measurement that would lead to it; its noise is that of the measurement.
+    """
+    loadings, processes = field.smooth_loadings, field.processes
+    if len(genes) == len(loadings):
+        return loadings[genes].t(), processes
+    q = loadings[genes].double().cpu().numpy()
+    own = np.square(field.own_scale[genes].double().cpu().numpy())
+    by_gene = q.T / (own * (processes.noise[-1] + processes.smooth[-1].sum()))
+    # Woodbury: noise is shared along the directions too
+    shared = np.linalg.inv(np.diag(1 / processes.noise[:-1]) + by_gene @ q)
+    precise = by_gene - (by_gene @ q) @ shared @ by_gene
+    prior = 1 / (processes.smooth[:-1].sum(1) + processes.level[:-1])
+    posterior = np.linalg.inv(np.diag(prior) + precise @ q)
+    precision = np.maximum(1 / np.diagonal(posterior) - prior, _NO_PRECISION * prior)
+    to_factors = (posterior @ precise) / (np.diagonal(posterior) * precision)[:, None]
+    noise = np.append(1 / precision, processes.noise[-1])
+    return torch.from_numpy(to_factors).to(loadings), dataclasses.replace(processes, noise=noise)
