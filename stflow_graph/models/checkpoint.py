@@ -34,7 +34,7 @@ from stflow_graph.nn.pretrained import FORMAT as NETWORK
 from stflow_graph.nn.pretrained import Pretrained, weights_of_member
 from stflow_graph.stats.calibration import Calibration
 
-FORMAT = "stflow_graph.checkpoint/3"
+FORMAT = "stflow_graph.checkpoint/4"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
 _FIELD = "field.safetensors"

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise, squared_ranges
-from stflow_graph.flow.kriging import Kriging, Processes, Sites
+from stflow_graph.flow.kriging import Kriging, Sites
 from stflow_graph.nn.expression_field import ExpressionField
+from stflow_graph.nn.measured_genes import MeasuredGenes
 
 _QUADRATURE = 9
 _NOISE_RANGE = (0.25, 1.5)  # by which a slide's noise can differ from that of the cohort
 _ROWS = 8192
-_NO_PRECISION = 1e-6
 _FIELDS_OF_GENES = 16  # of which what changes slowly for each gene by itself is mixed, anew a draw
 
 
@@ -68,20 +68,21 @@ class InformedDraws:
         self.field, self.noise, self.pos = field, noise, pos
         self.measured, self.as_measured = measured, as_measured
         rows, genes = measured.rows, measured.genes
-        to_factors, cohort = _projection(field, genes)
+        self._panel = MeasuredGenes.of(field, genes)
         residuals = (measured.values - measured.expected[:, genes]) / field.scale[genes]
-        self._factors = residuals @ to_factors.t()
-        rest = residuals - self._factors @ field.smooth_loadings[genes].t()
-        self._own = rest / field.own_scale[genes]
+        self._told = residuals @ self._panel.of_residuals.t()
+        explained = self._told @ self._panel.to_factors.t() @ field.smooth_loadings[genes].t()
+        self._own = (residuals - explained) / field.own_scale[genes]
 
         at, keys = pos[rows.cpu().numpy()], noise.keys[rows].cpu().numpy()
         ranges = squared_ranges(noise.average, torch.from_numpy(pos).to(rows.device)).cpu().numpy()
-        factors, own = (x.double().cpu().numpy() for x in (self._factors, self._own))
-        sites = Sites.of(at, ranges, [*factors.T[:, :, None], own], keys)
+        told, own = (x.double().cpu().numpy() for x in (self._told, self._own))
+        sites = Sites.of(at, ranges, [*told.T[:, :, None], own], keys)
+        cohort = self._panel.processes
         self.processes = cohort.adapted(sites)
         self._kriging = Kriging(at, keys, self.processes, ranges, rows.device)
 
-        louder = np.mean(self.processes.noise / cohort.noise).clip(*_NOISE_RANGE)
+        louder = (self.processes.noise[-1] / cohort.noise[-1]).clip(*_NOISE_RANGE)
         variances, of_genes = field.noise_variances[:-1], field.noise_own[:-1]
         self._spot_noise = SpotNoise(
             field.noise_loadings,
@@ -160,14 +161,20 @@ class InformedDraws:
 
     def _inform(self) -> Tensor:
         """Correct the draws' factors everywhere; return the most probable ones ``[N, R]``."""
-        rank = self._factors.size(1)
-        most_probable = self._factors.new_empty(len(self.pos), rank)
+        to_factors = self._panel.to_factors.t()
+        most_probable = self._told.new_empty(len(self.pos), to_factors.size(1))
         for start in range(0, len(self.pos), _ROWS):
             part = slice(start, start + _ROWS)
-            index, weights = self._kriging.weights(self.pos[part], slice(0, rank))
-            most_probable[part] = torch.einsum("brm,bmr->br", weights, self._factors[index])
+            index, weights = self._kriging.weights(self.pos[part], slice(0, -1))
+
+            def elsewhere(
+                values: Tensor, index: Tensor = index, weights: Tensor = weights
+            ) -> Tensor:
+                return torch.einsum("bkm,bmk->bk", weights, values[index]) @ to_factors
+
+            most_probable[part] = elsewhere(self._told)
             for draw in self._draws:
-                draw.factors[part] += torch.einsum("brm,bmr->br", weights, draw.errors[index])
+                draw.factors[part] += elsewhere(draw.errors)
         return most_probable
 
     def _noise_given(
@@ -207,19 +214,24 @@ class _Draw:
     """
 
     def __init__(self, of: InformedDraws, sample: int) -> None:
-        field, noise, rows = of.field, of.noise, of.measured.rows
+        field, noise, rows, panel = of.field, of.noise, of.measured.rows, of._panel
         n_genes, rank = field.smooth_loadings.shape
+        n_told = len(panel.of_factors)
         smooth, level, deviation = (
             torch.from_numpy(table).to(field.scale)
             for table in (of.processes.smooth, of.processes.level, np.sqrt(of.processes.noise))
         )
+        # the slide differs from the cohort by as much in every process
+        amplitude = smooth[-1] / torch.from_numpy(panel.processes.smooth[-1]).to(smooth)
+        parts = [field.process_smooth[:-1] * amplitude, field.process_level[:-1, None]]
+        prior = SmoothField(
+            field.smooth_loadings, torch.cat(parts, dim=1), torch.zeros_like(field.scale)
+        )
+        self.factors = prior.factors(noise, sample)
         # columns of the spots' numbers that other noise is made of come first
         first = (len(STEPS) + 1) * rank + n_genes
-        variances = torch.cat([smooth[:rank], level[:rank, None]], dim=1)
-        prior = SmoothField(field.smooth_loadings, variances, torch.zeros_like(field.scale))
-        self.factors = prior.factors(noise, sample)
-        blur = deviation[:rank] * noise.spots(rank, sample, first=first, rows=rows)
-        self.errors = of._factors - self.factors[rows] - blur
+        blur = deviation[:-1] * noise.spots(n_told, sample, first=first, rows=rows)
+        self.errors = of._told - self.factors[rows] @ panel.of_factors.t() - blur
         first += rank
         blur = deviation[-1] * noise.spots(n_genes, sample, first=first, rows=rows)
         first += n_genes
@@ -234,26 +246,3 @@ class _Draw:
     def own(self, rows: Tensor | slice) -> Tensor:
         """Return ``[n, G]`` what genes have for themselves, in units of its deviation."""
         return self._fields[rows] @ self._mixture.t() + self._level
-
-
-def _projection(field: ExpressionField, genes: Tensor) -> tuple[Tensor, Processes]:
-    """Return what takes residuals of some genes to factors ``[R, M]``, and the processes then.
-
-    Of all genes it is the projection. Of some, the posterior of the factors at one spot, as the
-    measurement that would lead to it; its noise is that of the measurement.
-    """
-    loadings, processes = field.smooth_loadings, field.processes
-    if len(genes) == len(loadings):
-        return loadings[genes].t(), processes
-    q = loadings[genes].double().cpu().numpy()
-    own = np.square(field.own_scale[genes].double().cpu().numpy())
-    by_gene = q.T / (own * (processes.noise[-1] + processes.smooth[-1].sum()))
-    # Woodbury: noise is shared along the directions too
-    shared = np.linalg.inv(np.diag(1 / processes.noise[:-1]) + by_gene @ q)
-    precise = by_gene - (by_gene @ q) @ shared @ by_gene
-    prior = 1 / (processes.smooth[:-1].sum(1) + processes.level[:-1])
-    posterior = np.linalg.inv(np.diag(prior) + precise @ q)
-    precision = np.maximum(1 / np.diagonal(posterior) - prior, _NO_PRECISION * prior)
-    to_factors = (posterior @ precise) / (np.diagonal(posterior) * precision)[:, None]
-    noise = np.append(1 / precision, processes.noise[-1])
-    return torch.from_numpy(to_factors).to(loadings), dataclasses.replace(processes, noise=noise)

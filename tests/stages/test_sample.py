@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 from toy import CHANNELS, GENES, write_cohort, write_slide
 
+from stflow_graph import api
 from stflow_graph.config import load_config
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
@@ -19,6 +20,7 @@ from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.expression import read_h5ad, write_expression
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.preparation.embedding import embed_file
+from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.train import train
 
@@ -290,3 +292,138 @@ def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="800 x 100 px.*spots outside"):
         sample(run, files, tmp_path / "out", SampleSettings(image=image))
     assert told[0].path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def observing(tmp_path_factory):
+    """A run, and 12 spots of its test slide in two files: of all genes and of three."""
+    folder = tmp_path_factory.mktemp("observing")
+    cohort = write_cohort(folder)
+    train(load_config(None, {**cohort.settings, "train.epochs": 1}), folder / "run")
+    truth = read_h5ad(cohort.expression("A"))
+    (folder / "observed").mkdir()
+    truth[::3].copy().write_h5ad(folder / "observed" / "A.h5ad")
+    truth[:, GENES[:3]].copy().write_h5ad(folder / "genes.h5ad")
+    return cohort, folder
+
+
+def test_measured_spots_inform_the_others_and_come_back(observing, tmp_path):
+    cohort, folder = observing
+    part = folder / "observed" / "A.h5ad"
+    options = {"none": {}, "part": {"observed": part}, "folder": {"observed": folder / "observed"}}
+    options["denoised"] = {"observed": part, "denoise_observed": True}
+    options["genes"] = {"observed": folder / "genes.h5ad"}
+    found = {}
+    for name, chosen in options.items():
+        settings = SampleSettings(n_samples=3, **chosen)
+        (done,) = sample(folder / "run", [cohort.embedding("A")], tmp_path / name, settings)
+        found[name] = read_prediction(done.path)
+    truth = np.log1p(read_h5ad(cohort.expression("A")).X.toarray())
+    part, denoised = found["part"], found["denoised"]
+    for values in (part.mean, *part.samples):
+        np.testing.assert_allclose(values[::3], truth[::3], rtol=1e-6)
+    spots, genes = part.observed
+    assert spots.nonzero()[0].tolist() == list(range(0, 36, 3))
+    assert genes.all()
+    assert found["none"].observed is None
+    assert part.provenance["observed_spots"] == 12
+    assert len(part.provenance["observed_sha256"]) == 64
+    np.testing.assert_array_equal(found["folder"].mean, part.mean)
+    # the others are informed, alike in both
+    left = ~spots
+    assert not np.isclose(part.mean[left], found["none"].mean[left]).all()
+    np.testing.assert_array_equal(denoised.mean[left], part.mean[left])
+    assert not np.isclose(denoised.mean[spots], truth[spots]).all(axis=0).any()
+    spots, genes = found["genes"].observed
+    assert (spots.all(), genes.tolist()) == (True, [True] * 3 + [False] * 3)
+    np.testing.assert_allclose(found["genes"].mean[:, :3], truth[:, :3], rtol=1e-6)
+
+
+def test_slides_without_a_file_of_the_folder_are_as_if_nothing_were_observed(observing, tmp_path):
+    cohort, folder = observing
+    settings = SampleSettings(observed=folder / "observed")
+    files = [cohort.embedding("B")]
+    sample(folder / "run", files, tmp_path / "with", settings)
+    sample(folder / "run", files, tmp_path / "without")
+    with_, without = ((tmp_path / name / "B.h5ad").read_bytes() for name in ("with", "without"))
+    assert with_ == without
+
+
+def test_other_measurements_are_another_prediction(observing, tmp_path):
+    cohort, folder = observing
+    part, files, out = tmp_path / "part.h5ad", [cohort.embedding("A")], tmp_path / "out"
+    shutil.copy(folder / "observed" / "A.h5ad", part)
+    settings = SampleSettings(observed=part)
+    assert not sample(folder / "run", files, out, settings)[0].up_to_date
+    assert sample(folder / "run", files, out, settings)[0].up_to_date
+    read_h5ad(cohort.expression("A"))[:9].copy().write_h5ad(part)
+    assert not sample(folder / "run", files, out, settings)[0].up_to_date
+    assert not sample(folder / "run", files, out)[0].up_to_date
+
+
+def test_memory_gives_what_files_give(observing, tmp_path):
+    cohort, folder = observing
+    part = folder / "observed" / "A.h5ad"
+    settings = SampleSettings(n_samples=2, observed=part)
+    (done,) = sample(folder / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+    written = read_h5ad(done.path)
+    model = api.SlideModel.from_pretrained(folder / "run")
+    slide = api.Slide.from_hest(cohort.root, "A", embed_dataroot=cohort.embeddings, encoder="toy")
+    found = api.sample(model, slide, n_samples=2, observed=read_h5ad(part))
+    np.testing.assert_array_equal(found.X, written.X)
+    np.testing.assert_array_equal(found.layers["sample_1"], written.layers["sample_1"])
+    for name in ("obs", "var"):
+        np.testing.assert_array_equal(
+            getattr(found, name)["observed"], getattr(written, name)["observed"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flow.kind": "none"}, r"observed: .* flow.kind = 'none'. Fix:"),
+        ({"flow.kind": "spot", "train.flow_steps": 2}, r"observed: .* flow.kind = 'spot'. Fix:"),
+    ],
+)
+def test_only_a_field_is_informed(change, message, observing, tmp_path):
+    cohort, folder = observing
+    train(load_config(None, {**cohort.settings, "train.epochs": 1, **change}), tmp_path / "run")
+    settings = SampleSettings(observed=folder / "observed" / "A.h5ad")
+    with pytest.raises(BadConfig, match=message):
+        sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+    assert not (tmp_path / "out" / "A.h5ad").exists()
+
+
+def test_nothing_observed_has_nothing_to_denoise(observing, tmp_path):
+    cohort, folder = observing
+    settings = SampleSettings(denoise_observed=True)
+    with pytest.raises(BadConfig, match=r"denoise_observed: nothing is observed. Fix:"):
+        sample(folder / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+
+
+@pytest.mark.parametrize(
+    ("observed", "scored", "note"),
+    [
+        ("observed/A.h5ad", (24, 6), "12 measured spots informed the others and are not scored"),
+        ("genes.h5ad", (36, 3), "3 measured genes informed the others and are not scored"),
+    ],
+)
+def test_eval_scores_what_was_not_measured(observed, scored, note, observing, tmp_path):
+    cohort, folder = observing
+    settings = SampleSettings(n_samples=2, observed=folder / observed)
+    sample(folder / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+    found = evaluate([tmp_path / "out" / "A.h5ad"], cohort.root, n_bootstrap=10)
+    (slide,) = found.slides
+    assert (len(slide), len(slide.genes)) == scored
+    assert slide.truth.shape == scored == slide.samples["graph"].shape[1:]
+    assert slide.n_predicted == scored[0]
+    assert any(note in line for line in found.notes)
+
+
+def test_eval_of_what_was_all_measured_is_refused(observing, tmp_path):
+    cohort, folder = observing
+    settings = SampleSettings(observed=folder / "observed" / "A.h5ad")
+    sample(folder / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+    truth = read_h5ad(folder / "observed" / "A.h5ad")
+    with pytest.raises(BadInput, match=r"observed: found no spot or gene that was not measured"):
+        evaluate([tmp_path / "out" / "A.h5ad"], {"A": truth}, n_bootstrap=10)
