@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,6 +19,7 @@ from stflow_graph.flow.noise import open_uniform, spot_keys
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.nn.expression_field import RANK, ExpressionField
 from stflow_graph.stats.calibration import HeldOut
+from stflow_graph.stats.panels import genes_by_slides, mean_of_measured, measured_genes, take_genes
 from stflow_graph.stats.scales import REGIONS, region_mean
 
 _N_PROBES = 256
@@ -39,18 +40,21 @@ _LEVEL_OF_UNKNOWN = 1.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Slide:
-    """A held-out slide: what its truth has beyond its prediction.
+    """A held-out slide: what its truth has beyond its prediction, 0 in genes it does not measure.
 
     Attributes:
+        measured: ``[G]`` the genes that it measures.
         residuals: ``[N, G]`` in units of the genes' deviations.
         scores: ``[N, G]`` normal scores of the truth less those of the spots around, divided by the
             gain; of unit variance where a spot has only its own noise.
         gain: ``[G]`` how much of a latent score shows in the score of the expression: where most
-            values are 0, scores are mostly drawn at random, and latent scores are more alike.
+            values are 0, scores are mostly drawn at random, and latent scores are more alike; 1
+            for genes that are not measured.
         regions: averages over the spots of regions of each size.
         units: ``[regions, 4]`` variances of region means of fields of unit variance.
     """
 
+    measured: np.ndarray
     residuals: np.ndarray
     scores: np.ndarray
     gain: np.ndarray
@@ -65,7 +69,8 @@ def fit_expression_field(
 
     Each gene's distribution is taken from all parts; the noise of a part is measured with the
     distributions of the other parts, where there are others, so that what is special about a slide
-    shows in its field.
+    shows in its field. What is of a gene is measured on the slides that have it; a slide varies in
+    the genes that it lacks as the others do in the mean.
 
     Args:
         parts: slides, or parts of slides, with their predictions by a model that had not seen them.
@@ -73,8 +78,8 @@ def fit_expression_field(
         stream: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(stream)
-    scale = np.sqrt(np.mean([(p.truth - p.mean).var(axis=0) for _, p in parts], axis=0))
-    scale = np.maximum(scale, 1e-6)
+    variances = np.stack([(p.truth - p.mean).var(axis=0) for _, p in parts])
+    scale = np.fmax(np.sqrt(mean_of_measured(variances)), 1e-6)
     slides = [_slide(parts, i, scale, generator) for i in range(len(parts))]
     marginals = _marginals([part for _, part in parts])
     embeddings = [inputs.slide.x.mean(axis=0, dtype=np.float64) for inputs, _ in parts]
@@ -100,18 +105,21 @@ def _slide(
 ) -> _Slide:
     inputs, part = parts[number]
     others = [other for i, (_, other) in enumerate(parts) if i != number]
-    marginals = _marginals(others or [part])
-    mean, truth = (torch.from_numpy(values).float() for values in (part.mean, part.truth))
+    marginals = _marginals(others, part)
+    measured = measured_genes(part.truth)
+    known = np.where(measured, part.truth, part.mean)
+    mean, truth = (torch.from_numpy(values).float() for values in (part.mean, known))
     gain = _gain(marginals, mean, generator)
+    gain[torch.from_numpy(~measured)] = 1.0
     scores = marginals.scores(mean, truth, open_uniform(mean.shape, generator)) / gain
     coords, n_near = inputs.slide.coords, min(_NEAR, len(mean))
     z = scores.double().numpy()
     if n_near > 1:  # of n independent spots, 1 - 1/n of the variance is left
         z = (z - region_mean(coords, n_near) @ z) / np.sqrt(1 - 1 / n_near)
     regions = [region_mean(coords, size) for size in REGIONS if size < len(mean)]
-    residuals = (part.truth - part.mean) / scale
+    residuals = (known - part.mean) / scale
     units = _unit_variances(inputs, regions)
-    return _Slide(residuals, z, gain.double().numpy(), regions, units)
+    return _Slide(measured, residuals, z * measured, gain.double().numpy(), regions, units)
 
 
 def _smooth_fields(slides: Sequence[_Slide]) -> tuple[dict[str, np.ndarray], float]:
@@ -124,19 +132,21 @@ def _smooth_fields(slides: Sequence[_Slide]) -> tuple[dict[str, np.ndarray], flo
     and 64 spots are nearest to those of its residuals, none negative; what is left at single spots
     is noise, and not of interest here.
     """
-    directions = _directions([slide.residuals for slide in slides])
+    measured = np.stack([slide.measured for slide in slides])
+    directions, seen = _directions([slide.residuals for slide in slides], measured)
     spots = np.stack([(slide.residuals @ directions).var(axis=0) for slide in slides])
     smooth = np.stack([_shares(slide, directions) for slide in slides])
     levels = [slide.residuals.mean(axis=0) for slide in slides]
     shared = np.stack([level @ directions for level in levels])
     rest = np.stack(levels) - shared @ directions.T
-    own = np.square(rest).mean(axis=1)
+    own = [np.square(row[genes]).mean() for row, genes in zip(rest, measured, strict=True)]
+    spots, smooth, squares = (_filled(part, seen) for part in (spots, smooth, np.square(shared)))
     total, typical = np.median(spots, axis=0), np.median(smooth, axis=0)
     larger = total / np.maximum(typical.sum(axis=1), 1e-12)
     unknown = typical * np.minimum(larger, _SMOOTH_OF_UNKNOWN)[:, None]
-    variances = [np.column_stack(pair) for pair in zip(smooth, np.square(shared), strict=True)]
+    variances = [np.column_stack(pair) for pair in zip(smooth, squares, strict=True)]
     variances.append(np.column_stack([unknown, _LEVEL_OF_UNKNOWN * total]))
-    of_gene = np.median([slide.residuals.var(axis=0).mean() for slide in slides])
+    of_gene = np.median([s.residuals.var(axis=0)[s.measured].mean() for s in slides])
     own_of_unknown = _LEVEL_OF_UNKNOWN * max(0.0, of_gene - total.sum() / len(directions))
     noise = [of_gene * len(directions) - part.sum() for part in (unknown, typical)]
     tables = {
@@ -159,21 +169,39 @@ def _noises(slides: Sequence[_Slide], noise_left: float) -> dict[str, np.ndarray
 
     The unknown patient's are the fraction ``noise_left`` of the slides' medians.
     """
-    directions = _directions([slide.scores for slide in slides], of_unit_variance=True)
+    measured = np.stack([slide.measured for slide in slides])
+    scores = [slide.scores for slide in slides]
+    directions, seen = _directions(scores, measured, of_unit_variance=True)
     explained = np.square(directions)
-    variances, own = [], []
-    for slide in slides:
-        # what the gain has enlarged beside the latent scores
-        excess = 1 / np.square(slide.gain) - 1
-        shared = (slide.scores @ directions).var(axis=0) - excess @ explained
-        variances.append(np.maximum(shared, _MIN_VARIANCE))
-        rest = slide.scores.var(axis=0) - excess - explained @ variances[-1]
-        own.append(np.maximum(rest, _MIN_VARIANCE))
+    # what the gain has enlarged beside the latent scores
+    excess = [1 / np.square(slide.gain) - 1 for slide in slides]
+    shared = np.stack(
+        [(z @ directions).var(axis=0) - e @ explained for z, e in zip(scores, excess, strict=True)]
+    )
+    variances = np.maximum(_filled(shared, seen), _MIN_VARIANCE)
+    triples = zip(scores, excess, variances, strict=True)
+    rest = np.stack([z.var(axis=0) - e - explained @ shares for z, e, shares in triples])
+    own = np.maximum(np.where(measured, rest, np.nan), _MIN_VARIANCE)
+    own = np.fmax(np.where(measured, own, mean_of_measured(own)), _MIN_VARIANCE)
     return {
         "noise_loadings": directions,
         "noise_variances": np.stack([*variances, noise_left * np.median(variances, axis=0)]),
         "noise_own": np.stack([*own, noise_left * np.median(own, axis=0)]),
     }
+
+
+def _filled(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return variances of slides with what the genes that a slide lacks add, as in the others.
+
+    Args:
+        values: ``[S, R, ...]`` variances in each direction, of the genes that a slide measures.
+        seen: ``[S, R]`` fraction of the variance in a direction that these genes have, see
+            :func:`_directions`.
+    """
+    seen = seen.reshape(*seen.shape, *[1] * (values.ndim - seen.ndim))
+    typical = values.sum(axis=0) / np.maximum(seen.sum(axis=0), 1e-9)
+    filled: np.ndarray = values + (1 - seen) * typical
+    return filled
 
 
 def _unit_variances(inputs: SlideInputs, regions: Sequence[sp.csr_matrix]) -> np.ndarray:
@@ -196,11 +224,27 @@ def _by_scale(regions: Sequence[sp.csr_matrix], values: np.ndarray) -> np.ndarra
     return np.stack([np.square(mean @ centred).mean(axis=0) for mean in regions])
 
 
-def _marginals(parts: Sequence[HeldOut]) -> Marginals:
-    return Marginals.fit(
-        np.concatenate([part.mean for part in parts]),
-        np.concatenate([part.truth for part in parts]),
-    )
+def _marginals(parts: Sequence[HeldOut], otherwise: HeldOut | None = None) -> Marginals:
+    """Return each gene's distribution in the parts that measure it.
+
+    Genes that none of them measures are those of the part ``otherwise``.
+    """
+    last = [] if otherwise is None else [otherwise]
+    n_genes = [*parts, *last][0].mean.shape[1]
+    tables, left = Marginals.empty(n_genes), np.ones(n_genes, bool)
+    for source in filter(None, (parts, last)):
+        for numbers, of_numbers in genes_by_slides([part.truth for part in source]):
+            genes = of_numbers[left[of_numbers]]
+            if not len(genes):
+                continue
+            chosen = [source[i] for i in numbers]
+            fitted = Marginals.fit(
+                np.concatenate([take_genes(part.mean, genes) for part in chosen]),
+                np.concatenate([take_genes(part.truth, genes) for part in chosen]),
+            )
+            tables.knots[genes], tables.ratios[genes] = fitted.knots, fitted.ratios
+            left[genes] = False
+    return tables
 
 
 def _gain(marginals: Marginals, mean: Tensor, generator: torch.Generator) -> Tensor:
@@ -215,28 +259,77 @@ def _gain(marginals: Marginals, mean: Tensor, generator: torch.Generator) -> Ten
     return total.clamp(_MIN_GAIN, 1)
 
 
-def _directions(values: Sequence[np.ndarray], *, of_unit_variance: bool = False) -> np.ndarray:
+def _directions(
+    values: Sequence[np.ndarray], measured: np.ndarray, *, of_unit_variance: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the leading eigenvectors ``[G, R]`` of the slides' mean correlation of genes.
 
+    And the fraction ``[S, R]`` of the variance along each that the genes of a slide have together,
+    1 for a slide that measures all.
+
     Args:
-        values: of each slide ``[N, G]``.
+        values: of each slide ``[N, G]``, 0 for genes that it does not measure.
+        measured: ``[S, G]``.
         of_unit_variance: take covariances, with variances of 1 whatever the values say.
     """
     n_genes = values[0].shape[1]
     centred = [z - z.mean(axis=0) for z in values]
     if not of_unit_variance:
         centred = [z / np.maximum(z.std(axis=0), 1e-9) for z in centred]
-    missing = [1 - np.square(z).mean(axis=0) for z in centred]
-
-    def correlated(v: np.ndarray) -> np.ndarray:
-        pairs = zip(centred, missing, strict=True)
-        parts = [z.T @ (z @ v) / len(z) + (rest * v.T).T for z, rest in pairs]
-        return np.mean(parts, axis=0)
-
+    correlated = _mean_correlation(centred, measured)
     if n_genes <= _DENSE:
         vectors = np.linalg.eigh(correlated(np.eye(n_genes)))[1]
     else:
         shape = (n_genes, n_genes)
         operator = LinearOperator(shape, matvec=correlated, matmat=correlated, dtype=np.float64)
         vectors = eigsh(operator, k=RANK, v0=np.ones(n_genes))[1]
-    return np.ascontiguousarray(vectors[:, : -1 - RANK : -1])
+    directions = np.ascontiguousarray(vectors[:, : -1 - RANK : -1])
+    seen = np.ones((len(values), directions.shape[1]))
+    if measured.all():
+        return directions, seen
+    whole = (directions * correlated(directions)).sum(axis=0)
+    for number in np.flatnonzero(~measured.all(axis=1)):
+        part = directions * measured[number][:, None]
+        share = (part * correlated(part)).sum(axis=0) / np.maximum(whole, 1e-9)
+        # directions in which genes hardly vary together are shared out by their loadings
+        share = np.where(whole > 1e-3, share, np.square(part).sum(axis=0))
+        seen[number] = np.clip(share, 0, 1)
+    return directions, seen
+
+
+def _mean_correlation(
+    centred: Sequence[np.ndarray], measured: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the product with the slides' mean correlation of genes, ``[G, ...] -> [G, ...]``.
+
+    The mean of a pair of genes is over the slides that measure both; it is 0 if there are none.
+
+    Args:
+        centred: of each slide ``[N, G]``, of mean 0.
+        measured: ``[S, G]``.
+    """
+    missing = [
+        (1 - np.square(z).mean(axis=0)) * genes for z, genes in zip(centred, measured, strict=True)
+    ]
+
+    def summed(v: np.ndarray) -> np.ndarray:
+        pairs = zip(centred, missing, strict=True)
+        parts = [z.T @ (z @ v) / len(z) + (rest * v.T).T for z, rest in pairs]
+        total: np.ndarray = np.sum(parts, axis=0)
+        return total
+
+    n_genes = measured.shape[1]
+    if n_genes <= _DENSE:
+        # slides that measure both genes of a pair
+        matrix = summed(np.eye(n_genes)) / np.maximum(measured.T.astype(float) @ measured, 1)
+        return lambda v: matrix @ v
+    panels, panel = np.unique(measured, axis=1, return_inverse=True)
+    counts = np.maximum(measured.T.astype(float) @ panels, 1)  # [G, panels]
+
+    def correlated(v: np.ndarray) -> np.ndarray:
+        product = np.zeros(v.shape)
+        for number, count in enumerate(counts.T):
+            product += (summed(((panel.reshape(-1) == number) * v.T).T).T / count).T
+        return product
+
+    return correlated
