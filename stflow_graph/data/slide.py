@@ -251,8 +251,8 @@ def target_of(
         return y
     n_absent = len(expression.absent)
     warn_once(f"{origin}: {n_absent} of {len(genes)} genes are not measured and are masked")
-    full = np.full((len(y), len(genes)), np.nan, dtype=np.float32)
-    full[:, np.isin(genes, expression.genes)] = y  # both in the requested order
+    full, present = np.full((len(y), len(genes)), np.nan, dtype=np.float32), {*expression.genes}
+    full[:, [gene in present for gene in genes]] = y  # both in the requested order
     return full
 
 

@@ -135,6 +135,8 @@ def _flow_loss(flow: nn.Module, spots: _Spots, noise: _Noise) -> Tensor:
 
 def _variance(residuals: Tensor) -> Tensor:
     """Return the variance of each gene ``[G]`` over the spots that measure it."""
-    if not residuals.isnan().any():
+    missing = residuals.isnan()
+    if not missing.any():
         return residuals.var(0)
-    return torch.stack([gene[~gene.isnan()].var() for gene in residuals.unbind(1)])
+    squares = (residuals - residuals.nanmean(0)).square().nansum(0)
+    return squares / ((~missing).sum(0) - 1).clamp(min=1)

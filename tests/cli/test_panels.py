@@ -14,6 +14,7 @@ def test_panels_from_the_list_to_the_scores(cli, panels, tmp_path):
     chosen = cli("genes", panels.root, "--fold", 0, "--min-slides", 1, "--n-genes", 6)
     assert chosen.code == 0, chosen.err
     assert "--missing-genes mask" in chosen.out
+    assert cli("genes", panels.root, "--min-slides", 0).code == 2
     refused = cli(*step)
     assert refused.code == 3
     assert "train --missing-genes mask" in refused.error

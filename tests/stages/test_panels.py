@@ -7,6 +7,7 @@ import json
 import anndata
 import numpy as np
 import pytest
+from predicted import predicted
 from toy import GENES, keep_genes
 
 from stflow_graph.config import load_config
@@ -133,6 +134,24 @@ def test_a_list_of_one_panel_is_the_same_with_any_number_of_slides(cohort, metho
         for n in (None, 1)
     )
     assert every.equals(some)
+
+
+def test_a_truth_of_one_gene_is_scored_where_genes_were_masked(cohort, tmp_path):
+    files = [
+        predicted(cohort, "A", missing_genes=rule).write(tmp_path / rule / "A.h5ad")
+        for rule in ("mask", "refuse")
+    ]
+    keep_genes(cohort, "A", "G2")
+    (slide,) = evaluate(files[:1], cohort.root / "adata", n_bootstrap=9).slides
+    assert (slide.genes, slide.n_genes) == (["G2"], 6)
+    assert slide.label == "A (1 of 6 genes)"
+    with pytest.raises(BadInput, match="5 of 6 genes absent.*every gene"):
+        evaluate(files[1:], cohort.root / "adata", n_bootstrap=9)
+    adata = anndata.read_h5ad(cohort.expression("A"))
+    adata.var_names = ["other"]
+    adata.write_h5ad(cohort.expression("A"))
+    with pytest.raises(BadInput, match="6 of 6 genes absent.*at least one gene"):
+        evaluate(files[:1], cohort.root / "adata", n_bootstrap=9)
 
 
 def test_scores_and_baselines_are_of_the_genes_that_a_slide_measures(panels, tmp_path):
