@@ -22,10 +22,10 @@ def split_validation(
     a random direction into at least five strips of equal numbers of spots, and a split holds out
     one strip of every slide.
 
-    Where slides measure different genes, those of one panel are dealt to different parts, and every
-    gene of the slides stays with the slides to learn from: a slide without which a gene would be
-    lost is cut into strips, of which every split holds one out. So is a slide whose genes would
-    otherwise be held out in no split.
+    Where slides measure different genes, those of one panel are dealt to different parts. Slides
+    that measure a gene which only one or two of them do are cut into strips as well, and a split
+    holds out one strip of each. So is a slide without which a split would have no slide to learn a
+    gene from, or whose genes would be held out in no split.
 
     Args:
         slides: the training slides.
@@ -82,8 +82,8 @@ def _parts_of_panels(
         panels = np.unique(measured, axis=0, return_inverse=True)[1].reshape(-1)
         dealt = order[np.argsort(panels[order], kind="stable")]
         parts = [dealt[number :: len(parts)] for number in range(len(parts))]
-    cut: set[int] = set()
-    known = np.asarray(measured.any(axis=0))
+    known, rare = np.asarray(measured.any(axis=0)), measured.sum(axis=0) < 3
+    cut = {int(i) for i in np.flatnonzero(measured[:, rare].any(axis=1))}
     for part in parts:
         kept = np.delete(measured, part, axis=0)
         cut |= _covering(known & ~kept.any(axis=0), part, measured)
