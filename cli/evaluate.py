@@ -62,7 +62,8 @@ def evaluate(
     show(*_scale_tables(scores))
     show(*(f"protocol: {protocol}" for protocol in scores.protocols))
     for slide in scores.slides:
-        show(f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots scored")
+        genes = f", {len(slide.genes)} of {slide.n_genes} genes" if slide.absent_genes else ""
+        show(f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots{genes} scored")
     show(*(f"note: {note}" for note in scores.notes), style="yellow")
     show(f"report: {out / 'report.html'}")
 
@@ -85,7 +86,7 @@ def _score_table(scores: Evaluation) -> Group:
             cells += [f"{_number(row.difference, sign=True)} ({ends})"]
         rows.append(cells)
     headings = ["", "PCC", "95%", "ceiling", *(["− best baseline"] if compared else [])]
-    title = f"PCC of {scores.target}, mean over genes, {slides}"
+    title = f"PCC of {scores.target}, mean over {scores.scored_genes}, {slides}"
     return table(title, headings, rows, styles=_styles(scores))
 
 
@@ -96,7 +97,8 @@ def _slide_table(scores: Evaluation) -> Group | None:
         return None
     rows = [[row.name, *(_number(row.slides.get(name)) for name in names)] for row in scores.rows]
     marks = [" (trained on)" if slide.held_out is False else "" for slide in scores.slides]
-    headings = [f"{name}{mark}" for name, mark in zip(names, marks, strict=True)]
+    labels = [slide.label for slide in scores.slides]
+    headings = [f"{label}{mark}" for label, mark in zip(labels, marks, strict=True)]
     return table("PCC per slide", ["", *headings], rows, styles=_styles(scores))
 
 

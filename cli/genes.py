@@ -25,6 +25,10 @@ def genes(
     min_fraction: Annotated[
         float, Option(min=0, max=1, help="Minimum fraction of spots with the gene, in every slide.")
     ] = 0.1,
+    min_slides: Annotated[
+        int | None,
+        Option(min=1, help="Training slides that must measure a gene; 1: any. (default: all)"),
+    ] = None,
     panel: Annotated[Path | None, Option(help="Gene list to choose from.")] = None,
     datasets: opt.Datasets = None,
     folds: opt.Folds = None,
@@ -36,7 +40,8 @@ def genes(
 ) -> None:
     """Choose the genes of every fold on its training slides.
 
-    The rule is HEST-bench's, which applies it to all slides.
+    The rule is HEST-bench's, which applies it to all slides. For slides of different gene panels
+    give --min-slides 1, and train with --missing-genes mask.
     """
     from stflow_graph.io.gene_aliases import gene_matching
     from stflow_graph.preparation.gene_lists import GeneRule
@@ -44,7 +49,7 @@ def genes(
 
     done = choose_genes(
         root,
-        GeneRule(method, n_genes, min_fraction, panel),
+        GeneRule(method, n_genes, min_fraction, panel, min_slides),
         datasets=datasets or (),
         folds=folds or (),
         out=out,
@@ -55,20 +60,22 @@ def genes(
     )
     option = done[0].file.name.replace(f"_fold{done[0].fold}", "_fold{fold}")
     option = option if out is None else str(done[0].file.with_name(option))
+    masked = "" if min_slides is None else " --missing-genes mask"
     show_next(
-        f"train --source-dataroot {root} --embed-dataroot EMB --gene-list '{option}' --out RUN"
+        f"train --source-dataroot {root} --embed-dataroot EMB --gene-list '{option}'{masked} "
+        "--out RUN"
     )
 
 
 def _show(chosen: ChosenGenes, score: str, top: int) -> None:
     if top:
         rows = [
-            [str(rank), gene, f"{mean:.2f}", f"{share:.0%}", f"{value:.3f}"]
-            for rank, (gene, mean, share, value) in enumerate(
+            [str(rank), gene, f"{mean:.2f}", f"{share:.0%}", f"{value:.3f}", str(slides)]
+            for rank, (gene, mean, share, value, slides) in enumerate(
                 chosen.genes.head(top).itertuples(), 1
             )
         ]
         title = f"{chosen.dataset}, fold {chosen.fold}: {chosen.n_qualified} genes qualify"
-        headings = ["", "gene", "mean count", "min. fraction", score]
+        headings = ["", "gene", "mean count", "min. fraction", score, "slides"]
         show(table(title, headings, rows, left=(1,)))
     show(f"{chosen.file} {state(chosen.up_to_date)}: {len(chosen.genes)} genes")

@@ -26,6 +26,9 @@ AllowPatientOverlap = Annotated[
 GeneList = Annotated[T, Option(help="JSON file of gene names.")]
 GeneAliases = Annotated[T, Option(help="Table of gene aliases, or a GTF file.")]
 DuplicateGenes = Annotated[T, Option(help="Duplicate gene names: refuse, sum or first.")]
+MissingGenes = Annotated[
+    T, Option(help="Genes of the list that a slide lacks: refuse, or mask them there.")
+]
 Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
 
 # encoders

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stflow_graph.config import OPTIONS, Config, load_config
-from stflow_graph.data.genes import read_gene_list
+from stflow_graph.data.genes import check_measured, read_gene_list
+from stflow_graph.data.protocol import MASKED
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder, create_encoder
 from stflow_graph.errors import BadConfig, BadInput, unquoted
@@ -24,7 +25,7 @@ from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.models.build import pick_device
 from stflow_graph.preparation.embedding import EmbedSettings, embed_slide
 from stflow_graph.stages.evaluate import evaluate as run_evaluation
-from stflow_graph.stages.train import surroundings
+from stflow_graph.stages.train import missing_genes, surroundings
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.loop import EpochRecord
 
@@ -86,7 +87,8 @@ def train(
     Args:
         slides: with embeddings of one encoder and raw counts; three or more are held out whole
             in turn, one or two in strips.
-        genes: the genes to learn, or a JSON file of them.
+        genes: the genes to learn, or a JSON file of them; with ``missing_genes="mask"`` slides
+            may lack some, which are masked there.
         config: a TOML file, see ``config.load_config``.
         settings: dotted names to values, such as ``{"train.ema_decay": 0.9}``.
         folder: where the state of the training is kept, to go on from; None keeps none.
@@ -107,10 +109,11 @@ def train(
     else:
         names = list(genes)
     data = resolved.data
-    matching = gene_matching(data.gene_aliases, data.duplicate_genes)
+    matching = gene_matching(data.gene_aliases, data.duplicate_genes, data.missing_genes)
     learned = [slide.with_target(names, data.target, matching) for slide in slides]
     for slide in learned:
         check_enough_spots(len(slide), resolved.graph.n_neighbors, slide.file or slide.name)
+    check_measured(names, learned, "train")
 
     def on_epoch(histories: list[list[EpochRecord]]) -> None:
         if report:
@@ -119,11 +122,15 @@ def train(
     with tempfile.TemporaryDirectory() as temporary:
         states = Path(temporary if folder is None else folder)
         fitted = fit_fold(learned, resolved, states, fold=0, report=on_epoch)
+    masked = [MASKED] if data.missing_genes == "mask" else []
     provenance = {
         "dataset": ", ".join(sorted({slide.dataset for slide in slides} - {""})) or None,
         "train_slides": [slide.name for slide in slides],
         "test_slides": [],
-        "protocol": f"{data.target} | {data.gene_list or 'genes given'} | no test slides",
+        **missing_genes(learned, resolved),
+        "protocol": " | ".join(
+            [data.target, data.gene_list or "genes given", *masked, "no test slides"]
+        ),
         **surroundings(resolved),
     }
     return SlideModel(fitted.checkpoint(names, learned[0].width, provenance))

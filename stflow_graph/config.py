@@ -30,7 +30,8 @@ class DataConfig(_Record):
     add the training slides' mean at sampling. ``allow_patient_overlap``: train on folds that test
     patients of the training slides. ``gene_aliases``: table of gene names, where the gene list and
     the slides name genes otherwise; ``duplicate_genes``: what becomes of a gene of the list that a
-    slide has several times.
+    slide has several times. ``missing_genes``: whether a slide that lacks genes of the list is
+    refused, or these genes are masked there, in the loss and in all that is fitted.
     """
 
     source_dataroot: str
@@ -44,6 +45,7 @@ class DataConfig(_Record):
     allow_patient_overlap: bool = False
     gene_aliases: str = ""
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
+    missing_genes: Literal["refuse", "mask"] = "refuse"
 
 
 class GraphConfig(_Record):
@@ -208,7 +210,7 @@ OPTIONS = {
     name: f"{section}.{name.replace('denoiser', 'name')}"
     for section, names in (
         ("data", "source_dataroot embed_dataroot datasets encoder gene_list target"),
-        ("data", "allow_patient_overlap gene_aliases duplicate_genes"),
+        ("data", "allow_patient_overlap gene_aliases duplicate_genes missing_genes"),
         ("denoiser", "denoiser n_layers n_heads hidden_channels"),
         ("graph", "n_neighbors"),
         ("flow", "prior sampler n_sample_steps"),

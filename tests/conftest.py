@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy import Cohort, write_cohort
+from toy import GENES, Cohort, keep_genes, write_cohort
 
 # PyG parses the source of a layer whenever one is made, half of what making a small network takes
 inspect.getsource = functools.cache(inspect.getsource)
@@ -25,6 +25,14 @@ def cohort(tmp_path: Path, cohort_files: Path) -> Cohort:
     """Four slides of 36 spots, fold i tests slide i."""
     shutil.copytree(cohort_files, tmp_path, dirs_exist_ok=True)
     return Cohort.of(tmp_path)
+
+
+@pytest.fixture
+def panels(cohort: Cohort) -> Cohort:
+    """The same cohort, but A, which fold 0 tests, lacks G0, and B lacks G3 to G5."""
+    keep_genes(cohort, "A", *GENES[1:])
+    keep_genes(cohort, "B", *GENES[:3])
+    return cohort
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,6 +68,24 @@ def test_the_stages_give_what_the_files_give(cohort, slides, settings, tmp_path,
     assert scores.out is None
 
 
+def test_slides_of_different_panels_are_trained_on_together(panels, settings):
+    a, *learned = (
+        api.Slide.from_hest(panels.root, name, embed_dataroot=panels.embeddings, encoder="toy")
+        for name in panels.slides
+    )
+    with pytest.raises(BadInput, match="3 of 6 genes absent.*--missing-genes mask"):
+        api.train(learned, GENES, settings=settings)
+    with pytest.raises(BadInput, match="train: genes: found 1 of 7 in none, such as .'NOPE'"):
+        api.train(learned, [*GENES, "NOPE"], settings=settings, missing_genes="mask")
+    model = api.train(learned, GENES, settings=settings, missing_genes="mask")
+    assert model.checkpoint.provenance["missing_genes"] == {"B": 3}
+    prediction = api.sample(model, a, n_samples=3)
+    assert list(prediction.var_names) == GENES
+    assert np.isfinite(prediction.X).all()
+    scores = api.evaluate(prediction, a.to_anndata(), n_bootstrap=9)
+    assert scores.slides[0].absent_genes == ["G0"]
+
+
 def test_what_is_sampled_in_memory_can_be_written_and_read(slides, settings, tmp_path):
     model = api.train([slides["B"]], GENES, settings=settings, epochs=1)
     found = api.sample(model, slides["A"])

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Self
 
+import anndata
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -94,6 +95,12 @@ def write_slide(
     weights = np.random.default_rng(0).normal(size=(channels, len(GENES))) / 3
     counts = rng.poisson(np.exp(1 + x @ weights))
     write_expression(expression, sp.csr_matrix(counts), barcodes, GENES, coords, um_per_px=1.0)
+
+
+def keep_genes(cohort: Cohort, slide: str, *genes: str) -> None:
+    """Drop all other genes of a slide, as if its panel did not have them."""
+    adata = anndata.read_h5ad(cohort.expression(slide))
+    adata[:, list(genes)].copy().write_h5ad(cohort.expression(slide))
 
 
 def toy_encoder(name: str = "toy", sha: str = "0" * 64) -> Encoder:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import read_json, write_json
 from stflow_graph.io.hdf5 import check_unique
+from stflow_graph.stats.panels import measured_genes
+
+if TYPE_CHECKING:
+    from stflow_graph.data.slide import Slide
 
 
 def read_gene_list(path: str | Path) -> list[str]:
@@ -58,3 +65,23 @@ def check_not_chosen_on(path: str | Path, test_slides: Sequence[str]) -> None:
         found = unquoted(f"{len(seen)} of {len(test_slides)} test slides, such as {seen[:3]}")
         fix = "choose again with `stflow-graph genes ROOT --overwrite`; the folds have changed"
         raise BadInput(path, "slides that the genes were chosen on", found, "none", fix)
+
+
+def check_measured(genes: Sequence[str], slides: Sequence[Slide], origin: str | Path) -> None:
+    """Refuse genes that none of the training slides measures.
+
+    Args:
+        genes: G names.
+        slides: training slides with ``y [N, G]``.
+        origin: the gene list, for the message.
+
+    Raises:
+        BadInput: names the first of them.
+    """
+    measured = np.any([measured_genes(slide.truth) for slide in slides], axis=0)
+    unmeasured = [gene for gene, known in zip(genes, measured, strict=True) if not known]
+    if unmeasured:
+        found = unquoted(f"{len(unmeasured)} of {len(genes)} in none, such as {unmeasured[:3]}")
+        expected = "genes that a training slide measures"
+        fix = "choose genes with `stflow-graph genes ROOT --min-slides 1`, or remove them"
+        raise BadInput(origin, "genes", found, expected, fix)

@@ -12,8 +12,7 @@ import numpy as np
 
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import patch_centres, to_centres
-from stflow_graph.data.normalise import to_target
-from stflow_graph.data.slide import Slide, warn_once
+from stflow_graph.data.slide import Slide, target_of
 from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
@@ -47,21 +46,20 @@ def load_slide(
         target: a target of ``data.normalise``.
         name: the slide's name; the embedding file's stem if None.
         dataset: the data set's name.
-        matching: how genes with other names in the file are matched.
+        matching: how genes with other names in the file are matched, and whether genes that it
+            lacks are masked: NaN in ``y``.
 
     Raises:
-        BadInput: a file is bad, a gene is absent, or under half of the smaller file's barcodes are
-            in the other.
+        BadInput: a file is bad, a gene is absent and not masked, or under half of the smaller
+            file's barcodes are in the other.
     """
     with open_embeddings(embedding_file) as source:
         slide, attrs = slide_of(source, name, dataset), source.attrs
     if expr_file is None:
         return slide
     expression = read_expression(expr_file, genes, matching=matching)
-    if expression.matched:
-        warn_once(f"{expr_file}: {expression.matched}")
     slide, rows = _join(slide, expression.barcodes, expression.coords, expr_file, attrs)
-    y = to_target(expression.counts[rows], expression.total[rows], target)
+    y = target_of(expression, genes, target, expr_file, rows)
     return dataclasses.replace(slide, y=y, um_per_px=slide.um_per_px or expression.um_per_px)
 
 

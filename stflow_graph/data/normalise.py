@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 
+from stflow_graph.stats.panels import mean_of_measured
+
 Target = Literal["log1p", "log1p_normalised"]
 TARGETS: tuple[Target, ...] = ("log1p", "log1p_normalised")
 
@@ -82,7 +84,8 @@ class Normalisation:
         center_targets: whether the model's expression is relative to the slide's mean.
         x_mean: ``[F]`` mean embedding of the training slides.
         x_std: ``[F]`` their standard deviation.
-        y_mean: ``[G]`` mean over training slides of the slides' mean expression, log1p units.
+        y_mean: ``[G]`` mean expression of the slides, mean over the training slides that measure
+            the gene, log1p units.
     """
 
     standardize: str
@@ -99,9 +102,12 @@ class Normalisation:
         standardize: str,
         center_targets: bool,
     ) -> Normalisation:
-        """Fit on the embeddings ``[N_s, F]`` and expression ``[N_s, G]`` of training slides."""
+        """Fit on the embeddings ``[N_s, F]`` and expression ``[N_s, G]`` of training slides.
+
+        Genes that a slide does not measure are NaN, see ``stats.panels``.
+        """
         x = np.concatenate(xs).astype(np.float64)
-        y_mean = np.mean([y.mean(axis=0, dtype=np.float64) for y in ys], axis=0)
+        y_mean = mean_of_measured(np.stack([y.mean(axis=0, dtype=np.float64) for y in ys]))
         return cls(
             standardize,
             center_targets,
@@ -143,7 +149,7 @@ class Normalisation:
         return place
 
     def targets(self, y: np.ndarray) -> np.ndarray:
-        """Scale one slide's expression, ``[N, G]``, to the model's target."""
+        """Scale one slide's expression, ``[N, G]``, to the model's target; NaN stays."""
         if not self.center_targets:
             return y
         return (y - y.mean(axis=0, dtype=np.float64)).astype(np.float32)

@@ -11,18 +11,24 @@ from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.splits import Dataset, Fold
 from stflow_graph.errors import BadInput
 
+MASKED = "missing genes masked"
 
-def protocol_name(dataset: Dataset, target: str, gene_list: str) -> str:
+
+def protocol_name(
+    dataset: Dataset, target: str, gene_list: str, missing_genes: str = "refuse"
+) -> str:
     """Return a name such as ``log1p | var_50genes.json | patient-grouped 3-fold | 1f0a93c2``.
 
     The parts are the target, the gene list, the split rule, and a hash of the target, of every
     fold's genes and of every fold's slides on both sides: names of comparable scores are equal,
-    whatever the folders are called and whichever folds were run.
+    whatever the folders are called and whichever folds were run. Masked genes are in the name and
+    the hash, as slides are then scored on different genes.
 
     Args:
         dataset: the data set.
         target: see ``data.normalise``.
         gene_list: as in ``Dataset.gene_list_path``.
+        missing_genes: ``refuse`` or ``mask``.
     """
     folds = dataset.folds()
     content = [
@@ -33,8 +39,9 @@ def protocol_name(dataset: Dataset, target: str, gene_list: str) -> str:
         ]
         for fold in folds
     ]
-    digest = hashlib.sha256(json.dumps([target, content]).encode()).hexdigest()
-    return " | ".join([target, Path(gene_list).name, _split_rule(folds), digest[:8]])
+    masked = [MASKED] if missing_genes == "mask" else []
+    digest = hashlib.sha256(json.dumps([target, content, *masked]).encode()).hexdigest()
+    return " | ".join([target, Path(gene_list).name, *masked, _split_rule(folds), digest[:8]])
 
 
 def _split_rule(folds: Sequence[Fold]) -> str:

@@ -15,7 +15,7 @@ from stflow_graph.data.normalise import to_target
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.coords import check_finite
-from stflow_graph.io.expression import expression_of, spatial, um_per_px_of
+from stflow_graph.io.expression import Expression, expression_of, spatial, um_per_px_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.hdf5 import check_unique
 
@@ -35,7 +35,8 @@ class Slide:
         x: ``[N, F]`` float32 patch embeddings; F is 0 before the patches are embedded.
         coords: ``[N, 2]`` float64 level-0 pixels (x, y).
         barcodes: N names.
-        y: ``[N, G]`` float32 expression in log1p units, None without expression.
+        y: ``[N, G]`` float32 expression in log1p units, NaN in the columns of genes that the
+            slide does not measure; None without expression.
         dataset: the data set's name, "" if none.
         um_per_px: micrometres per pixel, None if unknown.
         file: the file it was read from, for messages; "" for a slide in memory.
@@ -174,15 +175,13 @@ class Slide:
             matching: how genes with other names in ``adata`` are matched.
 
         Raises:
-            BadInput: no counts, counts that are not raw, or genes that are absent.
+            BadInput: no counts, counts that are not raw, or genes that are absent and not masked.
         """
         origin = self.file or self.name
         if self.adata is None:
             raise BadInput(origin, "adata", unquoted("no counts"), "raw counts of the spots")
         expression = expression_of(self.adata, origin, genes, matching=matching)
-        if expression.matched:
-            warn_once(f"{self.name}: {expression.matched}")
-        y = to_target(expression.counts, expression.total, target)
+        y = target_of(expression, genes, target, self.name)
         return dataclasses.replace(self, y=y, adata=None, patches=None)
 
     def to_anndata(self) -> AnnData:
@@ -222,6 +221,39 @@ class Slide:
         if self.y is not None:
             data.y = torch.from_numpy(self.y)
         return data
+
+
+def target_of(
+    expression: Expression,
+    genes: Sequence[str] | None,
+    target: str,
+    origin: str | Path,
+    rows: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the expression to learn, ``[N, G]`` float32, NaN for genes that are absent.
+
+    A warning reports genes that were matched by other names, and how many are absent.
+
+    Args:
+        expression: counts of a slide.
+        genes: the genes requested, in order; None for those of the expression.
+        target: a target of ``data.normalise``.
+        origin: the slide or its file, for messages.
+        rows: rows of the spots to return; None for all.
+    """
+    if expression.matched:
+        warn_once(f"{origin}: {expression.matched}")
+    counts, total = expression.counts, expression.total
+    if rows is not None:
+        counts, total = counts[rows], total[rows]
+    y = to_target(counts, total, target)
+    if genes is None or not expression.absent:
+        return y
+    n_absent = len(expression.absent)
+    warn_once(f"{origin}: {n_absent} of {len(genes)} genes are not measured and are masked")
+    full, present = np.full((len(y), len(genes)), np.nan, dtype=np.float32), {*expression.genes}
+    full[:, [gene in present for gene in genes]] = y  # both in the requested order
+    return full
 
 
 def _name_of(adata: AnnData) -> str:

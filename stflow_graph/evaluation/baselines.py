@@ -6,6 +6,7 @@ slide's embeddings and positions. To add one, write a line in :func:`fit_baselin
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
 from stflow_graph.io.patches import open_patches
 from stflow_graph.stats.metrics import neighbour_mean
+from stflow_graph.stats.panels import genes_by_slides, mean_of_measured, measured_genes
 from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
 
 Predictor = Callable[[Slide], np.ndarray]
@@ -45,30 +47,58 @@ def fit_baselines(
 ) -> dict[str, Predictor]:
     """Fit every trained baseline; predictors return ``[N, G]`` float64, log1p units.
 
+    Where slides lack genes, each gene is fitted on the slides that measure it; the simple GNN masks
+    the others in its loss.
+
     Args:
-        train: training slides with ``y``, all of the same genes.
+        train: training slides with ``y`` of the same genes, NaN for those that a slide lacks.
         slow: whether to include those of ``SLOW``.
         seed: of the randomised PCA, the forest and the GNN.
     """
-    ridge = fit_ridge(train, seed=seed)
+    ridge = by_panel(functools.partial(fit_ridge, seed=seed), train)
+    tuned = functools.partial(fit_tuned_ridge, seed=seed)
     fitted = {
         GENE_MEAN: fit_gene_mean(train),
         RIDGE: ridge,
         SMOOTHED_RIDGE: smoothed(ridge),
-        TUNED_RIDGE: fit_tuned_ridge(train, seed=seed),
-        CONTEXT_RIDGE: fit_tuned_ridge(train, _CONTEXT_HOPS, seed=seed),
+        TUNED_RIDGE: by_panel(tuned, train),
+        CONTEXT_RIDGE: by_panel(functools.partial(tuned, hops=_CONTEXT_HOPS), train),
     }
     if slow:
         from stflow_graph.evaluation.gnn_baseline import fit_simple_gnn
 
-        fitted[FOREST] = fit_forest(train, seed=seed)
+        fitted[FOREST] = by_panel(functools.partial(fit_forest, seed=seed), train)
         fitted[SIMPLE_GNN] = fit_simple_gnn(train, seed=seed)
     return fitted
 
 
+def by_panel(fit: Callable[[Sequence[Slide]], Predictor], train: Sequence[Slide]) -> Predictor:
+    """Fit a baseline to each group of genes, on the slides that measure them.
+
+    Args:
+        fit: fits a baseline to slides that measure all their genes.
+        train: training slides with ``y``.
+    """
+    truth = [slide.truth for slide in train]
+    if all(measured_genes(y).all() for y in truth):
+        return fit(train)
+    groups = []
+    for numbers, genes in genes_by_slides(truth):
+        slides = [dataclasses.replace(train[i], y=truth[i][:, genes]) for i in numbers]
+        groups.append((genes, fit(slides)))
+
+    def predict(slide: Slide) -> np.ndarray:
+        values = np.zeros((len(slide), truth[0].shape[1]))
+        for genes, predictor in groups:
+            values[:, genes] = predictor(slide)
+        return values
+
+    return predict
+
+
 def fit_gene_mean(train: Sequence[Slide]) -> Predictor:
-    """Predict each gene's mean over the spots of the training slides."""
-    mean = np.concatenate([slide.truth.astype(np.float64) for slide in train]).mean(axis=0)
+    """Predict each gene's mean over the spots of the training slides that measure it."""
+    mean = mean_of_measured(np.concatenate([slide.truth.astype(np.float64) for slide in train]))
     return lambda slide: np.tile(mean, (len(slide), 1))
 
 
@@ -137,6 +167,8 @@ def _fit_probe(
     if n_components is not None:
         reduce = PCA(_n_columns(train, n_components), random_state=seed)
         steps = [StandardScaler(), reduce, regressor]
+    if y.shape[1] == 1:  # a forest warns of a column
+        y = y[:, 0]
     model: Pipeline = make_pipeline(*steps).fit(x, y)
     return lambda slide: model.predict(slide.x.astype(np.float64)).reshape(len(slide), -1)
 

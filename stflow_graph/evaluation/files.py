@@ -62,6 +62,11 @@ class ModelPrediction:
         """The provenance, with the file itself."""
         return {**self.prediction.provenance, "file": str(self.path), "sha256": self.sha256}
 
+    @property
+    def masked(self) -> bool:
+        """Whether slides may lack genes: those that lack some were masked in training."""
+        return self.text("missing_genes") == "mask"
+
     def text(self, name: str) -> str:
         """Return a text of the provenance, "" if absent."""
         value = self.prediction.provenance.get(name)
@@ -172,6 +177,8 @@ def read_truth(
             raise BadInput("truth", "slide", list(truth), f"counts of slide {first.slide!r}")
         truth = truth[first.slide]
     genes = first.prediction.genes
+    if first.masked:
+        matching = dataclasses.replace(matching, missing="mask")
     return expression_of(truth, origin, genes, matching=matching, min_fraction=_MIN_GENES), file
 
 

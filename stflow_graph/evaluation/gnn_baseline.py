@@ -15,6 +15,7 @@ from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
 from stflow_graph.flow.loss import flow_loss
 from stflow_graph.graph import Averaging, SpatialGraph
+from stflow_graph.stats.panels import mean_of_measured
 
 _STEPS, _EMA = 120, 0.97
 
@@ -70,7 +71,9 @@ def fit_simple_gnn(train: Sequence[Slide], *, seed: int = 0) -> Callable[[Slide]
         train: training slides with ``y``.
         seed: of weights and dropout.
     """
-    level = np.mean([slide.truth.mean(axis=0, dtype=np.float64) for slide in train], axis=0)
+    level = mean_of_measured(
+        np.stack([slide.truth.mean(axis=0, dtype=np.float64) for slide in train])
+    )
     slides = [_data(slide) for slide in train]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

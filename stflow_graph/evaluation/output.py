@@ -30,7 +30,10 @@ def write_results(evaluation: Evaluation, out: Path) -> None:
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation without its matrices; undefined numbers are None."""
+    """Return an evaluation without its matrices; undefined numbers are None.
+
+    So are those of predicted genes that the truth of a slide lacks.
+    """
     content = {
         "format": "stflow_graph.evaluation/1",
         "protocol": {
@@ -48,7 +51,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             row.name: {
                 "kind": row.kind,
                 "slides": {
-                    slide.name: _score_json(slide.scores[row.name], slide.genes)
+                    slide.name: _score_json(slide.scores[row.name], slide)
                     for slide in evaluation.slides
                     if row.name in slide.scores
                 },
@@ -61,6 +64,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
                 gene: {"noise_ceiling": slide.ceiling[i], "moran": slide.moran[i]}
                 for i, gene in enumerate(slide.genes)
             }
+            | {gene: {"noise_ceiling": None, "moran": None} for gene in slide.absent_genes}
             for slide in evaluation.slides
         },
         "provenance": {slide.name: slide.provenance for slide in evaluation.slides},
@@ -117,7 +121,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _score_json(score: Score, genes: list[str]) -> dict[str, Any]:
+def _score_json(score: Score, slide: SlideEvaluation) -> dict[str, Any]:
     return {
         "mean": {name: score.mean(name) for name in (*score.per_gene, *score.overall)},
         "n_genes_defined": {
@@ -136,8 +140,9 @@ def _score_json(score: Score, genes: list[str]) -> dict[str, Any]:
         ],
         "genes": {
             gene: {name: values[i] for name, values in score.per_gene.items()}
-            for i, gene in enumerate(genes)
-        },
+            for i, gene in enumerate(slide.genes)
+        }
+        | {gene: dict.fromkeys(score.per_gene) for gene in slide.absent_genes},
     }
 
 
@@ -147,7 +152,7 @@ def _coverage_json(coverage: Sequence[Coverage]) -> list[dict[str, float]]:
 
 
 def as_csv(evaluation: Evaluation) -> str:
-    """Return a row per slide, model and gene; undefined numbers are empty cells."""
+    """Return a row per slide, model and gene of the truth; undefined numbers are empty cells."""
     last = ["moran_truth", "noise_ceiling"]
     rows = [
         {

@@ -101,6 +101,17 @@ class SlideEvaluation:
         return len(self.barcodes)
 
     @property
+    def n_genes(self) -> int:
+        """Number of predicted genes, with those that the truth lacks."""
+        return len(self.genes) + len(self.absent_genes)
+
+    @property
+    def label(self) -> str:
+        """The slide's name, and how many of the genes are measured unless all are."""
+        n_measured = f" ({len(self.genes)} of {self.n_genes} genes)"
+        return self.name + (n_measured if self.absent_genes else "")
+
+    @property
     def constant_genes(self) -> list[str]:
         """Genes whose truth is constant, so that correlations are undefined."""
         return [self.genes[i] for i in np.flatnonzero(is_constant(self.truth))]
@@ -164,6 +175,11 @@ class Evaluation:
     def test_slides(self) -> list[SlideEvaluation]:
         """Slides that no model was trained on, as far as is known."""
         return [slide for slide in self.slides if slide.held_out is not False]
+
+    @property
+    def scored_genes(self) -> str:
+        """The genes that means are over, for captions."""
+        return "measured genes" if any(slide.absent_genes for slide in self.slides) else "genes"
 
     @property
     def averaged(self) -> list[SlideEvaluation]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stflow_graph.evaluation.baselines import NAMES
 from stflow_graph.evaluation.records import (
@@ -16,7 +17,7 @@ from stflow_graph.evaluation.records import (
     SlideEvaluation,
     averaged_slides,
 )
-from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
+from stflow_graph.stats.metrics import mean_of_defined, pooled_pearson
 from stflow_graph.stats.resampling import bootstrap_pearson, interval, rng_for
 
 POOLED = "pearson_pooled"
@@ -116,18 +117,29 @@ def _over_slides(slides: Sequence[SlideEvaluation], name: str, metric: str) -> f
 
 
 def _pooled(slides: Sequence[SlideEvaluation], name: str) -> float:
-    """Return HEST-bench's score: the spots of a fold's test slides together, mean over folds."""
+    """Return HEST-bench's score: the spots of a fold's test slides together, mean over folds.
+
+    A gene is scored over the slides that measure it.
+    """
     folds: dict[tuple[Any, ...], list[SlideEvaluation]] = {}
     for slide in slides:
-        folds.setdefault((slide.dataset, slide.fold, *slide.genes), []).append(slide)
-    pooled = [
-        pearson_per_gene(
-            np.concatenate([slide.predictions[name] for slide in fold]),
-            np.concatenate([slide.truth for slide in fold]),
-        )
-        for fold in folds.values()
-    ]
-    return float(np.mean([mean_of_defined(scores) for scores in pooled]))
+        genes = sorted([*slide.genes, *slide.absent_genes])
+        folds.setdefault((slide.dataset, slide.fold, *genes), []).append(slide)
+    pooled = []
+    for fold in folds.values():
+        genes = list(dict.fromkeys(gene for slide in fold for gene in slide.genes))
+        predicted = [_columns(slide, slide.predictions[name], genes) for slide in fold]
+        truth = [_columns(slide, slide.truth, genes) for slide in fold]
+        pooled.append(mean_of_defined(pooled_pearson(predicted, truth)))
+    return float(np.mean(pooled))
+
+
+def _columns(slide: SlideEvaluation, values: np.ndarray, genes: Sequence[str]) -> np.ndarray:
+    """Return the columns of genes of a slide's ``[N, G]``, NaN where the truth lacks the gene."""
+    if slide.genes == genes:
+        return values
+    columns = pd.Index(slide.genes).get_indexer(genes)
+    return np.where(columns >= 0, values[:, columns], np.nan)
 
 
 def _bootstrap(

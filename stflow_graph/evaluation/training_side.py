@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from stflow_graph.data.barcodes import rows_of
 from stflow_graph.data.load import load_sample, load_slide
@@ -23,6 +24,7 @@ from stflow_graph.evaluation.baselines import (
 from stflow_graph.evaluation.files import ModelPrediction, Models
 from stflow_graph.evaluation.records import SlideEvaluation
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.stats.panels import take_genes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainingSide:
         embed_dataroot: root of the embeddings.
         encoder: the encoder's name.
         target: see ``data.normalise``.
-        genes: G names.
+        genes: names of the predicted genes that baselines predict too.
         slides: names of the training slides.
         matching: how genes with other names are matched.
     """
@@ -114,18 +116,24 @@ def add_baselines(
         return fit_baselines(side.load(), slow=slow, seed=seed)
 
     notes = []
+    masking = dataclasses.replace(matching, missing="mask")
     for slide in slides:
         report(f"baselines of {slide.name}")
         models = list(predictions[slide.name].values())
         side = _training_side(models, source_dataroot, embed_dataroot)
-        side = dataclasses.replace(side, genes=tuple(slide.genes), matching=matching)
+        if models[0].masked:  # slides that lack different genes share a fit of all genes
+            genes, rules = side.genes, masking
+        else:
+            genes, rules = tuple(slide.genes), matching
+        side = dataclasses.replace(side, genes=genes, matching=rules)
         if slide.id in side.slides:
             notes.append(f"{slide.name}: no baselines, as they would be fitted on this slide")
             continue
         predictors = fitted(side)
         embedded = side.load_test_slide(slide.id, slide.barcodes, slide.coords)
+        columns = pd.Index(genes).get_indexer(slide.genes)
         for name, predictor in predictors.items():
-            slide.predictions[name] = predictor(embedded)
+            slide.predictions[name] = take_genes(predictor(embedded), columns)
         patches = side.dataset.path / "patches" / f"{slide.id}.h5"
         if patches.is_file():
             dark = darkness(patches, slide.barcodes)

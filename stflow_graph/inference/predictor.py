@@ -177,6 +177,7 @@ class Predictor:
             "source_dataroot": trained.get("source_dataroot"),
             "embed_dataroot": trained.get("embed_dataroot"),
             "gene_list": config.data.gene_list,
+            "missing_genes": config.data.missing_genes,
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             **({} if flow.kind == "field" else steps),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.columns import open_text, read_text_columns
-from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, without_version
+from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, Missing, without_version
 
 # the gene's name, and columns of its other names; the first match counts
 _LAYOUTS = (
@@ -48,12 +48,15 @@ def read_gene_aliases(path: str | Path) -> dict[str, str]:
     return {name: gene for name, gene in genes.items() if name not in ambiguous}
 
 
-def gene_matching(aliases: str | Path | None = None, duplicates: str = "refuse") -> GeneMatching:
+def gene_matching(
+    aliases: str | Path | None = None, duplicates: str = "refuse", missing: Missing = "refuse"
+) -> GeneMatching:
     """Return the rules for matching genes from a user's options.
 
     Args:
         aliases: file for :func:`read_gene_aliases`; None or "" for none.
         duplicates: ``refuse``, ``sum`` or ``first``.
+        missing: ``refuse`` or ``mask``.
 
     Raises:
         BadInput: the file is another.
@@ -62,7 +65,7 @@ def gene_matching(aliases: str | Path | None = None, duplicates: str = "refuse")
     rule = next((name for name in DUPLICATES if name == duplicates), None)
     if rule is None:
         raise BadConfig(f"duplicate_genes = {duplicates!r}: expected {', '.join(DUPLICATES)}")
-    return GeneMatching(read_gene_aliases(aliases) if aliases else {}, rule)
+    return GeneMatching(read_gene_aliases(aliases) if aliases else {}, rule, missing)
 
 
 def _tabulated(path: Path) -> Iterable[tuple[str, str]]:

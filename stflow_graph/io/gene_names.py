@@ -15,6 +15,7 @@ from stflow_graph.errors import BadInput, unquoted
 
 Duplicates = Literal["refuse", "sum", "first"]
 DUPLICATES: tuple[Duplicates, ...] = ("refuse", "sum", "first")
+Missing = Literal["refuse", "mask"]
 # columns of an .h5ad's var that may hold the genes' other names
 NAME_COLUMNS = (
     *("gene_ids", "gene_id", "ensembl_gene_id", "ensembl_id", "ensembl", "ENSEMBL", "feature_id"),
@@ -32,10 +33,12 @@ class GeneMatching:
     Attributes:
         aliases: names to the gene that they stand for, see ``io.gene_aliases``.
         duplicates: treatment of a requested gene that stands several times in a file.
+        missing: treatment of requested genes that a file lacks: with ``mask`` one suffices.
     """
 
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     duplicates: Duplicates = "refuse"
+    missing: Missing = "refuse"
 
 
 DEFAULT_MATCHING = GeneMatching()
@@ -85,7 +88,8 @@ def match_genes(
         path: the file, for messages.
         other_names: further columns of G names, "" where unknown.
         matching: the aliases, and the treatment of duplicates.
-        min_fraction: minimum fraction of the requested genes that must be there.
+        min_fraction: minimum fraction of the requested genes that must be there, unless
+            ``matching`` masks missing genes.
 
     Raises:
         BadInput: too few are there, or one stands several times and that is refused; the message
@@ -106,8 +110,10 @@ def match_genes(
         fix = "give --duplicate-genes sum or first, or remove them from the file"
         raise BadInput(path, "var_names", found, "each gene once", fix)
     absent = list(search.left)
-    if len(search.columns) < min_fraction * len(requested) or not search.columns:
-        raise _too_few(requested, absent, names, path, bool(matching.aliases))
+    masked = matching.missing == "mask"
+    too_few = not masked and len(search.columns) < min_fraction * len(requested)
+    if too_few or not search.columns:
+        raise _too_few(requested, absent, names, path, matching)
     genes = [gene for gene in requested if gene in search.columns]
     counts = ", ".join(f"{n} {rule}" for rule, n in search.rules.items() if rule != "by name")
     how = counts.replace(" ", f" of {len(requested)} genes matched ", 1)
@@ -177,14 +183,20 @@ def _too_few(
     absent: Sequence[str],
     names: Sequence[str],
     path: str | Path,
-    has_aliases: bool,
+    matching: GeneMatching,
 ) -> BadInput:
     kinds = _kind(requested), _kind(names)
     text = f"{len(absent)} of {len(requested)} genes absent, such as {list(absent[:_N_EXAMPLES])}"
+    expected = "every gene of the gene list"
     fix = "choose genes that every slide has, with `stflow-graph genes`"
+    if matching.missing == "mask":
+        expected = "at least one gene of the gene list"
+        fix = "leave the slide out, or choose genes that it has"
+    elif len(absent) < len(requested):
+        fix += ", or mask missing genes with `train --missing-genes mask`"
     if kinds[0] != kinds[1]:
         text += f"; asked for {kinds[0]}s, the file has {kinds[1]}s such as {list(names[:2])}"
         fix = "put the other names into a column gene_ids or gene_name of var"
-    if not has_aliases:
+    if not matching.aliases:
         fix += ", or give a table of names, such as HGNC's or a GTF, with --gene-aliases"
-    return BadInput(path, "var_names", unquoted(text), "every gene of the gene list", fix)
+    return BadInput(path, "var_names", unquoted(text), expected, fix)

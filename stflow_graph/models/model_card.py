@@ -95,6 +95,7 @@ def _table(
         "encoder": f"{config.data.encoder or 'unknown'} ({in_channels} channels)",
         "target": config.data.target,
         "genes": f"{len(genes)} ({config.data.gene_list or 'custom list'})",
+        **_missing(provenance.get("missing_genes")),
         "trained on": ", ".join(slides) or "unknown",
         "never seen in training": ", ".join(tested) or "unknown",
         "validation PCC": "none" if score is None else f"{score:.3f}",
@@ -104,6 +105,14 @@ def _table(
     }
     body = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
     return f"| | |\n|---|---|\n{body}\n"
+
+
+def _missing(slides: Any) -> dict[str, str]:
+    """Return the row on training slides that lack genes, if there are any."""
+    if not isinstance(slides, dict) or not slides:
+        return {}
+    lacking = ", ".join(f"{number} in {name}" for name, number in slides.items())
+    return {"genes not measured, masked": lacking}
 
 
 def _cell(value: object) -> str:

@@ -1,13 +1,15 @@
 """Gene ranking on training slides: by variability, mean count or spatial autocorrelation.
 
 HEST-bench's rule: a gene qualifies if it has counts in a tenth of the spots of every slide and is
-no control probe; the spots of all slides are pooled. HEST's own lists were chosen on all slides of
+no control probe; the spots of all slides are pooled. Where panels differ, a gene may be one of some
+slides only, whose spots are pooled. HEST's own lists were chosen on all slides of
 a data set, including test slides; here only training slides are used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -54,9 +56,12 @@ def rank_genes(
     *,
     min_fraction: float = 0.1,
     panel: Collection[str] | None = None,
+    min_slides: int | None = None,
     n_bins: int = 20,
 ) -> pd.DataFrame:
     """Rank the genes that are counted in at least ``min_fraction`` of the spots of every slide.
+
+    With ``min_slides``, of every slide that measures the gene, of which there must be so many.
 
     ``hvg``: by dispersion log(variance / mean) of the counts, standardised among genes of similar
     log1p(mean), in ``n_bins`` bins of equal width. ``mean``: by mean count. ``moran``: by Moran's
@@ -68,29 +73,38 @@ def rank_genes(
         method: see above.
         min_fraction: see above.
         panel: candidates, such as the genes that test slides measure too; None means all.
+        min_slides: minimum number of slides that measure a gene; None means all slides.
         n_bins: see above.
 
     Returns:
         Qualified genes as the index, the best first: their ``mean`` count over the spots of all
-        slides, the minimum ``share`` of the spots with a count over slides, and their ``score``.
+        slides that measure them, the minimum ``share`` of the spots with a count over these slides,
+        their ``score``, and the number of these ``slides``.
 
     Source: Satija et al. 2015, Nat. Biotechnol. 33, 495-502, as scanpy's flavour "seurat" on log1p
     counts; HEST-bench (Jaume et al., NeurIPS 2024), ``get_k_genes``.
     """
-    genes = set.intersection(*(set(slide.table.index) for slide in slides))
+    n_measuring = Counter(gene for slide in slides for gene in slide.table.index)
+    least = len(slides) if min_slides is None else min_slides
+    genes = {gene for gene, number in n_measuring.items() if number >= least}
     genes = genes if panel is None else genes & set(panel)
     names = sorted(gene for gene in genes if not any(part in gene for part in _CONTROLS))
-    tables = [slide.table.loc[names] for slide in slides]
-    n = sum(slide.n_spots for slide in slides)
-    mean = np.sum([table["total"] for table in tables], axis=0) / n
-    share = np.min([table["share"] for table in tables], axis=0)
+    measured = np.stack([slide.table.index.get_indexer(names) >= 0 for slide in slides])
+    tables = [slide.table.reindex(names) for slide in slides]
+
+    def pooled(column: str) -> np.ndarray:
+        return np.where(measured, [table[column] for table in tables], 0).sum(axis=0)
+
+    n = measured.T @ [slide.n_spots for slide in slides]
+    mean = pooled("total") / n
+    share = np.where(measured, [table["share"] for table in tables], 1).min(axis=0)
     if method == "hvg":
-        squares = np.sum([table["squares"] for table in tables], axis=0)
-        variance = (squares - n * mean**2) / max(n - 1, 1)
+        variance = (pooled("squares") - n * mean**2) / np.maximum(n - 1, 1)
         score = _dispersion(mean, variance, share >= min_fraction, n_bins)
     else:
-        score = mean if method == "mean" else np.mean([t["moran"] for t in tables], axis=0)
-    ranked = pd.DataFrame({"mean": mean, "share": share, "score": score}, index=names)
+        score = mean if method == "mean" else pooled("moran") / measured.sum(axis=0)
+    columns = {"mean": mean, "share": share, "score": score, "slides": measured.sum(axis=0)}
+    ranked = pd.DataFrame(columns, index=names)
     ranked = ranked[(share >= min_fraction) & np.isfinite(score)]
     return ranked.sort_values("score", ascending=False, kind="stable")
 

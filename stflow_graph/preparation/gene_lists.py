@@ -39,12 +39,15 @@ class GeneRule:
         min_fraction: minimum fraction of the spots of every training slide with a count of the
             gene.
         panel: file with a gene list to choose from, or None.
+        min_slides: minimum number of training slides that measure a gene, for slides of different
+            panels, to be trained on with missing genes masked; None: all slides, and those to test.
     """
 
     method: Method = "hvg"
     n_genes: int = 50
     min_fraction: float = 0.1
     panel: str | Path | None = None
+    min_slides: int | None = None
 
     def file_name(self, fold: int) -> str:
         """Return the list's name, such as ``var_50genes_fold0.json``."""
@@ -86,8 +89,8 @@ def write_gene_lists(
 ) -> list[ChosenGenes]:
     """Choose the genes of each fold of a data set and write ``folder/<rule>_fold<i>.json``.
 
-    Test slides must measure a gene, as it could not be scored there otherwise; their counts have
-    no influence. Arguments as of ``stages.choose_genes``.
+    Test slides must measure a gene, as it could not be scored there otherwise, unless the rule asks
+    for some slides only; their counts have no influence. Arguments as of ``stages.choose_genes``.
 
     Raises:
         BadInput: files that cannot be used, no gene qualifies, or another list exists.
@@ -138,15 +141,31 @@ def _morans_i(expression: Expression, coords: np.ndarray, columns: np.ndarray) -
 def _rank(
     fold: Fold, statistics: dict[str, GeneStatistics], rule: GeneRule, panel: set[str] | None
 ) -> pd.DataFrame:
-    measured = [set(statistics[sample.id].table.index) for sample in (*fold.train, *fold.test)]
-    shared = set.intersection(*measured, *([] if panel is None else [panel]))
     training = [statistics[sample.id] for sample in fold.train]
-    ranked = rank_genes(training, rule.method, min_fraction=rule.min_fraction, panel=shared)
+    if rule.min_slides is None:
+        measured = [set(statistics[sample.id].table.index) for sample in (*fold.train, *fold.test)]
+        shared = set.intersection(*measured, *([] if panel is None else [panel]))
+        which, fix = f"the slides of fold {fold.index} share", "give a lower --min-fraction"
+    else:
+        measured = [set(slide.table.index) for slide in training]
+        anywhere = set.union(*measured)
+        shared = anywhere if panel is None else anywhere & panel
+        which = f"the training slides of fold {fold.index} have"
+        fix = f"give a lower --min-fraction, or --min-slides of at most {len(training)}"
+    ranked = rank_genes(
+        training,
+        rule.method,
+        min_fraction=rule.min_fraction,
+        panel=shared,
+        min_slides=rule.min_slides,
+    )
     if ranked.empty:
         source = rule.panel or fold.train[0].expr_path.parent
-        found = unquoted(f"0 of {len(shared)} genes that the slides of fold {fold.index} share")
+        found = unquoted(f"0 of {len(shared)} genes that {which}")
         expected = f"genes counted in {rule.min_fraction:.0%} of the spots of every training slide"
-        raise BadInput(source, "genes", found, expected, "give a lower --min-fraction")
+        if rule.min_slides is not None:
+            expected += f" that measures them, of {rule.min_slides} or more"
+        raise BadInput(source, "genes", found, expected, fix)
     if len(ranked) < rule.n_genes:
         logger.warning(
             "fold %d: only %d of %d genes qualify", fold.index, len(ranked), rule.n_genes

@@ -13,7 +13,7 @@ import torch
 import torch_geometric
 
 from stflow_graph.config import Config
-from stflow_graph.data.genes import check_not_chosen_on, read_gene_list
+from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
@@ -29,7 +29,8 @@ from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from stflow_graph.stats.metrics import pearson_per_gene
+from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
+from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.fold_result import FoldResult, history_csv
 from stflow_graph.training.loop import EpochRecord
@@ -157,7 +158,8 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     genes = read_gene_list(gene_file)
     check_not_chosen_on(gene_file, [sample.id for sample in fold.test])
     hashes = hash_inputs(fold, gene_file, config.data.embed_dataroot, config.data.encoder)
-    matching = gene_matching(config.data.gene_aliases, config.data.duplicate_genes)
+    data = config.data
+    matching = gene_matching(data.gene_aliases, data.duplicate_genes, data.missing_genes)
     if config.data.gene_aliases:
         hashes["gene_aliases"] = sha256(config.data.gene_aliases)
     slides, tests = (
@@ -165,7 +167,8 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
         for side in (fold.train, fold.test)
     )
     check_one_width([*slides, *tests], config.data.embed_dataroot)
-    protocol = protocol_name(dataset, config.data.target, config.data.gene_list)
+    check_measured(genes, slides, gene_file)
+    protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes)
     return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
 
 
@@ -211,7 +214,10 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
 def _score_test(
     checkpoint: Checkpoint, slides: Sequence[Slide]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the PCC of each gene over the spots of all slides, and over those of each slide."""
+    """Return the PCC of each gene over the spots of all slides, and over those of each slide.
+
+    A slide counts for the genes that it measures.
+    """
     train = checkpoint.config.train
     predictor = Predictor(checkpoint, train.device)
     settings = SampleSettings(seed=train.seed)
@@ -224,7 +230,7 @@ def _score_test(
         slide.name: pearson_per_gene(mean, slide.truth)
         for slide, mean in zip(slides, predicted, strict=True)
     }
-    return pearson_per_gene(np.concatenate(predicted), np.concatenate(truth)), of_slides
+    return pooled_pearson(predicted, truth), of_slides
 
 
 def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
@@ -242,11 +248,23 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         "protocol": inputs.protocol,
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
+        **missing_genes(inputs.slides, config),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
         **surroundings(config),
     }
+
+
+def missing_genes(slides: Sequence[Slide], config: Config) -> dict[str, Any]:
+    """Return the number of genes that each training slide lacks; nothing unless these are masked.
+
+    Slides that lack none are left out.
+    """
+    if config.data.missing_genes != "mask":
+        return {}
+    absent = {slide.name: int((~measured_genes(slide.truth)).sum()) for slide in slides}
+    return {"missing_genes": {name: number for name, number in absent.items() if number}}
 
 
 def surroundings(config: Config) -> dict[str, Any]:

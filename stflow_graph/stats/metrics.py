@@ -7,10 +7,14 @@ skip it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 from scipy.stats import rankdata
+
+from stflow_graph.stats.panels import genes_by_slides, take_genes
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:
@@ -55,7 +59,7 @@ def pearson_per_gene(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
         truth: ``[N, G]``.
 
     Returns:
-        ``[G]`` float64, NaN where either side is constant over the spots.
+        ``[G]`` float64, NaN where either side is constant over the spots or not measured.
     """
     p, t = (np.asarray(v, dtype=np.float64) for v in (predicted, truth))
     constant = is_constant(p) | is_constant(t)
@@ -63,6 +67,23 @@ def pearson_per_gene(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     scale = np.sqrt((p**2).sum(axis=0) * (t**2).sum(axis=0))
     r = (p * t).sum(axis=0) / np.where(constant, 1.0, scale)
     return np.where(constant, np.nan, np.clip(r, -1.0, 1.0))
+
+
+def pooled_pearson(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray:
+    """Return each gene's Pearson correlation over the spots of all slides that measure it.
+
+    Args:
+        predicted: ``[N_s, G]`` of each slide.
+        truth: ``[N_s, G]``, NaN for genes that a slide does not measure.
+
+    Returns:
+        ``[G]`` float64, NaN as in :func:`pearson_per_gene`.
+    """
+    scores = np.full(truth[0].shape[1], np.nan)
+    for slides, genes in genes_by_slides(truth):
+        pairs = ([take_genes(values[i], genes) for i in slides] for values in (predicted, truth))
+        scores[genes] = pearson_per_gene(*map(np.concatenate, pairs))
+    return scores
 
 
 def spearman_per_gene(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
+from stflow_graph.stats.panels import genes_by_slides, measured_genes
 
 ALPHAS = 10.0 ** np.arange(2.5, 6.01, 0.5)
 _MAX_ROWS = 3000  # of the kernel; with more, a sample of the rows is used
@@ -43,7 +44,7 @@ class RidgePath:
         y = np.concatenate([y - y.mean(axis=0, dtype=np.float64) for y in ys])
         share = min(1.0, _MAX_ROWS / len(x))
         if share < 1:
-            rows = np.random.default_rng(0).choice(len(x), _MAX_ROWS, replace=False)
+            rows = _sample(len(x))
             x, y = x[rows], y[rows]
         values, vectors = np.linalg.eigh(x @ x.T)
         return cls(x, values.clip(min=0), vectors, vectors.T @ y, share)
@@ -55,12 +56,71 @@ class RidgePath:
 
 
 @dataclasses.dataclass(frozen=True)
+class PanelRidgePath:
+    """Ridge regressions of genes that not all slides measure, each on the slides that do.
+
+    Genes that the same slides measure share a decomposition. The penalty is of all spots that
+    measure a gene together, so a gene of few slides is shrunk more.
+
+    Attributes:
+        x: ``[n, F]`` features of the spots of all slides, or of a random sample of very many.
+        groups: columns of genes, the numbers of the slides that measure them, and their regression.
+        n_genes: G.
+    """
+
+    x: np.ndarray
+    groups: list[tuple[np.ndarray, np.ndarray, RidgePath]]
+    n_genes: int
+
+    @classmethod
+    def fit(cls, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> PanelRidgePath:
+        """Decompose the features of each group of slides; see :meth:`RidgePath.fit`."""
+        groups = [
+            (
+                genes,
+                slides,
+                RidgePath.fit([xs[i] for i in slides], [ys[i][:, genes] for i in slides]),
+            )
+            for slides, genes in genes_by_slides(ys)
+        ]
+        x = np.concatenate(xs).astype(np.float64)
+        return cls(x[_sample(len(x))], groups, ys[0].shape[1])
+
+    def weights(self, alpha: float) -> np.ndarray:
+        """Return the weights ``[F, G]`` for an L2 penalty; 0 for a gene that no slide measures."""
+        weights = np.zeros((self.x.shape[1], self.n_genes))
+        for genes, _, path in self.groups:
+            weights[:, genes] = path.weights(alpha)
+        return weights
+
+
+def fit_ridge_path(
+    xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]
+) -> RidgePath | PanelRidgePath:
+    """Return the regressions of all genes on the slides that measure them.
+
+    Args:
+        xs: features ``[N_s, F]`` of each slide.
+        ys: expression ``[N_s, G]``, NaN for genes that a slide does not measure.
+    """
+    if all(measured_genes(y).all() for y in ys):
+        return RidgePath.fit(xs, ys)
+    return PanelRidgePath.fit(xs, ys)
+
+
+def _sample(n: int) -> np.ndarray:
+    if n <= _MAX_ROWS:
+        return np.arange(n)
+    return np.random.default_rng(0).choice(n, _MAX_ROWS, replace=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class HeldOutPart:
     """Spots of one slide that a ridge is scored on.
 
     Attributes:
         x: ``[N, F]`` features.
-        y: ``[N, G]`` expression.
+        y: ``[N, G]`` expression, NaN for genes that the slide does not measure.
         finishes: candidates for what is done with a prediction ``[N, G]`` before it is scored.
     """
 
@@ -70,7 +130,7 @@ class HeldOutPart:
 
 
 def held_out_scores(
-    paths: Iterable[RidgePath], held_out: Iterable[Sequence[HeldOutPart]]
+    paths: Iterable[RidgePath | PanelRidgePath], held_out: Iterable[Sequence[HeldOutPart]]
 ) -> np.ndarray:
     """Return the mean PCC on held-out parts for each penalty and finish, ``[ALPHAS, finishes]``.
 

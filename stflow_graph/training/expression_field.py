@@ -9,26 +9,25 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.optimize import nnls
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.flow.field import STEPS, SlideNoise, squared_ranges
-from stflow_graph.flow.kriging import Processes, Sites
+from stflow_graph.flow.field import STEPS, SlideNoise
 from stflow_graph.flow.marginals import Marginals
 from stflow_graph.flow.noise import open_uniform, spot_keys
 from stflow_graph.inference.inputs import SlideInputs
-from stflow_graph.nn.expression_field import RANK, ExpressionField
+from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.stats.calibration import HeldOut
+from stflow_graph.stats.panels import genes_by_slides, mean_of_measured, measured_genes, take_genes
 from stflow_graph.stats.scales import REGIONS, region_mean
+from stflow_graph.training.gene_directions import gene_directions
+from stflow_graph.training.processes import fit_processes
 
 _N_PROBES = 256
-_DENSE = 500  # genes of which the correlation matrix is made
 _N_SPOTS = 4096  # drawn to measure the gain, about
 _MAX_DRAWS = 8
 _MIN_GAIN = 0.3
 _MIN_VARIANCE = 0.05  # of the noise in a direction, of a gene's own noise
-_LEAST_OWN = 1e-4
 _NEAR = 9  # spots whose mean is taken off to leave what each spot has for itself
 # The field of a patient like none of the training slides: its smooth variances over those of the
 # slides' median, and the variance of levels over that of single spots' residuals. In her2st B4,
@@ -41,20 +40,21 @@ _LEVEL_OF_UNKNOWN = 1.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Slide:
-    """A held-out slide: what its truth has beyond its prediction.
+    """A held-out slide: what its truth has beyond its prediction, 0 in genes it does not measure.
 
     Attributes:
-        inputs: its graph.
+        measured: ``[G]`` the genes that it measures.
         residuals: ``[N, G]`` in units of the genes' deviations.
         scores: ``[N, G]`` normal scores of the truth less those of the spots around, divided by the
             gain; of unit variance where a spot has only its own noise.
         gain: ``[G]`` how much of a latent score shows in the score of the expression: where most
-            values are 0, scores are mostly drawn at random, and latent scores are more alike.
+            values are 0, scores are mostly drawn at random, and latent scores are more alike; 1
+            for genes that are not measured.
         regions: averages over the spots of regions of each size.
         units: ``[regions, 4]`` variances of region means of fields of unit variance.
     """
 
-    inputs: SlideInputs
+    measured: np.ndarray
     residuals: np.ndarray
     scores: np.ndarray
     gain: np.ndarray
@@ -69,7 +69,8 @@ def fit_expression_field(
 
     Each gene's distribution is taken from all parts; the noise of a part is measured with the
     distributions of the other parts, where there are others, so that what is special about a slide
-    shows in its field.
+    shows in its field. What is of a gene is measured on the slides that have it; a slide varies in
+    the genes that it lacks as the others do in the mean.
 
     Args:
         parts: slides, or parts of slides, with their predictions by a model that had not seen them.
@@ -77,8 +78,8 @@ def fit_expression_field(
         stream: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(stream)
-    scale = np.sqrt(np.mean([(p.truth - p.mean).var(axis=0) for _, p in parts], axis=0))
-    scale = np.maximum(scale, 1e-6)
+    variances = np.stack([(p.truth - p.mean).var(axis=0) for _, p in parts])
+    scale = np.fmax(np.sqrt(mean_of_measured(variances)), 1e-6)
     slides = [_slide(parts, i, scale, generator) for i in range(len(parts))]
     marginals = _marginals([part for _, part in parts])
     embeddings = [inputs.slide.x.mean(axis=0, dtype=np.float64) for inputs, _ in parts]
@@ -87,7 +88,12 @@ def fit_expression_field(
         "scale": scale,
         **smooth,
         **_noises(slides, noise_left),
-        **_processes(slides, smooth["smooth_loadings"]),
+        **fit_processes(
+            [inputs for inputs, _ in parts],
+            [slide.residuals for slide in slides],
+            np.stack([slide.measured for slide in slides]),
+            smooth["smooth_loadings"],
+        ),
         "gain": np.mean([slide.gain for slide in slides], axis=0),
         "places": np.stack([normalisation.place(mean) for mean in embeddings]),
     }
@@ -106,18 +112,21 @@ def _slide(
 ) -> _Slide:
     inputs, part = parts[number]
     others = [other for i, (_, other) in enumerate(parts) if i != number]
-    marginals = _marginals(others or [part])
-    mean, truth = (torch.from_numpy(values).float() for values in (part.mean, part.truth))
+    marginals = _marginals(others, part)
+    measured = measured_genes(part.truth)
+    known = np.where(measured, part.truth, part.mean)
+    mean, truth = (torch.from_numpy(values).float() for values in (part.mean, known))
     gain = _gain(marginals, mean, generator)
+    gain[torch.from_numpy(~measured)] = 1.0
     scores = marginals.scores(mean, truth, open_uniform(mean.shape, generator)) / gain
     coords, n_near = inputs.slide.coords, min(_NEAR, len(mean))
     z = scores.double().numpy()
     if n_near > 1:  # of n independent spots, 1 - 1/n of the variance is left
         z = (z - region_mean(coords, n_near) @ z) / np.sqrt(1 - 1 / n_near)
     regions = [region_mean(coords, size) for size in REGIONS if size < len(mean)]
-    residuals = (part.truth - part.mean) / scale
+    residuals = (known - part.mean) / scale
     units = _unit_variances(inputs, regions)
-    return _Slide(inputs, residuals, z, gain.double().numpy(), regions, units)
+    return _Slide(measured, residuals, z * measured, gain.double().numpy(), regions, units)
 
 
 def _smooth_fields(slides: Sequence[_Slide]) -> tuple[dict[str, np.ndarray], float]:
@@ -130,19 +139,21 @@ def _smooth_fields(slides: Sequence[_Slide]) -> tuple[dict[str, np.ndarray], flo
     and 64 spots are nearest to those of its residuals, none negative; what is left at single spots
     is noise, and not of interest here.
     """
-    directions = _directions([slide.residuals for slide in slides])
+    measured = np.stack([slide.measured for slide in slides])
+    directions, seen = gene_directions([slide.residuals for slide in slides], measured)
     spots = np.stack([(slide.residuals @ directions).var(axis=0) for slide in slides])
     smooth = np.stack([_shares(slide, directions) for slide in slides])
     levels = [slide.residuals.mean(axis=0) for slide in slides]
     shared = np.stack([level @ directions for level in levels])
     rest = np.stack(levels) - shared @ directions.T
-    own = np.square(rest).mean(axis=1)
+    own = [np.square(row[genes]).mean() for row, genes in zip(rest, measured, strict=True)]
+    spots, smooth, squares = (_filled(part, seen) for part in (spots, smooth, np.square(shared)))
     total, typical = np.median(spots, axis=0), np.median(smooth, axis=0)
     larger = total / np.maximum(typical.sum(axis=1), 1e-12)
     unknown = typical * np.minimum(larger, _SMOOTH_OF_UNKNOWN)[:, None]
-    variances = [np.column_stack(pair) for pair in zip(smooth, np.square(shared), strict=True)]
+    variances = [np.column_stack(pair) for pair in zip(smooth, squares, strict=True)]
     variances.append(np.column_stack([unknown, _LEVEL_OF_UNKNOWN * total]))
-    of_gene = np.median([slide.residuals.var(axis=0).mean() for slide in slides])
+    of_gene = np.median([s.residuals.var(axis=0)[s.measured].mean() for s in slides])
     own_of_unknown = _LEVEL_OF_UNKNOWN * max(0.0, of_gene - total.sum() / len(directions))
     noise = [of_gene * len(directions) - part.sum() for part in (unknown, typical)]
     tables = {
@@ -165,16 +176,20 @@ def _noises(slides: Sequence[_Slide], noise_left: float) -> dict[str, np.ndarray
 
     The unknown patient's are the fraction ``noise_left`` of the slides' medians.
     """
-    directions = _directions([slide.scores for slide in slides], of_unit_variance=True)
+    measured = np.stack([slide.measured for slide in slides])
+    scores = [slide.scores for slide in slides]
+    directions, seen = gene_directions(scores, measured, of_unit_variance=True)
     explained = np.square(directions)
-    variances, own = [], []
-    for slide in slides:
-        # what the gain has enlarged beside the latent scores
-        excess = 1 / np.square(slide.gain) - 1
-        shared = (slide.scores @ directions).var(axis=0) - excess @ explained
-        variances.append(np.maximum(shared, _MIN_VARIANCE))
-        rest = slide.scores.var(axis=0) - excess - explained @ variances[-1]
-        own.append(np.maximum(rest, _MIN_VARIANCE))
+    # what the gain has enlarged beside the latent scores
+    excess = [1 / np.square(slide.gain) - 1 for slide in slides]
+    shared = np.stack(
+        [(z @ directions).var(axis=0) - e @ explained for z, e in zip(scores, excess, strict=True)]
+    )
+    variances = np.maximum(_filled(shared, seen), _MIN_VARIANCE)
+    triples = zip(scores, excess, variances, strict=True)
+    rest = np.stack([z.var(axis=0) - e - explained @ shares for z, e, shares in triples])
+    own = np.maximum(np.where(measured, rest, np.nan), _MIN_VARIANCE)
+    own = np.fmax(np.where(measured, own, mean_of_measured(own)), _MIN_VARIANCE)
     return {
         "noise_loadings": directions,
         "noise_variances": np.stack([*variances, noise_left * np.median(variances, axis=0)]),
@@ -182,38 +197,18 @@ def _noises(slides: Sequence[_Slide], noise_left: float) -> dict[str, np.ndarray
     }
 
 
-def _processes(slides: Sequence[_Slide], directions: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the parameters of what measured spots are weighed with.
+def _filled(values: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return variances of slides with what the genes that a slide lacks add, as in the others.
 
-    In each direction the residuals are a process; what a gene has beside the directions is one too,
-    with parameters that all genes share, in units of its deviation.
+    Args:
+        values: ``[S, R, ...]`` variances in each direction, of the genes that a slide measures.
+        seen: ``[S, R]`` fraction of the variance in a direction that these genes have, see
+            :func:`gene_directions`.
     """
-    rank = directions.shape[1]
-    factors = [slide.residuals @ directions for slide in slides]
-    rests = [
-        slide.residuals - factor @ directions.T
-        for slide, factor in zip(slides, factors, strict=True)
-    ]
-    own = np.sqrt(np.maximum(np.mean([rest.var(axis=0) for rest in rests], axis=0), _LEAST_OWN))
-    variances = np.ones(rank + 1)
-    variances[:rank] = np.mean([factor.var(axis=0) for factor in factors], axis=0)
-    variances = np.maximum(variances, _LEAST_OWN)
-    sites = []
-    for slide, factor, rest in zip(slides, factors, rests, strict=True):
-        inputs = slide.inputs
-        assert inputs.graph is not None
-        pos = inputs.slide.coords
-        on_device = torch.from_numpy(pos).to(inputs.data.pos.device)
-        ranges = squared_ranges(inputs.graph.average, on_device).cpu().numpy()
-        keys = spot_keys(inputs.slide.name, inputs.slide.barcodes).numpy()
-        sites.append(Sites.of(pos, ranges, [*factor.T[:, :, None], rest / own], keys))
-    processes = Processes.fit(sites, variances)
-    return {
-        "process_smooth": processes.smooth,
-        "process_level": processes.level,
-        "process_noise": processes.noise,
-        "own_scale": own,
-    }
+    seen = seen.reshape(*seen.shape, *[1] * (values.ndim - seen.ndim))
+    typical = values.sum(axis=0) / np.maximum(seen.sum(axis=0), 1e-9)
+    filled: np.ndarray = values + (1 - seen) * typical
+    return filled
 
 
 def _unit_variances(inputs: SlideInputs, regions: Sequence[sp.csr_matrix]) -> np.ndarray:
@@ -236,11 +231,27 @@ def _by_scale(regions: Sequence[sp.csr_matrix], values: np.ndarray) -> np.ndarra
     return np.stack([np.square(mean @ centred).mean(axis=0) for mean in regions])
 
 
-def _marginals(parts: Sequence[HeldOut]) -> Marginals:
-    return Marginals.fit(
-        np.concatenate([part.mean for part in parts]),
-        np.concatenate([part.truth for part in parts]),
-    )
+def _marginals(parts: Sequence[HeldOut], otherwise: HeldOut | None = None) -> Marginals:
+    """Return each gene's distribution in the parts that measure it.
+
+    Genes that none of them measures are those of the part ``otherwise``.
+    """
+    last = [] if otherwise is None else [otherwise]
+    n_genes = [*parts, *last][0].mean.shape[1]
+    tables, left = Marginals.empty(n_genes), np.ones(n_genes, bool)
+    for source in filter(None, (parts, last)):
+        for numbers, of_numbers in genes_by_slides([part.truth for part in source]):
+            genes = of_numbers[left[of_numbers]]
+            if not len(genes):
+                continue
+            chosen = [source[i] for i in numbers]
+            fitted = Marginals.fit(
+                np.concatenate([take_genes(part.mean, genes) for part in chosen]),
+                np.concatenate([take_genes(part.truth, genes) for part in chosen]),
+            )
+            tables.knots[genes], tables.ratios[genes] = fitted.knots, fitted.ratios
+            left[genes] = False
+    return tables
 
 
 def _gain(marginals: Marginals, mean: Tensor, generator: torch.Generator) -> Tensor:
@@ -253,30 +264,3 @@ def _gain(marginals: Marginals, mean: Tensor, generator: torch.Generator) -> Ten
         shown = marginals.scores(mean, expression, open_uniform(mean.shape, generator))
         total += (latent * shown).mean(0) / n_draws
     return total.clamp(_MIN_GAIN, 1)
-
-
-def _directions(values: Sequence[np.ndarray], *, of_unit_variance: bool = False) -> np.ndarray:
-    """Return the leading eigenvectors ``[G, R]`` of the slides' mean correlation of genes.
-
-    Args:
-        values: of each slide ``[N, G]``.
-        of_unit_variance: take covariances, with variances of 1 whatever the values say.
-    """
-    n_genes = values[0].shape[1]
-    centred = [z - z.mean(axis=0) for z in values]
-    if not of_unit_variance:
-        centred = [z / np.maximum(z.std(axis=0), 1e-9) for z in centred]
-    missing = [1 - np.square(z).mean(axis=0) for z in centred]
-
-    def correlated(v: np.ndarray) -> np.ndarray:
-        pairs = zip(centred, missing, strict=True)
-        parts = [z.T @ (z @ v) / len(z) + (rest * v.T).T for z, rest in pairs]
-        return np.mean(parts, axis=0)
-
-    if n_genes <= _DENSE:
-        vectors = np.linalg.eigh(correlated(np.eye(n_genes)))[1]
-    else:
-        shape = (n_genes, n_genes)
-        operator = LinearOperator(shape, matvec=correlated, matmat=correlated, dtype=np.float64)
-        vectors = eigsh(operator, k=RANK, v0=np.ones(n_genes))[1]
-    return np.ascontiguousarray(vectors[:, : -1 - RANK : -1])

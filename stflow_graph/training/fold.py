@@ -26,10 +26,11 @@ from stflow_graph.nn.pretrained import join_weights
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
-from stflow_graph.stats.ridge import RidgePath
+from stflow_graph.stats.panels import mean_of_measured
+from stflow_graph.stats.ridge import fit_ridge_path
 from stflow_graph.training.expression_field import fit_expression_field
 from stflow_graph.training.loop import EpochRecord, fit
-from stflow_graph.training.ridge import choose_input_dropout, fit_ridge_heads
+from stflow_graph.training.ridge import Paths, choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
 
 _CALIBRATION_SAMPLES = 19  # S + 1 = 20: the ends of the 50, 80 and 90% intervals are samples
@@ -144,7 +145,8 @@ def fit_fold(
     give the field of the residuals, or calibrate the samples of the flow of single spots.
 
     Args:
-        slides: the training slides, with expression.
+        slides: the training slides, with expression; genes that one does not measure are NaN, and
+            every gene is measured by some.
         config: the run's configuration.
         folder: where the state of each member is kept, to resume from.
         fold: the fold's number, a part of the seed.
@@ -200,9 +202,7 @@ def fit_fold(
     )
 
 
-def _ridge_paths(
-    splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldData
-) -> list[RidgePath]:
+def _ridge_paths(splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldData) -> Paths:
     """Return ridge regressions on what each member learns from, if the configuration uses any."""
     denoiser = data.config.denoiser
     if denoiser.name != "graph":
@@ -212,7 +212,7 @@ def _ridge_paths(
     ):
         return []
     return [
-        RidgePath.fit([data.features(s) for s in learn], [s.truth for s in learn])
+        fit_ridge_path([data.features(s) for s in learn], [s.truth for s in learn])
         for learn, _ in splits
     ]
 
@@ -221,7 +221,7 @@ def _with_input_dropout(
     config: Config,
     splits: Sequence[tuple[list[Slide], list[Slide]]],
     data: _FoldData,
-    paths: Sequence[RidgePath],
+    paths: Paths,
 ) -> Config:
     """Return the configuration with the input dropout that ``"auto"`` stands for."""
     if getattr(config.denoiser, "input_dropout", None) != "auto":
@@ -257,7 +257,7 @@ def _fit_ridges(
     members: Sequence[_Member],
     splits: Sequence[tuple[list[Slide], list[Slide]]],
     data: _FoldData,
-    paths: Sequence[RidgePath],
+    paths: Paths,
 ) -> None:
     """Fit the members' ridge heads, where they have one."""
     networks = [m.network for m in members if isinstance(m.network, TwoStageDenoiser)]
@@ -272,8 +272,8 @@ def _fit_ridges(
             for inputs in member.held_out
         }
     level = [
-        np.concatenate([data.data(s).y.numpy() for s in member.learn]).mean(
-            axis=0, dtype=np.float64
+        mean_of_measured(
+            np.concatenate([data.data(s).y.numpy() for s in member.learn]).astype(np.float64)
         )
         for member in members
     ]

@@ -20,7 +20,7 @@ from torch_geometric.data import Batch, Data
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadInput, Diverged
-from stflow_graph.flow.loss import flow_loss
+from stflow_graph.flow.loss import flow_loss, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
@@ -140,7 +140,8 @@ def _estimate(network: nn.Module, batch: Batch, prior: Prior, generator: torch.G
     t = torch.rand(batch.num_graphs, generator=generator).to(batch.y.device)
     y_0 = prior(open_uniform(batch.y.shape, generator)).to(batch.y.device)
     path = linear_path(y_0, batch.y, t, batch.batch)
-    estimate: Tensor = network(path.y_t, t, batch)
+    # a gene that the slide does not measure is constant, so it tells spots nothing of each other
+    estimate: Tensor = network(without_missing(path.y_t, batch.y), t, batch)
     return estimate
 
 
@@ -181,13 +182,16 @@ def validation_score(
     normalisation: Normalisation,
     seed: int,
 ) -> tuple[float, float]:
-    """Return the mean squared error and the mean PCC over genes, averaged over slides."""
+    """Return the mean squared error and the mean PCC over genes, averaged over slides.
+
+    Of each slide the genes that it measures count.
+    """
     network.eval()
     errors, scores = [], []
     for inputs in slides:
         truth = inputs.slide.truth
         predicted = predict(network, inputs, config.flow, normalisation, seed=seed).mean
-        errors.append(float(np.mean((predicted - truth) ** 2)))
+        errors.append(float(np.mean(((predicted - truth) ** 2)[~np.isnan(truth)])))
         score = mean_of_defined(pearson_per_gene(predicted, truth))
         scores.append(score if math.isfinite(score) else 0.0)
     return float(np.mean(errors)), float(np.mean(scores))

@@ -10,7 +10,13 @@ import torch
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.nn.ridge_head import RidgeHead
-from stflow_graph.stats.ridge import ALPHAS, HeldOutPart, RidgePath, held_out_scores
+from stflow_graph.stats.ridge import (
+    ALPHAS,
+    HeldOutPart,
+    PanelRidgePath,
+    RidgePath,
+    held_out_scores,
+)
 
 # of the ridge in the mean: with more slides the network needs it less
 _MIXING_WEIGHTS = (0.5, 0.25, 0.0)
@@ -18,9 +24,10 @@ _MAX_DROPOUT = 0.98
 
 Features = Callable[[Slide], np.ndarray]
 Splits = Sequence[tuple[Sequence[Slide], Sequence[Slide]]]
+Paths = Sequence[RidgePath | PanelRidgePath]
 
 
-def choose_input_dropout(splits: Splits, features: Features, paths: Sequence[RidgePath]) -> float:
+def choose_input_dropout(splits: Splits, features: Features, paths: Paths) -> float:
     r"""Return the dropout of the first layer's input that suits the training slides.
 
     Dropping a fraction p of the features of a linear model acts as the penalty
@@ -50,7 +57,7 @@ def fit_ridge_heads(
     splits: Splits,
     features: Features,
     means: Mapping[Slide, np.ndarray],
-    paths: Sequence[RidgePath],
+    paths: Paths,
     level: Sequence[np.ndarray],
 ) -> tuple[float, float] | None:
     """Set each member's ridge head to a ridge regression on the slides that it learns from.
@@ -64,7 +71,8 @@ def fit_ridge_heads(
         features: the first layer's input for a slide, ``[N, F]``.
         means: the mean ``[N, G]`` predicted for a held-out slide by the member that holds it out.
         paths: for each member the ridge regressions on what it learns from.
-        level: for each member ``[G]`` mean of what it learns, in the scale of training.
+        level: for each member ``[G]`` mean of what it learns, in the scale of training; of a gene
+            that not all slides measure, over the spots of those that do.
 
     Returns:
         Penalty and mixing weight; None, with the heads left unset, if no held-out slide can be
@@ -82,14 +90,31 @@ def fit_ridge_heads(
     alpha, mixing_weight = float(ALPHAS[best]), _MIXING_WEIGHTS[chosen]
     for head, path, mean, (learn, _) in zip(heads, paths, level, splits, strict=True):
         weights = path.weights(alpha)
-        x = np.concatenate([features(slide) for slide in learn]).mean(axis=0, dtype=np.float64)
         head.set_weights(
             torch.from_numpy(weights),
-            torch.from_numpy(mean - x @ weights),
+            torch.from_numpy(mean - _mean_prediction(path, weights, learn, features)),
             torch.from_numpy(path.x @ weights),
             mixing_weight,
         )
     return alpha, mixing_weight
+
+
+def _mean_prediction(
+    path: RidgePath | PanelRidgePath,
+    weights: np.ndarray,
+    learn: Sequence[Slide],
+    features: Features,
+) -> np.ndarray:
+    """Return the mean ``[G]`` of x @ weights over the spots that each gene was fitted to."""
+    xs = [features(slide) for slide in learn]
+    if isinstance(path, RidgePath):
+        mean: np.ndarray = np.concatenate(xs).mean(axis=0, dtype=np.float64) @ weights
+        return mean
+    mean = np.zeros(path.n_genes)
+    for genes, slides, _ in path.groups:
+        x = np.concatenate([xs[i] for i in slides]).mean(axis=0, dtype=np.float64)
+        mean[genes] = x @ weights[:, genes]
+    return mean
 
 
 def _mixed(mean: np.ndarray, ridge: np.ndarray, *, weight: float) -> np.ndarray:

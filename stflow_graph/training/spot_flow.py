@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stflow_graph.config import Config
 from stflow_graph.errors import Diverged
+from stflow_graph.flow.loss import squared_error, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
@@ -35,8 +35,9 @@ def fit_spot_flow(
     """Train the flow of a two-stage denoiser by flow matching; its encoder stays as it is.
 
     The encoder is run once beforehand, so a step costs some thin matrix products and every spot
-    has a flow time of its own. The weights with the lowest flow loss on the validation slides are
-    left in the network.
+    has a flow time of its own. A gene that a spot's slide does not measure is not in the loss, and
+    has no residual in the input. The weights with the lowest flow loss on the validation slides
+    are left in the network.
 
     Args:
         network: with a trained encoder, on the device to use.
@@ -66,7 +67,7 @@ def fit_spot_flow(
         flow.reset_parameters()
         flow.set_range(spots.states)
         with torch.no_grad():  # the gains are about right from the first step on
-            flow.log_variance.bias.copy_((spots.y - spots.mean).var(0).clamp(min=1e-4).log())
+            flow.log_variance.bias.copy_(_variance(spots.y - spots.mean).clamp(min=1e-4).log())
         for step in range(settings.flow_steps + 1):
             if step % _CHECK_EVERY == 0 or step == settings.flow_steps:
                 loss = _validation_loss(flow, held_out, check, step)
@@ -128,4 +129,14 @@ def _validation_loss(flow: nn.Module, spots: _Spots, noise: _Noise, step: int) -
 def _flow_loss(flow: nn.Module, spots: _Spots, noise: _Noise) -> Tensor:
     every = torch.arange(len(spots.y), device=spots.y.device)  # every spot has its own time
     path = linear_path(noise.y_0, spots.y, noise.t, every)
-    return F.mse_loss(flow(path.y_t, noise.t, spots.mean, spots.states), spots.y)
+    y_t = without_missing(path.y_t, spots.y, noise.t[:, None] * spots.mean)
+    return squared_error(flow(y_t, noise.t, spots.mean, spots.states), spots.y)
+
+
+def _variance(residuals: Tensor) -> Tensor:
+    """Return the variance of each gene ``[G]`` over the spots that measure it."""
+    missing = residuals.isnan()
+    if not missing.any():
+        return residuals.var(0)
+    squares = (residuals - residuals.nanmean(0)).square().nansum(0)
+    return squares / ((~missing).sum(0) - 1).clamp(min=1)

@@ -77,7 +77,10 @@ def test_positions_that_differ_are_told(caplog):
     [
         (lambda a: counts_of(range(10)), r"observed: found all 10 spots with all 4 genes"),
         (lambda a: counts_of([50, 51, 52]), r"S.h5: barcodes: found 0 of 10 barcodes in observed"),
-        (lambda a: counts_of([1, 2], ["x", "y"]), r"observed: var_names: found 4 of 4 genes absent"),
+        (
+            lambda a: counts_of([1, 2], ["x", "y"]),
+            r"observed: var_names: found 4 of 4 genes absent",
+        ),
         (lambda a: anndata.AnnData(-a.X, a.obs, a.var), r"observed: X: found .* negative"),
         (lambda a: anndata.AnnData(a.X * 0.3, a.obs, a.var), r"observed: X: found .* not whole"),
         (lambda a: counts_of([1, 1, 2]), r"observed: obs_names: "),

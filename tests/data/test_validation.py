@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -60,3 +62,45 @@ def separable(a: np.ndarray, b: np.ndarray) -> bool:
     angles = np.linspace(0, 2 * np.pi, 3601)
     directions = np.stack([np.cos(angles), np.sin(angles)])
     return bool(((a @ directions).max(0) < (b @ directions).min(0)).any())
+
+
+def lacking(name: str, genes: str, n: int = 40) -> Slide:
+    """Return a slide of four genes that measures those whose letter is given."""
+    whole = slide(name, n)
+    measured = np.array([gene in genes for gene in "abcd"])
+    y = np.where(measured, np.random.default_rng(n).normal(size=(n, 4)), np.nan)
+    return dataclasses.replace(whole, y=y.astype(np.float32))
+
+
+COHORTS = [
+    ["abcd", "abcd", "abcd", "ab", "ab", "ab"],
+    ["abc", "abc", "abc", "abc", "d"],  # one slide alone has a gene
+    ["a", "b", "c", "d"],
+    ["ab", "bc", "cd"],
+    ["ab", "cd"],
+    ["abcd", "abcd", "ab", "ab", "ac", "ac", "bd", "bd", "b", "c"],
+]
+
+
+@pytest.mark.parametrize("genes", COHORTS)
+@pytest.mark.parametrize("wanted", [1, 2, 4])
+def test_every_gene_is_learnt_by_all_and_held_out_by_some(genes, wanted):
+    slides = [lacking(f"S{i}", panel) for i, panel in enumerate(genes)]
+    for seed in range(5):
+        splits = split_validation(slides, seed, wanted)
+        for learn, validate in splits:
+            assert np.any([~np.isnan(s.y).any(axis=0) for s in learn], axis=0).all()
+            assert validate
+            assert not {b for s in learn for b in s.barcodes} & {
+                b for s in validate for b in s.barcodes
+            }
+        held_out = [s for _, validate in splits for s in validate]
+        assert np.any([~np.isnan(s.y).any(axis=0) for s in held_out], axis=0).all()
+
+
+def test_slides_of_one_panel_are_dealt_to_different_parts():
+    slides = [lacking(f"S{i}", "abcd" if i < 4 else "ab") for i in range(8)]
+    for seed in range(5):
+        for _, validate in split_validation(slides, seed, 4):
+            assert [len(s) for s in validate] == [40, 40]  # whole slides
+            assert sorted(s.name < "S4" for s in validate) == [False, True]

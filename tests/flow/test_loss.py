@@ -4,7 +4,7 @@ import torch
 from scipy.stats import pearsonr
 from slides import noise, seeded
 
-from stflow_graph.flow.loss import flow_loss, pearson_loss
+from stflow_graph.flow.loss import flow_loss, pearson_loss, without_missing
 
 Y = noise(30, 4).double()
 Y_HAT = Y + noise(30, 4, seed=1).double()
@@ -80,3 +80,35 @@ def test_gradient_is_the_derivative():
 def test_wrong_shapes_are_printed(y_hat, y, batch, message):
     with pytest.raises(ValueError, match=message):
         flow_loss(torch.zeros(y_hat), torch.zeros(y), torch.zeros(batch).long())
+
+
+def test_genes_that_are_not_measured_do_not_count_and_have_no_gradient():
+    missing = torch.zeros(30, 4, dtype=torch.bool)
+    missing[BATCH == 0, 1] = True
+    missing[BATCH == 1, 3] = True
+    y = Y.masked_fill(missing, torch.nan)
+    y_hat = Y_HAT.clone().requires_grad_()
+    loss = flow_loss(y_hat, y, BATCH, pcc_weight=0.3)
+    loss.backward()
+    measured = ~missing
+    mse = ((Y_HAT - Y)[measured] ** 2).sum().item() / 120
+    pairs = [pair for pair in PAIRS if pair not in ((0, 1), (1, 3))]
+    distance = mean_distance(Y_HAT, Y, pairs) * 6 / 8
+    assert loss.item() == pytest.approx(mse + 0.3 * distance, rel=1e-4)
+    assert (y_hat.grad[missing] == 0).all()
+    assert (y_hat.grad[measured] != 0).all()
+    # whatever the network predicts of them
+    wild = torch.where(missing, 1e3 * Y_HAT, Y_HAT).requires_grad_()
+    other = flow_loss(wild, y, BATCH, pcc_weight=0.3)
+    other.backward()
+    assert torch.equal(other, loss)
+    assert torch.equal(wild.grad, y_hat.grad)
+
+
+def test_what_is_not_measured_is_replaced_in_the_input():
+    y = Y.clone()
+    y[:, 2] = torch.nan
+    y_t = without_missing(0.5 * y, y)
+    assert torch.equal(y_t[:, 2], torch.zeros(30).double())
+    assert torch.equal(y_t[:, [0, 1, 3]], 0.5 * Y[:, [0, 1, 3]])
+    assert torch.equal(without_missing(y_t, Y), y_t)

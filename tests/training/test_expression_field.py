@@ -180,7 +180,53 @@ def test_constant_genes_have_a_field(smooth):
 
 def test_many_genes_have_the_directions_of_few(monkeypatch, smooth):
     parts, field = smooth
-    monkeypatch.setattr("stflow_graph.training.expression_field._DENSE", 1)
+    monkeypatch.setattr("stflow_graph.training.gene_directions._DENSE", 1)
     sparse = fitted(parts)
     alike = (sparse.smooth_loadings * field.smooth_loadings).sum(0).abs()[:3]
     np.testing.assert_allclose(alike, 1, atol=1e-3)
+
+
+def lacking(part: Part, genes: slice) -> Part:
+    truth = part[1].truth.copy()
+    truth[:, genes] = np.nan
+    return part[0], HeldOut(part[1].mean, None, truth)
+
+
+FIRST, SECOND = slice(0, 10), slice(10, 20)
+
+
+def test_slides_of_other_panels_have_the_field_of_whole_ones(smooth):
+    parts, field = smooth
+    panels = fitted([parts[0], lacking(parts[1], FIRST), lacking(parts[2], SECOND), parts[3]])
+    assert all(torch.isfinite(buffer).all() for buffer in panels.buffers())
+    for name in ("smooth_loadings", "noise_loadings"):
+        alike = (getattr(panels, name) * getattr(field, name)).sum(0)[0].abs()
+        assert alike > 0.95, name
+    np.testing.assert_allclose(panels.scale, field.scale, rtol=0.1)
+    np.testing.assert_allclose(smooth_variance(panels), smooth_variance(field), rtol=0.5)
+    shared = [f.noise_variances[:-1, 0] for f in (panels, field)]
+    np.testing.assert_allclose(*shared, rtol=0.4)
+    # a gene's own noise is that of the slides that measure it
+    own = panels.noise_own[:-1]
+    np.testing.assert_allclose(own[1, FIRST], own[[0, 2, 3], FIRST].mean(0), rtol=1e-5)
+
+
+def test_genes_that_are_never_measured_together_have_no_correlation(smooth):
+    parts, _ = smooth
+    apart = [lacking(part, FIRST if i % 2 else SECOND) for i, part in enumerate(parts)]
+    field = fitted(apart)
+    assert all(torch.isfinite(buffer).all() for buffer in field.buffers())
+    weights = np.stack([field.smooth_loadings[part].square().sum(0) for part in (FIRST, SECOND)])
+    np.testing.assert_allclose(weights[:, :2].max(axis=0), 1, atol=1e-6)  # each of one panel
+
+
+def test_many_genes_of_panels_have_the_directions_of_few(monkeypatch, smooth):
+    parts = [lacking(part, FIRST if i == 1 else slice(0, 0)) for i, part in enumerate(smooth[0])]
+    dense = fitted(parts)
+    monkeypatch.setattr("stflow_graph.training.gene_directions._DENSE", 1)
+    sparse = fitted(parts)
+    alike = (sparse.smooth_loadings * dense.smooth_loadings).sum(0).abs()[:3]
+    np.testing.assert_allclose(alike, 1, atol=1e-3)
+    np.testing.assert_allclose(
+        sparse.smooth_variances[:, 0], dense.smooth_variances[:, 0], rtol=0.01
+    )
