@@ -19,7 +19,7 @@ from matplotlib.patches import Ellipse, Rectangle
 
 _MARGIN = 160  # level-0 px around the spots
 _SPOT = 0.86  # drawn diameter over the distance of neighbouring spots
-_QUANTILES = (0.02, 0.98)  # ends of a colour scale, so that single spots do not set it
+QUANTILES = (0.02, 0.98)  # ends of a colour scale, so that single spots do not set it
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     axes[1, 0].text(0, 1, options.credit, va="top", fontsize=12, transform=axes[1, 0].transAxes)
     for (axis, bar), (title, values, colours, label) in zip(axes.T[1:], panels, strict=True):
         axis.set_title(title, fontsize=17)
-        spots = _draw_spots(predicted, values, colours, axis)
+        spots = draw_spots(predicted, values, colours, axis)
         figure.colorbar(spots, cax=bar, orientation="horizontal", label=label)
         bar.spines["outline"].set_visible(False)
         bar.xaxis.get_major_locator().set_params(nbins=5)
@@ -75,10 +75,14 @@ def _draw_image(predicted: AnnData, um_per_px: float, axis: plt.Axes) -> str:
     return str(slide)
 
 
-def _draw_spots(
-    predicted: AnnData, values: np.ndarray, colours: str, axis: plt.Axes
+def draw_spots(
+    predicted: AnnData,
+    values: np.ndarray,
+    colours: str,
+    axis: plt.Axes,
+    limits: tuple[float, float] | None = None,
 ) -> PatchCollection:
-    """Draw a value of each spot as a disc."""
+    """Draw a value of each spot as a disc; the ends of the colours are quantiles if not given."""
     places = predicted.obsm["spatial"]
     squares = ((places[:, None] - places[None]) ** 2).sum(-1).astype(float)
     np.fill_diagonal(squares, np.inf)
@@ -86,7 +90,7 @@ def _draw_spots(
     discs = [Ellipse(place, diameter, diameter) for place in places]
     spots = PatchCollection(discs, cmap=colours, linewidths=0)
     spots.set_array(values)
-    spots.set_clim(*np.quantile(values, _QUANTILES))
+    spots.set_clim(*(limits or np.quantile(values, QUANTILES)))
     axis.add_collection(spots)
     _frame(predicted, axis)
     return spots
