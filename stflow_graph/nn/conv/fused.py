@@ -88,21 +88,16 @@ def attention(
     """
     if not _applies(edge_index, receiver, sender, value, f):
         return None
-    widths = (*att.shape, f.size(1))
-    if not _works(receiver.device, value.dtype, f.dtype, log_weight is not None, widths, precision):
+    kind = (value.dtype, f.dtype, log_weight is not None, *att.shape, f.size(1), precision)
+    if not _works(receiver.device, torch.is_grad_enabled(), *kind):
         return None
     orders = EdgeOrders.of(edge_index)
     if len(orders.forward.starts) != len(receiver) + 1:  # a matrix of another size
         return None
+    weight = None if log_weight is None else log_weight.contiguous()
     rows = (_by_rows(part) for part in (receiver, sender, value))
     context: Tensor = FusedAttention.apply(
-        *rows,
-        f.contiguous(),
-        log_weight,
-        to_hidden.contiguous(),
-        att.contiguous(),
-        orders,
-        precision,
+        *rows, f.contiguous(), weight, to_hidden.contiguous(), att.contiguous(), orders, precision
     )
     return context
 
@@ -137,14 +132,16 @@ def is_available() -> bool:
 @functools.cache
 def _works(
     device: torch.device,
+    with_gradients: bool,
     dtype: torch.dtype,
     edge_dtype: torch.dtype,
     weighted: bool,
-    widths: tuple[int, int, int],
+    heads: int,
+    width: int,
+    edge_width: int,
     precision: str,
 ) -> bool:
-    """Return whether the kernels compile; the answer is sought once, on a graph of two spots."""
-    heads, width, edge_width = widths
+    """Return whether the kernels compile, which a graph of two spots shows once and for all."""
     channels = heads * width
     try:
         with torch.no_grad():
@@ -156,9 +153,10 @@ def _works(
             index = torch.tensor([[1, 0], [0, 1]], device=device)
             orders = EdgeOrders(EdgeIndex(index, sparse_size=(2, 2), sort_order="col"))
             att = torch.zeros(heads, width, device=device)
-            inputs = (*rows, wide[:, 2 * channels :], f, weights, to_hidden, att)
-            context, log_sum = launch_forward(*inputs, orders, precision)
-            launch_backward(*inputs, orders, precision, context, log_sum, torch.zeros_like(context))
+            inputs = (*rows, wide[:, 2 * channels :], f, weights, to_hidden, att, orders, precision)
+            context, log_sum = launch_forward(*inputs)
+            if with_gradients:
+                launch_backward(*inputs, context, log_sum, torch.zeros_like(context))
     except Exception as error:  # Triton has no common type of errors
         logger.warning("the default layer runs without its GPU kernels: %s", error)
         return False
