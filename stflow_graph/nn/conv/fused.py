@@ -36,6 +36,8 @@ from stflow_graph.nn.conv.fused_attention import (
 logger = logging.getLogger(__name__)
 MODES = ("auto", "off", "on")
 mode = os.environ.get("STFLOW_GRAPH_FUSED", "auto")
+if mode not in MODES:
+    raise ValueError(f"STFLOW_GRAPH_FUSED must be one of {', '.join(MODES)}, got {mode!r}")
 # of matrix products in the kernels: three TF32 products, about as exact as float32, or float32
 PRECISIONS = ("tf32x3", "ieee")
 precision = PRECISIONS[0]

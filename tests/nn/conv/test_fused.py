@@ -21,7 +21,7 @@ from stflow_graph.graph import SpatialGraph, TiledGraph
 from stflow_graph.graph.edge_orders import EdgeOrders
 from stflow_graph.graph.neighbor_sum import sorted_edges
 from stflow_graph.graph.whole import Edges, WholeGraph
-from stflow_graph.nn.conv import AdditiveConv, FrameAveragedConv, fused
+from stflow_graph.nn.conv import AdditiveConv, FrameAveragedConv, fused, fused_attention
 from stflow_graph.nn.edge_encoder import EncodedEdges
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -32,6 +32,7 @@ on_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not RUNS, reason=WHY))
 on_gpu = pytest.param("cuda", marks=pytest.mark.gpu)
 devices = pytest.mark.parametrize("device", [on_cpu, on_gpu])
 gpu_alone = pytest.mark.parametrize("device", [on_gpu])
+KERNELS = ["forward", "backward_by_receiver", "backward_by_sender"]
 # C, G, H, D_e
 SHAPES = {"usual": (128, 7, 4, 32), "odd": (12, 3, 3, 9), "one head": (20, 2, 1, 5)}
 
@@ -82,42 +83,49 @@ def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) 
         assert (one - other).abs().max() <= tolerance * other.abs().max().clamp(min=1e-3)
 
 
-def used() -> int:
-    """Return how often the kernels have been asked for."""
-    found = fused._works.cache_info()
-    return found.hits + found.misses
+@pytest.fixture
+def launched(monkeypatch) -> list[str]:
+    """Return the list of the kernels that have run, which grows."""
+    names, launch = [], fused_attention._launch
+
+    def launch_and_note(kernel, *arguments, **widths):
+        launch(kernel, *arguments, **widths)
+        names.append(kernel)
+
+    monkeypatch.setattr(fused_attention, "_launch", launch_and_note)
+    return names
 
 
 @devices
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("weighted", "precision"), [(True, "tf32x3"), (False, "ieee")])
 def test_values_and_gradients_equal_the_reference_in_float64(
-    device, shape, weighted, precision, monkeypatch
+    device, shape, weighted, precision, monkeypatch, launched
 ):
     monkeypatch.setattr(fused, "precision", precision)
     layer, data, edges = case(shape)
     if not weighted:
         edges = edges._replace(edge_weight=None)
     expected = passes(copy.deepcopy(layer).double(), data, edges, "off")
-    before = used()
     actual = passes(layer.to(device), data, edges, "on")
-    assert used() > before
+    assert launched[-3:] == KERNELS
     assert_near(actual, expected, 2e-5)
 
 
 @devices
-def test_bfloat16(device):
+def test_bfloat16(device, launched):
     layer, data, edges = case("odd")
     low = copy.deepcopy(layer).to(device, torch.bfloat16)
     expected = passes(low.double(), data, edges, "off")
     actual = passes(low.bfloat16(), data, edges, "on")
+    assert launched[-3:] == KERNELS
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == torch.bfloat16
         assert change(one.double(), other) < 0.1
 
 
 @devices
-def test_edges_encoded_beforehand_and_spots_outside(device):
+def test_edges_encoded_beforehand_and_spots_outside(device, launched):
     """A tile's halo receives nothing; without gradients nothing else is computed."""
     layer, data, edges = case("usual", n=12)
     layer, data = layer.to(device), data.to(device)
@@ -127,6 +135,7 @@ def test_edges_encoded_beforehand_and_spots_outside(device):
         f = EncodedEdges(layer.edge_encoder(edges.edge_attr.to(device)))
         one, other = (_with(mode, layer, data, index, f, weight) for mode in ("on", "off"))
     assert change(one, other) < 1e-5
+    assert set(launched) == {"forward"}
     assert "reverse" not in vars(EdgeOrders.of(index))
 
 
@@ -141,28 +150,28 @@ def test_results_are_the_same_every_time(device):
     torch.manual_seed(0)
     layer = AdditiveConv(64, 5).to(device)
     edges = WholeGraph.of(data).edges
-    one, other = (passes(layer, data, edges, "auto") for _ in range(2))
+    # the update, and the gradients of what the layer takes: cuBLAS sums those of its weights
+    one, other = (passes(layer, data, edges, "auto")[:5] for _ in range(2))
     assert all(map(torch.equal, one, other))
 
 
 @gpu_alone
-def test_a_large_slide(device):
+def test_a_large_slide(device, launched):
     """Every program of the backward pass has several senders."""
     data = SpatialGraph(8)(slide(5000, 128, 50))
     torch.manual_seed(0)
     layer = AdditiveConv(128, 50)
     edges = WholeGraph.of(data).edges
     expected = passes(copy.deepcopy(layer).double(), data, edges, "off")
-    before = used()
     actual = passes(layer.to(device), data, edges, "auto")
-    assert used() > before
+    assert launched[-3:] == KERNELS
     assert_near(actual, expected, 1e-4)
     assert_near(passes(layer, data, edges, "off"), expected, 1e-4)
 
 
 @gpu_alone
 @pytest.mark.parametrize("kind", ["every step", "two stages"])
-def test_a_whole_network(device, kind):
+def test_a_whole_network(device, kind, launched):
     data = in_single(graph(slide(array("isolated"), EMBEDDING, GENES)))
     model, t = network(kind).float().to(device), torch.full((1,), 0.3, device=device)
     y_t, data = noise(len(data.x), GENES, seed=5).to(device), data.to(device)
@@ -175,6 +184,7 @@ def test_a_whole_network(device, kind):
             with torch.no_grad():
                 tiled = model.bind(data, TiledGraph.of(data, 11))(y_t, t)
         found.append([out, tiled, *(g for g in gradients if g is not None)])
+    assert set(launched) == set(KERNELS)
     scale = max(g.abs().max() for g in found[1][2:])
     for one, other in zip(found[0][:2], found[1][:2], strict=True):
         assert change(one, other) < 2e-5
