@@ -65,6 +65,8 @@ class AdditiveConv(EdgeAttentionConv):
         log_weight: Tensor | None,
     ) -> Tensor | None:
         """Return the sum of all messages by the kernels of ``nn.conv.fused``, where they apply."""
+        if torch.compiler.is_compiling():
+            return None
         plain = type(self) is AdditiveConv and type(self.score) is AdditiveScore
         hooks = (hook for name, hook in vars(self).items() if name.endswith(_HOOKS))
         if not plain or any(hooks) or (self.training and self.dropout > 0):

@@ -105,9 +105,7 @@ def attention(
 
 
 def _applies(edge_index: Any, receiver: Tensor, sender: Tensor, value: Tensor, f: Tensor) -> bool:
-    if mode == "off" or torch.compiler.is_compiling():
-        return False
-    if not isinstance(edge_index, EdgeIndex) or not edge_index.is_sorted_by_col:
+    if mode == "off" or not isinstance(edge_index, EdgeIndex) or not edge_index.is_sorted_by_col:
         return False
     if not (receiver.is_cuda or mode == "on") or not len(f) or not is_available():
         return False
@@ -159,6 +157,8 @@ def _works(
             context, log_sum = launch_forward(*inputs)
             if with_gradients:
                 launch_backward(*inputs, context, log_sum, torch.zeros_like(context))
+    except torch.OutOfMemoryError:
+        raise  # tells nothing about the kernels
     except Exception as error:  # Triton has no common type of errors
         logger.warning("the default layer runs without its GPU kernels: %s", error)
         return False
