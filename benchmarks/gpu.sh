@@ -68,7 +68,7 @@ fi
 common=(--device "$device" --threads "$threads")
 step speed benchmarks 120 "$python" benchmarks/speed.py "${common[@]}" "${small[@]}" \
   --sizes "${sizes[@]}" --max-published 10000 --max-training 100000 --out "$work/speed"
-step layer benchmarks 30 "$python" benchmarks/layer.py "${common[@]}" "${small[@]}" \
+step layer benchmarks 60 "$python" benchmarks/layer.py "${common[@]}" "${small[@]}" \
   --spots "$spots" --out "$work/layer"
 
 if [ -n "$data" ]; then

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch_geometric
+from layer import short
 from speed import BUSY, machine
 
 from stflow_graph.io.predictions import read_prediction
@@ -83,6 +84,10 @@ def rows(found: dict[str, Any]) -> Iterator[Row]:
             f"{layer['spots']:,}",
             (f"{1e3 * each['seconds']:.2f} ms, {share}, {gathered}"),
         )
+    for variant, kernels in layer.get("kernels", {}).items():
+        for kernel, took in kernels.items():
+            what = f"local layer, kernel of {variant}"
+            yield what, f"{layer['spots']:,}", f"{1e3 * took:.2f} ms, `{short(kernel)}`"
     for n, each in found.get("memory", {}).get("streamed", {}).items():
         yield (
             "`stflow-graph sample` from disk",

@@ -10,6 +10,10 @@ pass reads them and the gradient of the output, and writes the gradients of stat
 Keys and values are of neighbours, though, and a cache that holds none of them reads two rows for
 every edge: the second number of bytes. The bandwidth is that of a large copy, bytes read and
 written, measured in the same run; the share is the bytes over the time, of that bandwidth.
+
+On a GPU with Triton the layer runs by its fused kernels, with either precision of their matrix
+products, and by PyG's operators. Below the table are the kernels (on a CPU: operators) that take
+most of the time of a forward and a backward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +30,17 @@ from contenders import N_GENES, SIZE, TINY, K, synthetic_slide
 from rich.console import Console
 from rich.table import Table
 from speed import machine, seconds
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from stflow_graph.graph import SpatialGraph
 from stflow_graph.graph.whole import WholeGraph
-from stflow_graph.nn.conv import AdditiveConv
+from stflow_graph.nn.conv import AdditiveConv, fused
 
 _FLOAT, _INDEX = 4, 8  # bytes
 _COPIED = {"cuda": 2**30, "cpu": 2**28}
+_PROFILED, _TOP = 3, 5  # passes, kernels
+PYG = "PyG's operators"
 
 
 def median(work: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -62,8 +71,41 @@ def bytes_moved(n_spots: int, n_edges: int, channels: int) -> dict[str, dict[str
     }
 
 
-def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Return bandwidth, and the seconds, bytes and share of each pass."""
+def variants(device: torch.device) -> dict[str, tuple[str, str]]:
+    """Return the ways to run the layer, the default first: mode and precision of ``nn.conv.fused``.
+
+    A CPU knows one way only.
+    """
+    if device.type == "cpu" or not fused.is_available():
+        return {PYG: ("off", fused.precision)}
+    ways = {f"fused, {precision}": ("auto", precision) for precision in fused.PRECISIONS}
+    return {**ways, PYG: ("off", fused.precision)}
+
+
+def slowest(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Return the seconds a pass of the kernels that take most of its time, a CPU's operators."""
+    activity = ProfilerActivity.CPU if device.type == "cpu" else ProfilerActivity.CUDA
+    with profile(activities=[activity]) as profiler:
+        for _ in range(_PROFILED):
+            seconds(work, device)
+    total: dict[str, float] = {}
+    for event in profiler.key_averages():
+        on_cpu = event.device_type == DeviceType.CPU
+        if on_cpu == (device.type == "cpu"):
+            took = event.self_cpu_time_total if on_cpu else event.self_device_time_total
+            total[event.key] = total.get(event.key, 0.0) + took / 1e6 / _PROFILED
+    return dict(sorted(total.items(), key=lambda item: -item[1])[:_TOP])
+
+
+def short(kernel: str) -> str:
+    """Return a kernel's name without what all of PyTorch's have in common, cut off."""
+    for part in ("void ", "at::native::", "(anonymous namespace)::", "::<unnamed>"):
+        kernel = kernel.replace(part, "")
+    return kernel.replace("|", "/")[:70]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return bandwidth, and of each variant and pass seconds, bytes and share, and its kernels."""
     device, n = torch.device(options.device), 500 if options.quick else options.spots
     channels, heads = ((TINY if options.quick else SIZE)[k] for k in ("hidden_channels", "n_heads"))
     torch.manual_seed(0)
@@ -82,21 +124,30 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         torch.autograd.grad(layer(h, y, *edges).sum(), learned)
 
     copied = 2**20 if options.quick else _COPIED[device.type]
-    bandwidth = copy_bandwidth(device, copied)
-    passes: dict[str, dict[str, float]] = {}
-    for (name, moved), work in zip(
-        bytes_moved(n, data.edge_index.size(1), channels).items(), (forward, both), strict=True
-    ):
-        took = median(work, device, 2 if options.quick else options.repeats)
-        shares = {f"share, {kind}": value / took / bandwidth for kind, value in moved.items()}
-        passes[name] = {"seconds": took, **moved, **shares}
-    return {
+    result: dict[str, Any] = {
         "machine": machine(device),
         "spots": n,
         "edges": data.edge_index.size(1),
-        "bandwidth": bandwidth,
-        "passes": passes,
+        "bandwidth": copy_bandwidth(device, copied),
+        "passes": {},
+        "kernels": {},
     }
+    least = bytes_moved(n, result["edges"], channels)
+    chosen = fused.precision
+    for variant, (mode, precision) in variants(device).items():
+        fused.precision = precision
+        with fused.using(mode):
+            for (name, moved), work in zip(least.items(), (forward, both), strict=True):
+                took = median(work, device, 2 if options.quick else options.repeats)
+                shares = {
+                    f"share, {kind}": value / took / result["bandwidth"]
+                    for kind, value in moved.items()
+                }
+                row = {"seconds": took, **moved, **shares}
+                result["passes"][f"{name}, {variant}"] = row
+            result["kernels"][variant] = slowest(both, device)
+    fused.precision = chosen
+    return result
 
 
 def main() -> None:
@@ -121,6 +172,12 @@ def main() -> None:
         table.add_row(name, *cells)
     console = Console(width=120)
     console.print(table)
+    kernels = Table("", "kernel", "ms", "of the pass")
+    for variant, times in result["kernels"].items():
+        whole = result["passes"][f"forward and backward, {variant}"]["seconds"]
+        for name, took in times.items():
+            kernels.add_row(variant, short(name), f"{1e3 * took:.2f}", f"{took / whole:.0%}")
+    console.print(kernels, markup=False)
     console.print(
         f"{result['spots']:,} spots, {result['edges']:,} edges; a copy moves "
         f"{result['bandwidth'] / 1e9:,.0f} GB/s; {result['machine']}",

@@ -136,13 +136,17 @@ def test_layer_compares_the_default_layer_with_the_bandwidth_of_a_copy(script, t
     out = script("layer.py", "--quick", "--out", tmp_path)
     found = json.loads((tmp_path / "layer.json").read_text())
     assert found["bandwidth"] > 1e7
-    forward, both = found["passes"]["forward"], found["passes"]["forward and backward"]
+    passes = ("forward, PyG's operators", "forward and backward, PyG's operators")
+    forward, both = (found["passes"][name] for name in passes)
     # 500 spots, 16 channels, 50 genes: states in and out, expression, edges
     assert forward["least"] == 4 * 500 * (2 * 16 + 50) + 36 * found["edges"] + 8 * 500
     for row in (forward, both):
         moved = row["share, least"] * row["seconds"] * found["bandwidth"]
         assert moved == pytest.approx(row["least"])
     assert both["least"] > 2 * forward["least"]
+    (kernels,) = found["kernels"].values()
+    assert len(kernels) == 5
+    assert 0 < sum(kernels.values()) < 10
     assert "500 spots" in out
 
 

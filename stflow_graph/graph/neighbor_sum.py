@@ -45,7 +45,8 @@ def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
 
 def edge_starts(receiver: Tensor, n_spots: int) -> Tensor:
     """Return ``[n_spots + 1]``: where the edges of each spot start in a sorted ``receiver [E]``."""
-    return torch.searchsorted(receiver, torch.arange(n_spots + 1, device=receiver.device))
+    spots = torch.arange(n_spots + 1, device=receiver.device, dtype=receiver.dtype)
+    return torch.searchsorted(receiver, spots)
 
 
 def is_sorted(receiver: Tensor) -> bool:

@@ -13,17 +13,16 @@ import dataclasses
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-from stflow_graph.graph.backends import Search, make_search
+from stflow_graph.graph.backends import Search, TreeSearch, make_search
 
 # relative difference of distances that count as tied, far above the rounding of a rotated array
 _TIED = 1e-9
-# spots whose candidates are compared at a time
-_ROWS = 2**16
 # of the distance of 8th neighbours: nearer spots share a place
 _SAME_PLACE = 1e-3
+# neighbours among which the nearest at another place is sought
+_FOR_PITCH = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,7 @@ def nearest_neighbors(
     slack: float = 0.1,
     same_place: float = 0.0,
     backend: str = "auto",
+    search: Search | None = None,
 ) -> Neighbors:
     """Connect every spot with its nearest neighbours of the same slide, itself excluded.
 
@@ -66,6 +66,8 @@ def nearest_neighbors(
         same_place: distance below which spots are at one place: if more than k are, all of them
             are neighbours, with weight 1.
         backend: one of ``graph.backends.BACKENDS``; all give equal edges.
+        search: a search made from these spots' positions in any unit, without ``batch``; it takes
+            the place of the backend's.
 
     Raises:
         ValueError: shapes that do not fit, k < 1, slack < 0, positions not finite.
@@ -84,9 +86,8 @@ def nearest_neighbors(
         raise ValueError(f"pos {list(pos.shape)} has {lost} rows that are not finite")
     parts, start = [], 0
     for part in _split(pos.detach().double(), batch):
-        search = make_search(part, backend)
         target, source, *lengths = _search_slide(
-            part, min(k, len(part) - 1), slack, same_place, search
+            part, min(k, len(part) - 1), slack, same_place, search or make_search(part, backend)
         )
         parts.append((target + start, source + start, *lengths))
         start += len(part)
@@ -99,6 +100,23 @@ def nearest_neighbors(
     return Neighbors(torch.stack([source, target]), distance, weight)
 
 
+def in_pitches(pos: Tensor, k: int, backend: str = "auto") -> tuple[Tensor, Search]:
+    """Return a slide's positions in spot pitches, float64, and the search for k neighbours.
+
+    A k-d tree is built and asked once for the pitch and the neighbours.
+
+    Args:
+        pos: ``[N, 2]`` positions of one slide.
+        k: as of :func:`nearest_neighbors`, which takes the search.
+        backend: as of :func:`nearest_neighbors`.
+    """
+    pos = pos.detach().double()
+    search = make_search(pos, backend)
+    if not isinstance(search, TreeSearch):
+        return pos / spot_pitch(pos), search
+    return pos / _pitch(search, _first_width(len(pos), max(1, min(k, len(pos) - 1)))), search
+
+
 def spot_pitch(pos: Tensor) -> float:
     """Return the median distance to the nearest other place, 1.0 if all spots share one place.
 
@@ -108,21 +126,36 @@ def spot_pitch(pos: Tensor) -> float:
     Args:
         pos: ``[N, 2]`` positions of one slide.
     """
-    points = pos.detach().double().cpu().numpy()
-    nearest = _nearest_place(points)
+    return _pitch(TreeSearch(pos.detach().double()))
+
+
+def _pitch(search: TreeSearch, ahead: int = 0) -> float:
+    nearest = _nearest_place(search, ahead)
     if not len(nearest):  # every spot has many twins
-        nearest = _nearest_place(np.unique(points, axis=0))
+        places = torch.from_numpy(np.unique(search.points, axis=0))
+        nearest = _nearest_place(TreeSearch(places))
     return float(np.median(nearest)) if len(nearest) else 1.0
 
 
-def _nearest_place(points: np.ndarray) -> np.ndarray:
+def _nearest_place(search: TreeSearch, ahead: int = 0) -> np.ndarray:
     """Return the distance to the nearest other place of each spot that has one in reach."""
-    if len(points) < 2:
+    n = len(search.points)
+    if n < 2:
         return np.empty(0)
-    distance = cKDTree(points).query(points, k=min(len(points), 9))[0][:, 1:]
+    distance = search.distances(min(n, 1 + _FOR_PITCH), ahead)[:, 1:]
     apart = distance > _SAME_PLACE * np.quantile(distance[:, -1], 0.9)
     nearest = np.where(apart, distance, np.inf).min(axis=1)
     return nearest[np.isfinite(nearest)]
+
+
+def rows_at_a_time(device: torch.device) -> int:
+    """Return of how many spots edges are computed at a time: a CPU's cache holds what they take."""
+    return 2**13 if device.type == "cpu" else 2**16
+
+
+def _first_width(n: int, k: int) -> int:
+    """Return the number of candidates that the search starts with, the spot itself included."""
+    return min(n, 2 * k + 6)
 
 
 def _split(pos: Tensor, batch: Tensor | None) -> list[Tensor]:
@@ -142,11 +175,11 @@ def _search_slide(
 ) -> _SlideEdges:
     """Return (target, source, distance, d_k of the target) of all edges of one slide."""
     n = len(pos)
-    rows, width = torch.arange(n, device=pos.device), min(n, 2 * k + 6)
+    rows, width = torch.arange(n, device=pos.device), _first_width(n, k)
     edges: list[_SlideEdges] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
     while k > 0 and len(rows):
         remaining = []
-        for part in rows.split(_ROWS):
+        for part in rows.split(rows_at_a_time(pos.device)):
             index = search(part, width)
             distance = (pos[index] - pos[part, None]).square().sum(-1).sqrt()
             itself = index == part[:, None]

@@ -7,12 +7,10 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.graph.frames import edge_geometry
-from stflow_graph.graph.neighbors import nearest_neighbors, spot_pitch
+from stflow_graph.graph.neighbors import in_pitches, nearest_neighbors, rows_at_a_time
 
 # in pitches; cells or bins that the segmentation put on top of each other
 _SAME_PLACE = 1e-3
-# spots whose edges' geometry is computed at a time: in float64 it takes a dozen tensors
-_SPOTS = 2**16
 
 
 class SpatialGraph(BaseTransform):
@@ -35,17 +33,18 @@ class SpatialGraph(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``edge_index [2, E]``, ``edge_weight [E]``, ``edge_attr [E, 6]``."""
-        pos = data.pos.double() / spot_pitch(data.pos)
+        pos, search = in_pitches(data.pos, self.n_neighbors, self.backend)
         near = nearest_neighbors(
             pos,
             self.n_neighbors,
             slack=self.slack,
             same_place=_SAME_PLACE,
-            backend=self.backend,
+            search=search,
         )
         data.edge_index = near.edge_index
         data.edge_weight = near.weight.to(torch.float32)
-        ends = torch.tensor(range(_SPOTS, len(pos), _SPOTS), dtype=torch.long, device=pos.device)
+        n_rows = rows_at_a_time(pos.device)  # in float64 their edges take a dozen tensors
+        ends = torch.arange(n_rows, max(n_rows, len(pos)), n_rows, device=pos.device)
         cuts = torch.searchsorted(near.edge_index[1].contiguous(), ends).tolist()
         sizes = [b - a for a, b in zip([0, *cuts], [*cuts, near.weight.size(0)], strict=True)]
         parts = zip(near.edge_index.split(sizes, dim=1), near.weight.split(sizes), strict=True)

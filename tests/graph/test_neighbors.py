@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from slides import array, motion, noise, seeded
+from slides import ARRAYS, array, motion, noise, seeded
 
 from stflow_graph.errors import MissingDependency
 from stflow_graph.graph import nearest_neighbors, spot_pitch
 from stflow_graph.graph.backends import BACKENDS, is_available, make_search
+from stflow_graph.graph.neighbors import in_pitches
 
 SEARCHERS = [
     pytest.param(
@@ -71,6 +72,20 @@ def test_every_backend_gives_the_same_edges(backend, slack):
             assert torch.equal(actual.weight, expected.weight)
 
 
+@pytest.mark.parametrize("backend", SEARCHERS)
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("k", [1, 8, 60])
+def test_a_search_in_other_units_gives_the_same_edges(backend, kind, k):
+    pos = array(kind) * 163.3 + 4e4
+    unit, search = in_pitches(pos, k, backend)
+    assert torch.equal(unit, pos / spot_pitch(pos))
+    actual, expected = (
+        nearest_neighbors(unit, k, same_place=1e-3, search=each) for each in (search, None)
+    )
+    assert torch.equal(actual.edge_index, expected.edge_index)
+    assert torch.equal(actual.weight, expected.weight)
+
+
 def test_a_missing_backend_is_reported_with_the_fix(monkeypatch):
     monkeypatch.setattr("stflow_graph.graph.backends.is_available", lambda _: False)
     with pytest.raises(MissingDependency, match=r"torch-cluster.* not installed.*scipy"):
@@ -80,15 +95,15 @@ def test_a_missing_backend_is_reported_with_the_fix(monkeypatch):
 @pytest.mark.parametrize(
     ("is_cuda", "installed", "expected"),
     [
-        (False, True, "_scipy"),
+        (False, True, "TreeSearch"),
         (True, True, "_torch_cluster"),
-        (True, False, "_scipy"),  # the tree: all pairs of a million spots take minutes on a GPU
+        (True, False, "TreeSearch"),  # the tree: all pairs of a million spots take minutes on a GPU
     ],
 )
 def test_auto_never_compares_all_pairs(monkeypatch, is_cuda, installed, expected):
     module = "stflow_graph.graph.backends."
     monkeypatch.setattr(module + "is_available", lambda _: installed)
-    for maker in ("_scipy", "_torch", "_torch_cluster"):
+    for maker in ("TreeSearch", "_torch", "_torch_cluster"):
         monkeypatch.setattr(module + maker, lambda _, maker=maker: maker)
     assert make_search(SimpleNamespace(is_cuda=is_cuda)) == expected
 

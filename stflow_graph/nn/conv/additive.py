@@ -7,8 +7,16 @@ from torch import Tensor, nn
 
 from stflow_graph.graph.frames import EDGE_FEATURES
 from stflow_graph.nn.activation import silu_maybe_inplace
+from stflow_graph.nn.conv import fused
 from stflow_graph.nn.conv.edge_attention import EdgeAttentionConv, sum_with_map
 from stflow_graph.nn.edge_encoder import InvariantEncoder
+
+# of steps that the kernels do not take one by one
+_HOOKS = tuple(
+    f"_{step}_forward_{kind}"
+    for step in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+    for kind in ("pre_hooks", "hooks")
+)
 
 
 class AdditiveConv(EdgeAttentionConv):
@@ -46,6 +54,25 @@ class AdditiveConv(EdgeAttentionConv):
         self.edge_encoder = InvariantEncoder(edge_channels, edge_features)
         self.score = AdditiveScore(channels, n_genes, heads, edge_channels)
         self.out = nn.Linear(channels + edge_channels, channels)
+
+    def fused(
+        self,
+        edge_index: Tensor,
+        receiver: Tensor,
+        sender: Tensor,
+        v: Tensor,
+        f: Tensor,
+        log_weight: Tensor | None,
+    ) -> Tensor | None:
+        """Return the sum of all messages by the kernels of ``nn.conv.fused``, where they apply."""
+        if torch.compiler.is_compiling():
+            return None
+        plain = type(self) is AdditiveConv and type(self.score) is AdditiveScore
+        hooks = (hook for name, hook in vars(self).items() if name.endswith(_HOOKS))
+        if not plain or any(hooks) or (self.training and self.dropout > 0):
+            return None
+        to_hidden, att = self.score.lin_edge.weight, self.score.att
+        return fused.attention(edge_index, receiver, sender, v, f, log_weight, to_hidden, att)
 
 
 class AdditiveScore(nn.Module):

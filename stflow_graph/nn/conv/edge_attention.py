@@ -112,15 +112,16 @@ class EdgeAttentionConv(MessagePassing):
             plain = edge_index.as_tensor()
             if edge_index.is_sorted_by_col:
                 (starts, _), _ = edge_index.get_csc()
-        alpha = self.edge_updater(
-            plain,
-            receiver=receiver,
-            sender=sender,
-            f=f,
-            log_weight=None if edge_weight is None else edge_weight.clamp(min=1e-30).log(),
-            starts=starts,
-        )
-        context = self.propagate(edge_index, alpha=alpha, v=v, f=f.unflatten(1, (self.heads, -1)))
+        log_weight = None if edge_weight is None else edge_weight.clamp(min=1e-30).log()
+        context = None
+        if not return_attention_weights:
+            context = self.fused(edge_index, receiver, sender, v, f, log_weight)
+        if context is None:
+            alpha = self.edge_updater(
+                plain, receiver=receiver, sender=sender, f=f, log_weight=log_weight, starts=starts
+            )
+            f = f.unflatten(1, (self.heads, -1))
+            context = self.propagate(edge_index, alpha=alpha, v=v, f=f)
         out = self.out(context)
         if not return_attention_weights:
             return out
@@ -129,6 +130,18 @@ class EdgeAttentionConv(MessagePassing):
         if is_torch_sparse_tensor(original):
             return out, set_sparse_value(original, alpha)
         return out, (original, alpha)
+
+    def fused(
+        self,
+        edge_index: Tensor,
+        receiver: Tensor,
+        sender: Tensor,
+        v: Tensor,
+        f: Tensor,
+        log_weight: Tensor | None,
+    ) -> Tensor | None:
+        """Return the sum of all messages ``[N, C + D_e]`` by kernels of a layer's own, if any."""
+        return None
 
     def edge_update(
         self,
