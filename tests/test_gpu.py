@@ -22,6 +22,7 @@ from torch_geometric.nn.attention import PerformerAttention, PolynormerAttention
 from toy import Cohort
 
 from stflow_graph.config import load_config
+from stflow_graph.data.observed import Observed
 from stflow_graph.flow.field import SlideNoise
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.graph import SimilarityEdges, SpatialGraph, STFlowGraph, TiledGraph, WholeGraph
@@ -260,6 +261,23 @@ def test_a_fields_draws():
         )
         drawn.append(torch.stack(list(draws.expression(mean.to(device), slice(None)))))
     assert_same(drawn[1], drawn[0])
+
+
+@pytest.mark.parametrize("n_genes", [2, 4])
+def test_measured_spots_inform_the_others(n_genes):
+    checkpoint, of_slide = checkpoint_of("field"), linear_slide("S", 90)
+    rows, genes = np.arange(0, 90, 4), np.arange(n_genes)
+    observed = Observed(rows, genes, of_slide.truth[np.ix_(rows, genes)])
+    settings = SampleSettings(n_samples=3, seed=1)
+    here, far = (
+        list(Predictor(checkpoint, device).blocks(of_slide, settings, observed))
+        for device in ("cpu", DEVICE)
+    )
+    for one, other in zip(here, far, strict=True):
+        for expected, actual in ((one.mean, other.mean), (one.samples, other.samples)):
+            assert np.ptp(expected) > 1e-3
+            within = 1e-3 * max(1.0, float(np.abs(expected).max()))
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=within)
 
 
 @pytest.fixture(scope="module", params=["field", "spot", "graph"])
