@@ -176,14 +176,6 @@ class SpotNoise:
         shared, own = drawn.split([rank, n_genes], dim=1)
         return (shared * self.variances.sqrt()) @ self.loadings.t() + own * self.own.sqrt()
 
-    def covariance(self, genes: Tensor | slice, others: Tensor | slice | None = None) -> Tensor:
-        """Return the covariance of z of genes with others ``[M, M']``, with themselves if None."""
-        left = self.loadings[genes] * self.variances
-        if others is not None:
-            shared = left @ self.loadings[others].t()
-            return shared + torch.diag(self.own)[genes][:, others]
-        return left @ self.loadings[genes].t() + torch.diag(self.own[genes])
-
     def variance(self) -> Tensor:
         """Return the variance of z of each gene, ``[G]``."""
         return self.loadings.square() @ self.variances + self.own

@@ -33,7 +33,7 @@ _MIN_NOISE = 1e-3  # of a process's variance: Cholesky factors in float32 need s
 # standard deviations of the logarithms' prior. Of a cohort's processes, about what is written
 # beside; of a slide's, about the cohort's
 _SMOOTH_SHARE, _SHARE_SPREAD, _RANGE_SPREAD, _NOISE_SPREAD = 0.1, 2.0, 1.0, 1.0
-_SLIDE_AMPLITUDE, _SLIDE_RANGE, _SLIDE_NOISE = 1.0, 0.7, 0.35
+_SLIDE_AMPLITUDE, _SLIDE_RANGE, _SLIDE_NOISE = 1.0, 0.25, 0.35
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

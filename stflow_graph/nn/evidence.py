@@ -14,7 +14,6 @@ from stflow_graph.flow.kriging import Kriging, Sites
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.measured_genes import MeasuredGenes
 
-_QUADRATURE = 9
 _NOISE_RANGE = (0.25, 1.5)  # by which a slide's noise can differ from that of the cohort
 _ROWS = 8192
 _FIELDS_OF_GENES = 16  # of which what changes slowly for each gene by itself is mixed, anew a draw
@@ -89,6 +88,12 @@ class InformedDraws:
             float(louder) * variances.median(0).values,
             float(louder) * of_genes.median(0).values,
         )
+        unseen = torch.ones_like(field.scale, dtype=torch.bool)
+        unseen[genes] = False
+        self._others = unseen.nonzero()[:, 0]
+        of_noise, left = self._noise_told()
+        self._noise_of_others = of_noise[self._others]
+        self._noise_left = torch.where(unseen, left, 1)
         self._marginals = field.marginals.centred(self._spot_noise.variance())
         self._at_measured = torch.full((len(pos),), -1, device=rows.device)
         self._at_measured[rows] = torch.arange(len(rows), device=rows.device)
@@ -107,17 +112,9 @@ class InformedDraws:
         """
         own = self._own_error(*self._weights_of_genes(rows), self._own)
         about = self._corrected(mean, self._expected_factors[rows], own)
-        here, at = self._measured_among(rows)
-        if len(here) and self.as_measured:
-            noise, deviation = self._noise_given(about[here], at, None)
-            levels, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE)
-            shares = (weights / weights.sum()).tolist()
-            expected = torch.zeros_like(noise)
-            for level, share in zip(levels.tolist(), shares, strict=True):
-                scores = noise + deviation * level
-                expected += share * self._marginals.expression(about[here], scores)
-            expected[:, self.measured.genes] = self.measured.values[at]
-            about[here] = expected
+        self._tell_noise(about, rows)
+        if self.as_measured:
+            self._give_back(about, rows)
         return about
 
     def expression(self, mean: Tensor, rows: slice) -> Iterator[Tensor]:
@@ -127,17 +124,31 @@ class InformedDraws:
             mean: ``[n, G]`` what is expected with nothing measured.
             rows: which spots they are.
         """
-        weights, (here, at) = self._weights_of_genes(rows), self._measured_among(rows)
+        weights, here = self._weights_of_genes(rows), self._measured_among(rows)[0]
         for sample, draw in enumerate(self._draws):
             own = self._own_error(*weights, draw.own_errors) + draw.own(rows)
             about = self._corrected(mean, draw.factors[rows], own)
+            self._tell_noise(about, rows)
             scores = self._spot_noise.scores(self.noise, sample, rows)
-            if len(here) and self.as_measured:
-                scores[here] = self._noise_given(about[here], at, scores[here])[0]
+            scores[here] *= self._noise_left
             drawn = self._marginals.expression(about, scores)
-            if len(here) and self.as_measured:
-                drawn[here[:, None], self.measured.genes] = self.measured.values[at]
+            if self.as_measured:
+                self._give_back(drawn, rows)
             yield drawn
+
+    def _tell_noise(self, about: Tensor, rows: slice) -> None:
+        """Add to the expectation of measured spots what their measured genes say of the others."""
+        here, at = self._measured_among(rows)
+        if len(here) and len(self._others):
+            genes, scale = self.measured.genes, self.field.scale
+            noise = (self.measured.values[at] - about[here][:, genes]) / scale[genes]
+            change = (noise @ self._noise_of_others.t()) * scale[self._others]
+            place = here[:, None], self._others
+            about[place] = (about[place] + change).clamp(min=0)
+
+    def _give_back(self, values: Tensor, rows: slice) -> None:
+        here, at = self._measured_among(rows)
+        values[here[:, None], self.measured.genes] = self.measured.values[at]
 
     def _corrected(self, mean: Tensor, factors: Tensor, own: Tensor) -> Tensor:
         error = factors @ self.field.smooth_loadings.t() + self.field.own_scale * own
@@ -177,32 +188,22 @@ class InformedDraws:
                 draw.factors[part] += elsewhere(draw.errors)
         return most_probable
 
-    def _noise_given(
-        self, about: Tensor, at: Tensor, drawn: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return noise ``[n, G]`` of measured spots, given that of the genes measured there.
+    def _noise_told(self) -> tuple[Tensor, Tensor]:
+        """Return what the noise of measured genes says of that of all genes ``[G, M]``.
 
-        And the deviation ``[G]`` that is left of it. Scores of expression are those of the latent
-        noise times a gain, and drawn at random beside (``training.expression_field``).
-
-        Args:
-            about: ``[n, G]`` corrected expectation.
-            at: ``[n]`` places among the measured.
-            drawn: ``[n, G]`` noise that knows nothing; None takes the most probable.
+        In units of the genes' deviations; and the fraction ``[G]`` of a gene's deviation that it
+        leaves. Genes share noise along the field's directions.
         """
-        genes, noise = self.measured.genes, self._spot_noise
-        seen = torch.zeros_like(about)
-        seen[:, genes] = self.measured.values[at]
-        middle = torch.full_like(about, 0.5)  # of the scores that a value can have
-        gain = self.field.gain[genes]
-        scores = self._marginals.scores(about, seen, middle)[:, genes] / gain
-        among = noise.covariance(genes) + torch.diag(1 / gain.square() - 1)
-        across = noise.covariance(genes, slice(None))
-        solved = torch.linalg.solve(among, across)
-        left = (noise.variance() - (across * solved).sum(0)).clamp(min=0).sqrt()
-        if drawn is None:
-            return scores @ solved, left
-        return drawn + (scores - drawn[:, genes]) @ solved, left
+        q, genes = self.field.smooth_loadings.double(), self.measured.genes
+        noise = torch.from_numpy(self.field.processes.noise).to(q)
+        own = noise[-1] * self.field.own_scale.double().square()
+        shared = (noise[:-1] - q.square().t() @ own).clamp(min=0)
+        across = (q * shared) @ q[genes].t()
+        among = across[genes] + own[genes].diag()
+        told = torch.linalg.solve(among, across.t()).t()
+        total = q.square() @ shared + own
+        left = (1 - (told * across).sum(1) / total).clamp(min=0).sqrt()
+        return told.to(self.field.scale), left.to(self.field.scale)
 
 
 class _Draw:

@@ -49,7 +49,6 @@ class ExpressionField(nn.Module):
     process_level: Tensor
     process_noise: Tensor
     own_scale: Tensor
-    gain: Tensor
     knots: Tensor
     ratios: Tensor
 
@@ -69,7 +68,6 @@ class ExpressionField(nn.Module):
         self.register_buffer("process_level", torch.ones(rank + 1))
         self.register_buffer("process_noise", torch.ones(rank + 1))
         self.register_buffer("own_scale", torch.ones(n_genes))
-        self.register_buffer("gain", torch.ones(n_genes))
         self.register_buffer("knots", marginals.knots)
         self.register_buffer("ratios", marginals.ratios)
 

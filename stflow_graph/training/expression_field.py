@@ -94,7 +94,6 @@ def fit_expression_field(
             np.stack([slide.measured for slide in slides]),
             smooth["smooth_loadings"],
         ),
-        "gain": np.mean([slide.gain for slide in slides], axis=0),
         "places": np.stack([normalisation.place(mean) for mean in embeddings]),
     }
     n_genes, n_channels = len(scale), tables["places"].shape[1]

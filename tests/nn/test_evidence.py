@@ -178,6 +178,11 @@ def test_other_genes_of_a_measured_spot_go_with_its_noise():
     field.noise_variances.zero_()
     field.noise_variances[:, 0] = 0.9 * GENES
     field.noise_own.fill_(0.1)
+    field.smooth_loadings[:, :] = torch.eye(GENES, RANK)
+    field.smooth_loadings[:, 0] = GENES**-0.5
+    field.process_noise.fill_(0.1)
+    field.process_noise[0] = 0.9 * GENES
+    field.own_scale.fill_(1.0)
     scores = field.noise(0).scores(noise_of(8), 0, slice(None))
     truth = field.marginals.expression(MEAN, scores)
     seen, rest = torch.arange(10), torch.arange(10, GENES)
