@@ -70,7 +70,8 @@ def read_observed(
     in_file = isinstance(source, str | Path)
     file = str(source) if in_file else "observed"
     adata = read_h5ad(source) if in_file else source
-    expression = expression_of(adata, file, genes, matching=matching, min_fraction=0)
+    some = dataclasses.replace(matching, missing="mask")
+    expression = expression_of(adata, file, genes, matching=some)
     if expression.matched:
         logger.warning("%s: %s", file, expression.matched)
     rows, measured = match_barcodes(barcodes, expression.barcodes, slide, file)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch_geometric.data import Data
 
-from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise
+from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise, squared_ranges
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.graph import SpatialGraph
 from stflow_graph.graph.whole import WholeGraph
@@ -130,3 +132,25 @@ def test_the_first_draws_do_not_depend_on_how_many_follow():
     assert torch.equal(
         drawn(smooth_field(), noise_of(), 3)[:1], drawn(smooth_field(), noise_of(), 1)
     )
+
+
+def test_ranges_are_those_of_averaged_noise():
+    ranges = squared_ranges(NOISE.average, POS)
+    parts = NOISE.smoothing([NOISE.spots(3000, sample=5)] * len(STEPS))
+    inside = ((POS > 5) & (POS < SIDE - 6)).all(1)
+    distances = torch.cdist(POS, POS)[inside]
+    for reach, z in zip(ranges, parts, strict=True):
+        covariance = (z @ z.t() / z.size(1))[inside]
+        for distance in (1.0, 2.0, 3.0, 5.0):
+            pairs = (covariance[distances == d].mean() for d in (distance, 0))
+            at, alone = pairs
+            found = (at / alone).item()
+            assert found == pytest.approx(math.exp(-(distance**2) / reach), abs=0.08)
+    scaled = squared_ranges(NOISE.average, 250 * POS + 1e6)
+    torch.testing.assert_close(scaled, 250**2 * ranges, rtol=1e-4, atol=0)
+
+
+def test_the_variance_of_a_genes_noise():
+    noise = SpotNoise(loadings(), torch.tensor([0.5, 2.0]), torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    scores = torch.cat([noise.scores(NOISE, sample, ALL) for sample in range(30)])
+    torch.testing.assert_close(scores.var(0), noise.variance(), rtol=0.05, atol=0)

@@ -113,3 +113,16 @@ def test_few_pairs_and_constant_genes_have_finite_tables(n):
 def test_tables_without_spread_return_the_mean():
     mean = torch.rand(7, 3) + 0.1
     torch.testing.assert_close(Marginals.empty(3).expression(mean, torch.randn(7, 3)), mean)
+
+
+@pytest.mark.parametrize("variance", [0.3, 1.0, 1.8])
+def test_scores_of_another_variance_have_the_expected_mean_once_centred(fitted, variance):
+    mean, _ = counts(np.random.default_rng(3), 200)
+    expected = torch.from_numpy(mean).float()
+    z = torch.randn(2000, *mean.shape, generator=torch.Generator().manual_seed(1))
+    tables = fitted.centred(torch.full((2,), variance))
+    drawn = tables.expression(expected, variance**0.5 * z).mean(0)
+    np.testing.assert_allclose(drawn.mean(0), mean.mean(0), rtol=0.02)
+    if variance == 0.3:  # the rare gene's distribution is skewed: without it its mean is lower
+        drawn = fitted.expression(expected, variance**0.5 * z).mean((0, 1))
+        assert drawn[0].item() < 0.9 * mean[:, 0].mean()
