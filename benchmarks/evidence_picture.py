@@ -31,7 +31,7 @@ def ring(spots: PatchCollection, chosen: np.ndarray) -> None:
 
 
 def main() -> None:
-    """Draw the named gene, or the one with the highest expected PCC."""
+    """Draw the named gene, or the one that varies most on the slide."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,11 +39,13 @@ def main() -> None:
     parser.add_argument("observed", type=Path, help="prediction with some spots observed")
     parser.add_argument("truth", type=Path, help="counts of the slide")
     parser.add_argument("out", type=Path, help="the picture, .png")
-    parser.add_argument("--gene", help="default: the highest expected_pearson")
+    parser.add_argument("--gene", help="default: the largest measured variance")
     options = parser.parse_args()
     before, after = (anndata.read_h5ad(path) for path in (options.nothing, options.observed))
     truth = anndata.read_h5ad(options.truth)[before.obs_names]
-    gene = options.gene or before.var["expected_pearson"].idxmax()
+    shared = [gene for gene in before.var_names if gene in truth.var_names]
+    variances = [np.log1p(column(truth, gene)).var() for gene in shared]
+    gene = options.gene or shared[int(np.argmax(variances))]
     measured = np.log1p(column(truth, gene))
     predictions = [column(each, gene) for each in (before, after)]
     seen = after.obs["observed"].to_numpy()
@@ -56,7 +58,7 @@ def main() -> None:
         (f"{gene}, measured", measured, "viridis", limits, "log1p(counts)"),
         (f"nothing measured, PCC {scores[0]:.2f}", predictions[0], "viridis", limits, "expected"),
         (f"a tenth measured, PCC {scores[1]:.2f}", predictions[1], "viridis", limits, "expected"),
-        ("its error", errors[1], "RdBu_r", (-worst, worst), "expected less measured"),
+        ("its error", errors[1], "RdBu_r", (-worst, worst), "expected less measured log1p"),
     )
     plt.rcParams.update({"font.size": 15, "figure.constrained_layout.wspace": 0.06})
     figure, axes = plt.subplots(
