@@ -16,6 +16,7 @@ from stflow_graph.nn.measured_genes import MeasuredGenes
 
 _NOISE_RANGE = (0.25, 1.5)  # by which a slide's noise can differ from that of the cohort
 _ROWS = 8192
+_SPOTS_OF_COHORT = 20
 _FIELDS_OF_GENES = 16  # of which what changes slowly for each gene by itself is mixed, anew a draw
 
 
@@ -68,7 +69,8 @@ class InformedDraws:
         self.measured, self.as_measured = measured, as_measured
         rows, genes = measured.rows, measured.genes
         self._panel = MeasuredGenes.of(field, genes)
-        residuals = (measured.values - measured.expected[:, genes]) / field.scale[genes]
+        self._scale = _scale_of(field, measured)
+        residuals = (measured.values - measured.expected[:, genes]) / self._scale[genes]
         self._told = residuals @ self._panel.of_residuals.t()
         explained = self._told @ self._panel.to_factors.t() @ field.smooth_loadings[genes].t()
         self._own = (residuals - explained) / field.own_scale[genes]
@@ -81,12 +83,14 @@ class InformedDraws:
         self.processes = cohort.adapted(sites)
         self._kriging = Kriging(at, keys, self.processes, ranges, rows.device)
 
-        louder = (self.processes.noise[-1] / cohort.noise[-1]).clip(*_NOISE_RANGE)
+        larger = float((self._scale / field.scale).log().mean().exp())
+        louder = larger**2 * self.processes.noise[-1] / cohort.noise[-1]
+        louder = float(np.clip(louder, *_NOISE_RANGE))
         variances, of_genes = field.noise_variances[:-1], field.noise_own[:-1]
         self._spot_noise = SpotNoise(
             field.noise_loadings,
-            float(louder) * variances.median(0).values,
-            float(louder) * of_genes.median(0).values,
+            louder * variances.median(0).values,
+            louder * of_genes.median(0).values,
         )
         unseen = torch.ones_like(field.scale, dtype=torch.bool)
         unseen[genes] = False
@@ -140,7 +144,7 @@ class InformedDraws:
         """Add to the expectation of measured spots what their measured genes say of the others."""
         here, at = self._measured_among(rows)
         if len(here) and len(self._others):
-            genes, scale = self.measured.genes, self.field.scale
+            genes, scale = self.measured.genes, self._scale
             noise = (self.measured.values[at] - about[here][:, genes]) / scale[genes]
             change = (noise @ self._noise_of_others.t()) * scale[self._others]
             place = here[:, None], self._others
@@ -152,7 +156,7 @@ class InformedDraws:
 
     def _corrected(self, mean: Tensor, factors: Tensor, own: Tensor) -> Tensor:
         error = factors @ self.field.smooth_loadings.t() + self.field.own_scale * own
-        return (mean + self.field.scale * error).clamp(min=0)
+        return (mean + self._scale * error).clamp(min=0)
 
     def _measured_among(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Return places of measured spots among some rows, and among the measured."""
@@ -204,6 +208,22 @@ class InformedDraws:
         total = q.square() @ shared + own
         left = (1 - (told * across).sum(1) / total).clamp(min=0).sqrt()
         return told.to(self.field.scale), left.to(self.field.scale)
+
+
+def _scale_of(field: ExpressionField, measured: Measured) -> Tensor:
+    """Return ``[G]`` the genes' deviations of residuals on the slide.
+
+    Variances on held-out slides count as so many spots. Other genes differ from those as the
+    measured ones do in the mean.
+    """
+    genes = measured.genes
+    residuals = measured.values - measured.expected[:, genes]
+    n, expected = len(residuals), field.scale[genes].square()
+    squares = (residuals - residuals.mean(0)).square().sum(0)
+    ratios = ((squares / expected + _SPOTS_OF_COHORT) / (n - 1 + _SPOTS_OF_COHORT)).sqrt()
+    scale = field.scale * ratios.log().mean().exp()
+    scale[genes] = field.scale[genes] * ratios
+    return scale
 
 
 class _Draw:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -248,3 +250,16 @@ def test_measured_genes_tell_of_the_factors_what_bayes_says(n_genes):
     np.testing.assert_allclose(found, expected, atol=1e-3)
     both = panel.of_factors @ panel.to_factors
     torch.testing.assert_close(both, torch.eye(len(both)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("times", [0.2, 1.0, 3.0])
+def test_genes_vary_on_a_slide_as_its_measured_spots_say(times):
+    field, rows, genes = field_of(), some(150), torch.arange(5)
+    generator = torch.Generator().manual_seed(2)
+    truth = MEAN + 0.4 + times * 0.3 * torch.randn(N, GENES, generator=generator)
+    scale = informed(field, measured(truth, rows, genes))._scale
+    expected = torch.tensor(0.3 * math.sqrt((150 * times**2 + 20) / 170))
+    torch.testing.assert_close(scale, expected.expand(GENES), rtol=0.15, atol=0)
+    # a single spot says nothing of it
+    scale = informed(field, measured(truth, rows[:1], genes))._scale
+    torch.testing.assert_close(scale, field.scale)
