@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import to_centres
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 2.0  # px
+_OFF = 0.1  # of the distance of neighbours
 TOTAL = "total_counts"  # scanpy's name for the counts of a spot over all genes
 
 
@@ -55,7 +58,7 @@ def read_observed(
     Args:
         source: an .h5ad, or what one holds, with raw counts in ``X`` of some of the slide's spots
             and of one or more of the genes. A normalised target needs the counts of a spot over
-            all genes: those of the file, or ``obs["total_counts"]``.
+            all genes: ``obs["total_counts"]``, or else those of the file.
         barcodes: of the slide.
         coords: ``[N, 2]`` its positions, level-0 pixels (x, y).
         genes: of the model.
@@ -82,7 +85,7 @@ def read_observed(
         found = unquoted(f"all {len(rows)} spots with all {len(genes)} genes")
         raise BadInput(file, "observed", found, "some spots or genes left to predict")
     if expression.coords is not None:
-        to_centres(coords[rows], expression.coords[measured], file=slide, other=file)
+        _check_places(coords[rows], expression.coords[measured], slide, file)
     total = expression.total
     if target == "log1p_normalised":
         total = _total(adata, expression, len(genes), file)
@@ -92,11 +95,35 @@ def read_observed(
     return Observed(rows, columns, values)
 
 
+def _check_places(coords: np.ndarray, centres: np.ndarray, slide: str, file: str) -> None:
+    """Refuse spots that lie elsewhere than on the slide: many slides have the same barcodes."""
+    offset = np.median(centres - coords, axis=0)
+    off = np.abs(centres - coords - offset).max(axis=1)
+    pitch = 0.0
+    if len(coords) > 1:
+        pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    n_elsewhere = int((off > max(_ROUNDING, _OFF * pitch)).sum())
+    if n_elsewhere:
+        text = (
+            f"{n_elsewhere} of {len(coords)} spots up to {off.max():.0f} px from those of {slide}"
+        )
+        fix = "give the counts of this slide, or leave 'spatial' out if they are"
+        raise BadInput(file, "obsm['spatial']", unquoted(text), "the same places", fix)
+    to_centres(coords, centres, file=slide, other=file)
+
+
 def _total(adata: AnnData, expression: Expression, n_genes: int, file: str) -> np.ndarray:
     if TOTAL in adata.obs:
-        total = np.asarray(adata.obs[TOTAL], dtype=np.float64)
-        if not (np.isfinite(total).all() and (total >= 0).all()):
-            raise BadInput(file, f"obs[{TOTAL!r}]", unquoted("values below 0"), "counts of a spot")
+        column = adata.obs[TOTAL].to_numpy()
+        if column.dtype.kind not in "iuf":
+            raise BadInput(file, f"obs[{TOTAL!r}]", str(column.dtype), "numbers")
+        total = column.astype(np.float64)
+        wrong = ~np.isfinite(total) | (total < expression.total)
+        if wrong.any():
+            text = f"{int(wrong.sum())} values not finite or below the counts in X"
+            raise BadInput(
+                file, f"obs[{TOTAL!r}]", unquoted(text), "counts of a spot over all genes"
+            )
         return total
     if adata.n_vars <= n_genes:
         found = unquoted(f"{adata.n_vars} genes and no {TOTAL!r}")

@@ -65,10 +65,10 @@ def _align(
     origin = truth_file or f"truth of {first.slide}"
     rows, truth_rows = match_barcodes(prediction.barcodes, expression.barcodes, first.path, origin)
     matched = [prediction.barcodes[i] for i in rows]
-    expression, scored, note = _without_observed(expression, matched, *_observed(models))
+    expression, scored, note = _without_observed(expression, matched, models)
     n_observed = len(rows) - int(scored.sum())
     rows, truth_rows = rows[scored], truth_rows[scored]
-    if not expression.genes:
+    if not (expression.genes and len(rows)):
         found = unquoted("no spot or gene that was not measured")
         raise BadInput(first.path, "observed", found, "predictions to score")
     if len(rows) < _MIN_SPOTS:
@@ -112,45 +112,47 @@ def _align(
     )
 
 
-def _observed(models: Models) -> tuple[set[str], set[str]]:
-    """Return the spots and the genes whose values informed any of a slide's predictions."""
-    spots: set[str] = set()
-    genes: set[str] = set()
-    for item in models.values():
-        prediction = item.prediction
-        if prediction.observed is not None:
-            pairs = (prediction.barcodes, prediction.genes)
-            for seen, names, flags in zip((spots, genes), pairs, prediction.observed, strict=True):
-                seen |= {name for name, flag in zip(names, flags, strict=True) if flag}
-    return spots, genes
-
-
 def _without_observed(
-    expression: Expression, barcodes: Sequence[str], spots: set[str], genes: set[str]
+    expression: Expression, barcodes: Sequence[str], models: Models
 ) -> tuple[Expression, np.ndarray, str]:
     """Leave out what was measured: it is no prediction.
 
-    That is the measured spots, or the measured genes where every spot is measured.
+    For each model that was given measured spots these are left out, or the measured genes,
+    whichever leaves more to score.
 
     Returns:
         The expression of the genes that are scored, which of the spots ``[N]`` are, and a sentence.
     """
-    scored = np.array([barcode not in spots for barcode in barcodes])
-    if scored.all():
-        return expression, scored, ""
-    if scored.any():
-        n = len(scored) - int(scored.sum())
-        return expression, scored, f"{n} measured spots informed the others and are not scored"
-    others = np.array([gene not in genes for gene in expression.genes])
+    spots, genes = np.ones(len(barcodes), bool), np.ones(len(expression.genes), bool)
+    for item in models.values():
+        prediction = item.prediction
+        if prediction.observed is None:
+            continue
+        seen = [
+            {name for name, flag in zip(names, flags, strict=True) if flag}
+            for names, flags in zip(
+                (prediction.barcodes, prediction.genes), prediction.observed, strict=True
+            )
+        ]
+        other_spots = spots & [name not in seen[0] for name in barcodes]
+        other_genes = genes & [name not in seen[1] for name in expression.genes]
+        if other_spots.sum() * genes.sum() >= spots.sum() * other_genes.sum():
+            spots = other_spots
+        else:
+            genes = other_genes
+    counts = {"spots": int((~spots).sum()), "genes": int((~genes).sum())}
+    parts = " and ".join(f"{n} measured {name}" for name, n in counts.items() if n)
+    note = f"{parts} informed the others and are not scored" if parts else ""
+    if not counts["genes"]:
+        return expression, spots, note
     mean = expression.true_mean
     left = dataclasses.replace(
         expression,
-        counts=expression.counts[:, others],
-        genes=[gene for gene in expression.genes if gene not in genes],
-        true_mean=None if mean is None else mean[:, others],
+        counts=expression.counts[:, genes],
+        genes=[name for name, kept in zip(expression.genes, genes, strict=True) if kept],
+        true_mean=None if mean is None else mean[:, genes],
     )
-    note = f"{len(others) - len(left.genes)} measured genes informed the others and are not scored"
-    return left, ~scored, note
+    return left, spots, note
 
 
 def _ceiling(

@@ -73,6 +73,8 @@ def squared_ranges(average: Average, pos: Tensor) -> Tensor:
     pos = pos.double() - pos.double().mean(0)
     moved = average(pos.square()) - 2 * pos * average(pos) + pos.square()
     step = (1 - _STAY) * moved.mean()  # variance of a step along each axis
+    # neighbours that are all at one place: distances do not count, or are beyond any range
+    step = step.clamp(min=max(1e-12 * float(pos.square().max()), 1e-12))
     return 4 * step * torch.tensor(STEPS, dtype=torch.float64, device=pos.device)
 
 

@@ -21,6 +21,7 @@ _N_LEVELS = 65
 _LAST = 3.2  # normal scores of the table, in both directions
 _WINDOW = 400  # pairs that a knot is made of
 _LEAST = 0.02  # expected expression, below which ratios to it mean nothing
+_LEAST_MEAN = 0.5  # of ratios, to which they are scaled up
 _RESCALED = 5.0  # factor by which the value of a pair is carried to a knot, at most
 _ROWS = 4096
 
@@ -77,12 +78,15 @@ class Marginals:
     def centred(self, variances: Tensor) -> Marginals:
         """Return the distributions whose mean is the expected one for scores of other variances.
 
+        Where most values are 0 the mean of scores that vary little is nearly 0; ratios are at most
+        doubled, or single draws of rare genes would be enormous.
+
         Args:
             variances: ``[G]`` of the normal scores.
         """
         weights = torch.stack([_weights_of(v) for v in variances.cpu().tolist()])
         mean = torch.einsum("gkl,gl->gk", self.ratios, weights.to(self.ratios))
-        return Marginals(self.knots, self.ratios / mean.clamp(min=_LEAST)[..., None])
+        return Marginals(self.knots, self.ratios / mean.clamp(min=_LEAST_MEAN)[..., None])
 
     def expression(self, mean: Tensor, scores: Tensor) -> Tensor:
         """Return the expression of normal scores.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from stflow_graph.inference.predict import check_samples, predict
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.stream import stream
 from stflow_graph.io.embeddings import EmbeddingFile
-from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.predictions import Block
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint
@@ -93,6 +94,7 @@ class Predictor:
             )
         if given is None:
             return None
+        aliases = data.gene_aliases if Path(data.gene_aliases).is_file() else None
         return read_observed(
             given,
             source.barcodes,
@@ -100,7 +102,7 @@ class Predictor:
             checkpoint.genes,
             slide=_file_of(source),
             target=data.target,
-            matching=GeneMatching(duplicates=data.duplicate_genes),
+            matching=gene_matching(aliases, data.duplicate_genes),
         )
 
     def blocks(

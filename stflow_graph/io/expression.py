@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import anndata
 
 FORMAT = "stflow_graph.expression/1"
+_MAX_COUNT = 1e12
 # the simulator's layer of expected expression
 TRUE_MEAN = "true_mean"
 
@@ -99,9 +100,14 @@ def expression_of(
     check_unique(barcodes, path, "obs_names")
     if not barcodes:
         raise BadInput(path, "obs_names", unquoted("0 spots"), "at least one spot")
+    if adata.isbacked:
+        adata = adata.to_memory()
     if adata.X is None:
         raise BadInput(path, "X", None, "raw counts")
-    counts = sp.csr_matrix(adata.X)
+    if adata.X.dtype.kind not in "iufb":
+        raise BadInput(path, "X", str(adata.X.dtype), "numbers")
+    half = adata.X.dtype == np.float16  # which scipy does not take
+    counts = sp.csr_matrix(adata.X.astype(np.float32) if half else adata.X)
     check_raw(counts.data, path, "X", "store raw counts in X")
     counts = counts.astype(np.float32)
     matched = match_genes(
@@ -155,6 +161,15 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
     return adata
 
 
+def holds_counts(path: str | Path) -> bool:
+    """Return whether a file is an .h5ad, whatever it holds."""
+    try:
+        with open_h5(path) as file:
+            return {"obs", "var"} <= set(file)
+    except BadInput:
+        return False
+
+
 def read_positions(path: str | Path) -> tuple[list[str], np.ndarray] | None:
     """Read the barcodes and ``obsm["spatial"]`` of an .h5ad without its counts.
 
@@ -189,6 +204,7 @@ def check_raw(values: np.ndarray, path: str | Path, field: str, fix: str | None 
         (~np.isfinite(values), "not finite"),
         (values < 0, "negative"),
         (values != np.rint(values), "not whole"),
+        (values > _MAX_COUNT, "too large for counts"),
     ):
         if wrong.any():
             found = unquoted(
@@ -239,7 +255,7 @@ def um_per_px_of(adata: anndata.AnnData) -> float | None:
     """Return the micrometres per pixel in ``uns``, None if absent."""
     for key in ("um_per_px", "pixel_size_um_estimated"):
         value = adata.uns.get(key)
-        if value is not None and np.ndim(value) == 0 and np.isfinite(float(value)):
+        if isinstance(value, int | float | np.number) and np.isfinite(value):
             return float(value)
     return None
 

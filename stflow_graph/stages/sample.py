@@ -16,6 +16,7 @@ from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
+from stflow_graph.io.expression import holds_counts
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import read_provenance, write_prediction_blocks
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
@@ -65,6 +66,7 @@ def sample(
     settings = settings or SampleSettings()
     folds = _load_folds(source, settings.fold, settings.device)
     files = _embedding_files(embeddings)
+    _check_observed(settings, [file.stem for file in files])
 
     def one(file: Path) -> Sampled:
         fold = next((fold for fold in folds if fold.holds_out(file.stem)), folds[0])
@@ -127,6 +129,24 @@ def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
+def _check_observed(settings: SampleSettings, slides: Sequence[str]) -> None:
+    """Refuse one file of measured spots for several slides, and a folder with none for any."""
+    observed = settings.observed
+    if not isinstance(observed, str | Path):
+        if observed is not None and len(slides) > 1:
+            raise BadConfig("observed: one AnnData for several slides. Fix: one slide at a time")
+        return
+    folder = Path(observed)
+    if not folder.is_dir():
+        if len(slides) > 1:
+            raise BadConfig(
+                f"observed: one file for {len(slides)} slides. Fix: give a folder of <slide>.h5ad"
+            )
+    elif all(settings.observed_of(slide) is None for slide in slides):
+        found = unquoted(f"no file of {', '.join(slides[:3])}")
+        raise BadInput(folder, "observed", found, "<slide>.h5ad of one or more of the slides")
+
+
 def _sample_slide(
     fold: _Fold, file: Path, out: Path, settings: SampleSettings, overwrite: bool
 ) -> Sampled:
@@ -184,6 +204,10 @@ def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
         return False
     try:
         stored = read_provenance(path)
-    except BadInput:
-        return False
+    except BadInput as error:
+        if not holds_counts(path):
+            return False
+        found = unquoted("an .h5ad that is no prediction")
+        fix = "give another --out, or --overwrite to replace it"
+        raise BadInput(path, "output", found, "a free name or a prediction", fix) from error
     return {**stored, "format": None} == {**provenance, "format": None}

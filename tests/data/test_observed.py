@@ -51,9 +51,14 @@ def test_a_normalised_target_takes_the_counts_of_all_genes():
         read(few, target="log1p_normalised")
     few.obs["total_counts"] = total
     np.testing.assert_array_equal(read(few, target="log1p_normalised").values, found)
-    few.obs["total_counts"] = -total
-    with pytest.raises(BadInput, match=r"obs\['total_counts'\]: found values below 0"):
-        read(few, target="log1p_normalised")
+    for wrong, message in (
+        (-total, "2 values not finite or below the counts in X"),
+        ([np.nan, 1e4], "1 values not finite"),
+        (["a", "b"], "'object'"),
+    ):
+        few.obs["total_counts"] = wrong
+        with pytest.raises(BadInput, match=rf"obs\['total_counts'\]: found {message}"):
+            read(few, target="log1p_normalised")
 
 
 def test_spots_elsewhere_are_left_out_with_a_warning(caplog):
@@ -62,14 +67,30 @@ def test_spots_elsewhere_are_left_out_with_a_warning(caplog):
     assert "1 spots are not on the slide" in caplog.text
 
 
-def test_positions_that_differ_are_told(caplog):
+def test_spots_that_lie_elsewhere_are_of_another_slide(caplog):
     adata = counts_of([0, 1, 2, 3])
-    adata.obsm["spatial"] = COORDS[:4]
-    read(adata)
+    for rounded in (0, 1.5):
+        adata.obsm["spatial"] = COORDS[:4] + rounded
+        assert read(adata).rows.tolist() == [0, 1, 2, 3]
     assert not caplog.records
-    adata.obsm["spatial"] = COORDS[[3, 0, 2, 1]]
-    read(adata)
-    assert "the spots' centres in observed lie" in caplog.text
+    adata.obsm["spatial"] = COORDS[[0, 1, 2, 9]]
+    with pytest.raises(BadInput, match=r"obsm\['spatial'\]: found 1 of 4 spots up to .*Fix:"):
+        read(adata)
+    del adata.obsm["spatial"]
+    assert read(adata).rows.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["float16", "int64", "dense", "backed"])
+def test_counts_of_any_number_type(kind, tmp_path):
+    adata = counts_of([2, 5])
+    expected = read(adata).values
+    if kind == "backed":
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    else:
+        dense = adata.X.toarray().astype("float32" if kind == "dense" else kind)
+        adata = anndata.AnnData(dense, adata.obs, adata.var)
+    np.testing.assert_array_equal(read(adata).values, expected)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +104,7 @@ def test_positions_that_differ_are_told(caplog):
         ),
         (lambda a: anndata.AnnData(-a.X, a.obs, a.var), r"observed: X: found .* negative"),
         (lambda a: anndata.AnnData(a.X * 0.3, a.obs, a.var), r"observed: X: found .* not whole"),
+        (lambda a: anndata.AnnData(a.X * 1e13, a.obs, a.var), r"X: found .* too large for counts"),
         (lambda a: counts_of([1, 1, 2]), r"observed: obs_names: "),
         (lambda a: counts_of([]), r"observed: obs_names: found 0 spots"),
     ],

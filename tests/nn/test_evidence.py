@@ -263,3 +263,21 @@ def test_genes_vary_on_a_slide_as_its_measured_spots_say(times):
     # a single spot says nothing of it
     scale = informed(field, measured(truth, rows[:1], genes))._scale
     torch.testing.assert_close(scale, field.scale)
+
+
+@pytest.mark.parametrize("times", [0.1, 1.0, 4.0])
+def test_no_draw_is_enormous(times):
+    """Of rare genes, whose ratios are mostly 0, on a slide of little noise or of much."""
+    field, rows = field_of(smooth=0.1), some(40)
+    ratios = torch.zeros_like(field.ratios)
+    ratios[..., -8:] = torch.linspace(1, 40, 8)
+    field.ratios.copy_(ratios)
+    field.scale.fill_(0.3)
+    mean = torch.full((N, GENES), 0.05)
+    generator = torch.Generator().manual_seed(3)
+    truth = (mean + times * 0.3 * torch.randn(N, GENES, generator=generator)).clamp(min=0)
+    found = Measured(rows, ALL, truth[rows], mean[rows])
+    draws = informed(field, found, 8)
+    largest = max(drawn.max() for drawn in draws.expression(mean, slice(None)))
+    about = draws.expected(mean, slice(None)).max()
+    assert largest < 2 * 40 * (about + 4 * 0.3 * max(times, 1))

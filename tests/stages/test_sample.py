@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import h5py
@@ -342,7 +343,7 @@ def test_measured_spots_inform_the_others_and_come_back(observing, tmp_path):
 def test_slides_without_a_file_of_the_folder_are_as_if_nothing_were_observed(observing, tmp_path):
     cohort, folder = observing
     settings = SampleSettings(observed=folder / "observed")
-    files = [cohort.embedding("B")]
+    files = [cohort.embedding("A"), cohort.embedding("B")]
     sample(folder / "run", files, tmp_path / "with", settings)
     sample(folder / "run", files, tmp_path / "without")
     with_, without = ((tmp_path / name / "B.h5ad").read_bytes() for name in ("with", "without"))
@@ -427,3 +428,60 @@ def test_eval_of_what_was_all_measured_is_refused(observing, tmp_path):
     truth = read_h5ad(folder / "observed" / "A.h5ad")
     with pytest.raises(BadInput, match=r"observed: found no spot or gene that was not measured"):
         evaluate([tmp_path / "out" / "A.h5ad"], {"A": truth}, n_bootstrap=10)
+
+
+def test_eval_scores_the_larger_part_of_what_was_not_measured(observing, tmp_path):
+    """Of all but two spots three genes are measured: the other genes are left."""
+    cohort, folder = observing
+    truth = read_h5ad(cohort.expression("A"))
+    truth[:34, GENES[:3]].copy().write_h5ad(tmp_path / "most.h5ad")
+    (tmp_path / "graph").mkdir()
+    for name, observed in (("panel", tmp_path / "most.h5ad"), ("few", folder / "observed")):
+        settings = SampleSettings(observed=observed)
+        sample(folder / "run", [cohort.embedding("A")], tmp_path / name, settings)
+    files = [tmp_path / name / "A.h5ad" for name in ("panel", "few")]
+    (alone,) = evaluate(files[:1], cohort.root, n_bootstrap=10).slides
+    assert (len(alone), alone.genes) == (36, GENES[3:])
+    (both,) = evaluate(files, cohort.root, tmp_path / "eval", n_bootstrap=10).slides
+    assert (len(both), both.genes) == (24, GENES[3:])
+    assert "12 measured spots and 3 measured genes informed the others" in both.observed
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_file_is_of_one_slide_and_a_folder_has_one_for_some(several, observing, tmp_path):
+    cohort, folder = observing
+    files = [cohort.embedding(name) for name in "AB"]
+    observed, error = folder / "observed" / "A.h5ad", BadConfig
+    message = r"observed: one file for 2 slides. Fix: give a folder"
+    if not several:
+        files, error, message = files[1:], BadInput, r"observed: found no file of B, expected"
+        observed = folder / "observed"
+    with pytest.raises(error, match=message):
+        sample(folder / "run", files, tmp_path / "out", SampleSettings(observed=observed))
+    assert not (tmp_path / "out").exists()
+
+
+def test_counts_at_the_place_of_a_prediction_are_not_replaced(observing, tmp_path):
+    cohort, folder = observing
+    out = tmp_path / "out"
+    shutil.copytree(folder / "observed", out)
+    before = (out / "A.h5ad").read_bytes()
+    settings = SampleSettings(observed=out)
+    with pytest.raises(BadInput, match=r"A.h5ad: output: found an .h5ad that is no prediction"):
+        sample(folder / "run", [cohort.embedding("A")], out, settings)
+    assert (out / "A.h5ad").read_bytes() == before
+    sample(folder / "run", [cohort.embedding("A")], out, settings, overwrite=True)
+    assert read_prediction(out / "A.h5ad").observed is not None
+
+
+@pytest.mark.parametrize("n_places", [1, 4, 12])
+def test_spots_at_few_places_are_informed(n_places, observing, tmp_path):
+    cohort, folder = observing
+    slide = api.Slide.from_hest(cohort.root, "A", embed_dataroot=cohort.embeddings, encoder="toy")
+    slide = dataclasses.replace(slide, coords=slide.coords[np.arange(36) % n_places])
+    model = api.SlideModel.from_pretrained(folder / "run")
+    part = read_h5ad(folder / "observed" / "A.h5ad")
+    del part.obsm["spatial"]
+    found = api.sample(model, slide, n_samples=2, observed=part)
+    assert np.isfinite(found.X).all()
+    assert np.isfinite(found.layers["std"]).all()
