@@ -28,6 +28,7 @@ _CLUSTER = 16  # of them lie together, so that short and long distances occur
 _N_NEAR, _N_FAR = 48, 16  # measured spots that inform a spot: the nearest, and some for all
 _BATCH_NUMBERS = 2**23
 _SEARCH = {"ftol": 1e-5}  # of the loss; its parameters need two digits
+_DEAF = 1e6  # noise of a spot that is there already
 _MIN_NOISE = 1e-3  # of a process's variance: Cholesky factors in float32 need some
 
 # standard deviations of the logarithms' prior. Of a cohort's processes, about what is written
@@ -212,16 +213,14 @@ class Kriging:
         return order[torch.cat([i for i, _ in parts])], torch.cat([w for _, w in parts])
 
     def _weights(self, pos: np.ndarray, which: slice) -> tuple[Tensor, Tensor]:
-        index, seen_twice = self._informing(pos)
+        index, twice = self._informing(pos)
         near = self._pos[index]
         here = torch.from_numpy(pos).to(near.device)[:, None]
         among, across = self._covariance(near, near, which), self._covariance(here, near, which)
-        alone = seen_twice[:, None, None, :]
-        across = across.masked_fill(alone, 0)
-        among = among.masked_fill(alone | alone.mT, 0)
-        among.diagonal(dim1=-2, dim2=-1).add_(self._noise[which, None])
-        factor = torch.linalg.cholesky(among)
-        return index, torch.cholesky_solve(across.mT, factor)[..., 0]
+        noise = self._noise[which, None] + _DEAF * twice[:, None]
+        among.diagonal(dim1=-2, dim2=-1).add_(noise)
+        solved = torch.cholesky_solve(across.mT, torch.linalg.cholesky(among))[..., 0]
+        return index, solved.masked_fill(twice[:, None], 0)
 
     def _covariance(self, left: Tensor, right: Tensor, which: slice) -> Tensor:
         """Return ``[b, C, l, m]`` of places ``[b, l, 2]`` and ``[b, m, 2]``."""
