@@ -14,7 +14,6 @@ from stflow_graph.flow.kriging import Kriging, Sites
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.measured_genes import MeasuredGenes
 
-_NOISE_RANGE = (0.25, 1.5)  # by which a slide's noise can differ from that of the cohort
 _ROWS = 8192
 _SPOTS_OF_COHORT = 20
 _FIELDS_OF_GENES = 16  # of which what changes slowly for each gene by itself is mixed, anew a draw
@@ -83,14 +82,10 @@ class InformedDraws:
         self.processes = cohort.adapted(sites)
         self._kriging = Kriging(at, keys, self.processes, ranges, rows.device)
 
-        larger = float((self._scale / field.scale).log().mean().exp())
-        louder = larger**2 * self.processes.noise[-1] / cohort.noise[-1]
-        louder = float(np.clip(louder, *_NOISE_RANGE))
+        # how strong the noise of a spot is on this slide follows from what is expected there
         variances, of_genes = field.noise_variances[:-1], field.noise_own[:-1]
         self._spot_noise = SpotNoise(
-            field.noise_loadings,
-            louder * variances.median(0).values,
-            louder * of_genes.median(0).values,
+            field.noise_loadings, variances.median(0).values, of_genes.median(0).values
         )
         unseen = torch.ones_like(field.scale, dtype=torch.bool)
         unseen[genes] = False
