@@ -41,9 +41,10 @@ class InformedDraws:
 
     The measured residuals are taken apart into the field's directions and what each gene has for
     itself, each a Gaussian process on the slide. What is most probable of them is added to the
-    expected expression. A draw is one that knows nothing, corrected by what the measured spots say
-    of its error there (Matheron's rule; Journel and Huijbregts 1978). At a measured spot the other
-    genes' noise is that which goes with the noise of those measured.
+    expected expression; genes that are not measured keep their level. A draw is one that knows
+    nothing, corrected by what the measured spots say of its error there (Matheron's rule; Journel
+    and Huijbregts 1978). At a measured spot the other genes' noise is that which goes with the
+    noise of those measured.
 
     Args:
         field: its distribution.
@@ -110,7 +111,8 @@ class InformedDraws:
             rows: which spots they are.
         """
         own = self._own_error(*self._weights_of_genes(rows), self._own)
-        about = self._corrected(mean, self._expected_factors[rows], own)
+        level = self._expected_factors.mean(0)
+        about = self._corrected(mean, self._expected_factors[rows], own, level)
         self._tell_noise(about, rows)
         if self.as_measured:
             self._give_back(about, rows)
@@ -126,7 +128,7 @@ class InformedDraws:
         weights, here = self._weights_of_genes(rows), self._measured_among(rows)[0]
         for sample, draw in enumerate(self._draws):
             own = self._own_error(*weights, draw.own_errors) + draw.own(rows)
-            about = self._corrected(mean, draw.factors[rows], own)
+            about = self._corrected(mean, draw.factors[rows], own, draw.level_told())
             self._tell_noise(about, rows)
             scores = self._spot_noise.scores(self.noise, sample, rows)
             scores[here] *= self._noise_left
@@ -149,8 +151,11 @@ class InformedDraws:
         here, at = self._measured_among(rows)
         values[here[:, None], self.measured.genes] = self.measured.values[at]
 
-    def _corrected(self, mean: Tensor, factors: Tensor, own: Tensor) -> Tensor:
-        error = factors @ self.field.smooth_loadings.t() + self.field.own_scale * own
+    def _corrected(self, mean: Tensor, factors: Tensor, own: Tensor, level: Tensor) -> Tensor:
+        loadings = self.field.smooth_loadings
+        error = factors @ loadings.t() + self.field.own_scale * own
+        # levels of genes differ between patients in other ways than genes vary over a slide
+        error[:, self._others] -= loadings[self._others] @ level
         return (mean + self._scale * error).clamp(min=0)
 
     def _measured_among(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -244,6 +249,7 @@ class _Draw:
             field.smooth_loadings, torch.cat(parts, dim=1), torch.zeros_like(field.scale)
         )
         self.factors = prior.factors(noise, sample)
+        self._prior_level = field.process_level[:-1].sqrt() * noise.slide(rank, sample)
         # columns of the spots' numbers that other noise is made of come first
         first = (len(STEPS) + 1) * rank + n_genes
         blur = deviation[:-1] * noise.spots(n_told, sample, first=first, rows=rows)
@@ -258,6 +264,10 @@ class _Draw:
         self._mixture = mixture / mixture.norm(dim=1, keepdim=True)
         genes = of.measured.genes
         self.own_errors = of._own - (self.own(rows) + blur)[:, genes]
+
+    def level_told(self) -> Tensor:
+        """Return by how much the factors' mean is other than a draw that knows nothing, ``[R]``."""
+        return self.factors.mean(0) - self._prior_level
 
     def own(self, rows: Tensor | slice) -> Tensor:
         """Return ``[n, G]`` what genes have for themselves, in units of its deviation."""

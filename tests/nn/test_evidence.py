@@ -134,6 +134,22 @@ def test_a_level_is_carried_to_every_spot_and_to_measured_genes_alone():
     assert change[:, ::2].mean() > 0.3
 
 
+def test_genes_that_are_not_measured_keep_their_level_but_not_their_pattern():
+    field, rows, genes = field_of(smooth=2.0, noise=0.3), torch.arange(N), torch.arange(12)
+    truth = truth_of(field) + 0.5
+    draws = informed(field, measured(truth, rows, genes), 32)
+    change = (draws.expected(MEAN, slice(None)) - MEAN)[:, 12:]
+    assert change.mean(0).abs().max() < 0.15
+    wanted = (truth - MEAN)[:, 12:]
+    alike = [
+        torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(change.t(), wanted.t(), strict=True)
+    ]
+    assert torch.stack(alike).mean() > 0.4
+    # how far off the level is, is as uncertain as without measurements
+    levels = samples_of(draws)[..., 12:].mean(1).std(0).mean()
+    assert levels > 2 * samples_of(draws)[..., :12].mean(1).std(0).mean()
+
+
 @pytest.mark.parametrize("n_rows", [30, 98])
 def test_intervals_hold_what_the_model_would_give(n_rows):
     field, rows = field_of(smooth=0.8), some(n_rows)
@@ -184,6 +200,7 @@ def test_other_genes_of_a_measured_spot_go_with_its_noise():
     field.smooth_loadings[:, 0] = GENES**-0.5
     field.process_noise.fill_(0.1)
     field.process_noise[0] = 0.9 * GENES
+    field.process_level.fill_(1e-3)
     field.own_scale.fill_(1.0)
     scores = field.noise(0).scores(noise_of(8), 0, slice(None))
     truth = field.marginals.expression(MEAN, scores)
