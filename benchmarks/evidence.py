@@ -10,10 +10,11 @@ model: the model with nothing observed; ordinary kriging and a Gaussian process 
 (one kernel for all genes; range and nugget by four-fold cross-validation on the observed spots, and
 by marginal likelihood, scikit-learn); the mean of the five nearest observed spots; ridge fitted to
 training slides and observed spots together. "Half the genes" gives these of all spots; beside it, a
-ridge from these genes and the prediction to the others, fitted on training slides. Also coverage of
-80% intervals of the other spots and of their means over 9 and 25. Means over repeats and runs;
-intervals of the difference from the better of kriging and Gaussian process are 95%, bootstrap over
-repeats and runs. Prints a table, writes OUT/evidence.json.
+ridge from these genes and the prediction to the others, fitted on training slides (whose prediction
+has seen them). Also coverage of 80% intervals of the other spots, of their means over 9, 25 and 64,
+and over the slide. Means over repeats and runs; intervals of the difference from the better of
+kriging and Gaussian process are 95%, bootstrap over repeats and runs. Prints a table, writes
+OUT/evidence.json.
 """
 
 from __future__ import annotations

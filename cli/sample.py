@@ -58,16 +58,16 @@ def sample(
     from stflow_graph.stages.sample import sample as run
 
     settings = SampleSettings(
-        n_samples,
-        seed,
-        sampler,
-        n_sample_steps,
-        fold,
-        device,
-        tile_size,
-        image,
-        observed,
-        denoise_observed,
+        n_samples=n_samples,
+        seed=seed,
+        sampler=sampler,
+        n_sample_steps=n_sample_steps,
+        fold=fold,
+        device=device,
+        tile_size=tile_size,
+        image=image,
+        observed=observed,
+        denoise_observed=denoise_observed,
     )
     done = run(source, embeddings, out, settings, overwrite=overwrite, report=_show)
     truth = _truth(done)

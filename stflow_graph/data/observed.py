@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,11 @@ class Observed:
     rows: np.ndarray
     genes: np.ndarray
     values: np.ndarray
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what is measured where."""
+        parts = (self.rows, self.genes, self.values)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def read_observed(
@@ -85,7 +91,7 @@ def read_observed(
         found = unquoted(f"all {len(rows)} spots with all {len(genes)} genes")
         raise BadInput(file, "observed", found, "some spots or genes left to predict")
     if expression.coords is not None:
-        _check_places(coords[rows], expression.coords[measured], slide, file)
+        _check_places(coords, rows, expression.coords[measured], slide, file)
     total = expression.total
     if target == "log1p_normalised":
         total = _total(adata, expression, len(genes), file)
@@ -95,13 +101,17 @@ def read_observed(
     return Observed(rows, columns, values)
 
 
-def _check_places(coords: np.ndarray, centres: np.ndarray, slide: str, file: str) -> None:
-    """Refuse spots that lie elsewhere than on the slide: many slides have the same barcodes."""
+def _check_places(
+    coords: np.ndarray, rows: np.ndarray, centres: np.ndarray, slide: str, file: str
+) -> None:
+    """Refuse spots that lie elsewhere on the slide: many slides have the same barcodes.
+
+    A shift that all have in common is logged as a warning, see ``data.coordinates``.
+    """
+    pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    coords = coords[rows]
     offset = np.median(centres - coords, axis=0)
     off = np.abs(centres - coords - offset).max(axis=1)
-    pitch = 0.0
-    if len(coords) > 1:
-        pitch = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
     n_elsewhere = int((off > max(_ROUNDING, _OFF * pitch)).sum())
     if n_elsewhere:
         text = (

@@ -153,7 +153,9 @@ def _deviance(
     n, n_values = values.shape
     covariance = np.tensordot(parameters[:3], kernels, 1) + level
     covariance[np.diag_indices(n)] += parameters[3] + _MIN_NOISE * level
-    factor, _ = dpotrf(covariance, lower=1)
+    factor, failed = dpotrf(covariance, lower=1)
+    if failed:  # the search tries other parameters
+        return np.inf, np.zeros(4)
     half, _ = dpotri(factor, lower=1)  # the lower half of the inverse, of a Cholesky factor
     inverse = np.tril(half) + np.tril(half, -1).T
     solved = inverse @ values
@@ -205,7 +207,7 @@ class Kriging:
             which: of the processes.
         """
         n_processes, m = len(self._noise[which]), min(len(self._order), _N_NEAR + _N_FAR)
-        rows = max(1, _BATCH_NUMBERS // (n_processes * m * m))
+        rows = max(1, _BATCH_NUMBERS // max(n_processes * m * m, 1))
         parts = [
             self._weights(pos[start : start + rows], which) for start in range(0, len(pos), rows)
         ]

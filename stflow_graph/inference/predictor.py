@@ -197,6 +197,7 @@ def _evidence(observed: Observed | None, settings: SampleSettings) -> dict[str, 
     return {
         "observed_spots": len(observed.rows),
         "observed_genes": len(observed.genes),
+        "observed_values": observed.digest(),
         "denoise_observed": settings.denoise_observed,
     }
 

@@ -16,6 +16,7 @@ from stflow_graph.nn.measured_genes import MeasuredGenes
 
 _ROWS = 8192
 _SPOTS_OF_COHORT = 20
+_SCALE_RANGE = (0.2, 5.0)
 _FIELDS_OF_GENES = 16  # of which what changes slowly for each gene by itself is mixed, anew a draw
 
 
@@ -86,7 +87,7 @@ class InformedDraws:
         # how strong the noise of a spot is on this slide follows from what is expected there
         variances, of_genes = field.noise_variances[:-1], field.noise_own[:-1]
         self._spot_noise = SpotNoise(
-            field.noise_loadings, variances.median(0).values, of_genes.median(0).values
+            field.noise_loadings, variances.quantile(0.5, dim=0), of_genes.quantile(0.5, dim=0)
         )
         unseen = torch.ones_like(field.scale, dtype=torch.bool)
         unseen[genes] = False
@@ -94,11 +95,16 @@ class InformedDraws:
         of_noise, left = self._noise_told()
         self._noise_of_others = of_noise[self._others]
         self._noise_left = torch.where(unseen, left, 1)
-        self._marginals = field.marginals.centred(self._spot_noise.variance())
+        variance = self._spot_noise.variance()
+        self._marginals = field.marginals.centred(variance)
+        self._of_measured = field.marginals.centred(variance * self._noise_left.square())
         self._at_measured = torch.full((len(pos),), -1, device=rows.device)
         self._at_measured[rows] = torch.arange(len(rows), device=rows.device)
         self._draws = [_Draw(self, sample) for sample in range(n_samples)]
         self._expected_factors = self._inform()
+        self._expected_level = self._expected_factors.mean(0)
+        for draw in self._draws:
+            draw.level = draw.factors.mean(0) - draw.level
 
     def __len__(self) -> int:
         return len(self._draws)
@@ -111,8 +117,7 @@ class InformedDraws:
             rows: which spots they are.
         """
         own = self._own_error(*self._weights_of_genes(rows), self._own)
-        level = self._expected_factors.mean(0)
-        about = self._corrected(mean, self._expected_factors[rows], own, level)
+        about = self._corrected(mean, self._expected_factors[rows], own, self._expected_level)
         self._tell_noise(about, rows)
         if self.as_measured:
             self._give_back(about, rows)
@@ -128,11 +133,13 @@ class InformedDraws:
         weights, here = self._weights_of_genes(rows), self._measured_among(rows)[0]
         for sample, draw in enumerate(self._draws):
             own = self._own_error(*weights, draw.own_errors) + draw.own(rows)
-            about = self._corrected(mean, draw.factors[rows], own, draw.level_told())
+            about = self._corrected(mean, draw.factors[rows], own, draw.level)
             self._tell_noise(about, rows)
             scores = self._spot_noise.scores(self.noise, sample, rows)
-            scores[here] *= self._noise_left
             drawn = self._marginals.expression(about, scores)
+            if len(here):
+                left = scores[here] * self._noise_left
+                drawn[here] = self._of_measured.expression(about[here], left)
             if self.as_measured:
                 self._give_back(drawn, rows)
             yield drawn
@@ -198,6 +205,9 @@ class InformedDraws:
         In units of the genes' deviations; and the fraction ``[G]`` of a gene's deviation that it
         leaves. Genes share noise along the field's directions.
         """
+        if not len(self._others):
+            nothing = self.field.scale.new_zeros(len(self.field.scale), len(self.measured.genes))
+            return nothing, torch.ones_like(self.field.scale)
         q, genes = self.field.smooth_loadings.double(), self.measured.genes
         noise = torch.from_numpy(self.field.processes.noise).to(q)
         own = noise[-1] * self.field.own_scale.double().square()
@@ -221,6 +231,7 @@ def _scale_of(field: ExpressionField, measured: Measured) -> Tensor:
     n, expected = len(residuals), field.scale[genes].square()
     squares = (residuals - residuals.mean(0)).square().sum(0)
     ratios = ((squares / expected + _SPOTS_OF_COHORT) / (n - 1 + _SPOTS_OF_COHORT)).sqrt()
+    ratios = ratios.clamp(*_SCALE_RANGE)  # of a gene that hardly varied on held-out slides
     scale = field.scale * ratios.log().mean().exp()
     scale[genes] = field.scale[genes] * ratios
     return scale
@@ -249,7 +260,7 @@ class _Draw:
             field.smooth_loadings, torch.cat(parts, dim=1), torch.zeros_like(field.scale)
         )
         self.factors = prior.factors(noise, sample)
-        self._prior_level = field.process_level[:-1].sqrt() * noise.slide(rank, sample)
+        self.level = self.factors.mean(0)  # of factors; once corrected, by how much it has changed
         # columns of the spots' numbers that other noise is made of come first
         first = (len(STEPS) + 1) * rank + n_genes
         blur = deviation[:-1] * noise.spots(n_told, sample, first=first, rows=rows)
@@ -264,10 +275,6 @@ class _Draw:
         self._mixture = mixture / mixture.norm(dim=1, keepdim=True)
         genes = of.measured.genes
         self.own_errors = of._own - (self.own(rows) + blur)[:, genes]
-
-    def level_told(self) -> Tensor:
-        """Return by how much the factors' mean is other than a draw that knows nothing, ``[R]``."""
-        return self.factors.mean(0) - self._prior_level
 
     def own(self, rows: Tensor | slice) -> Tensor:
         """Return ``[n, G]`` what genes have for themselves, in units of its deviation."""

@@ -186,9 +186,6 @@ def _provenance(
         "um_per_px": um_per_px(source.attrs),
         "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
     }
-    measured = settings.observed_of(file.stem)
-    if isinstance(measured, Path):
-        provenance["observed_sha256"] = sha256(measured)
     image = settings.image_of(file.stem)
     if image is not None:
         provenance["image_sha256"] = sha256(image)

@@ -34,8 +34,10 @@ def genes_by_slides(ys: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.n
 
 
 def take_genes(values: np.ndarray, genes: np.ndarray) -> np.ndarray:
-    """Return some genes of ``[..., G]``: the array itself if they are all."""
-    return values if len(genes) == values.shape[-1] else np.ascontiguousarray(values[..., genes])
+    """Return some genes of ``[..., G]``: the array itself if they are all, in order."""
+    if np.array_equal(genes, np.arange(values.shape[-1])):
+        return values
+    return np.ascontiguousarray(values[..., genes])
 
 
 def mean_of_measured(values: np.ndarray) -> np.ndarray:

@@ -298,3 +298,27 @@ def test_no_draw_is_enormous(times):
     largest = max(drawn.max() for drawn in draws.expression(mean, slice(None)))
     about = draws.expected(mean, slice(None)).max()
     assert largest < 2 * 40 * (about + 4 * 0.3 * max(times, 1))
+
+
+def test_a_gene_that_goes_with_no_other_says_nothing_of_them():
+    field, rows, gene = field_of(), some(40), torch.tensor([3])
+    field.smooth_loadings[3] *= 1e-4
+    found = measured(truth_of(field), rows, gene)
+    draws = informed(field, found, 2)
+    change = draws.expected(MEAN, slice(None)) - MEAN
+    assert change[:, :3].abs().max() < 1e-3
+    assert torch.isfinite(samples_of(draws)).all()
+
+
+def test_draws_of_other_genes_at_measured_spots_are_about_what_is_expected():
+    field, rows, genes = field_of(smooth=0.3, shared=0.5), torch.arange(N), torch.arange(12)
+    draws = informed(field, measured(truth_of(field), rows, genes), 80)
+    error = (samples_of(draws).mean(0) - draws.expected(MEAN, slice(None)))[:, 12:]
+    assert error.mean().abs() < 0.05
+
+
+def test_one_gene_that_never_varied_does_not_set_the_scale():
+    field, rows, genes = field_of(), some(60), torch.arange(5)
+    field.scale[0] = 1e-6
+    scale = informed(field, measured(truth_of(field), rows, genes))._scale
+    assert scale[10] < 2 * field.scale[10]

@@ -328,7 +328,7 @@ def test_measured_spots_inform_the_others_and_come_back(observing, tmp_path):
     assert genes.all()
     assert found["none"].observed is None
     assert part.provenance["observed_spots"] == 12
-    assert len(part.provenance["observed_sha256"]) == 64
+    assert len(part.provenance["observed_values"]) == 64
     np.testing.assert_array_equal(found["folder"].mean, part.mean)
     # the others are informed, alike in both
     left = ~spots
