@@ -161,7 +161,7 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
     return adata
 
 
-def holds_counts(path: str | Path) -> bool:
+def is_h5ad(path: str | Path) -> bool:
     """Return whether a file is an .h5ad, whatever it holds."""
     try:
         with open_h5(path) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -103,8 +104,7 @@ class InformedDraws:
         self._draws = [_Draw(self, sample) for sample in range(n_samples)]
         self._expected_factors = self._inform()
         self._expected_level = self._expected_factors.mean(0)
-        for draw in self._draws:
-            draw.level = draw.factors.mean(0) - draw.level
+        self._last: tuple[slice, tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._draws)
@@ -133,7 +133,7 @@ class InformedDraws:
         weights, here = self._weights_of_genes(rows), self._measured_among(rows)[0]
         for sample, draw in enumerate(self._draws):
             own = self._own_error(*weights, draw.own_errors) + draw.own(rows)
-            about = self._corrected(mean, draw.factors[rows], own, draw.level)
+            about = self._corrected(mean, draw.factors[rows], own, draw.level_told)
             self._tell_noise(about, rows)
             scores = self._spot_noise.scores(self.noise, sample, rows)
             drawn = self._marginals.expression(about, scores)
@@ -172,8 +172,11 @@ class InformedDraws:
         return here, at[here]
 
     def _weights_of_genes(self, rows: slice) -> tuple[Tensor, Tensor]:
-        index, weights = self._kriging.weights(self.pos[rows], slice(-1, None))
-        return index, weights[:, 0]
+        # expectation and draws of a block need the same, the dearest part of both
+        if self._last is None or self._last[0] != rows:
+            index, weights = self._kriging.weights(self.pos[rows], slice(-1, None))
+            self._last = rows, (index, weights[:, 0])
+        return self._last[1]
 
     def _own_error(self, index: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         """Return what values ``[n, M]`` say of the genes' own processes elsewhere, ``[b, G]``."""
@@ -260,7 +263,7 @@ class _Draw:
             field.smooth_loadings, torch.cat(parts, dim=1), torch.zeros_like(field.scale)
         )
         self.factors = prior.factors(noise, sample)
-        self.level = self.factors.mean(0)  # of factors; once corrected, by how much it has changed
+        self._level_before = self.factors.mean(0)
         # columns of the spots' numbers that other noise is made of come first
         first = (len(STEPS) + 1) * rank + n_genes
         blur = deviation[:-1] * noise.spots(n_told, sample, first=first, rows=rows)
@@ -275,6 +278,11 @@ class _Draw:
         self._mixture = mixture / mixture.norm(dim=1, keepdim=True)
         genes = of.measured.genes
         self.own_errors = of._own - (self.own(rows) + blur)[:, genes]
+
+    @functools.cached_property
+    def level_told(self) -> Tensor:
+        """By how much the measured spots have changed the mean of the factors, ``[R]``."""
+        return self.factors.mean(0) - self._level_before
 
     def own(self, rows: Tensor | slice) -> Tensor:
         """Return ``[n, G]`` what genes have for themselves, in units of its deviation."""

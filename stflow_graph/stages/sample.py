@@ -16,7 +16,7 @@ from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
-from stflow_graph.io.expression import holds_counts
+from stflow_graph.io.expression import is_h5ad
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import read_provenance, write_prediction_blocks
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
@@ -202,7 +202,7 @@ def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
     try:
         stored = read_provenance(path)
     except BadInput as error:
-        if not holds_counts(path):
+        if not is_h5ad(path):
             return False
         found = unquoted("an .h5ad that is no prediction")
         fix = "give another --out, or --overwrite to replace it"
