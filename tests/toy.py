@@ -77,7 +77,12 @@ def write_cohort(folder: Path) -> Cohort:
 
 
 def write_slide(
-    embedding: Path, expression: Path | None, n: int, seed: int, channels: int = CHANNELS
+    embedding: Path,
+    expression: Path | None,
+    n: int,
+    seed: int,
+    channels: int = CHANNELS,
+    encoder: str = "toy",
 ) -> None:
     """Write a slide whose counts follow a log-linear model of its embeddings."""
     rng = np.random.default_rng(seed)
@@ -87,7 +92,7 @@ def write_slide(
     coords = np.stack([100 * i + 50 * (j % 2), 87 * j], 1) + rng.integers(-9, 10, (n, 2))
     x = rng.normal(size=(n, channels)).astype(np.float32)
     barcodes = [f"{a}x{b}" for a, b in zip(i, j, strict=True)]
-    attrs = {"encoder": "toy", "um_per_px": 1.0, "convention": "centre"}
+    attrs = {"encoder": encoder, "um_per_px": 1.0, "convention": "centre"}
     with write_embeddings(embedding, barcodes, coords, channels, attrs) as writer:
         writer.append(x)
     if expression is None:

@@ -71,9 +71,14 @@ def load_sample(
     target: str = "log1p",
     matching: GeneMatching = DEFAULT_MATCHING,
 ) -> Slide:
-    """Read a slide of a split with its expression; see :func:`load_slide`."""
-    return load_slide(
-        find_embedding(embed_root, sample.dataset, encoder, sample.id),
+    """Read a slide of a split with its expression; see :func:`load_slide`.
+
+    Raises:
+        BadInput: also if the embeddings are those of another encoder.
+    """
+    file = find_embedding(embed_root, sample.dataset, encoder, sample.id)
+    slide = load_slide(
+        file,
         sample.expr_path,
         genes,
         target=target,
@@ -81,6 +86,10 @@ def load_sample(
         dataset=sample.dataset,
         matching=matching,
     )
+    if slide.encoder not in ("", encoder):
+        fix = f"give --encoder {slide.encoder}, or another --embed-dataroot"
+        raise BadInput(file, "encoder", slide.encoder, repr(encoder), fix)
+    return slide
 
 
 def load_hest_slide(

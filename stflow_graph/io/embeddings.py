@@ -111,7 +111,8 @@ def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
         barcodes, coords = read_positions(file, field, n_rows)
         attrs = {key: _plain_value(value) for key, value in file.attrs.items()}
         # other tools write free text there
-        encoder = str(attrs.get("encoder")) if attrs.get("format") == FORMAT else None
+        known = attrs.get("format") == FORMAT and "encoder" in attrs
+        encoder = str(attrs["encoder"]) if known else None
         yield EmbeddingFile(path, data, coords, barcodes, attrs, encoder, field)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise, squared_ranges
 from stflow_graph.flow.kriging import Kriging, Sites
+from stflow_graph.flow.levels import GeneLevels, at_level
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.measured_genes import MeasuredGenes
 
@@ -41,9 +42,10 @@ class Measured:
 class InformedDraws:
     """Draws of a slide of which some spots are measured; as ``FieldDraws``.
 
-    The measured residuals are taken apart into the field's directions and what each gene has for
-    itself, each a Gaussian process on the slide. What is most probable of them is added to the
-    expected expression; genes that are not measured keep their level. A draw is one that knows
+    The expected expression is brought to the genes' levels on the slide, that of genes which are
+    not measured to the level that the others share. The residuals about it are taken apart into the
+    field's directions and what each gene has for itself, each a Gaussian process on the slide. What
+    is most probable of them is added to the expected expression. A draw is one that knows
     nothing, corrected by what the measured spots say of its error there (Matheron's rule; Journel
     and Huijbregts 1978). At a measured spot the other genes' noise is that which goes with the
     noise of those measured.
@@ -68,6 +70,9 @@ class InformedDraws:
         as_measured: bool = True,
     ) -> None:
         self.field, self.noise, self.pos = field, noise, pos
+        self._levels = _levels_of(field, measured)
+        expected = at_level(measured.expected, self._levels)
+        measured = dataclasses.replace(measured, expected=expected)
         self.measured, self.as_measured = measured, as_measured
         rows, genes = measured.rows, measured.genes
         self._panel = MeasuredGenes.of(field, genes)
@@ -116,6 +121,7 @@ class InformedDraws:
             mean: ``[n, G]`` what is expected with nothing measured.
             rows: which spots they are.
         """
+        mean = at_level(mean, self._levels)
         own = self._own_error(*self._weights_of_genes(rows), self._own)
         about = self._corrected(mean, self._expected_factors[rows], own, self._expected_level)
         self._tell_noise(about, rows)
@@ -131,6 +137,7 @@ class InformedDraws:
             rows: which spots they are.
         """
         weights, here = self._weights_of_genes(rows), self._measured_among(rows)[0]
+        mean = at_level(mean, self._levels)
         for sample, draw in enumerate(self._draws):
             own = self._own_error(*weights, draw.own_errors) + draw.own(rows)
             about = self._corrected(mean, draw.factors[rows], own, draw.level_told)
@@ -221,6 +228,14 @@ class InformedDraws:
         total = q.square() @ shared + own
         left = (1 - (told * across).sum(1) / total).clamp(min=0).sqrt()
         return told.to(self.field.scale), left.to(self.field.scale)
+
+
+def _levels_of(field: ExpressionField, measured: Measured) -> Tensor:
+    """Return the genes' levels on the slide, ``[G]``."""
+    genes, scale = measured.genes.cpu().numpy(), field.scale.double().cpu().numpy()
+    expected, values = (x.cpu().numpy() for x in (measured.expected, measured.values))
+    found = GeneLevels.fit(expected[:, genes], values, scale[genes])
+    return torch.from_numpy(found.of_all(genes, len(scale))).to(field.scale)
 
 
 def _scale_of(field: ExpressionField, measured: Measured) -> Tensor:

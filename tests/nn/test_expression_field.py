@@ -30,7 +30,9 @@ def test_a_slide_is_like_those_whose_embeddings_are_near(place):
     weights = field_of().likeness(torch.full((CHANNELS,), place))
     assert weights.sum() == pytest.approx(1)
     assert weights.argmax() == round(place)
-    assert weights.max() > 0.9
+    assert weights.max() > 0.7
+    # another patient may look the same
+    assert weights[-1] == pytest.approx(0.25, abs=0.05)
 
 
 def test_a_slide_like_none_is_of_an_unknown_patient():
@@ -44,7 +46,7 @@ def test_slides_equally_near_share_the_draws():
     field.places.zero_()
     draws = field.draw(noise_of(), torch.zeros(CHANNELS), 40)
     assert abs(draws.numbers.count(0) - draws.numbers.count(1)) <= 2
-    assert set(draws.numbers[:3]) == {0, 1}  # in turn, so that few samples hold both
+    assert {0, 1} <= set(draws.numbers[:3])  # in turn, so that few samples hold both
 
 
 def test_draws_are_about_the_mean_by_the_fields_chosen():
@@ -63,7 +65,7 @@ def test_an_error_of_the_expectation_is_in_the_scale_of_each_gene():
     field = field_of()
     field.noise_own.zero_()
     field.ratios.fill_(1)
-    field.smooth_variances[0, :, -1] = 1  # levels
+    field.smooth_variances[..., -1] = 1  # levels
     field.scale.copy_(torch.linspace(0, 0.1, GENES))
     mean = torch.full((N, GENES), 2.0)
     draws = field.draw(noise_of(), torch.zeros(CHANNELS), 64)

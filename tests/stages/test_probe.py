@@ -156,7 +156,8 @@ def test_missing_embeddings_are_made_once_and_nothing_else(cohort, run):
     kept = cohort.embeddings / "colours" / "C.h5"  # another layout, and no patches of it
     kept.parent.mkdir()
     for slide in "CD":
-        write_slide(kept.with_name(f"{slide}.h5"), None, 36, seed=0, channels=6)
+        file = kept.with_name(f"{slide}.h5")
+        write_slide(file, None, 36, seed=0, channels=6, encoder="colours")
     before = kept.read_bytes()
     created, seen = [], []
     (cell,) = run(

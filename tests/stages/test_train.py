@@ -190,6 +190,9 @@ def test_bad_data_are_refused_before_anything_is_trained(cohort, tmp_path):
         run(cohort, tmp_path / "w")
     with pytest.raises(BadInput, match="stflow-graph embed"):
         run(cohort, tmp_path / "e", data__encoder="other")
+    write_slide(cohort.embedding("B"), None, 36, seed=1, encoder="another")
+    with pytest.raises(BadInput, match=r"encoder: found 'another', expected 'toy'.*--encoder"):
+        run(cohort, tmp_path / "other")
     write_slide(cohort.embedding("B"), None, 36, seed=1)
     cohort.expression("A").write_text("no")  # the test slide
     with pytest.raises(BadInput, match="A.h5ad"):
