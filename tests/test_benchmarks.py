@@ -252,6 +252,21 @@ def test_regions_compares_ways_of_drawing_on_every_test_slide(script, cohort, tm
 
 
 @pytest.mark.slow
+def test_panels_compares_ways_of_training_on_slides_that_lack_genes(script, cohort, tmp_path):
+    arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
+    out = script(
+        "panels.py", *arguments, "--out", tmp_path, "--folds", "0", "--seeds", "1", "--quick"
+    )
+    found = json.loads((tmp_path / "panels.json").read_text())
+    assert list(found) == ["whole", "masked", "whole slides", "common genes"]
+    scores = {name: seeds[0][0] for name, seeds in found.items()}
+    assert scores["common genes"][1] is None
+    assert scores["masked"] != scores["whole"] != scores["whole slides"]
+    assert all(-1 <= score <= 1 for name in list(scores)[:3] for score in scores[name])
+    assert f"{scores['masked'][1]:.3f}" in out
+
+
+@pytest.mark.slow
 def test_learning_curve_trains_on_more_slides_and_tests_the_same(tmp_path):
     arguments = ["--out", tmp_path, "--slides", "4", "6", "--spots", "30", "--folds", "0"]
     arguments += ["--models", "graph", "--quick"]
