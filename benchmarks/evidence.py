@@ -39,6 +39,7 @@ from sklearn.linear_model import RidgeCV
 from stflow_graph.data.load import load_slide
 from stflow_graph.data.observed import Observed
 from stflow_graph.data.slide import Slide
+from stflow_graph.data.splits import find_embedding
 from stflow_graph.evaluation.baselines import fit_tuned_ridge
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
@@ -179,9 +180,9 @@ class Trained:
 
     def slide(self, name: str) -> Slide:
         """Return a slide with the truth."""
-        file = self.options.embeddings / f"{name}.h5"
-        truth = self.options.root / "adata" / f"{name}.h5ad"
-        target = self.checkpoint.config.data.target
+        data, dataset = self.checkpoint.config.data, self.checkpoint.provenance["dataset"]
+        file = find_embedding(self.options.embeddings, dataset, data.encoder, name)
+        truth, target = self.options.root / "adata" / f"{name}.h5ad", data.target
         return load_slide(file, truth, self.checkpoint.genes, target=target)
 
     def predict(

@@ -252,6 +252,27 @@ def test_regions_compares_ways_of_drawing_on_every_test_slide(script, cohort, tm
 
 
 @pytest.mark.slow
+def test_evidence_scores_what_was_not_measured_beside_kriging(script, cohort, tmp_path):
+    quick = {"graph.n_neighbors": 4, "train.epochs": 1, "train.members": 2, "train.folds": [0]}
+    paths = {"data.source_dataroot": cohort.root, "data.embed_dataroot": cohort.embeddings}
+    settings = {**{k: str(v) for k, v in paths.items()}, "data.encoder": "toy", **quick}
+    list(train(load_config(None, settings), tmp_path / "run"))
+    arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--repeats", "1"]
+    out = script("evidence.py", tmp_path / "run", *arguments, "--out", tmp_path)
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    assert list(found) == ["A", "mean"]
+    assert len(found["A"]) == 5
+    for part, row in found["A"].items():
+        rivals = ["ridge on genes"] if "genes" in part else ["kriging", "Gaussian process"]
+        assert {"model", "nothing observed", *rivals} <= row.keys()
+        gain = row["model"]["PCC"] - row["nothing observed"]["PCC"]
+        assert row["less nothing"] == pytest.approx([gain] * 3)  # of one repeat
+        assert row["model"]["MSE"] > 0
+    assert set(found["A"]["0.5"]["coverage"]) == {"1", "9", "slide"}
+    assert "kriging" in out
+
+
+@pytest.mark.slow
 def test_panels_compares_ways_of_training_on_slides_that_lack_genes(script, cohort, tmp_path):
     arguments = ["--root", cohort.root, "--embeddings", cohort.embeddings, "--encoder", "toy"]
     out = script(
