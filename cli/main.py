@@ -19,6 +19,7 @@ from stflow_graph.errors import StflowError
 from stflow_graph.version import __version__
 
 from .convert import convert
+from .doctor import doctor
 from .download import download
 from .embed import embed
 from .encoders import encoders
@@ -47,6 +48,7 @@ for command in (download, simulate, prepare, split, genes, embed, encoders, prob
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(convert)
+app.command()(doctor)
 
 
 def _version(value: bool) -> None:

@@ -26,7 +26,7 @@ from stflow_graph.io.predictions import read_prediction
 from stflow_graph.stages.train import Progress, train
 
 COMMANDS = ("download", "simulate", "prepare", "split", "genes", "embed", "encoders", "probe")
-COMMANDS += ("train", "sample", "eval", "export", "convert")
+COMMANDS += ("train", "sample", "eval", "export", "convert", "doctor")
 
 
 def arguments(cohort, *more: object) -> list[object]:
