@@ -27,7 +27,11 @@ from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
 from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
-from stflow_graph.models.build import build_denoiser, denoiser_arguments
+from stflow_graph.models.build import (
+    build_denoiser,
+    check_no_custom_code,
+    denoiser_arguments,
+)
 from stflow_graph.models.model_card import model_card
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import FORMAT as NETWORK
@@ -137,13 +141,19 @@ def save_checkpoint(
         write_text(temporary / "README.md", _card(checkpoint, licence))
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
+def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoint:
     """Read a checkpoint folder.
+
+    Args:
+        folder: the folder.
+        allow_code: accept layers that are neither ours nor PyG's: building the network imports the
+            modules that the checkpoint names.
 
     Raises:
         BadInput: no checkpoint there, a file is missing or does not match its SHA-256, or
             ``config.json`` lacks an entry.
-        BadConfig: another format, or a configuration that this version does not know.
+        BadConfig: another format, a configuration that this version does not know, or one that
+            names code and ``allow_code`` is not set.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -165,6 +175,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         hashes, provenance = dict(content["sha256"]), dict(content["provenance"])
         in_channels, n_members = int(content["in_channels"]), int(content["n_members"])
         config = parse_config(content["config"], folder / "config.json")
+    if not allow_code:
+        check_no_custom_code(config, folder / "config.json")
     extra = [name for name in (_CALIBRATION, _FIELD) if name in hashes]
     for name in (*_FILES, *extra):
         if sha256(folder / name) != hashes.get(name):

@@ -296,5 +296,6 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are wanted: resume from the state
-    load_checkpoint(folder / "checkpoint")  # complete and undamaged
+    # complete and undamaged; its code is that of this run's configuration and is not run here
+    load_checkpoint(folder / "checkpoint", allow_code=True)
     return FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)

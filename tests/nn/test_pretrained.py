@@ -105,6 +105,8 @@ def test_a_bare_network_is_not_taken_for_a_trained_model(saved):
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
         ({"n_heads": 3}, "not the arguments of GraphDenoiser"),
         ({"network": "Linear"}, "found a Linear"),
+        ({"conv": "os:kill"}, "unknown conv 'os:kill'; one of additive"),
+        ({"global_attention": "os:kill"}, "unknown global attention 'os:kill'"),
         (None, "found list"),
     ],
 )
