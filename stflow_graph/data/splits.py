@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,14 +156,26 @@ class Dataset:
             Sample(
                 check_name(name, file),
                 self.name,
-                self.path / patch_file,
-                self.path / expression,
+                self._inside(patch_file, file, "patches_path"),
+                self._inside(expression, file, "expr_path"),
                 patient or patients.get(name, ""),
             )
             for name, patch_file, expression, patient in zip(
                 ids, patches, expressions, own, strict=True
             )
         ]
+
+    def _inside(self, name: str, file: Path, column: str) -> Path:
+        """Return a path of a split file, which must be below the folder; links there are followed.
+
+        Raises:
+            BadInput: it is elsewhere.
+        """
+        path = self.path / name
+        root, normal = (Path(os.path.normpath(p.absolute())) for p in (self.path, path))
+        if root not in normal.parents or not name.isprintable():
+            raise BadInput(file, column, name, f"a path below {self.path}")
+        return path
 
     def samples(self) -> list[Sample]:
         """Return every slide of every fold once, ordered by name."""

@@ -69,7 +69,9 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
     for step in steps:
         code, out, err = cli(*step)
         assert (code, bool(out)) == (0, True), (step, err)
-    following = f"eval {run}/predictions/*.h5ad --truth {root}/adata --out {run}/eval --baselines"
+    roots = ["--source-dataroot", root, "--embed-dataroot", cohort.embeddings]
+    following = f"eval {run}/predictions/*.h5ad --truth {root}/adata --out {run}/eval --baselines "
+    following += " ".join(map(str, roots))
     assert out.splitlines()[-1] == f"next: stflow-graph {following}"
     cohort.expression("B").unlink()  # as after another patient's slide without expression
     out = cli(*steps[-1]).out
@@ -78,7 +80,7 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
     shutil.copy(tmp_path / "again/cohort/adata/B.h5ad", cohort.expression("B"))
     predictions = sorted((run / "predictions").glob("*.h5ad"))
     step = ["eval", *predictions, "--truth", root, "--out", run / "eval", "--baselines"]
-    assert cli(*step).code == 0
+    assert cli(*step, *roots).code == 0
     assert json.loads((run / "results_kfold.json").read_text())["pearson_corrs"]
     step = ["export", predictions[0], "--to", tmp_path / "out.csv"]
     refused = cli(*step, "--genes", "no", "nope")

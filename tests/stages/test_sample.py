@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import h5py
@@ -338,6 +339,27 @@ def test_measured_spots_inform_the_others_and_come_back(observing, tmp_path):
     spots, genes = found["genes"].observed
     assert (spots.all(), genes.tolist()) == (True, [True] * 3 + [False] * 3)
     np.testing.assert_allclose(found["genes"].mean[:, :3], truth[:, :3], rtol=1e-6)
+
+
+def test_names_of_observed_genes_are_looked_up_in_the_users_table_alone(observing, tmp_path):
+    cohort, folder = observing
+    adata = read_h5ad(folder / "observed" / "A.h5ad")
+    adata.var_names = [f"other{i}" for i in range(len(GENES))]
+    adata.write_h5ad(tmp_path / "renamed.h5ad")
+    table = tmp_path / "names.csv"
+    table.write_text("gene,alias\n" + "".join(f"G{i},other{i}\n" for i in range(len(GENES))))
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    for file in run.glob("fold*/checkpoint/config.json"):  # a stranger's names this file
+        content = json.loads(file.read_text())
+        content["config"]["data"]["gene_aliases"] = str(table)
+        file.write_text(json.dumps(content))
+    files, observed = [cohort.embedding("A")], tmp_path / "renamed.h5ad"
+    with pytest.raises(BadInput, match="var_names"):
+        sample(run, files, tmp_path / "no", SampleSettings(observed=observed))
+    settings = SampleSettings(observed=observed, gene_aliases=table)
+    (done,) = sample(run, files, tmp_path / "yes", settings)
+    assert read_prediction(done.path).provenance["observed_genes"] == len(GENES)
 
 
 def test_slides_without_a_file_of_the_folder_are_as_if_nothing_were_observed(observing, tmp_path):
