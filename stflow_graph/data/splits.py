@@ -14,11 +14,13 @@ import pandas as pd
 from stflow_graph.data.patients import PATIENT, find_table, read_groups
 from stflow_graph.encoders.catalogue import spellings
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import atomic_folder, check_name
+from stflow_graph.io.atomic import check_name
 from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.hdf5 import check_unique
 
 _COLUMNS = ("sample_id", "patches_path", "expr_path")
+_SPLIT_FILE = re.compile(r"(train|test)_\d+\.csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +209,30 @@ def split_files(
     }
 
 
+def _foreign_to_splits(folder: Path) -> str:
+    files = sorted(folder.iterdir())
+    foreign = [file.name for file in files if not _SPLIT_FILE.fullmatch(file.name)]
+    for file in [] if foreign else files:
+        try:
+            with file.open("rb") as stream:
+                columns = stream.readline(2**16).decode("utf-8-sig", "replace").strip().split(",")
+        except OSError:  # a folder of such a name
+            columns = []
+        if not set(_COLUMNS) <= set(columns):
+            foreign.append(file.name)
+    return f"other entries, such as {foreign[:3]}" if foreign else ""
+
+
+_SPLITS = FolderKind("split files", _foreign_to_splits)
+
+
 def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
-    """Write the files of :func:`split_files` as a folder ``splits/``, replacing an existing one."""
-    with atomic_folder(folder) as temporary:
+    """Write the files of :func:`split_files` as a folder ``splits/``, replacing an existing one.
+
+    Raises:
+        BadInput: the folder holds anything but split files.
+    """
+    with atomic_folder(folder, _SPLITS) as temporary:
         for name, text in files.items():
             (temporary / name).write_text(text, encoding="utf-8")
 

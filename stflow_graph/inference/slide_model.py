@@ -73,7 +73,7 @@ class SlideModel:
         """Write a checkpoint folder, which ``stflow-graph sample`` takes too, with a model card.
 
         Args:
-            folder: an old one is replaced.
+            folder: an old one is replaced; anything else there is refused.
             licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
         """
         save_checkpoint(folder, self.checkpoint, licence=licence)

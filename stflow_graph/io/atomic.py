@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from stflow_graph.errors import BadInput, StorageFailed, as_bad_input, unquoted
+from stflow_graph.io.renames import HalfDoneError, put, sync
 
-_STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
+_STALE = re.compile(
+    r"\.(?P<name>.+)\.stflow-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<ending>tmp|old)", re.DOTALL
+)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 @contextlib.contextmanager
@@ -36,15 +40,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_stale(path.parent)
-        temporary = path.parent / f".{path.name}.stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        temporary = temporary_beside(path)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
         os.close(os.open(temporary, flags, 0o666))
         try:
             yield temporary
-            replace_synced(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            sync(temporary)
+            put(temporary, path)
+        finally:
+            remove(temporary)
 
 
 @contextlib.contextmanager
@@ -63,56 +67,52 @@ def as_storage_error(path: Path) -> Iterator[None]:
         full = "No space left" in text or "errno = 28" in text or "File too large" in text
         if error.errno in _NO_SPACE or full:
             reason = os.strerror(error.errno) if error.errno else "no space left on device"
-            raise StorageFailed(f"{path}: cannot write: {reason}. Nothing was changed there") from (
-                error
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            state = error.state if isinstance(error, HalfDoneError) else "Nothing was changed there"
+            raise StorageFailed(f"{path}: cannot write: {reason}. {state}") from error
+        if error.errno in _NO_PLACE:
             raise BadInput(path, "output", os.strerror(error.errno), "a path to write to") from (
                 error
             )
         raise
 
 
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success rename it to ``path``.
-
-    An old folder at ``path`` is moved aside first and removed last, so that ``path`` is at any
-    instant absent, the old folder or the new one.
-
-    Raises:
-        StorageFailed: the disk is full, read-only or broken.
-        BadInput: its folder cannot be written.
-    """
-    path = Path(path)
-    with as_storage_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        temporary, old = (path.parent / f".{path.name}{mark}.{token}" for mark in ("", "-old"))
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.iterdir():
-                _sync(file)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+def temporary_beside(path: Path) -> Path:
+    """Return a free name in the folder of ``path``, which :func:`sweep_stale` knows as ours."""
+    token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.parent / f".{path.name}.{token}.tmp"
 
 
 def sweep_stale(folder: Path) -> None:
-    """Remove this package's temporary files in ``folder`` whose process no longer runs."""
-    for entry in folder.glob(".*.stflow-*.tmp"):
-        match = _STALE.match(entry.name)
-        if match and not _alive(int(match.group(1))):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+    """Remove this package's temporary files in ``folder`` whose process no longer runs.
+
+    An old folder whose successor never came takes its place again.
+    """
+    for entry in folder.glob(".*.stflow-*"):
+        match = _STALE.fullmatch(entry.name)
+        if not match or _alive(int(match["pid"])):
+            continue
+        if match["ending"] == "old":
+            _restore(entry, folder / match["name"])
+        else:
+            remove(entry)
+
+
+def _restore(aside: Path, path: Path) -> None:
+    """Put an old folder back in its place, or remove it if its successor is there."""
+    rubbish = aside.with_suffix(".tmp")
+    with contextlib.suppress(OSError):  # another process may have done it
+        # under its name it is whole; a removal that is cut off must not leave a part of it there
+        os.rename(aside, rubbish if os.path.lexists(path) else path)
+    remove(rubbish)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of this package's own that nobody needs; it may be absent."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -123,21 +123,6 @@ def _alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
-
-
-def replace_synced(temporary: Path, path: Path) -> None:
-    """Rename a complete file to its final path, both on the disk when this returns."""
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

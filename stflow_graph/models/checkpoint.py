@@ -26,7 +26,8 @@ from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
-from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
+from stflow_graph.io.folders import atomic_folder
 from stflow_graph.models.build import (
     build_denoiser,
     check_no_custom_code,
@@ -35,7 +36,7 @@ from stflow_graph.models.build import (
 from stflow_graph.models.model_card import model_card
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import FORMAT as NETWORK
-from stflow_graph.nn.pretrained import Pretrained, weights_of_member
+from stflow_graph.nn.pretrained import MODEL_FOLDER, Pretrained, weights_of_member
 from stflow_graph.stats.calibration import Calibration
 
 FORMAT = "stflow_graph.checkpoint/4"
@@ -107,14 +108,18 @@ def find_checkpoints(source: str | Path) -> list[Path]:
 def save_checkpoint(
     folder: str | Path, checkpoint: Checkpoint, *, licence: str | None = None
 ) -> None:
-    """Write a checkpoint folder; an old one is replaced only when the new one is complete.
+    """Write a checkpoint folder; an old one is replaced when the new one is complete.
 
     Args:
         folder: the folder.
         checkpoint: what to write.
         licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
+
+    Raises:
+        BadInput: the path is that of something else than a model's folder.
+        StorageFailed: the disk is full or broken; an old folder stays.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, MODEL_FOLDER) as temporary:
         weights = {key: value.contiguous().cpu() for key, value in checkpoint.weights.items()}
         save_file(weights, temporary / "model.safetensors")
         scaling = checkpoint.normalisation

@@ -11,13 +11,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
+from stflow_graph.io.folders import atomic_folder, marked
 from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
 from stflow_graph.io.state_dict import misfits, read_state_dict
 
 FORMAT = "stflow_graph.network/1"
 _CHECKPOINT = "stflow_graph.checkpoint/"
 _OURS = ("format", "network", "sha256")
+# what checkpoints and bare networks are saved as, and may be replaced by one another
+MODEL_FOLDER = marked(
+    "a model's folder",
+    CONFIG,
+    (_CHECKPOINT, "stflow_graph.network/"),
+    (
+        *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
+        *("calibration.csv", "field.safetensors"),
+    ),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +66,7 @@ class Pretrained(nn.Module):
 
         Raises:
             BadConfig: the network has a custom layer, which JSON cannot describe.
+            BadInput: the path is that of something else than a model's folder.
         """
         kind = type(self).__name__
         functions = [name for name, value in self.arguments.items() if callable(value)]
@@ -62,7 +74,7 @@ class Pretrained(nn.Module):
             raise BadConfig(
                 f"{kind}.save_pretrained: {functions[0]} is a function, which JSON lacks"
             )
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, MODEL_FOLDER) as temporary:
             weights = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
             save_file(weights, temporary / WEIGHTS)
             content = {"format": FORMAT, "network": kind, **self.arguments}

@@ -82,6 +82,20 @@ def test_split_files_may_name_other_places_inside(tmp_path, monkeypatch):
     assert find_datasets(".")[0].folds()[0].train[0].expr_path == folder / "e/A.h5ad"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "train_0.csv.bak", "test_1.csv", "train_x.csv"])
+def test_splits_replace_split_files_and_nothing_else(tmp_path, name):
+    files = split_files(["A", "B"], [0, 1])
+    write_splits(tmp_path / "splits", files)
+    write_splits(tmp_path / "splits", files)
+    (tmp_path / "splits" / name).write_text("mine\n")
+    with pytest.raises(BadInput, match=rf"other entries, such as \['{name}'\].*or split files"):
+        write_splits(tmp_path / "splits", files)
+    assert (tmp_path / "splits" / name).read_text() == "mine\n"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInput, match="found a file"):
+        write_splits(tmp_path / "file", files)
+
+
 def test_bad_split_files_are_refused(tmp_path):
     folder = dataset(tmp_path)
     (folder / "splits" / "test_0.csv").write_text("id,path\nA,b\n")

@@ -207,6 +207,31 @@ class OwnConv(torch.nn.Module):
         return self.lin(y)
 
 
+def test_only_a_models_folder_is_replaced(tmp_path):
+    checkpoint = checkpoint_of()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, found in (("c", r"other entries, such as \['thesis.tex'\]"), ("file", "a file")):
+        with pytest.raises(BadInput, match=f"output: found .*{found}"):
+            save_checkpoint(tmp_path / name, checkpoint)
+        with pytest.raises(BadInput, match=f"output: found .*{found}"):
+            SlideModel(checkpoint).save_pretrained(tmp_path / name)
+    assert (tmp_path / "c/thesis.tex").read_text() == (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(BadInput, match="other entries"):
+        checkpoint_of("graph", 1).build()[0].save_pretrained(tmp_path / "c")
+    # models replace one another, whole or bare
+    (tmp_path / "m").mkdir()
+    save_checkpoint(tmp_path / "m", checkpoint_of(calibration=CALIBRATION))
+    checkpoint_of("graph", 1).build()[0].save_pretrained(tmp_path / "m")
+    assert {f.name for f in (tmp_path / "m").iterdir()} == {
+        *("config.json", "model.safetensors", "README.md")
+    }
+    save_checkpoint(tmp_path / "m", checkpoint_of("field", calibration=CALIBRATION))
+    save_checkpoint(tmp_path / "m", checkpoint)
+    assert load_checkpoint(tmp_path / "m").field is None
+
+
 def test_a_table_that_is_not_listed_is_not_read(tmp_path):
     save_checkpoint(tmp_path / "c", checkpoint_of())
     (tmp_path / "c" / "calibration.csv").write_text("gene,spread\n")

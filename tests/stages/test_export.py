@@ -109,6 +109,25 @@ def test_what_is_there_stays(written, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("entries", "foreign"),
+    [
+        (("tables/predictions", "shapes/spots", "images/he", "zarr.json"), ""),
+        (("tables/predictions", "tables/.zgroup", ".zattrs"), ""),
+        (("tables/predictions", "tables/clusters"), "other entries, such as ['tables/clusters']"),
+        (("tables/predictions", "labels/nuclei"), "other entries, such as ['labels/nuclei']"),
+        (("tables/predictions", "notes.txt"), "other entries, such as ['notes.txt']"),
+        (("zarr.json",), "no table of predictions"),
+    ],
+)
+def test_of_stores_only_those_that_export_writes_are_replaced(tmp_path, entries, foreign):
+    for name in entries:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if "/" in name and "." not in name else path.write_text("{}")
+    assert export_module._STORE.foreign(tmp_path) == foreign
+
+
 def test_overwrite_replaces(written, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     export(written[0], tmp_path / "out.csv", overwrite=True)
