@@ -14,7 +14,7 @@ import pandas as pd
 from stflow_graph.data.patients import PATIENT, find_table, read_groups
 from stflow_graph.encoders.catalogue import spellings
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import check_name
+from stflow_graph.io.atomic import check_name, write_text
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.hdf5 import check_unique
@@ -234,7 +234,7 @@ def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
     """
     with atomic_folder(folder, _SPLITS) as temporary:
         for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+            write_text(temporary / name, text)
 
 
 def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:

@@ -10,50 +10,62 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stflow_graph.errors import BadInput, StorageFailed, as_bad_input, unquoted
-from stflow_graph.io.renames import HalfDoneError, put, sync
+from stflow_graph.io.checked_file import CheckedFile
+from stflow_graph.io.renames import HalfDoneError, put
 
 _STALE = re.compile(
     r"\.(?P<name>.+)\.stflow-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<ending>tmp|old)", re.DOTALL
 )
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-_NO_PLACE = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+# the entry of a JSON object that has the checksum of the others
+JSON_SEAL = "config_sha256"
+# a path that cannot be one of an output
+_NO_PLACE = {
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success sync it and rename it to ``path``.
+def atomic_file(path: str | Path) -> Iterator[CheckedFile]:
+    """Yield a new file beside ``path``; on success it takes the place of ``path``.
 
-    On any failure the temporary file is removed and an old file at ``path`` is untouched.
+    On any failure the new file is removed and an old one at ``path`` is untouched. Errors of the
+    body that are not of this file pass, such as those of an input.
 
     Raises:
-        StorageFailed: the disk is full, read-only or broken.
+        StorageFailed: a write failed: the disk is full, read-only or broken.
         BadInput: ``path`` is a folder, or its folder cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise BadInput(path, "output", "a folder", "a file name")
     with as_storage_error(path):
+        if path.is_dir():
+            raise BadInput(path, "output", unquoted("a folder"), "a file name")
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_stale(path.parent)
         temporary = temporary_beside(path)
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-        os.close(os.open(temporary, flags, 0o666))
+        file = CheckedFile(temporary)
+    try:
         try:
-            yield temporary
-            sync(temporary)
+            yield file
+        finally:  # a failed write comes before what the body makes of it
+            with as_storage_error(path):
+                file.check()
+        with as_storage_error(path):
+            file.finish()
             put(temporary, path)
-        finally:
-            remove(temporary)
+    finally:
+        file.discard()
+        remove(temporary)
 
 
 @contextlib.contextmanager
 def as_storage_error(path: Path) -> Iterator[None]:
-    """Turn the errors of a full, read-only or broken disk into one line.
+    """Turn the errors of writing to a path into one line that names it.
 
     Raises:
         StorageFailed: the disk is full, read-only or broken.
@@ -62,18 +74,14 @@ def as_storage_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # h5py hides the cause: a full disk is an OSError with errno inside its text only
-        text = str(error)
-        full = "No space left" in text or "errno = 28" in text or "File too large" in text
-        if error.errno in _NO_SPACE or full:
-            reason = os.strerror(error.errno) if error.errno else "no space left on device"
-            state = error.state if isinstance(error, HalfDoneError) else "Nothing was changed there"
-            raise StorageFailed(f"{path}: cannot write: {reason}. {state}") from error
         if error.errno in _NO_PLACE:
-            raise BadInput(path, "output", os.strerror(error.errno), "a path to write to") from (
-                error
-            )
-        raise
+            reason = unquoted(os.strerror(error.errno))
+            raise BadInput(path, "output", reason, "a path to write to") from error
+        if error.errno is None:  # of something else than the disk
+            raise
+        state = error.state if isinstance(error, HalfDoneError) else "Nothing was changed there"
+        reason = os.strerror(error.errno)
+        raise StorageFailed(f"{path}: cannot write: {reason}. {state}") from error
 
 
 def temporary_beside(path: Path) -> Path:
@@ -125,15 +133,50 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, indented, without sorting the keys."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def seal_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object of JSON with the checksum of its other entries."""
+    return {**content, JSON_SEAL: _json_hash(content)}
+
+
+def check_json(content: Mapping[str, Any], path: str | Path, *, required: bool) -> None:
+    """Check that an object of JSON is as :func:`seal_json` returned it.
+
+    Args:
+        content: what was read.
+        path: the file it comes from.
+        required: whether it must have a checksum; else one that it has is checked.
+
+    Raises:
+        BadInput: it was changed.
+    """
+    stored = content.get(JSON_SEAL)
+    if stored is None and not required:
+        return
+    if stored != _json_hash({k: v for k, v in content.items() if k != JSON_SEAL}):
+        fix = "copy the file again, or rerun the command that wrote it"
+        found = unquoted("another content than was written")
+        raise BadInput(path, JSON_SEAL, found, "the content of this checksum", fix)
+
+
+def _json_hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, StorageFailed, unquoted
 from stflow_graph.io.atomic import as_storage_error, remove, sweep_stale, temporary_beside
 from stflow_graph.io.renames import put, sync_tree
 
@@ -101,7 +101,11 @@ def atomic_folder(path: str | Path, kind: FolderKind) -> Iterator[Path]:
         temporary = temporary_beside(path)
         temporary.mkdir()
         try:
-            yield temporary
+            try:
+                yield temporary
+            except StorageFailed as error:  # of a file inside, which is named as it will be
+                message = str(error).replace(str(temporary), str(path))
+                raise StorageFailed(message) from error
             sync_tree(temporary)
             kind.check(path)  # work may have taken hours
             put(temporary, path)

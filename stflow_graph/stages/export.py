@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency, unquoted
-from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.atomic import atomic_file
 from stflow_graph.io.cells import safe_cell
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.folders import FolderKind, atomic_folder
@@ -147,14 +146,14 @@ def _write_csv(source: _Source, to: Path) -> None:
     zipped = to.name.lower().endswith(".gz")
     # no time stamp and no name inside, so that the same data give the same bytes
     with (
-        atomic_path(to) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, mtime=0) if zipped else raw as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+        atomic_file(to) as output,
+        gzip.GzipFile("", "wb", 6, output, mtime=0) if zipped else output as packed,
     ):
         for i, table in enumerate(source.tables()):
             table = table.rename(columns=safe_cell).assign(barcode=table["barcode"].map(safe_cell))
-            table.to_csv(text, header=i == 0, index=False, float_format="%.7g", lineterminator="\n")
+            options = {"index": False, "float_format": "%.7g", "lineterminator": "\n"}
+            packed.write(table.to_csv(header=i == 0, **options).encode())
+            output.check()
 
 
 def _write_parquet(source: _Source, to: Path) -> None:
@@ -164,12 +163,13 @@ def _write_parquet(source: _Source, to: Path) -> None:
     except ImportError:
         raise _missing(to, "pyarrow", "parquet") from None
     writer: pq.ParquetWriter | None = None
-    with atomic_path(to) as temporary:
+    with atomic_file(to) as output:
         try:
             for frame in source.tables():
                 table = pa.Table.from_pandas(frame, preserve_index=False)
-                writer = writer or pq.ParquetWriter(temporary, table.schema)
+                writer = writer or pq.ParquetWriter(output, table.schema)
                 writer.write_table(table)
+                output.check()
         finally:
             if writer is not None:
                 writer.close()

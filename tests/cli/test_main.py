@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import h5py
 import numpy as np
 import pytest
+from artefacts import unseal
 from stflow_graph_cli.main import app, main, spread
 from toy import write_cohort, write_slide
 from typer.main import get_command
@@ -151,7 +152,7 @@ def test_a_full_disk_is_74_and_memory_75(cli, cohort, tmp_path, monkeypatch):
     step = arguments(cohort, "--out", tmp_path / "run")
     full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, "replace", full)
+        patch.setattr(atomic.os, "fsync", full)
         run = cli(*step)
     assert (run.code, "No space left" in run.error) == (74, True)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
@@ -282,6 +283,7 @@ def test_bad_data_is_named_by_file_and_field(cli, trained, cohort, tmp_path, com
     slide = "B" if command == "train" else "A"  # fold 0 trains on B and tests A
     path = cohort.expression(slide) if fault == "genes absent" else cohort.embedding(slide)
     with h5py.File(path, "r+") as file:
+        unseal(file)
         change(file)
     steps = {"train": arguments(cohort), "sample": ["sample", trained, path]}
     run = cli(*steps[command], "--out", tmp_path / "out")

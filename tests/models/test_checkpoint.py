@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.inference.slide_model import SlideModel
-from stflow_graph.io.atomic import sha256
+from stflow_graph.io.atomic import JSON_SEAL, seal_json, sha256, write_json
 from stflow_graph.models.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -42,10 +42,11 @@ CALIBRATION = Calibration(
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Change entries of config.json; None removes one."""
+    """Change entries of config.json and its checksum; None removes one."""
     file = folder / "config.json"
     content = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    content.pop(JSON_SEAL)
+    write_json(file, seal_json({k: v for k, v in content.items() if v is not None}))
 
 
 def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
