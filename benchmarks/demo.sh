@@ -13,6 +13,7 @@ say embed --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings"
 say train --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings" --out "$out/run"
 say sample "$out/run" "$out/embeddings/cohort/efficientnet_lite0/fp32" --out "$out/run/predictions" \
   --n-samples 16
-say eval "$out"/run/predictions/*.h5ad --truth "$out/cohort/adata" --out "$out/run/eval" --baselines
+say eval "$out"/run/predictions/*.h5ad --truth "$out/cohort/adata" --out "$out/run/eval" \
+  --baselines --source-dataroot "$out/cohort" --embed-dataroot "$out/embeddings"
 
 printf '\nopen %s\n' "$out/run/eval/report.html"

@@ -28,4 +28,5 @@ for denoiser in graph transformer; do
     done
   done
 done
-say eval "${predictions[@]}" --truth "$root/adata" --out "$out/eval-seed$seed" --baselines
+say eval "${predictions[@]}" --truth "$root/adata" --out "$out/eval-seed$seed" \
+    --baselines --source-dataroot "$root" --embed-dataroot "$embeddings"

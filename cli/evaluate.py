@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Score predictions and baselines, and write a report.
 
-    --source-dataroot and --embed-dataroot are those of training, needed if they have moved.
+    Baselines need --source-dataroot and --embed-dataroot, those of training.
     """
     from stflow_graph.io.gene_aliases import gene_matching
     from stflow_graph.stages.evaluate import evaluate as run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,9 +51,13 @@ def sample(
     denoise_observed: Annotated[
         bool, Option("--denoise-observed", help="Give the model's estimate of measured values.")
     ] = False,
+    gene_aliases: opt.GeneAliases[Path | None] = None,
     image: Annotated[Path | None, Option(help="H&E image, or folder of <slide>.jpg.")] = None,
     device: opt.Device[str] = "auto",
     overwrite: opt.Overwrite = False,
+    allow_code: Annotated[
+        bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
+    ] = False,
 ) -> None:
     """Predict the expression of slides from their embeddings."""
     from stflow_graph.inference.settings import SampleSettings
@@ -68,31 +74,37 @@ def sample(
         image=image,
         observed=observed,
         denoise_observed=denoise_observed,
+        gene_aliases=gene_aliases,
     )
-    done = run(source, embeddings, out, settings, overwrite=overwrite, report=_show)
-    truth = _truth(done)
-    if truth is None:
-        show_next(f"export {done[0].path} --to {done[0].path.with_suffix('.csv')}")
-        return
-    evaluation = out.with_name("eval" if out.name == "predictions" else f"{out.name}_eval")
-    show_next(f"eval {out}/*.h5ad --truth {truth} --out {evaluation} --baselines")
+    done = run(
+        source, embeddings, out, settings, overwrite=overwrite, allow_code=allow_code, report=_show
+    )
+    show_next(_next_step(done, out))
 
 
-def _truth(done: list[Sampled]) -> Path | None:
-    """Return the folder with the expression of every slide, None unless it is at hand."""
+def _next_step(done: list[Sampled], out: Path) -> str:
+    """Return the command to go on with: ``eval`` where every slide's expression is at hand."""
     from stflow_graph.errors import BadInput
     from stflow_graph.evaluation.files import truth_file
     from stflow_graph.io.predictions import read_provenance
 
     provenance = read_provenance(done[0].path)
-    root, dataset = provenance.get("source_dataroot"), provenance.get("dataset") or ""
-    if not root:
-        return None
-    try:
-        folders = {truth_file(Path(root), dataset, slide.slide).parent for slide in done}
-    except BadInput:
-        return None
-    return folders.pop() if len(folders) == 1 else None
+    # the checkpoint names these roots: they are looked for, not opened, and shown safe to copy
+    roots = {name: provenance.get(name) for name in ("source_dataroot", "embed_dataroot")}
+    names = [root for root in roots.values() if isinstance(root, str) and root.isprintable()]
+    folders = set()
+    if len(names) == len(roots):
+        dataset = str(provenance.get("dataset") or "")
+        with contextlib.suppress(BadInput, OSError):
+            folders = {truth_file(Path(names[0]), dataset, slide.slide).parent for slide in done}
+    if len(folders) != 1:
+        return f"export {done[0].path} --to {done[0].path.with_suffix('.csv')}"
+    evaluation = out.with_name("eval" if out.name == "predictions" else f"{out.name}_eval")
+    source, embeddings, truth = (shlex.quote(str(path)) for path in (*names, folders.pop()))
+    return (
+        f"eval {out}/*.h5ad --truth {truth} --out {evaluation} --baselines "
+        f"--source-dataroot {source} --embed-dataroot {embeddings}"
+    )
 
 
 def _show(done: Sampled) -> None:

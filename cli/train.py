@@ -113,8 +113,10 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
 
 def _sample_command(dataset: str, config: Config, out: Path) -> str:
     from stflow_graph.data.splits import embedding_path
+    from stflow_graph.models.build import custom_code
 
     data = config.data
     folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
     files = folder if folder.is_dir() else "EMB.h5 [...]"
-    return f"sample {out} {files} --out {out / 'predictions'}"
+    code = " --allow-code" if custom_code(config) else ""
+    return f"sample {out} {files} --out {out / 'predictions'}{code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.machinery
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,26 @@ def resolve(name: str) -> Any:
     except AttributeError:
         public = sorted(n for n in vars(module) if not n.startswith("_"))
         raise BadConfig(f"{name!r}: {module_name} has {', '.join(public[:20])}") from None
+
+
+def code_file(name: str) -> Path | None:
+    """Return the file that :func:`resolve` would run for ``"module:Name"``, which it does not run.
+
+    None where the search path holds no such file, in so far as it can be known without importing.
+    """
+    folders: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    parts = name.partition(":")[0].split(".")
+    for i in range(len(parts)):
+        try:
+            # only this finder is asked, which looks into folders; others may import
+            spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: i + 1]), folders)
+        except (ImportError, ValueError, OSError):  # no name of a module
+            return None
+        if spec is None:
+            return None
+        folders = list(spec.submodule_search_locations or [])
+    return Path(spec.origin) if spec is not None and spec.origin else None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 
 from stflow_graph.io.embeddings import open_embeddings
 from stflow_graph.io.predictions import Block, write_prediction_blocks
+from stflow_graph.io.seal import SEAL
 
 
 class Embeddings(NamedTuple):
@@ -39,6 +40,12 @@ def write_prediction(
     write_prediction_blocks(path, blocks, barcodes, genes, coords, n_samples=n, **options)
 
 
+def unseal(file: h5py.File) -> None:
+    """Make a file of ours one of before there were checksums, so that it can be edited."""
+    if file.attrs.pop(SEAL, None) is not None:
+        file.attrs["complete"] = 1
+
+
 def edit_h5(path: Path, key: str, change: Any) -> None:
     """Replace a dataset of a file, keeping its attributes.
 
@@ -48,6 +55,7 @@ def edit_h5(path: Path, key: str, change: Any) -> None:
         change: the new value, or a function of the old one; None removes it.
     """
     with h5py.File(path, "r+") as file:
+        unseal(file)
         attrs = dict(file[key].attrs) if key in file else {}
         old = file.pop(key, None)
         if callable(change):

@@ -10,6 +10,7 @@ from toy import CHANNELS
 from typer.testing import CliRunner
 
 from stflow_graph.config import load_config
+from stflow_graph.errors import BadConfig
 from stflow_graph.models.build import build_denoiser, build_prior, build_sampler
 from stflow_graph.models.checkpoint import load_checkpoint
 
@@ -28,15 +29,26 @@ def train(cohort, tmp_path, monkeypatch):
         command += ["--folds", "0", "--members", "1", "--set", "train.epochs=1", *options]
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-        (member,) = load_checkpoint(tmp_path / "run" / "fold0" / "checkpoint").build()
+        assert ("--allow-code" in done.output) == ("custom_layer" in str(options))
+        (member,) = load_checkpoint(tmp_path / "run/fold0/checkpoint", allow_code=True).build()
         return member.encoder.blocks[0].conv
 
     return run
 
 
-def test_a_custom_layer_in_under_forty_lines(train):
+def test_a_custom_layer_in_under_forty_lines(train, cohort, tmp_path):
     layer = train("--set", "denoiser.conv=custom_layer:MyConv")
     assert type(layer).__name__ == "MyConv"
+    sample = ["sample", str(tmp_path / "run"), str(cohort.embedding("A"))]
+    sample += ["--out", str(tmp_path / "predictions")]
+    refused = CliRunner().invoke(app, sample)
+    assert isinstance(refused.exception, BadConfig)
+    assert f"'custom_layer:MyConv', code in '{EXAMPLES / 'custom_layer.py'}'" in str(
+        refused.exception
+    )
+    assert not (tmp_path / "predictions").exists()
+    allowed = CliRunner().invoke(app, [*sample, "--allow-code"], catch_exceptions=False)
+    assert (allowed.exit_code, (tmp_path / "predictions/A.h5ad").is_file()) == (0, True)
     assert len((EXAMPLES / "custom_layer.py").read_text().splitlines()) < 40
 
 

@@ -39,7 +39,8 @@ def train_sample_evaluate(root: Path, embeddings: Path, truth: Path, slides: lis
         run("train", *places, "--out", out / "run", "--folds", 0, *TRAIN, *options)
         run("sample", out / "run", *slides, "--out", out / "predictions", "--n-samples", 5)
         files = sorted((out / "predictions").glob("*.h5ad"))
-        run("eval", *files, "--truth", truth, "--out", out / "eval", "--baselines")
+        scored = ["--truth", truth, "--out", out / "eval", "--baselines", *places]
+        run("eval", *files, *scored)
         numbers: dict[str, list[float]] = {}
         for file in files:
             adata = anndata.read_h5ad(file)

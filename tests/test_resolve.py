@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from stflow_graph.errors import BadConfig
-from stflow_graph.resolve import resolve
+from stflow_graph.resolve import code_file, resolve
 
 
 @pytest.fixture
@@ -61,6 +61,20 @@ def test_the_search_path_is_restored(folder, module):
 def test_wrong_names_are_refused(folder, name, message):
     with pytest.raises(BadConfig, match=message):
         resolve(name)
+
+
+def test_the_file_of_a_module_is_found_without_running_it(folder):
+    nested = folder / "outer/inner"
+    nested.mkdir(parents=True)
+    for file in (folder / "outer/__init__.py", nested / "__init__.py", nested / "part.py"):
+        file.write_text("raise RuntimeError('imported')\n")
+    before, modules = list(sys.path), set(sys.modules)
+    assert code_file("parts_broken:A") == folder / "parts_broken.py"
+    assert code_file("outer.inner.part:A") == nested / "part.py"
+    assert code_file("os:kill").name == "os.py"
+    for name in ("absent:A", "outer.absent:A", "..x:A", ":A", "", "/etc/passwd:A", "a\0b:A"):
+        assert code_file(name) is None, name
+    assert (sys.path, set(sys.modules)) == (before, modules)
 
 
 def test_a_module_that_fails_and_one_that_is_not_there_say_so(tmp_path, monkeypatch):

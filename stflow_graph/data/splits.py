@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ import pandas as pd
 from stflow_graph.data.patients import PATIENT, find_table, read_groups
 from stflow_graph.encoders.catalogue import spellings
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import atomic_folder, check_name
+from stflow_graph.io.atomic import check_name, write_text
 from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.hdf5 import check_unique
 
 _COLUMNS = ("sample_id", "patches_path", "expr_path")
+_SPLIT_FILE = re.compile(r"(train|test)_\d+\.csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,14 +158,26 @@ class Dataset:
             Sample(
                 check_name(name, file),
                 self.name,
-                self.path / patch_file,
-                self.path / expression,
+                self._inside(patch_file, file, "patches_path"),
+                self._inside(expression, file, "expr_path"),
                 patient or patients.get(name, ""),
             )
             for name, patch_file, expression, patient in zip(
                 ids, patches, expressions, own, strict=True
             )
         ]
+
+    def _inside(self, name: str, file: Path, column: str) -> Path:
+        """Return a path of a split file, which must be below the folder; links there are followed.
+
+        Raises:
+            BadInput: it is elsewhere.
+        """
+        path = self.path / name
+        root, normal = (Path(os.path.normpath(p.absolute())) for p in (self.path, path))
+        if root not in normal.parents or not name.isprintable():
+            raise BadInput(file, column, name, f"a path below {self.path}")
+        return path
 
     def samples(self) -> list[Sample]:
         """Return every slide of every fold once, ordered by name."""
@@ -194,11 +209,32 @@ def split_files(
     }
 
 
+def _foreign_to_splits(folder: Path) -> str:
+    files = sorted(folder.iterdir())
+    foreign = [file.name for file in files if not _SPLIT_FILE.fullmatch(file.name)]
+    for file in [] if foreign else files:
+        try:
+            with file.open("rb") as stream:
+                columns = stream.readline(2**16).decode("utf-8-sig", "replace").strip().split(",")
+        except OSError:  # a folder of such a name
+            columns = []
+        if not set(_COLUMNS) <= set(columns):
+            foreign.append(file.name)
+    return f"other entries, such as {foreign[:3]}" if foreign else ""
+
+
+_SPLITS = FolderKind("split files", _foreign_to_splits)
+
+
 def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
-    """Write the files of :func:`split_files` as a folder ``splits/``, replacing an existing one."""
-    with atomic_folder(folder) as temporary:
+    """Write the files of :func:`split_files` as a folder ``splits/``, replacing an existing one.
+
+    Raises:
+        BadInput: the folder holds anything but split files.
+    """
+    with atomic_folder(folder, _SPLITS) as temporary:
         for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+            write_text(temporary / name, text)
 
 
 def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:

@@ -96,8 +96,8 @@ def add_baselines(
     Args:
         slides: aligned slides.
         predictions: their models by the slides' labels.
-        source_dataroot: root with the training slides; None takes the one in the provenance.
-        embed_dataroot: root with their embeddings; None takes the one in the provenance.
+        source_dataroot: root with the training slides.
+        embed_dataroot: root with their embeddings.
         matching: how genes with other names are matched.
         slow: whether those of ``baselines.SLOW`` are among them.
         seed: of the baselines.
@@ -107,8 +107,8 @@ def add_baselines(
         Warnings about baselines that are missing.
 
     Raises:
-        BadInput: models of one slide with different training slides or encoders, or files that
-            cannot be used.
+        BadInput: a root is None, models of one slide with different training slides or encoders,
+            or files that cannot be used.
     """
 
     @functools.cache
@@ -154,20 +154,28 @@ def _training_side(
             if found != expected:
                 fix = "evaluate them in runs of their own, or without --baselines"
                 raise BadInput(other.path, name, found, f"the same as in {first.path}", fix)
-    roots = {"source_dataroot": source, "embed_dataroot": embed}
-    for name, root in roots.items():
-        roots[name] = root or first.text(name)
-        if not roots[name]:
-            fix = f"give --{name.replace('_', '-')}"
-            raise BadInput(first.path, name, None, "the root that trained the model", fix)
     return TrainingSide(
-        _dataset(first, str(roots["source_dataroot"])),
-        str(roots["embed_dataroot"]),
+        _dataset(first, _given(first, "source_dataroot", source)),
+        _given(first, "embed_dataroot", embed),
         first.text("encoder"),
         first.text("target"),
         tuple(first.prediction.genes),
         tuple(first.train_slides),
     )
+
+
+def _given(item: ModelPrediction, name: str, root: str | Path | None) -> str:
+    """Return a root that the user has given.
+
+    The one in the provenance is only shown: predictions may be a stranger's, and what lies below a
+    root is opened.
+    """
+    if root is not None:
+        return str(root)
+    option, recorded = f"--{name.replace('_', '-')}", item.text(name)
+    found = recorded or None
+    fix = f"give {option}, which the files of the baselines are read from"
+    raise BadInput(item.path, name, found, f"a root given with {option}", fix)
 
 
 def _dataset(item: ModelPrediction, root: str) -> Dataset:

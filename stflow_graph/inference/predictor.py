@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -94,7 +93,6 @@ class Predictor:
             )
         if given is None:
             return None
-        aliases = data.gene_aliases if Path(data.gene_aliases).is_file() else None
         return read_observed(
             given,
             source.barcodes,
@@ -102,7 +100,7 @@ class Predictor:
             checkpoint.genes,
             slide=_file_of(source),
             target=data.target,
-            matching=gene_matching(aliases, data.duplicate_genes),
+            matching=gene_matching(settings.gene_aliases, data.duplicate_genes),
         )
 
     def blocks(

@@ -24,7 +24,8 @@ class SampleSettings:
     a folder of ``<slide>.jpg`` (or .png, .tif, .tiff). ``observed`` are counts measured at some of
     the spots, which inform the others: an .h5ad, a folder of ``<slide>.h5ad``, of which a slide may
     have none, or an AnnData (``data.observed``). They are given back as measured, unless
-    ``denoise_observed`` asks for the model's estimate there.
+    ``denoise_observed`` asks for the model's estimate there. ``gene_aliases`` is a table for genes
+    that they name otherwise; that of training, which the checkpoint names, is not opened.
     """
 
     n_samples: int = 1
@@ -37,6 +38,7 @@ class SampleSettings:
     image: str | Path | None = None
     observed: str | Path | AnnData | None = None
     denoise_observed: bool = False
+    gene_aliases: str | Path | None = None
 
     def image_of(self, slide: str) -> Path | None:
         """Return the file of the slide's image, None if none was asked for."""

@@ -45,30 +45,35 @@ class SlideModel:
         )
 
     @classmethod
-    def from_pretrained(cls, path_or_repo: str | Path, **options: Unpack[HubOptions]) -> SlideModel:
+    def from_pretrained(
+        cls, path_or_repo: str | Path, *, allow_code: bool = False, **options: Unpack[HubOptions]
+    ) -> SlideModel:
         """Return a trained model of a folder or a repository of the hub.
 
         Args:
             path_or_repo: what ``save_pretrained``, ``push_to_hub`` or ``train`` wrote; see
                 ``io.pretrained.fetch``.
+            allow_code: run the code of a layer that is neither ours nor PyG's, which the model
+                names and this machine has; read it first.
             **options: of the hub, see ``io.pretrained.HubOptions``.
 
         Raises:
             BadInput: no model there, several folds, or damaged files.
-            BadConfig: another format, or a configuration that this version does not know.
+            BadConfig: another format, a configuration that this version does not know, or one that
+                names code and ``allow_code`` is not set.
         """
         folder = fetch(path_or_repo, **options)
         checkpoints = find_checkpoints(folder)
         if len(checkpoints) > 1:
             n_folds = unquoted(f"{len(checkpoints)} folds")
             raise BadInput(folder, "model", n_folds, f"one, as {checkpoints[0]}")
-        return cls(load_checkpoint(checkpoints[0]))
+        return cls(load_checkpoint(checkpoints[0], allow_code=allow_code))
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None) -> None:
         """Write a checkpoint folder, which ``stflow-graph sample`` takes too, with a model card.
 
         Args:
-            folder: an old one is replaced.
+            folder: an old one is replaced; anything else there is refused.
             licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
         """
         save_checkpoint(folder, self.checkpoint, licence=licence)

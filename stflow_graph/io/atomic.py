@@ -10,46 +10,62 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stflow_graph.errors import BadInput, StorageFailed, as_bad_input, unquoted
+from stflow_graph.io.checked_file import CheckedFile
+from stflow_graph.io.renames import HalfDoneError, put
 
-_STALE = re.compile(r"^\..+\.stflow-(\d+)-[0-9a-f]{8}\.tmp$")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_STALE = re.compile(
+    r"\.(?P<name>.+)\.stflow-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<ending>tmp|old)", re.DOTALL
+)
+# the entry of a JSON object that has the checksum of the others
+JSON_SEAL = "config_sha256"
+# a path that cannot be one of an output
+_NO_PLACE = {
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success sync it and rename it to ``path``.
+def atomic_file(path: str | Path) -> Iterator[CheckedFile]:
+    """Yield a new file beside ``path``; on success it takes the place of ``path``.
 
-    On any failure the temporary file is removed and an old file at ``path`` is untouched.
+    On any failure the new file is removed and an old one at ``path`` is untouched. Errors of the
+    body that are not of this file pass, such as those of an input.
 
     Raises:
-        StorageFailed: the disk is full, read-only or broken.
+        StorageFailed: a write failed: the disk is full, read-only or broken.
         BadInput: ``path`` is a folder, or its folder cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise BadInput(path, "output", "a folder", "a file name")
     with as_storage_error(path):
+        if path.is_dir():
+            raise BadInput(path, "output", unquoted("a folder"), "a file name")
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_stale(path.parent)
-        temporary = path.parent / f".{path.name}.stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-        os.close(os.open(temporary, flags, 0o666))
+        temporary = temporary_beside(path)
+        file = CheckedFile(temporary)
+    try:
         try:
-            yield temporary
-            replace_synced(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            yield file
+        finally:  # a failed write comes before what the body makes of it
+            with as_storage_error(path):
+                file.check()
+        with as_storage_error(path):
+            file.finish()
+            put(temporary, path)
+    finally:
+        file.discard()
+        remove(temporary)
 
 
 @contextlib.contextmanager
 def as_storage_error(path: Path) -> Iterator[None]:
-    """Turn the errors of a full, read-only or broken disk into one line.
+    """Turn the errors of writing to a path into one line that names it.
 
     Raises:
         StorageFailed: the disk is full, read-only or broken.
@@ -58,61 +74,53 @@ def as_storage_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # h5py hides the cause: a full disk is an OSError with errno inside its text only
-        text = str(error)
-        full = "No space left" in text or "errno = 28" in text or "File too large" in text
-        if error.errno in _NO_SPACE or full:
-            reason = os.strerror(error.errno) if error.errno else "no space left on device"
-            raise StorageFailed(f"{path}: cannot write: {reason}. Nothing was changed there") from (
-                error
-            )
-        if error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            raise BadInput(path, "output", os.strerror(error.errno), "a path to write to") from (
-                error
-            )
-        raise
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``; on success rename it to ``path``.
-
-    An old folder at ``path`` is moved aside first and removed last, so that ``path`` is at any
-    instant absent, the old folder or the new one.
-
-    Raises:
-        StorageFailed: the disk is full, read-only or broken.
-        BadInput: its folder cannot be written.
-    """
-    path = Path(path)
-    with as_storage_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        temporary, old = (path.parent / f".{path.name}{mark}.{token}" for mark in ("", "-old"))
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.iterdir():
-                _sync(file)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
-            _sync(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno in _NO_PLACE:
+            reason = unquoted(os.strerror(error.errno))
+            raise BadInput(path, "output", reason, "a path to write to") from error
+        if error.errno is None:  # of something else than the disk
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        state = error.state if isinstance(error, HalfDoneError) else "Nothing was changed there"
+        reason = os.strerror(error.errno)
+        raise StorageFailed(f"{path}: cannot write: {reason}. {state}") from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a free name in the folder of ``path``, which :func:`sweep_stale` knows as ours."""
+    token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.parent / f".{path.name}.{token}.tmp"
 
 
 def sweep_stale(folder: Path) -> None:
-    """Remove this package's temporary files in ``folder`` whose process no longer runs."""
-    for entry in folder.glob(".*.stflow-*.tmp"):
-        match = _STALE.match(entry.name)
-        if match and not _alive(int(match.group(1))):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+    """Remove this package's temporary files in ``folder`` whose process no longer runs.
+
+    An old folder whose successor never came takes its place again.
+    """
+    for entry in folder.glob(".*.stflow-*"):
+        match = _STALE.fullmatch(entry.name)
+        if not match or _alive(int(match["pid"])):
+            continue
+        if match["ending"] == "old":
+            _restore(entry, folder / match["name"])
+        else:
+            remove(entry)
+
+
+def _restore(aside: Path, path: Path) -> None:
+    """Put an old folder back in its place, or remove it if its successor is there."""
+    rubbish = aside.with_suffix(".tmp")
+    with contextlib.suppress(OSError):  # another process may have done it
+        # under its name it is whole; a removal that is cut off must not leave a part of it there
+        os.rename(aside, rubbish if os.path.lexists(path) else path)
+    remove(rubbish)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder of this package's own that nobody needs; it may be absent."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -125,30 +133,50 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def replace_synced(temporary: Path, path: Path) -> None:
-    """Rename a complete file to its final path, both on the disk when this returns."""
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, UTF-8."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, indented, without sorting the keys."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def seal_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object of JSON with the checksum of its other entries."""
+    return {**content, JSON_SEAL: _json_hash(content)}
+
+
+def check_json(content: Mapping[str, Any], path: str | Path, *, required: bool) -> None:
+    """Check that an object of JSON is as :func:`seal_json` returned it.
+
+    Args:
+        content: what was read.
+        path: the file it comes from.
+        required: whether it must have a checksum; else one that it has is checked.
+
+    Raises:
+        BadInput: it was changed.
+    """
+    stored = content.get(JSON_SEAL)
+    if stored is None and not required:
+        return
+    if stored != _json_hash({k: v for k, v in content.items() if k != JSON_SEAL}):
+        fix = "copy the file again, or rerun the command that wrote it"
+        found = unquoted("another content than was written")
+        raise BadInput(path, JSON_SEAL, found, "the content of this checksum", fix)
+
+
+def _json_hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

@@ -14,7 +14,6 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
-from stflow_graph.io.atomic import atomic_path
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.gene_names import (
     DEFAULT_MATCHING,
@@ -23,13 +22,14 @@ from stflow_graph.io.gene_names import (
     MatchedGenes,
     match_genes,
 )
-from stflow_graph.io.hdf5 import check_unique, keys_of, open_h5, read_strings
+from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5, read_strings
 
 if TYPE_CHECKING:
     import anndata
 
 FORMAT = "stflow_graph.expression/1"
 _MAX_COUNT = 1e12
+_MAPPINGS = ("obsm", "varm", "obsp", "varp", "layers", "uns")
 # the simulator's layer of expected expression
 TRUE_MEAN = "true_mean"
 
@@ -310,5 +310,23 @@ def write_expression(
 
 def write_h5ad(path: str | Path, adata: anndata.AnnData) -> None:
     """Write an AnnData atomically, compressed; the same data give the same bytes."""
-    with atomic_path(path) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+    with create_h5(path, FORMAT) as (file, _):
+        write_elements(file, adata)
+
+
+def write_elements(file: h5py.File, adata: anndata.AnnData) -> None:
+    """Write an AnnData into an empty file, as ``AnnData.write_h5ad`` does, with checksums."""
+    try:
+        from anndata.io import write_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import write_elem
+
+    adata.strings_to_categoricals()
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    parts = {"X": adata.X, "raw": adata.raw, "obs": adata.obs, "var": adata.var}
+    parts |= {key: dict(getattr(adata, key)) for key in _MAPPINGS}
+    for key, value in parts.items():
+        if value is not None:
+            # text of any length, as in tables, takes no checksum
+            options = {"compression": "gzip", "fletcher32": key in ("X", "layers")}
+            write_elem(file, key, value, dataset_kwargs=options)

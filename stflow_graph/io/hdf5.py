@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import check_file
+from stflow_graph.io.atomic import atomic_file, check_file
+from stflow_graph.io.checked_file import CheckedFile
+from stflow_graph.io.seal import check_seal, seal
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
@@ -29,12 +31,17 @@ _WORDS_OF_HDF5 = (
 
 
 @contextlib.contextmanager
-def open_h5(path: str | Path) -> Iterator[h5py.File]:
+def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading after checking its signature, links and declared sizes.
+
+    Args:
+        path: the file.
+        check: also whether a file of ours is complete and matches its checksum, which reads all
+            of it that HDF5 does not check itself.
 
     Raises:
         BadInput: missing, not HDF5, truncated, links outside itself, declares far more than it
-            stores, or carries our format mark without the mark of a completed write.
+            stores, or is one of ours that is not as it was written.
     """
     path = check_file(path)
     with path.open("rb") as raw:
@@ -55,6 +62,8 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     with file:
         try:
             _check_contents(path, file)
+            if check:
+                check_seal(file, path)
             yield file
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, OSError) and error.errno:
@@ -90,10 +99,26 @@ def _check_contents(path: Path, file: h5py.File) -> None:
     if declared > _SMALL + _MAX_RATIO * stored:
         found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
         raise BadInput(path, "size", found, "real data")
-    is_ours = str(file.attrs.get("format", "")).startswith("stflow_graph")
-    if is_ours and not file.attrs.get("complete", 0):
-        fix = "rerun the command that wrote it"
-        raise BadInput(path, "complete", unquoted("no mark"), "a completed write", fix)
+
+
+@contextlib.contextmanager
+def create_h5(path: str | Path, format: str) -> Iterator[tuple[h5py.File, CheckedFile]]:
+    """Write an HDF5 file atomically, with its mark and checksum as the last thing.
+
+    HDF5 writes to a :class:`CheckedFile`, which the body checks after every block of data.
+
+    Args:
+        path: the final path.
+        format: the format mark.
+
+    Raises:
+        StorageFailed: a write failed; a file that was at the path stays.
+    """
+    # without a cache chunks are packed as they are handed over, not when an object is closed,
+    # where an error would be lost
+    with atomic_file(path) as output, h5py.File(output, "w", rdcc_nbytes=0) as file:
+        yield file, output
+        seal(file, format)
 
 
 def dataset(group: h5py.Group, names: Sequence[str]) -> h5py.Dataset:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from stflow_graph.errors import BadInput, StorageFailed, unquoted
-from stflow_graph.io.atomic import as_storage_error, check_file, replace_synced
+from stflow_graph.io.atomic import as_storage_error, check_file, remove, temporary_beside
 from stflow_graph.io.hub_errors import hub_errors
+from stflow_graph.io.renames import put, sync
 
 Kind = Literal["dataset", "model"]
 KINDS: tuple[Kind, ...] = ("dataset", "model")
@@ -153,7 +154,13 @@ class Hub:
                 "(checksum or size) and was discarded. Fix: run the command again"
             )
         with as_storage_error(target):
-            replace_synced(part, target)
+            sync(part)
+            temporary = temporary_beside(target)  # where the old content will be
+            os.rename(part, temporary)
+            try:
+                put(temporary, target)
+            finally:
+                remove(temporary)
             for stale in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
                 stale.unlink()  # of a content that the hub no longer has
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Required, TypeAlias, TypedDict, Unpack
 
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import atomic_path
-from stflow_graph.io.expression import read_h5ad, spatial
-from stflow_graph.io.hdf5 import check_unique, keys_of, open_h5
+from stflow_graph.io.expression import read_h5ad, spatial, write_elements
+from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5
 from stflow_graph.io.picture import Picture
 
 if TYPE_CHECKING:
@@ -125,14 +124,11 @@ def write_prediction_blocks(
         StorageFailed: the disk is full; a file that was at the path stays.
     """
     adata = _without_values(barcodes, genes, coords, info)
-    with atomic_path(path) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
-        with h5py.File(temporary, "r+") as file:
-            if "X" in file:
-                del file["X"]
-            means = _matrix(file, "X", adata.shape)
-            layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(info)]
-            _fill(means, layers, blocks, path)
+    with create_h5(path, FORMAT) as (file, output):
+        write_elements(file, adata)
+        means = _matrix(file, "X", adata.shape)
+        layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(info)]
+        _fill(means, layers, blocks, path, output.check)
 
 
 def prediction_anndata(
@@ -158,9 +154,21 @@ def _layers(info: PredictionInfo) -> list[str]:
 
 
 def _fill(
-    means: _Matrix, layers: Sequence[_Matrix], blocks: Iterable[Block], file: str | Path
+    means: _Matrix,
+    layers: Sequence[_Matrix],
+    blocks: Iterable[Block],
+    file: str | Path,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write blocks into the matrices of the mean, of each sample and of their deviation."""
+    """Write blocks into the matrices of the mean, of each sample and of their deviation.
+
+    Args:
+        means: ``[N, G]``.
+        layers: of each sample, and of their deviation.
+        blocks: see :func:`write_prediction_blocks`.
+        file: for messages.
+        check: called after every block, to raise errors of the disk.
+    """
     n_written = 0
     for rows, mean, samples in blocks:
         if not np.isfinite(mean).all():
@@ -172,6 +180,7 @@ def _fill(
             for layer, values in zip(layers, [*samples, deviation], strict=True):
                 layer[rows] = values
         n_written += len(mean)
+        check()
     if n_written != len(means):
         raise ValueError(f"{file}: {n_written} of {len(means)} rows were predicted")
 
@@ -213,6 +222,7 @@ def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:
         compression_opts=1,
         shuffle=True,
         fletcher32=True,
+        rdcc_nbytes=2 * _CHUNK_BYTES,
     )
     data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     return data

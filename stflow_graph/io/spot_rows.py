@@ -11,9 +11,12 @@ import h5py
 import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.coords import check_coords
-from stflow_graph.io.hdf5 import check_unique, dataset, read_strings
+from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, read_strings
+
+# of chunks that are still filled, which batches of rows do in parts
+_CACHE_BYTES = 2**22
 
 
 def read_positions(file: h5py.File, field: str, n_rows: int) -> tuple[list[str], np.ndarray]:
@@ -57,15 +60,20 @@ class RowWriter:
         written: rows written so far.
     """
 
-    def __init__(self, data: h5py.Dataset) -> None:
+    def __init__(self, data: h5py.Dataset, output: CheckedFile) -> None:
         self.file, self.attrs = data.file, data.file.attrs
         self.written = 0
-        self._data = data
+        self._data, self._output = data, output
 
     def append(self, rows: np.ndarray) -> None:
-        """Write the next rows, ``[B, ...]``."""
+        """Write the next rows, ``[B, ...]``.
+
+        Raises:
+            OSError: a write failed; :func:`write_rows` tells which file's.
+        """
         self._data[self.written : self.written + len(rows)] = rows
         self.written += len(rows)
+        self._output.check()
 
 
 @contextlib.contextmanager
@@ -87,20 +95,21 @@ def write_rows(
         coords: ``[N, 2]`` level-0 pixels (x, y), stored rounded.
         keys: of the barcodes and of the rows.
         row_shape: of a row.
-        format: the format mark, set with ``complete`` once all rows are there.
+        format: the format mark, set once all rows are there.
         **storage: dtype, chunks and compression of the rows.
 
     Raises:
         RuntimeError: the body appended fewer or more than N rows.
+        StorageFailed: a write failed; a file that was at the path stays.
     """
     n, encoded = len(barcodes), [barcode.encode() for barcode in barcodes]
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        data = file.create_dataset(keys[1], (n, *row_shape), fletcher32=True, **storage)
+    with create_h5(path, format) as (file, output):
+        storage |= {"fletcher32": True, "rdcc_nbytes": _CACHE_BYTES}
+        data = file.create_dataset(keys[1], (n, *row_shape), **storage)
         width = max([1, *map(len, encoded)])
         file[keys[0]] = np.array(encoded, f"S{width}").reshape(-1, 1)
         file["coords"] = np.rint(np.asarray(coords)).astype(np.int64)
-        writer = RowWriter(data)
+        writer = RowWriter(data, output)
         yield writer
         if writer.written != n:
             raise RuntimeError(f"{path}: {writer.written} of {n} rows were written")
-        file.attrs.update(format=format, complete=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.config import Config, FlowConfig, GraphDenoiserConfig
-from stflow_graph.errors import BadConfig
+from stflow_graph.errors import BadConfig, short_repr
 from stflow_graph.flow import prior as priors
 from stflow_graph.flow import sampler as samplers
 from stflow_graph.flow.prior import Prior
@@ -24,7 +25,7 @@ from stflow_graph.nn.global_attention import PyGAttention
 from stflow_graph.nn.pretrained import Pretrained
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.nn.two_stage import TwoStageDenoiser
-from stflow_graph.resolve import resolve
+from stflow_graph.resolve import code_file, resolve
 
 _PYG = "pyg:"
 
@@ -79,42 +80,83 @@ def denoiser_arguments(
     return TwoStageDenoiser, {"flow": config.flow.kind == "spot", **arguments}
 
 
+def custom_code(config: Config) -> dict[str, str]:
+    """Return the options that name code outside this package and PyG, with the names.
+
+    Only the spelling is looked at: nothing is imported.
+    """
+    options = config.denoiser
+    if not isinstance(options, GraphDenoiserConfig):
+        return {}
+    names = {"denoiser.conv": options.conv, "denoiser.global_attention": options.global_attention}
+    return {
+        option: name for option, name in names.items() if ":" in name and not name.startswith(_PYG)
+    }
+
+
+def check_no_custom_code(config: Config, file: str | Path) -> None:
+    """Refuse a configuration, read from a file, that would run code of others.
+
+    Raises:
+        BadConfig: it names code; the message has the name and, where it can be known without
+            importing, the file.
+    """
+    for option, name in custom_code(config).items():
+        path = code_file(name)
+        place = f" in {short_repr(str(path))}" if path else ""
+        raise BadConfig(
+            f"{file}: {option}: found {short_repr(name)}, code{place} that is not part of "
+            "stflow_graph, expected a layer of this package or 'pyg:Name'. Fix: read that code; "
+            "--allow-code (allow_code=True in Python) runs it"
+        )
+
+
 def _conv(config: GraphDenoiserConfig) -> str | Callable[[int, int], nn.Module]:
     """Return the local layer's name if it is ours, else what makes it."""
     name = config.conv
     if name in CONVS:
         return name
     if name.startswith(_PYG):
-        layer = resolve(f"torch_geometric.nn:{name.removeprefix(_PYG)}")
+        layer = _module_class("denoiser.conv", "torch_geometric.nn", name.removeprefix(_PYG))
         return partial(AdaptedConv, layer, options=config.conv_options)
     if ":" not in name:
         known = ", ".join(CONVS)
         raise BadConfig(f"denoiser.conv = {name!r}: expected {known}, 'pyg:Name' or 'module:Name'")
-    _refuse_bare_pyg("denoiser.conv", name)
-    return partial(resolve(name), **config.conv_options)
+    return partial(_own_class("denoiser.conv", name), **config.conv_options)
 
 
 def _global_attention(config: GraphDenoiserConfig) -> str | Callable[[int], nn.Module] | None:
-    name = config.global_attention
+    option, name = "denoiser.global_attention", config.global_attention
     if name in ("latent", "none"):
         return None if name == "none" else name
     if name.startswith(_PYG):
-        layer = resolve(f"torch_geometric.nn.attention:{name.removeprefix(_PYG)}")
+        layer = _module_class(option, "torch_geometric.nn.attention", name.removeprefix(_PYG))
         return partial(PyGAttention, layer, heads=config.n_heads)
     if ":" not in name:
-        raise BadConfig(
-            f"denoiser.global_attention = {name!r}: expected latent, none, 'pyg:Name' or "
-            "'module:Name'"
-        )
-    _refuse_bare_pyg("denoiser.global_attention", name)
-    factory: Callable[[int], nn.Module] = resolve(name)
-    return factory
+        raise BadConfig(f"{option} = {name!r}: expected latent, none, 'pyg:Name' or 'module:Name'")
+    return _own_class(option, name)
 
 
-def _refuse_bare_pyg(option: str, name: str) -> None:
+def _own_class(option: str, name: str) -> type[nn.Module]:
+    """Return the class of a user's layer ``"module:Name"``."""
     module, _, layer = name.partition(":")
     if module.split(".")[0] == "torch_geometric":
         raise BadConfig(f"{option} = {name!r}: PyG's layers need an adapter. Fix: 'pyg:{layer}'")
+    return _module_class(option, module, layer)
+
+
+def _module_class(option: str, module: str, name: str) -> type[nn.Module]:
+    """Return a class of layers by name.
+
+    Calling anything else that a module holds could do whatever that thing does.
+    """
+    layer = resolve(f"{module}:{name}")
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise BadConfig(
+            f"{option} = {module + ':' + name!r}: found {short_repr(layer)}, "
+            "expected a subclass of torch.nn.Module"
+        )
+    return layer
 
 
 class Unchanged(BaseTransform):

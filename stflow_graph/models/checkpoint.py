@@ -18,23 +18,37 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
-from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
-from stflow_graph.models.build import build_denoiser, denoiser_arguments
+from stflow_graph.io.atomic import (
+    check_json,
+    read_json,
+    seal_json,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from stflow_graph.io.folders import atomic_folder
+from stflow_graph.models.build import (
+    build_denoiser,
+    check_no_custom_code,
+    denoiser_arguments,
+)
 from stflow_graph.models.model_card import model_card
 from stflow_graph.nn.expression_field import ExpressionField
-from stflow_graph.nn.pretrained import FORMAT as NETWORK
-from stflow_graph.nn.pretrained import Pretrained, weights_of_member
+from stflow_graph.nn.pretrained import MODEL_FOLDER, Pretrained, weights_of_member
 from stflow_graph.stats.calibration import Calibration
 
-FORMAT = "stflow_graph.checkpoint/4"
+FORMAT = "stflow_graph.checkpoint/5"
+# as 5, without a checksum of config.json itself
+_UNSEALED = "stflow_graph.checkpoint/4"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
 _FIELD = "field.safetensors"
@@ -103,26 +117,30 @@ def find_checkpoints(source: str | Path) -> list[Path]:
 def save_checkpoint(
     folder: str | Path, checkpoint: Checkpoint, *, licence: str | None = None
 ) -> None:
-    """Write a checkpoint folder; an old one is replaced only when the new one is complete.
+    """Write a checkpoint folder; an old one is replaced when the new one is complete.
 
     Args:
         folder: the folder.
         checkpoint: what to write.
         licence: of the weights, as the hub spells it (``"mit"``, ``"cc-by-nc-4.0"``).
+
+    Raises:
+        BadInput: the path is that of something else than a model's folder.
+        StorageFailed: the disk is full or broken; an old folder stays.
     """
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, MODEL_FOLDER) as temporary:
         weights = {key: value.contiguous().cpu() for key, value in checkpoint.weights.items()}
-        save_file(weights, temporary / "model.safetensors")
+        write_bytes(temporary / "model.safetensors", save(weights))
         scaling = checkpoint.normalisation
         arrays = {"x_mean": scaling.x_mean, "x_std": scaling.x_std, "y_mean": scaling.y_mean}
-        save_arrays(arrays, temporary / "normalisation.safetensors")
+        write_bytes(temporary / "normalisation.safetensors", save_arrays(arrays))
         write_gene_list(temporary / "genes.json", checkpoint.genes)
         files = list(_FILES)
         if checkpoint.calibration is not None:
             write_text(temporary / _CALIBRATION, _table(checkpoint.genes, checkpoint.calibration))
             files.append(_CALIBRATION)
         if checkpoint.field is not None:
-            save_file(checkpoint.field.state_dict(), temporary / _FIELD)
+            write_bytes(temporary / _FIELD, save(checkpoint.field.state_dict()))
             files.append(_FIELD)
         content = {
             "format": FORMAT,
@@ -133,27 +151,33 @@ def save_checkpoint(
             "provenance": checkpoint.provenance,
             "sha256": {name: sha256(temporary / name) for name in files},
         }
-        write_json(temporary / "config.json", content)
+        write_json(temporary / "config.json", seal_json(content))
         write_text(temporary / "README.md", _card(checkpoint, licence))
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
+def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoint:
     """Read a checkpoint folder.
+
+    Args:
+        folder: the folder.
+        allow_code: accept layers that are neither ours nor PyG's: building the network imports the
+            modules that the checkpoint names.
 
     Raises:
         BadInput: no checkpoint there, a file is missing or does not match its SHA-256, or
             ``config.json`` lacks an entry.
-        BadConfig: another format, or a configuration that this version does not know.
+        BadConfig: another format, a configuration that this version does not know, or one that
+            names code and ``allow_code`` is not set.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
         raise BadInput(folder, "config.json", unquoted("no file"), "a checkpoint folder", fix)
     content = read_json(folder / "config.json")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, _UNSEALED):
         stored = content.get("format") if isinstance(content, dict) else type(content).__name__
         fix = ""
-        if stored == NETWORK:
+        if str(stored).startswith("stflow_graph.network/"):
             network = content.get("network", "its class")
             fix = f" Fix: {network}.from_pretrained loads a bare network"
         elif str(stored).startswith("stflow_graph.checkpoint/"):
@@ -161,10 +185,13 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise BadConfig(
             f"{folder / 'config.json'}: format: found {stored!r}, expected {FORMAT!r}.{fix}"
         )
+    check_json(content, folder / "config.json", required=content["format"] == FORMAT)
     with as_bad_input(folder / "config.json", "content", "the entries of a checkpoint"):
         hashes, provenance = dict(content["sha256"]), dict(content["provenance"])
         in_channels, n_members = int(content["in_channels"]), int(content["n_members"])
         config = parse_config(content["config"], folder / "config.json")
+    if not allow_code:
+        check_no_custom_code(config, folder / "config.json")
     extra = [name for name in (_CALIBRATION, _FIELD) if name in hashes]
     for name in (*_FILES, *extra):
         if sha256(folder / name) != hashes.get(name):

@@ -10,19 +10,20 @@ import numpy as np
 
 from stflow_graph.config import Config
 from stflow_graph.encoders import ENCODERS
+from stflow_graph.models.build import custom_code
 
 _USE = """
 ## How to use
 
 ```python
 from stflow_graph import Slide, SlideModel
-model = SlideModel.from_pretrained("OWNER/NAME")  # or this folder
+model = SlideModel.from_pretrained("OWNER/NAME"{allow})  # or this folder
 slide = Slide.from_hest("ROOT", "SLIDE", embed_dataroot="EMB", encoder={encoder})
 prediction = model.predict(slide)  # an AnnData: spots x genes, {target}
 ```
 
-Or `stflow-graph sample FOLDER EMBEDDINGS --out PREDICTIONS`. Embeddings must come from the encoder
-named above, of patches of the same size in µm as in training.
+Or `stflow-graph sample FOLDER EMBEDDINGS --out PREDICTIONS{option}`.
+Embeddings must come from the encoder named above, of patches of the same size in µm as in training.
 """
 _LIMITS = """
 ## Intended use and limits
@@ -62,11 +63,25 @@ def model_card(
         + f"# {config.denoiser.name} denoiser{trained}\n\n"
         + "Predicts log expression of spots from embeddings of H&E patches.\n\n"
         + _table(config, genes, in_channels, n_members, provenance)
-        + _USE.format(encoder=json.dumps(config.data.encoder), target=config.data.target)
+        + _use(config)
         + _LIMITS
         + _trust(genes, pearson)
         + _licences(config.data.encoder, licence)
     )
+
+
+def _use(config: Config) -> str:
+    code = custom_code(config)
+    text = _USE.format(
+        encoder=json.dumps(config.data.encoder),
+        target=config.data.target,
+        allow=", allow_code=True" if code else "",
+        option=" --allow-code" if code else "",
+    )
+    if code:
+        names = ", ".join(_cell(name) for name in code.values())
+        text += f"\nIt needs code that this folder does not hold: {names}.\n"
+    return text
 
 
 def _metadata(config: Config, licence: str | None) -> str:

@@ -7,17 +7,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import atomic_folder, read_json, sha256, write_json, write_text
+from stflow_graph.io.atomic import (
+    JSON_SEAL,
+    check_json,
+    read_json,
+    seal_json,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from stflow_graph.io.folders import atomic_folder, marked
 from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
 from stflow_graph.io.state_dict import misfits, read_state_dict
 
-FORMAT = "stflow_graph.network/1"
+FORMAT = "stflow_graph.network/2"
 _CHECKPOINT = "stflow_graph.checkpoint/"
-_OURS = ("format", "network", "sha256")
+# formats of before config.json had a checksum of its own
+_UNSEALED = ("stflow_graph.network/1", "stflow_graph.checkpoint/4")
+_OURS = ("format", "network", "sha256", JSON_SEAL)
+# what checkpoints and bare networks are saved as, and may be replaced by one another
+MODEL_FOLDER = marked(
+    "a model's folder",
+    CONFIG,
+    (_CHECKPOINT, "stflow_graph.network/"),
+    (
+        *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
+        *("calibration.csv", "field.safetensors"),
+    ),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +77,7 @@ class Pretrained(nn.Module):
 
         Raises:
             BadConfig: the network has a custom layer, which JSON cannot describe.
+            BadInput: the path is that of something else than a model's folder.
         """
         kind = type(self).__name__
         functions = [name for name, value in self.arguments.items() if callable(value)]
@@ -62,12 +85,12 @@ class Pretrained(nn.Module):
             raise BadConfig(
                 f"{kind}.save_pretrained: {functions[0]} is a function, which JSON lacks"
             )
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, MODEL_FOLDER) as temporary:
             weights = {key: value.contiguous().cpu() for key, value in self.state_dict().items()}
-            save_file(weights, temporary / WEIGHTS)
+            write_bytes(temporary / WEIGHTS, save(weights))
             content = {"format": FORMAT, "network": kind, **self.arguments}
             hashes = {WEIGHTS: sha256(temporary / WEIGHTS)}
-            write_json(temporary / CONFIG, {**content, "sha256": hashes})
+            write_json(temporary / CONFIG, seal_json({**content, "sha256": hashes}))
             card = _CARD.format(kind=kind, module=type(self).__module__)
             write_text(temporary / "README.md", card)
 
@@ -97,8 +120,11 @@ class Pretrained(nn.Module):
         file, content = folder / CONFIG, read_json(folder / CONFIG)
         if not isinstance(content, dict):
             raise BadConfig(f"{file}: found {type(content).__name__}, expected an object")
+        form = str(content.get("format", ""))
+        sealed = form.startswith("stflow_graph.") and form not in _UNSEALED
+        check_json(content, file, required=sealed)
         n_members = 1
-        if str(content.get("format", "")).startswith(_CHECKPOINT):
+        if form.startswith(_CHECKPOINT):
             content, n_members = _of_member(cls.__name__, content, file, member, path_or_repo)
         kind = content.get("network", cls.__name__)
         if kind != cls.__name__:

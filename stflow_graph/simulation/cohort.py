@@ -15,8 +15,9 @@ from PIL import Image
 from stflow_graph.data.genes import write_gene_list
 from stflow_graph.data.splits import split_files, write_splits
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import atomic_folder, write_json
+from stflow_graph.io.atomic import write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
+from stflow_graph.io.folders import atomic_folder, marked
 from stflow_graph.io.patches import write_patches
 from stflow_graph.simulation.fields import PATCH, PATCH_UM, PITCH_UM, REGIONS, UM_PER_PX
 from stflow_graph.simulation.gene_model import CLASSES, GeneModel, make_gene_model
@@ -27,7 +28,12 @@ from stflow_graph.stats.metrics import mean_of_defined, none_if_nan, pearson_per
 FORMAT = "stflow_graph.simulation/1"
 GENE_LIST = "var_50genes.json"
 DESCRIPTION = "simulation.json"
-_ENTRIES = {"patches", "adata", "splits", GENE_LIST, DESCRIPTION}
+_COHORT_FOLDER = marked(
+    "a simulated cohort",
+    DESCRIPTION,
+    ("stflow_graph.simulation/",),
+    {"patches", "adata", "splits", GENE_LIST, DESCRIPTION},
+)
 _BATCH = 32
 # the key of a generator is (seed, one of these, number, purpose)
 _COHORT, _PATIENT, _SLIDE = 0, 1, 2
@@ -112,7 +118,7 @@ def simulate_cohort(
     ]
     genes = make_gene_model(_rng(seed, _COHORT, 0, "genes"))
     expected, counted = [], []
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, _COHORT_FOLDER) as folder:
         for i, patient in enumerate(patients):
             level = _rng(seed, _PATIENT, patient, "level").normal(size=len(genes.genes))
             writer = _SlideWriter(slides[i], n_spots, partial(_rng, seed, _SLIDE, i))
@@ -161,19 +167,13 @@ def _check_numbers(
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadInput(out, "output", unquoted("a file"), "a folder")
     if Path.cwd().is_relative_to(out):
         raise BadInput(out, "output", unquoted("the working folder"), "a folder below it")
-    present = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    present = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     if present and not overwrite:
         found = unquoted(f"{len(present)} entries, such as {present[:3]}")
         raise BadInput(out, "output", found, "an empty or new folder", "add --overwrite")
-    # never remove files of others
-    foreign = [name for name in present if name not in _ENTRIES]
-    if foreign:
-        found = unquoted(f"{len(foreign)} other entries, such as {foreign[:3]}")
-        raise BadInput(out, "output", found, "nothing but a simulated cohort to overwrite")
+    _COHORT_FOLDER.check(out)
 
 
 class _SlideWriter:

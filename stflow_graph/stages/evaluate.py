@@ -49,10 +49,11 @@ def evaluate(
         truth: raw counts: the .h5ad of the only slide, a folder with ``<slide>.h5ad``, a HEST-bench
             root or data set folder; in memory the only slide's, or slide to counts.
         out: folder of the results; None writes nothing.
-        baselines: fit the baselines on the training slides of each prediction's fold.
+        baselines: fit the baselines on the training slides of each prediction's fold; they need
+            both roots, as those in the provenance are not opened.
         slow_baselines: also those that take a minute per fold, ``evaluation.baselines.SLOW``.
-        source_dataroot: root with the training slides; None takes the one in the provenance.
-        embed_dataroot: root with their embeddings; None takes the one in the provenance.
+        source_dataroot: root with the training slides.
+        embed_dataroot: root with their embeddings.
         matching: how genes with other names are matched.
         n_bootstrap: resamples of the spots for the 95% intervals.
         seed: of resamples, thinning and baselines.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,14 +12,18 @@ import numpy as np
 import pandas as pd
 
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency, unquoted
-from stflow_graph.io.atomic import atomic_folder, atomic_path
+from stflow_graph.io.atomic import atomic_file
 from stflow_graph.io.cells import safe_cell
 from stflow_graph.io.coords import check_coords
+from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
 from stflow_graph.io.predictions import chunk_rows, read_provenance
 
 _BLOCK_BYTES = 2**25
 _SPOT_COLUMNS = ["barcode", "x", "y"]
+# elements of the SpatialData stores that are written here, by kind
+_ELEMENTS = {"tables": {"predictions"}, "shapes": {"spots"}, "images": {"he"}}
+_ZARR = {"zarr.json", ".zgroup", ".zattrs", ".zmetadata"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +146,14 @@ def _write_csv(source: _Source, to: Path) -> None:
     zipped = to.name.lower().endswith(".gz")
     # no time stamp and no name inside, so that the same data give the same bytes
     with (
-        atomic_path(to) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile("", "wb", 6, raw, mtime=0) if zipped else raw as packed,
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as text,
+        atomic_file(to) as output,
+        gzip.GzipFile("", "wb", 6, output, mtime=0) if zipped else output as packed,
     ):
         for i, table in enumerate(source.tables()):
             table = table.rename(columns=safe_cell).assign(barcode=table["barcode"].map(safe_cell))
-            table.to_csv(text, header=i == 0, index=False, float_format="%.7g", lineterminator="\n")
+            options = {"index": False, "float_format": "%.7g", "lineterminator": "\n"}
+            packed.write(table.to_csv(header=i == 0, **options).encode())
+            output.check()
 
 
 def _write_parquet(source: _Source, to: Path) -> None:
@@ -160,12 +163,13 @@ def _write_parquet(source: _Source, to: Path) -> None:
     except ImportError:
         raise _missing(to, "pyarrow", "parquet") from None
     writer: pq.ParquetWriter | None = None
-    with atomic_path(to) as temporary:
+    with atomic_file(to) as output:
         try:
             for frame in source.tables():
                 table = pa.Table.from_pandas(frame, preserve_index=False)
-                writer = writer or pq.ParquetWriter(temporary, table.schema)
+                writer = writer or pq.ParquetWriter(output, table.schema)
                 writer.write_table(table)
+                output.check()
         finally:
             if writer is not None:
                 writer.close()
@@ -205,12 +209,27 @@ def _write_spatialdata(source: _Source, to: Path) -> None:
             picture.transpose(2, 0, 1), dims=("c", "y", "x"), transformations=to_pixels
         )
         parts["images"] = {"he": image}
-    with atomic_folder(to) as temporary:
+    with atomic_folder(to, _STORE) as temporary:
         store = temporary / "store"
         spatialdata.SpatialData(**parts).write(store)
         for child in store.iterdir():
             child.rename(temporary / child.name)
         store.rmdir()
+
+
+def _foreign_to_store(folder: Path) -> str:
+    foreign = []
+    for entry in folder.iterdir():
+        if entry.name not in _ZARR:
+            inside = {child.name for child in entry.iterdir()} if entry.is_dir() else {""}
+            others = inside - _ZARR - _ELEMENTS.get(entry.name, set())
+            foreign += [f"{entry.name}/{name}".rstrip("/") for name in others]
+    if foreign:
+        return f"other entries, such as {sorted(foreign)[:3]}"
+    return "" if (folder / "tables/predictions").is_dir() else "no table of predictions"
+
+
+_STORE = FolderKind("a SpatialData store of a prediction", _foreign_to_store)
 
 
 def _drawing(source: _Source) -> tuple[float, np.ndarray | None, float]:

@@ -43,6 +43,7 @@ def sample(
     settings: SampleSettings | None = None,
     *,
     overwrite: bool = False,
+    allow_code: bool = False,
     report: Callable[[Sampled], None] | None = None,
 ) -> list[Sampled]:
     """Predict the expression of slides from their embeddings and write ``out/<slide>.h5ad``.
@@ -56,15 +57,17 @@ def sample(
         out: folder of the predictions.
         settings: number of samples, seed, device, measured spots; None: the mean alone.
         overwrite: overwrite existing predictions.
+        allow_code: run the code of a layer that is neither ours nor PyG's.
         report: called after every slide.
 
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
-        BadConfig: the embeddings do not fit the checkpoint.
+        BadConfig: the embeddings do not fit the checkpoint, or it names code and ``allow_code`` is
+            not set.
         SomeFailed: some of several slides failed; the others are written.
     """
     settings = settings or SampleSettings()
-    folds = _load_folds(source, settings.fold, settings.device)
+    folds = _load_folds(source, settings.fold, settings.device, allow_code)
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])
 
@@ -102,8 +105,13 @@ class _Fold:
         return sha256(self.path / "config.json")  # it holds the hashes of the other files
 
 
-def _load_folds(source: str | Path, number: int | None, device: str) -> list[_Fold]:
-    folds = [_Fold(path, load_checkpoint(path), device) for path in find_checkpoints(source)]
+def _load_folds(
+    source: str | Path, number: int | None, device: str, allow_code: bool
+) -> list[_Fold]:
+    folds = [
+        _Fold(path, load_checkpoint(path, allow_code=allow_code), device)
+        for path in find_checkpoints(source)
+    ]
     chosen = [fold for fold in folds if number is None or fold.number == number]
     if not chosen:
         present = ", ".join(str(fold.number) for fold in folds)

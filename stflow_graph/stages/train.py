@@ -19,7 +19,6 @@ from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
-from stflow_graph.errors import BadConfig
 from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
@@ -34,6 +33,7 @@ from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.fold_result import FoldResult, history_csv
 from stflow_graph.training.loop import EpochRecord
+from stflow_graph.training.run_folder import check_is_run, check_same_run, claim
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
 
@@ -70,7 +70,7 @@ def train(
         report: called after every epoch.
 
     Raises:
-        BadInput: data that cannot be used.
+        BadInput: data that cannot be used, or ``out`` holds files that are of no run.
         BadConfig: ``out`` holds a run of another configuration, or a fold does not exist.
         Diverged: a loss that is not finite.
     """
@@ -82,13 +82,14 @@ def train(
         for dataset in datasets
         for fold in dataset.training_folds(config.train.folds, allow_patient_overlap=overlap)
     ]
+    check_is_run(out)
     if not overwrite:
-        _check_same_run(out, config)
+        check_same_run(out, config)
     results: list[FoldResult] = []
     for dataset, fold in work:
         inputs = _read_inputs(dataset, fold, config)
         if not results:  # nothing is written before the first fold's data have proved good
-            _claim(out, config, overwrite)
+            claim(out, config, overwrite)
         parent = out if len(datasets) == 1 else out / dataset.name
         result = _train_fold(inputs, config, parent / f"fold{fold.index}", report)
         results.append(result)
@@ -97,47 +98,6 @@ def train(
         table = results_kfold(tables) | {"protocol": result.protocol}
         write_json(parent / "results_kfold.json", table)
     return results
-
-
-def _check_same_run(out: Path, config: Config) -> None:
-    """Refuse to resume a run of another configuration; ``epochs`` and ``folds`` may differ."""
-    file = out / "run.json"
-    if not file.exists():
-        return
-    differences = _differences(read_json(file).get("config", {}), _identity(config))
-    if differences:
-        shown = "; ".join(differences[:5])
-        raise BadConfig(
-            f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
-        )
-
-
-def _claim(out: Path, config: Config, overwrite: bool) -> None:
-    if overwrite:
-        for name in ("state-*.safetensors", "result.json", "provenance.json"):
-            for file in out.glob(f"**/fold*/{name}"):
-                file.unlink()
-    write_json(out / "run.json", {"format": "stflow_graph.run/2", "config": _identity(config)})
-    config.save(out / "config.toml")
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    values = config.model_dump(mode="json")
-    for name in ("epochs", "folds", "device"):  # a longer run, more folds, another machine
-        del values["train"][name]
-    return values
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    differences = []
-    for section in sorted({*old, *new}):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                differences.append(
-                    f"{section}.{key} = {before.get(key)!r} (now {after.get(key)!r})"
-                )
-    return differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,5 +256,6 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
     if stored["epochs"] < config.train.epochs:
         return None  # more epochs are wanted: resume from the state
-    load_checkpoint(folder / "checkpoint")  # complete and undamaged
+    # complete and undamaged; its code is that of this run's configuration and is not run here
+    load_checkpoint(folder / "checkpoint", allow_code=True)
     return FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric.data import Batch, Data
@@ -27,7 +27,7 @@ from stflow_graph.flow.prior import Prior
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
-from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.atomic import write_bytes
 from stflow_graph.models.build import build_prior
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
@@ -268,9 +268,8 @@ def _save(state: _State, file: Path) -> None:
     for i, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": v for k, v in values.items()}
     history = json.dumps([dataclasses.asdict(record) for record in state.history])
-    with atomic_path(file) as temporary:
-        copies = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file({k: v.clone() for k, v in copies.items()}, temporary, {"history": history})
+    copies = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_bytes(file, save({k: v.clone() for k, v in copies.items()}, {"history": history}))
 
 
 def _restore(state: _State, file: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from stflow_graph.io.atomic import as_storage_error
+
 if TYPE_CHECKING:
     from stflow_graph.training.loop import EpochRecord
 
@@ -29,17 +31,22 @@ class Trackers:
             logger.info("no TensorBoard logs: install the extra [tracking]")
 
     def log(self, member: int, record: EpochRecord) -> None:
-        """Write one epoch of a member."""
+        """Write one epoch of a member.
+
+        Raises:
+            StorageFailed: the disk is full or broken.
+        """
         if not self._found:
             return
-        if member not in self._writers:
-            from torch.utils.tensorboard import SummaryWriter
+        with as_storage_error(self._folder):
+            if member not in self._writers:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._writers[member] = SummaryWriter(str(self._folder / f"member{member}"))
-        writer = self._writers[member]
-        writer.add_scalar("train/loss", record.loss, record.epoch)
-        writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
-        writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
+                self._writers[member] = SummaryWriter(str(self._folder / f"member{member}"))
+            writer = self._writers[member]
+            writer.add_scalar("train/loss", record.loss, record.epoch)
+            writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
+            writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
 
     def __enter__(self) -> Trackers:
         return self
@@ -50,5 +57,6 @@ class Trackers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        with as_storage_error(self._folder):
+            for writer in self._writers.values():
+                writer.close()

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import h5py
 import numpy as np
 import pytest
+from artefacts import unseal
 from stflow_graph_cli.main import app, main, spread
 from toy import write_cohort, write_slide
 from typer.main import get_command
@@ -69,7 +70,9 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
     for step in steps:
         code, out, err = cli(*step)
         assert (code, bool(out)) == (0, True), (step, err)
-    following = f"eval {run}/predictions/*.h5ad --truth {root}/adata --out {run}/eval --baselines"
+    roots = ["--source-dataroot", root, "--embed-dataroot", cohort.embeddings]
+    following = f"eval {run}/predictions/*.h5ad --truth {root}/adata --out {run}/eval --baselines "
+    following += " ".join(map(str, roots))
     assert out.splitlines()[-1] == f"next: stflow-graph {following}"
     cohort.expression("B").unlink()  # as after another patient's slide without expression
     out = cli(*steps[-1]).out
@@ -78,7 +81,7 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
     shutil.copy(tmp_path / "again/cohort/adata/B.h5ad", cohort.expression("B"))
     predictions = sorted((run / "predictions").glob("*.h5ad"))
     step = ["eval", *predictions, "--truth", root, "--out", run / "eval", "--baselines"]
-    assert cli(*step).code == 0
+    assert cli(*step, *roots).code == 0
     assert json.loads((run / "results_kfold.json").read_text())["pearson_corrs"]
     step = ["export", predictions[0], "--to", tmp_path / "out.csv"]
     refused = cli(*step, "--genes", "no", "nope")
@@ -149,7 +152,7 @@ def test_a_full_disk_is_74_and_memory_75(cli, cohort, tmp_path, monkeypatch):
     step = arguments(cohort, "--out", tmp_path / "run")
     full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with monkeypatch.context() as patch:
-        patch.setattr(atomic.os, "replace", full)
+        patch.setattr(atomic.os, "fsync", full)
         run = cli(*step)
     assert (run.code, "No space left" in run.error) == (74, True)
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
@@ -280,6 +283,7 @@ def test_bad_data_is_named_by_file_and_field(cli, trained, cohort, tmp_path, com
     slide = "B" if command == "train" else "A"  # fold 0 trains on B and tests A
     path = cohort.expression(slide) if fault == "genes absent" else cohort.embedding(slide)
     with h5py.File(path, "r+") as file:
+        unseal(file)
         change(file)
     steps = {"train": arguments(cohort), "sample": ["sample", trained, path]}
     run = cli(*steps[command], "--out", tmp_path / "out")

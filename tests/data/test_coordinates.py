@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from artefacts import unseal
 
 from stflow_graph.data.coordinates import patch_centres, to_centres
 from stflow_graph.data.load import load_slide
@@ -118,6 +119,7 @@ def test_places_are_read_without_the_counts(tmp_path):
     assert barcodes == BARCODES
     np.testing.assert_array_equal(coords, CENTRES)
     with h5py.File(path, "r+") as file:
+        unseal(file)
         del file["obsm/spatial"]
     assert read_positions(path) is None
 

@@ -62,6 +62,40 @@ def test_bad_splits_are_refused(tmp_path, train, test, message):
         find_datasets(dataset(tmp_path, train, test))[0].folds()
 
 
+@pytest.mark.parametrize("column", ["patches_path", "expr_path"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "a/../../b", ".", "a\x1bb"])
+def test_split_files_name_no_path_outside_their_data_set(tmp_path, column, name):
+    folder = dataset(tmp_path)
+    paths = {"patches_path": "patches/A.h5", "expr_path": "adata/A.h5ad", column: name}
+    text = f"{HEADER}A,{paths['patches_path']},{paths['expr_path']}\n"
+    (folder / "splits/train_0.csv").write_text(text)
+    with pytest.raises(BadInput, match=rf"train_0\.csv: {column}: found .*expected a path below"):
+        find_datasets(folder)[0].folds()
+
+
+def test_split_files_may_name_other_places_inside(tmp_path, monkeypatch):
+    folder = dataset(tmp_path)
+    (folder / "splits/train_0.csv").write_text(f"{HEADER}A,x/../p/A.h5,{folder / 'e/A.h5ad'}\n")
+    (sample,) = find_datasets(folder)[0].folds()[0].train
+    assert (sample.patches_path, sample.expr_path) == (folder / "x/../p/A.h5", folder / "e/A.h5ad")
+    monkeypatch.chdir(folder)  # a relative root
+    assert find_datasets(".")[0].folds()[0].train[0].expr_path == folder / "e/A.h5ad"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "train_0.csv.bak", "test_1.csv", "train_x.csv"])
+def test_splits_replace_split_files_and_nothing_else(tmp_path, name):
+    files = split_files(["A", "B"], [0, 1])
+    write_splits(tmp_path / "splits", files)
+    write_splits(tmp_path / "splits", files)
+    (tmp_path / "splits" / name).write_text("mine\n")
+    with pytest.raises(BadInput, match=rf"other entries, such as \['{name}'\].*or split files"):
+        write_splits(tmp_path / "splits", files)
+    assert (tmp_path / "splits" / name).read_text() == "mine\n"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInput, match="found a file"):
+        write_splits(tmp_path / "file", files)
+
+
 def test_bad_split_files_are_refused(tmp_path):
     folder = dataset(tmp_path)
     (folder / "splits" / "test_0.csv").write_text("id,path\nA,b\n")

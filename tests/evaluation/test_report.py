@@ -60,7 +60,9 @@ def run(cohort, tmp_path):
             prediction = predicted(cohort, slide, **options)
             prediction.mean *= not constant
             files.append(prediction.write(tmp_path / "p" / f"{slide}.h5ad"))
-        return evaluate(files, cohort.root, tmp_path / "out", baselines=baselines, n_bootstrap=20)
+        roots = {"source_dataroot": cohort.root, "embed_dataroot": cohort.embeddings}
+        options = {"baselines": baselines, "n_bootstrap": 20, **roots}
+        return evaluate(files, cohort.root, tmp_path / "out", **options)
 
     return evaluated
 

@@ -1,13 +1,13 @@
+import contextlib
 import errno
 import os
 
 import pytest
 
 from stflow_graph.errors import BadInput, StorageFailed
-from stflow_graph.io import atomic
+from stflow_graph.io import atomic, renames
 from stflow_graph.io.atomic import (
-    atomic_folder,
-    atomic_path,
+    atomic_file,
     check_name,
     folder_sha256,
     read_json,
@@ -21,40 +21,94 @@ def leftovers(folder) -> list[str]:
 
 def test_success_replaces_and_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "out.txt"
-    with atomic_path(path) as temporary:
-        temporary.write_text("one")
+    with atomic_file(path) as file:
+        file.write(b"one")
         assert not path.exists()
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
-        temporary.write_text(str(1 / 0))
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(bytes(1 // 0))
     assert path.read_text() == "one"
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
-def test_whichever_operation_fails_the_old_file_stays(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE])
+@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "fsync", "close", "replace", "open"])
+def test_whichever_operation_fails_the_old_file_stays(tmp_path, monkeypatch, call, number):
     path = tmp_path / "out.txt"
     path.write_text("old")
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
+    def write() -> None:
+        with atomic_file(path) as file:
+            file.write(b"new")
+            file.truncate()
+            file.write(b"er")
+
+    monkeypatch.setattr(renames, "_exchange", lambda *_: False)
     monkeypatch.setattr(atomic.os, call, fail)
-    with pytest.raises(StorageFailed, match="No space left"), atomic_path(path) as temporary:
-        temporary.write_bytes(b"new") if call != "open" else None
+    with pytest.raises(StorageFailed, match=f"out.txt: cannot write: {os.strerror(number)}. Not"):
+        write()
     monkeypatch.undo()
     assert path.read_text() == "old"
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_is_old_or_new(tmp_path):
-    path = tmp_path / "model"
-    for content in ("one", "two"):
-        with atomic_folder(path) as temporary:
-            (temporary / "a").write_text(content)
-    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
-        (temporary / "a").write_text(str(1 / 0))
-    assert (path / "a").read_text() == "two"
-    assert leftovers(tmp_path) == []
+def test_errors_of_an_input_are_not_those_of_the_output(tmp_path):
+    def read_in_body() -> None:
+        with atomic_file(tmp_path / "out") as file:
+            file.write(b"new")
+            raise OSError(errno.EIO, "Input/output error", "input.h5")
+
+    with pytest.raises(OSError, match="input.h5"):
+        read_in_body()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_comes_before_what_the_body_makes_of_it(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        with atomic_file(tmp_path / "out") as file:
+            monkeypatch.setattr(os, "pwrite", fail)
+            file.write(b"new")
+            raise BadInput("out", "content", "nothing", "something")
+
+    with pytest.raises(StorageFailed, match="out: cannot write: No space left"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_in_a_write_is_not_lost_in_the_library_that_writes(tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        monkeypatch.undo()
+        raise SystemExit(143)
+
+    def write() -> None:
+        with atomic_file(tmp_path / "out") as file:
+            monkeypatch.setattr(os, "pwrite", stop)
+            with contextlib.suppress(BaseException):
+                file.write(b"new")
+
+    with pytest.raises(SystemExit):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/x", "File exists|Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("link/x", "File exists|No such file"),
+    ],
+)
+def test_paths_that_cannot_be_are_bad_input(tmp_path, name, reason):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(BadInput, match=f"output: found ({reason}|Too many levels).*, expected a"):
+        write_json(tmp_path / name, 1)
 
 
 def test_temporaries_of_dead_processes_are_swept_and_others_kept(tmp_path):
@@ -90,7 +144,7 @@ def test_names_that_leave_the_folder_are_refused(name):
 
 
 def test_output_that_is_a_folder_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="a folder"), atomic_path(tmp_path):
+    with pytest.raises(BadInput, match="a folder"), atomic_file(tmp_path):
         pass
 
 

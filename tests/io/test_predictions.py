@@ -1,3 +1,6 @@
+import errno
+import os
+
 import anndata
 import numpy as np
 import pytest
@@ -86,12 +89,32 @@ def test_blocks_that_end_early_or_fail_leave_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
     before = write(path).read_bytes()
 
-    def failing():
+    def unreadable():
         yield from blocks(2)
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.EIO, "Input/output error", "input.h5")
 
-    with pytest.raises(StorageFailed, match="cannot write"):
-        write_blocks(path, failing())
+    with pytest.raises(OSError, match="input.h5"):
+        write_blocks(path, unreadable())
+    assert path.read_bytes() == before
+
+
+def test_a_failed_write_ends_the_work_at_its_block(tmp_path, monkeypatch):
+    path, n_blocks = tmp_path / "a.h5ad", 0
+    before = write(path).read_bytes()
+
+    def counted():
+        nonlocal n_blocks
+        for block in blocks(1, 2):
+            if n_blocks == 1:
+                monkeypatch.setattr(os, "pwrite", fail)
+            n_blocks += 1
+            yield block
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageFailed, match=r"a\.h5ad: cannot write: No space left on device\. No"):
+        write_blocks(path, counted())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -191,6 +191,12 @@ def test_global_layers_by_name():
         ("conv", "no_such_module:Layer", "cannot import 'no_such_module'"),
         ("conv", "torch_geometric.nn:GATv2Conv", r"need an adapter\. Fix: 'pyg:GATv2Conv'"),
         ("conv", "torch_geometric.nn.conv:SAGEConv", "Fix: 'pyg:SAGEConv'"),
+        ("conv", "os:kill", "'os:kill': found <built-in function kill>, expected a subclass of"),
+        ("conv", "collections:OrderedDict", "expected a subclass of torch.nn.Module"),
+        ("conv", "pyg:knn_graph", "'torch_geometric.nn:knn_graph': found <function.* expected a"),
+        ("conv", "pyg:conv", "expected a subclass of torch.nn.Module"),
+        ("global_attention", "os:system", "expected a subclass of torch.nn.Module"),
+        ("global_attention", "pyg:performer", "expected a subclass of torch.nn.Module"),
         ("global_attention", "performer", "expected latent, none, 'pyg:Name' or 'module:Name'"),
         ("global_attention", "pyg:NoAttention", "torch_geometric.nn.attention has"),
         (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from linear import (
 from safetensors.torch import load_file, save_file
 
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.io.atomic import sha256
+from stflow_graph.inference.slide_model import SlideModel
+from stflow_graph.io.atomic import JSON_SEAL, seal_json, sha256, write_json
 from stflow_graph.models.checkpoint import (
     FORMAT,
     Checkpoint,
@@ -40,10 +42,11 @@ CALIBRATION = Calibration(
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    """Change entries of config.json; None removes one."""
+    """Change entries of config.json and its checksum; None removes one."""
     file = folder / "config.json"
     content = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    content.pop(JSON_SEAL)
+    write_json(file, seal_json({k: v for k, v in content.items() if v is not None}))
 
 
 def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
@@ -147,6 +150,87 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path, name):
     file.unlink()
     with pytest.raises(BadInput, match=name):
         load_checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("option", ["conv", "global_attention"])
+@pytest.mark.parametrize("name", ["evil_layer:Layer", "os:kill", "torch_geometric.nn:Linear"])
+def test_a_checkpoint_that_names_code_runs_none_of_it(tmp_path, monkeypatch, option, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_layer.py").write_text("import os\nos.mkdir('ran')\nLayer = None\n")
+    save_checkpoint(tmp_path / "c", checkpoint_of())
+    config = json.loads((tmp_path / "c/config.json").read_text())["config"]
+    config["denoiser"][option] = name
+    edit(tmp_path / "c", config=config)
+    path = list(sys.path)
+    message = rf"c.config\.json: denoiser\.{option}: found '{name}', code.* --allow-code"
+    for load in (load_checkpoint, SlideModel.from_pretrained):
+        with pytest.raises(BadConfig, match=message) as caught:
+            load(tmp_path / "c")
+        assert (str(tmp_path / "evil_layer.py") in str(caught.value)) == name.startswith("evil")
+    assert not (tmp_path / "ran").exists()
+    assert "evil_layer" not in sys.modules
+    # whoever allows it runs what is there, and only layers
+    with pytest.raises(BadConfig, match=r"subclass of torch\.nn\.Module|need an adapter"):
+        load_checkpoint(tmp_path / "c", allow_code=True).build()
+    assert (tmp_path / "ran").exists() == name.startswith("evil")
+    sys.modules.pop("evil_layer", None)
+    assert sys.path == path
+
+
+def test_layers_of_ours_and_of_pyg_need_no_permission(tmp_path):
+    for conv in ("frame_averaged", "pyg:GATv2Conv"):
+        save_checkpoint(tmp_path / "c", checkpoint_of(denoiser__conv=conv))
+        assert load_checkpoint(tmp_path / "c").build()
+
+
+def test_the_card_of_a_model_with_code_of_its_own_names_it(tmp_path):
+    name = f"{__name__}:OwnConv"
+    save_checkpoint(tmp_path / "c", checkpoint_of(denoiser__conv=name))
+    card = (tmp_path / "c/README.md").read_text()
+    assert 'SlideModel.from_pretrained("OWNER/NAME", allow_code=True)' in card
+    assert "--out PREDICTIONS --allow-code`" in card
+    assert f"does not hold: {name}." in card
+    assert load_checkpoint(tmp_path / "c", allow_code=True).build()
+    save_checkpoint(tmp_path / "d", checkpoint_of())
+    card = (tmp_path / "d/README.md").read_text()
+    assert not {"allow_code", "--allow-code"} & set(card.replace(",", " ").split())
+    assert "does not hold" not in card
+
+
+class OwnConv(torch.nn.Module):
+    """A layer of a user's."""
+
+    def __init__(self, channels: int, n_genes: int) -> None:
+        super().__init__()
+        self.lin = torch.nn.Linear(n_genes, channels)
+
+    def forward(self, h, y, edge_index, edge_attr, edge_weight):
+        return self.lin(y)
+
+
+def test_only_a_models_folder_is_replaced(tmp_path):
+    checkpoint = checkpoint_of()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/thesis.tex").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, found in (("c", r"other entries, such as \['thesis.tex'\]"), ("file", "a file")):
+        with pytest.raises(BadInput, match=f"output: found .*{found}"):
+            save_checkpoint(tmp_path / name, checkpoint)
+        with pytest.raises(BadInput, match=f"output: found .*{found}"):
+            SlideModel(checkpoint).save_pretrained(tmp_path / name)
+    assert (tmp_path / "c/thesis.tex").read_text() == (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(BadInput, match="other entries"):
+        checkpoint_of("graph", 1).build()[0].save_pretrained(tmp_path / "c")
+    # models replace one another, whole or bare
+    (tmp_path / "m").mkdir()
+    save_checkpoint(tmp_path / "m", checkpoint_of(calibration=CALIBRATION))
+    checkpoint_of("graph", 1).build()[0].save_pretrained(tmp_path / "m")
+    assert {f.name for f in (tmp_path / "m").iterdir()} == {
+        *("config.json", "model.safetensors", "README.md")
+    }
+    save_checkpoint(tmp_path / "m", checkpoint_of("field", calibration=CALIBRATION))
+    save_checkpoint(tmp_path / "m", checkpoint)
+    assert load_checkpoint(tmp_path / "m").field is None
 
 
 def test_a_table_that_is_not_listed_is_not_read(tmp_path):

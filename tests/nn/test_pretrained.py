@@ -10,6 +10,7 @@ from torch import nn
 from stflow_graph import GraphDenoiser, SlideModel, TwoStageDenoiser
 from stflow_graph.config import load_config
 from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.io.atomic import JSON_SEAL, seal_json
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.stages.train import train
 
@@ -59,7 +60,7 @@ def test_the_mixin_of_the_hub_reads_it(saved):
 
 def test_a_config_without_our_marks_is_read(saved):
     content = json.loads((saved / "config.json").read_text())
-    for name in ("format", "network", "sha256"):
+    for name in ("format", "network", "sha256", JSON_SEAL):
         del content[name]
     (saved / "config.json").write_text(json.dumps(content))
     assert GraphDenoiser.from_pretrained(saved).n_genes == 5
@@ -105,12 +106,15 @@ def test_a_bare_network_is_not_taken_for_a_trained_model(saved):
         ({"colour": "red"}, "unexpected keyword argument 'colour'"),
         ({"n_heads": 3}, "not the arguments of GraphDenoiser"),
         ({"network": "Linear"}, "found a Linear"),
+        ({"conv": "os:kill"}, "unknown conv 'os:kill'; one of additive"),
+        ({"global_attention": "os:kill"}, "unknown global attention 'os:kill'"),
         (None, "found list"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(saved, changes, message):
     content = json.loads((saved / "config.json").read_text()) | {"sha256": {}}
-    content = [] if changes is None else content | changes
+    del content[JSON_SEAL]
+    content = [] if changes is None else seal_json(content | changes)
     (saved / "config.json").write_text(json.dumps(content))
     with pytest.raises(BadConfig, match=message):
         GraphDenoiser.from_pretrained(saved)
@@ -121,7 +125,9 @@ def test_damaged_and_missing_weights_are_refused(saved):
     weights.write_bytes(weights.read_bytes()[:-4] + b"0000")
     with pytest.raises(BadInput, match="sha256: found another hash"):
         GraphDenoiser.from_pretrained(saved)
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"sha256": {}}))
+    content = {**json.loads(config.read_text()), "sha256": {}}
+    del content[JSON_SEAL]
+    config.write_text(json.dumps(seal_json(content)))
     save_file({"a": torch.zeros(1)}, weights)
     with pytest.raises(BadConfig, match="missing"):
         GraphDenoiser.from_pretrained(saved)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -45,7 +46,8 @@ def score(cohort, tmp_path):
             else p
             for i, p in enumerate(predictions)
         ]
-        options |= {"n_bootstrap": n_bootstrap}
+        roots = {"source_dataroot": cohort.root, "embed_dataroot": cohort.embeddings}
+        options = {"n_bootstrap": n_bootstrap, **roots, **options}
         return evaluate(files, cohort.root / truth, out and folder / "results", **options)
 
     return run
@@ -133,7 +135,8 @@ def test_files_and_memory_give_the_same_scores_and_memory_writes_nothing(
     stored = write_scores(*files, baselines=True)
     truths = {slide: read_h5ad(cohort.expression(slide)) for slide in "AB"}
     predictions = [anndata.read_h5ad(file) for file in files]
-    in_memory = evaluate(predictions, truths, n_bootstrap=5, baselines=True)
+    roots = {"source_dataroot": cohort.root, "embed_dataroot": cohort.embeddings}
+    in_memory = evaluate(predictions, truths, n_bootstrap=5, baselines=True, **roots)
     assert in_memory.table().equals(stored.table())
     assert (in_memory.out, in_memory.slides[0].truth_file) == (None, "")
 
@@ -222,6 +225,48 @@ def test_baselines_follow_data_that_has_moved(predict, cohort, tmp_path):
     roots = {"source_dataroot": root, "embed_dataroot": embeddings}
     evaluation = evaluate([file], root, tmp_path / "out", baselines=True, n_bootstrap=5, **roots)
     assert evaluation.best_baseline == "ridge"
+
+
+@pytest.mark.parametrize("missing", ["source_dataroot", "embed_dataroot"])
+def test_baselines_open_nothing_below_roots_that_only_the_prediction_names(
+    predict, cohort, tmp_path, monkeypatch, missing
+):
+    # the roots of a stranger's file hold a data set that could be read
+    shutil.copytree(cohort.root, tmp_path / "trap/cohort")
+    shutil.copytree(cohort.embeddings, tmp_path / "trap/embeddings")
+    recorded = {
+        "source_dataroot": str(tmp_path / "trap/cohort"),
+        "embed_dataroot": str(tmp_path / "trap/embeddings"),
+    }
+    file = predict(**recorded).write(tmp_path / "A.h5ad")
+    roots = {"source_dataroot": cohort.root, "embed_dataroot": cohort.embeddings}
+    options = {"baselines": True, "n_bootstrap": 5}
+    looked_at = opened_below(tmp_path / "trap", monkeypatch)
+    option = f"--{missing.replace('_', '-')}"
+    with pytest.raises(BadInput, match=rf"{missing}: found '.*trap.*', expected a root given with"):
+        evaluate([file], cohort.root, None, **options, **{**roots, missing: None})
+    with pytest.raises(BadInput, match=f"Fix: give {option}"):
+        evaluate([file], cohort.root, None, **options, **{**roots, missing: None})
+    assert evaluate([file], cohort.root, None, **options, **roots).best_baseline == "ridge"
+    assert looked_at == []
+    # the trap would have caught it
+    trapped = evaluate([file], cohort.root, None, **options, **recorded)
+    assert (trapped.best_baseline, bool(looked_at)) == ("ridge", True)
+
+
+def opened_below(folder, monkeypatch):
+    """Return a list that gets the paths below a folder that the package looks at from now on."""
+    looked_at = []
+    for name in ("stat", "open", "iterdir", "glob"):
+        original = getattr(Path, name)
+
+        def watched(path, *arguments, original=original, **options):
+            if folder in path.parents or path == folder:
+                looked_at.append(path)
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, name, watched)
+    return looked_at
 
 
 def test_exclusions_are_listed_as_warnings(predict, write_scores, cohort):
@@ -379,8 +424,6 @@ def two_spots(prediction):
         (change(encoder="../x"), r"encoder: found '\.\./x'"),
         (change(denoiser=3), r"denoiser: found 3, expected text"),
         (change(train_slides="A"), r"train_slides: found 'A', expected a list"),
-        (change(source_dataroot=None), r"source_dataroot: found None.*Fix: give --source-dataroot"),
-        (change(embed_dataroot=None), r"embed_dataroot: found None.*Fix: give --embed-dataroot"),
         (change(train_slides=["B", "Q"]), r"splits: found 1 of 2 absent, such as \['Q'\]"),
         (change(train_slides=[]), r"splits: found 0 of 0 absent"),
         (

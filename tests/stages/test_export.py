@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from artefacts import write_prediction
+from artefacts import unseal, write_prediction
 from PIL import Image
 
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency
@@ -109,6 +109,25 @@ def test_what_is_there_stays(written, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("entries", "foreign"),
+    [
+        (("tables/predictions", "shapes/spots", "images/he", "zarr.json"), ""),
+        (("tables/predictions", "tables/.zgroup", ".zattrs"), ""),
+        (("tables/predictions", "tables/clusters"), "other entries, such as ['tables/clusters']"),
+        (("tables/predictions", "labels/nuclei"), "other entries, such as ['labels/nuclei']"),
+        (("tables/predictions", "notes.txt"), "other entries, such as ['notes.txt']"),
+        (("zarr.json",), "no table of predictions"),
+    ],
+)
+def test_of_stores_only_those_that_export_writes_are_replaced(tmp_path, entries, foreign):
+    for name in entries:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if "/" in name and "." not in name else path.write_text("{}")
+    assert export_module._STORE.foreign(tmp_path) == foreign
+
+
 def test_overwrite_replaces(written, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     export(written[0], tmp_path / "out.csv", overwrite=True)
@@ -128,6 +147,7 @@ def test_what_is_not_there_is_named(written, tmp_path):
         export(file, tmp_path / "out.xlsx")
     (tmp_path / "x.h5ad").write_bytes(file.read_bytes())
     with h5py.File(tmp_path / "x.h5ad", "r+") as other:
+        unseal(other)
         del other["uns/stflow_graph"]
     with pytest.raises(BadInput, match="stflow-graph sample"):
         export(tmp_path / "x.h5ad", tmp_path / "out.csv")

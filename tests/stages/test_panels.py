@@ -162,7 +162,12 @@ def test_scores_and_baselines_are_of_the_genes_that_a_slide_measures(panels, tmp
     files = [panels.embedding(slide) for slide in "AB"]
     sample(tmp_path / "run", files, tmp_path / "p", SampleSettings(4, 0))
     scores = evaluate(
-        [tmp_path / "p"], panels.root / "adata", baselines=True, slow_baselines=True, n_bootstrap=9
+        [tmp_path / "p"],
+        panels.root / "adata",
+        slow_baselines=True,
+        source_dataroot=panels.root,
+        embed_dataroot=panels.embeddings,
+        n_bootstrap=9,
     )
     a, b = scores.slides
     assert (a.genes, b.genes) == (GENES[1:], GENES[:3])

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import h5py
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from artefacts import unseal
 from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
 from PIL import Image
 from torch import nn
@@ -17,6 +19,7 @@ from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.inference import inputs as inputs_module
 from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.io.atomic import JSON_SEAL, seal_json, write_json
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.expression import read_h5ad, write_expression
 from stflow_graph.io.predictions import read_prediction
@@ -90,6 +93,7 @@ def test_the_order_of_spots_plays_no_part(run, cohort, tmp_path):
     shuffled.parent.mkdir()
     shutil.copy(cohort.embedding("A"), shuffled)
     with h5py.File(shuffled, "r+") as file:
+        unseal(file)
         for key in ("embeddings", "coords", "barcodes"):
             file[key][...] = file[key][()][order]
     sample(run, [cohort.embedding("A")], tmp_path / "a")
@@ -131,6 +135,7 @@ def test_embeddings_that_do_not_fit_are_refused(run, cohort, tmp_path):
     with pytest.raises(BadConfig, match=r"W.h5.*'toy' with 7 channels.*'toy' with 10"):
         sample(run, [tmp_path / "W.h5"], tmp_path / "out")
     with h5py.File(cohort.embedding("A"), "r+") as file:
+        unseal(file)
         file.attrs["encoder"] = "uni"
     with pytest.raises(BadConfig, match=r"'uni' with 10 channels.*--encoder toy"):
         sample(run, [cohort.embedding("A")], tmp_path / "out")
@@ -274,6 +279,7 @@ def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
     Image.fromarray(pixels).save(tmp_path / "images" / "A.png")
     files = [cohort.embedding("A")]
     with h5py.File(files[0], "r+") as file:
+        unseal(file)
         file["coords"][...] = file["coords"][()] + 20
     sample(run, files, tmp_path / "out")
     for image in (tmp_path / "images", tmp_path / "images" / "A.png"):
@@ -338,6 +344,28 @@ def test_measured_spots_inform_the_others_and_come_back(observing, tmp_path):
     spots, genes = found["genes"].observed
     assert (spots.all(), genes.tolist()) == (True, [True] * 3 + [False] * 3)
     np.testing.assert_allclose(found["genes"].mean[:, :3], truth[:, :3], rtol=1e-6)
+
+
+def test_names_of_observed_genes_are_looked_up_in_the_users_table_alone(observing, tmp_path):
+    cohort, folder = observing
+    adata = read_h5ad(folder / "observed" / "A.h5ad")
+    adata.var_names = [f"other{i}" for i in range(len(GENES))]
+    adata.write_h5ad(tmp_path / "renamed.h5ad")
+    table = tmp_path / "names.csv"
+    table.write_text("gene,alias\n" + "".join(f"G{i},other{i}\n" for i in range(len(GENES))))
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    for file in run.glob("fold*/checkpoint/config.json"):  # a stranger's names this file
+        content = json.loads(file.read_text())
+        content["config"]["data"]["gene_aliases"] = str(table)
+        del content[JSON_SEAL]
+        write_json(file, seal_json(content))
+    files, observed = [cohort.embedding("A")], tmp_path / "renamed.h5ad"
+    with pytest.raises(BadInput, match="var_names"):
+        sample(run, files, tmp_path / "no", SampleSettings(observed=observed))
+    settings = SampleSettings(observed=observed, gene_aliases=table)
+    (done,) = sample(run, files, tmp_path / "yes", settings)
+    assert read_prediction(done.path).provenance["observed_genes"] == len(GENES)
 
 
 def test_slides_without_a_file_of_the_folder_are_as_if_nothing_were_observed(observing, tmp_path):

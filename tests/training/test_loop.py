@@ -19,6 +19,7 @@ from linear import (
     scaling_of,
 )
 from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy.stats import kstest
 from torch_geometric.data import Data
 
@@ -479,7 +480,7 @@ def damaged(file: Path, how: str) -> None:
         elif how == "not finite":
             rows = json.loads(history)
             history = json.dumps([{**rows[0], "loss": float("nan")}, *rows[1:]])
-        loop.save_file(tensors, file, {"history": history})
+        save_file(tensors, file, {"history": history})
 
 
 @pytest.mark.parametrize(

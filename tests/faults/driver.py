@@ -1,0 +1,98 @@
+"""Runs commands in processes forked from this one, in which the libraries are loaded already.
+
+Started with the shim in LD_PRELOAD; reads a job a line (JSON) and answers each with a line.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+
+STAGES = ("choose_genes", "embed", "evaluate", "export", "prepare", "sample", "split", "train")
+
+
+class State(ctypes.Structure):
+    """As in shim.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("kind", "number", "calls", "when", "for_ever")),
+        *((name, ctypes.c_int) for name in ("count", "fired")),
+        ("folder", ctypes.c_char * 4096),
+    ]
+
+
+def load_libraries() -> None:
+    """Import what commands import in the middle of their work."""
+    import torch
+    import torch.utils.tensorboard
+    from stflow_graph_cli import main
+
+    torch.set_num_threads(1)
+    del main
+    names = [f"stflow_graph.stages.{stage}" for stage in STAGES]
+    names += ["stflow_graph.simulation.cohort", "stflow_graph.models.stflow_weights"]
+    names += ["stflow_graph.preparation.gene_lists", "pyarrow.parquet", "anndata.io", "toy"]
+    for name in names:
+        importlib.import_module(name)
+
+
+def run(job: dict[str, object], state: State) -> None:
+    """Run a command in this process, which ends with it.
+
+    Objects are let go as at the end of any process, the modules of torch are not: that takes
+    seconds.
+    """
+    log = os.open(str(job["log"]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
+    null = os.open(os.devnull, os.O_RDWR)
+    for source, target in ((null, 0), (null, 1), (log, 2)):
+        os.dup2(source, target)
+    sys.argv = ["stflow-graph", *job["arguments"]]  # type: ignore[misc]
+    from stflow_graph_cli.main import main
+
+    for name, value in job["fault"].items():  # type: ignore[attr-defined]
+        setattr(state, name, value)
+    state.folder = str(job["folder"]).encode()
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    gc.collect()
+    state.kind = 0  # the work is done
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve() -> None:
+    """Answer jobs until there are no more."""
+    library = ctypes.CDLL(None)
+    library.faults.restype = ctypes.POINTER(State)
+    state = library.faults().contents
+    load_libraries()
+    gc.freeze()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        state.count = state.fired = state.kind = 0
+        child = os.fork()
+        if child == 0:
+            run(json.loads(line), state)
+        _, status = os.waitpid(child, 0)
+        state.kind = 0
+        code = os.waitstatus_to_exitcode(status)
+        print(json.dumps({"code": code, "count": state.count, "fired": state.fired}), flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    serve()
