@@ -23,6 +23,7 @@ from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
 from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
 from stflow_graph.io.patches import open_patches
+from stflow_graph.io.renames import sync, sync_folder
 from stflow_graph.version import __version__
 
 _DISTRIBUTION = "stflow-graph"
@@ -182,10 +183,10 @@ def _writing(folder: Path) -> Check:
     renamed = temporary.with_suffix(".renamed")
     steps: dict[str, Callable[[], object]] = {
         "write": functools.partial(temporary.write_bytes, _PROBE),
-        "fsync": functools.partial(_sync, temporary),
+        "fsync": functools.partial(sync, temporary),
         "lock": functools.partial(_lock, temporary),
         "rename": functools.partial(os.replace, temporary, renamed),
-        "fsync of the folder": functools.partial(_sync, folder),
+        "fsync of the folder": functools.partial(sync_folder, folder),
     }
     subject = f"writing in {folder}"
     try:
@@ -200,14 +201,6 @@ def _writing(folder: Path) -> Check:
     finally:
         for path in (temporary, renamed):
             path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(path: Path) -> None:
