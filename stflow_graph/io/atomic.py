@@ -64,8 +64,12 @@ def atomic_file(path: str | Path) -> Iterator[CheckedFile]:
 
 
 @contextlib.contextmanager
-def as_storage_error(path: Path) -> Iterator[None]:
+def as_storage_error(path: Path, state: str = "Nothing was changed there") -> Iterator[None]:
     """Turn the errors of writing to a path into one line that names it.
+
+    Args:
+        path: the output.
+        state: a sentence on what is there after an error.
 
     Raises:
         StorageFailed: the disk is full, read-only or broken.
@@ -79,7 +83,8 @@ def as_storage_error(path: Path) -> Iterator[None]:
             raise BadInput(path, "output", reason, "a path to write to") from error
         if error.errno is None:  # of something else than the disk
             raise
-        state = error.state if isinstance(error, HalfDoneError) else "Nothing was changed there"
+        if isinstance(error, HalfDoneError):
+            state = error.state
         reason = os.strerror(error.errno)
         raise StorageFailed(f"{path}: cannot write: {reason}. {state}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,8 @@ from stflow_graph.io.atomic import as_storage_error
 
 if TYPE_CHECKING:
     from stflow_graph.training.loop import EpochRecord
+
+_STATE = "Logs may end early; the command given again resumes the run"
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Trackers:
         """
         if not self._found:
             return
-        with as_storage_error(self._folder):
+        with as_storage_error(self._folder, _STATE):
             if member not in self._writers:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -49,6 +52,7 @@ class Trackers:
             writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
 
     def __enter__(self) -> Trackers:
+        threading.excepthook = _excepthook
         return self
 
     def __exit__(
@@ -57,6 +61,15 @@ class Trackers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with as_storage_error(self._folder):
-            for writer in self._writers.values():
-                writer.close()
+        try:
+            with as_storage_error(self._folder, _STATE):
+                for writer in self._writers.values():
+                    writer.close()
+        finally:
+            threading.excepthook = threading.__excepthook__
+
+
+def _excepthook(hooked: threading.ExceptHookArgs) -> None:
+    """Keep TensorBoard's threads from printing an error that its next call raises."""
+    if type(hooked.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(hooked)
