@@ -19,6 +19,7 @@ from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.expression import is_h5ad
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import read_provenance, write_prediction_blocks
+from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,11 @@ def sample(
 
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
-        BadConfig: the embeddings do not fit the checkpoint.
+        BadConfig: an unknown device, or the embeddings do not fit the checkpoint.
         SomeFailed: some of several slides failed; the others are written.
     """
     settings = settings or SampleSettings()
+    pick_device(settings.device)  # refused once, not for every slide
     folds = _load_folds(source, settings.fold, settings.device)
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])

@@ -71,10 +71,11 @@ def train(
 
     Raises:
         BadInput: data that cannot be used.
-        BadConfig: ``out`` holds a run of another configuration, or a fold does not exist.
+        BadConfig: ``out`` holds another configuration's run, or a fold or device does not exist.
         Diverged: a loss that is not finite.
     """
     out = Path(out)
+    pick_device(config.train.device)
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
     overlap = config.data.allow_patient_overlap
     work = [

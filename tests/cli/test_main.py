@@ -122,6 +122,7 @@ def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp
         (arguments(cohort, "--out", out, "--set", "graph.n_neighbors=36"), 3, "36 neighbours"),
         (["sample", tmp_path / "no", cohort.embedding("A"), "--out", out], 3, "checkpoint"),
         (["train", "--out", out, "--lr", "fast"], 2, "--lr"),
+        (arguments(cohort, "--out", out, "--device", "meta"), 4, "device 'meta': expected auto"),
         (["embedd"], 2, "embedd"),
     ]
     for step, code, message in cases:
