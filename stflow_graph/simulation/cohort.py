@@ -17,6 +17,7 @@ from stflow_graph.data.splits import split_files, write_splits
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import atomic_folder, write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import write_patches
 from stflow_graph.simulation.fields import PATCH, PATCH_UM, PITCH_UM, REGIONS, UM_PER_PX
 from stflow_graph.simulation.gene_model import CLASSES, GeneModel, make_gene_model
@@ -100,7 +101,7 @@ def simulate_cohort(
     Raises:
         BadInput: a number out of range, or a folder that holds something else.
     """
-    out = Path(out).resolve()
+    out = check_output_folder(out).resolve()
     _check_numbers(out, n_slides, n_spots, seed, n_folds, patch_size)
     _check_folder(out, overwrite)
     per_patient = 2 if n_slides >= 2 * n_folds else 1
@@ -161,8 +162,6 @@ def _check_numbers(
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadInput(out, "output", unquoted("a file"), "a folder")
     if Path.cwd().is_relative_to(out):
         raise BadInput(out, "output", unquoted("the working folder"), "a folder below it")
     present = sorted(entry.name for entry in out.iterdir()) if out.exists() else []

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.evaluation.align import align_slides
 from stflow_graph.evaluation.files import read_predictions
 from stflow_graph.evaluation.notes import mixed_protocols, protocols_of, slide_notes
@@ -17,6 +16,7 @@ from stflow_graph.evaluation.scores import score_slide
 from stflow_graph.evaluation.table import make_table
 from stflow_graph.evaluation.training_side import add_baselines
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.io.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,9 +61,7 @@ def evaluate(
     Raises:
         BadInput: data that cannot be used or do not belong together; nothing is written.
     """
-    report, out = progress or logger.info, None if out is None else Path(out)
-    if out is not None and out.exists() and not out.is_dir():
-        raise BadInput(out, "output", unquoted("a file"), "a folder")
+    report, out = progress or logger.info, None if out is None else check_output_folder(out)
     report("reading")
     by_slide = read_predictions(predictions)
     slides = align_slides(by_slide, truth, matching, seed)

@@ -17,6 +17,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.expression import is_h5ad
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import read_provenance, write_prediction_blocks
 from stflow_graph.models.build import pick_device
@@ -65,6 +66,7 @@ def sample(
         SomeFailed: some of several slides failed; the others are written.
     """
     settings = settings or SampleSettings()
+    check_output_folder(out)
     pick_device(settings.device)  # refused once, not for every slide
     folds = _load_folds(source, settings.fold, settings.device)
     files = _embedding_files(embeddings)

@@ -17,6 +17,7 @@ from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
 from stflow_graph.images.tissue_mask import tissue_mask, tissue_share
 from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.cut_patches import (
     Progress,
     check_scale,
@@ -91,7 +92,7 @@ def prepare_grid(
             the output was made in another way.
     """
     check_name(name, image, "id")
-    path = Path(out) / "patches" / f"{name}.h5"
+    path = check_output_folder(out) / "patches" / f"{name}.h5"
     request: dict[str, Any] = {
         "slide": name,
         "image_sha256": sha256(image),

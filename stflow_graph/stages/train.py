@@ -27,6 +27,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
@@ -74,7 +75,7 @@ def train(
         BadConfig: ``out`` holds another configuration's run, or a fold or device does not exist.
         Diverged: a loss that is not finite.
     """
-    out = Path(out)
+    out = check_output_folder(out)
     pick_device(config.train.device)
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
     overlap = config.data.allow_patient_overlap

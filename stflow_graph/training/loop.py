@@ -27,7 +27,7 @@ from stflow_graph.flow.prior import Prior
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
-from stflow_graph.io.atomic import atomic_path
+from stflow_graph.io.atomic import atomic_path, check_file
 from stflow_graph.models.build import build_prior
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
@@ -275,7 +275,7 @@ def _save(state: _State, file: Path) -> None:
 
 def _restore(state: _State, file: Path) -> None:
     try:
-        with safe_open(file, "pt") as stored:
+        with safe_open(check_file(file), "pt") as stored:
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}
             history = json.loads(stored.metadata()["history"])
         parts: dict[str, dict[str, Tensor]] = {}
