@@ -19,7 +19,7 @@ from torch_geometric.data import Batch, Data
 
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadInput, Diverged
+from stflow_graph.errors import BadInput, Diverged, is_out_of_memory
 from stflow_graph.flow.loss import flow_loss, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
@@ -293,8 +293,9 @@ def _restore(state: _State, file: Path) -> None:
         state.best = parts["best"]
         state.history = [EpochRecord(**record) for record in history]
     except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         fix = "remove it to train this fold anew"
-        text = " ".join(str(error).split())
-        raise BadInput(file, "content", text, "the state of this run", fix) from None
+        raise BadInput(file, "content", str(error), "the state of this run", fix) from None
     if not all(math.isfinite(record.loss) for record in state.history):
         raise BadInput(file, "history", "a loss that is not finite", "finite losses")
