@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -233,7 +234,10 @@ def _readers(workers: int) -> Iterator[Executor]:
     """Yield a pool that reads patches: processes, or one thread if ``workers`` is 0."""
     pool: Executor = ThreadPoolExecutor(1)
     if workers:  # neither CUDA nor HDF5 survives a fork
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        # a terminal interrupts them too; the command answers for all
+        ignore = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        pool = ProcessPoolExecutor(workers, context, *ignore)
     try:
         yield pool
     finally:
