@@ -163,6 +163,7 @@ def _sample_slide(
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, up_to_date=True)
+        settings.check_disk(out, len(source), len(fold.checkpoint.genes))
         write_prediction_blocks(
             path,
             predictor.blocks(source, settings, observed),

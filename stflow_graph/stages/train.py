@@ -13,18 +13,19 @@ import torch
 import torch_geometric
 
 from stflow_graph.config import Config
+from stflow_graph.config.stored import check_same_run, identity
 from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
-from stflow_graph.errors import BadConfig
+from stflow_graph.errors import as_bad_input
 from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
+from stflow_graph.io.atomic import read_object, sha256, write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
@@ -85,7 +86,7 @@ def train(
         for fold in dataset.training_folds(config.train.folds, allow_patient_overlap=overlap)
     ]
     if not overwrite:
-        _check_same_run(out, config)
+        check_same_run(out, config)
     results: list[FoldResult] = []
     for dataset, fold in work:
         inputs = _read_inputs(dataset, fold, config)
@@ -101,45 +102,13 @@ def train(
     return results
 
 
-def _check_same_run(out: Path, config: Config) -> None:
-    """Refuse to resume a run of another configuration; ``epochs`` and ``folds`` may differ."""
-    file = out / "run.json"
-    if not file.exists():
-        return
-    differences = _differences(read_json(file).get("config", {}), _identity(config))
-    if differences:
-        shown = "; ".join(differences[:5])
-        raise BadConfig(
-            f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
-        )
-
-
 def _claim(out: Path, config: Config, overwrite: bool) -> None:
     if overwrite:
         for name in ("state-*.safetensors", "result.json", "provenance.json"):
             for file in out.glob(f"**/fold*/{name}"):
                 file.unlink()
-    write_json(out / "run.json", {"format": "stflow_graph.run/2", "config": _identity(config)})
+    write_json(out / "run.json", {"format": "stflow_graph.run/2", "config": identity(config)})
     config.save(out / "config.toml")
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    values = config.model_dump(mode="json")
-    for name in ("epochs", "folds", "device"):  # a longer run, more folds, another machine
-        del values["train"][name]
-    return values
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    differences = []
-    for section in sorted({*old, *new}):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                differences.append(
-                    f"{section}.{key} = {before.get(key)!r} (now {after.get(key)!r})"
-                )
-    return differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,13 +259,17 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     """
     begun = folder / "provenance.json"
     if begun.exists():
-        stored = read_json(begun).get("inputs", {})
+        stored = read_object(begun).get("inputs")
         check_same_inputs(folder, stored, inputs.hashes, done="trained", redo="train anew")
     if not (folder / "result.json").exists():
         return None
-    stored = read_json(folder / "result.json")
-    check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
-    if stored["epochs"] < config.train.epochs:
-        return None  # more epochs are wanted: resume from the state
+    stored = read_object(folder / "result.json")
+    check_same_inputs(
+        folder, stored.get("inputs"), inputs.hashes, done="trained", redo="train anew"
+    )
+    with as_bad_input(folder / "result.json", "content", "the result of a fold"):
+        if stored["epochs"] < config.train.epochs:
+            return None  # more epochs are wanted: resume from the state
+        result = FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)
     load_checkpoint(folder / "checkpoint")  # complete and undamaged
-    return FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)
+    return result
