@@ -17,9 +17,11 @@ def convert(
     denoiser: Annotated[Literal["graph", "transformer"], Option(help="graph is faster.")] = "graph",
     gene_list: opt.GeneList[Path | None] = None,
     encoder: Annotated[str, Option(help="Encoder of its embeddings.")] = "",
-    n_neighbors: Annotated[int, Option(min=1, help="Number of neighbours in training.")] = 8,
+    n_neighbors: Annotated[
+        int, Option(min=1, max=1000, help="Number of neighbours in training.")
+    ] = 8,
     n_heads: Annotated[
-        int | None, Option(min=1, help="Number of heads, checked against the file.")
+        int | None, Option(min=1, max=512, help="Number of heads, checked against the file.")
     ] = None,
 ) -> None:
     """Convert a public STFlow checkpoint.

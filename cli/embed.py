@@ -30,7 +30,7 @@ def embed(
     batch_size: opt.PatchBatch = 64,
     device: opt.Device[str] = "auto",
     precision: opt.Precision = "auto",
-    workers: Annotated[int, Option(min=0, help="Reader processes; 0: one thread.")] = 0,
+    workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Compute embeddings of patches with a patch encoder."""

@@ -34,7 +34,9 @@ def evaluate(
     embed_dataroot: opt.EmbedDataroot[Path | None] = None,
     gene_aliases: opt.GeneAliases[Path | None] = None,
     duplicate_genes: opt.DuplicateGenes[str] = "refuse",
-    n_bootstrap: Annotated[int, Option(min=1, help="Bootstrap samples for intervals.")] = 1000,
+    n_bootstrap: Annotated[
+        int, Option(min=1, max=100_000, help="Bootstrap samples for intervals.")
+    ] = 1000,
     seed: opt.Seed = 0,
 ) -> None:
     """Score predictions and baselines, and write a report.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
+import io
 import logging
 import os
 import signal
@@ -15,7 +18,14 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from stflow_graph.errors import StflowError
+from stflow_graph.errors import (
+    BadInput,
+    OutOfMemory,
+    StflowError,
+    StorageFailed,
+    is_out_of_memory,
+    one_line,
+)
 from stflow_graph.version import __version__
 
 from .convert import convert
@@ -49,6 +59,13 @@ app.command("eval")(evaluate)
 app.command()(export)
 app.command()(convert)
 app.command()(doctor)
+
+
+# they skip what is complete and go on with the rest
+_RESUMED = {"download", "prepare", "genes", "embed", "probe", "train", "sample"}
+# errors that name a path which the user gave, not a disk that failed
+_OF_A_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_OF_A_PATH |= {errno.ELOOP, errno.EACCES, errno.EPERM}
 
 
 def _version(value: bool) -> None:
@@ -102,10 +119,28 @@ def spread(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    del frame
-    signal.signal(signum, signal.SIG_DFL)  # a second signal ends at once
-    raise SystemExit(128 + signum)
+def _handle_signals(arguments: Sequence[str]) -> None:
+    """End with one line and exit code 130 or 143 on SIGINT and SIGTERM; a second one at once."""
+    resumes = arguments and arguments[0] in _RESUMED and "--overwrite" not in arguments
+    line = b"interrupted; the same command resumes\n" if resumes else b"interrupted\n"
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(signum, signal.SIG_DFL)
+        # not print: the signal may have come in the middle of one
+        with contextlib.suppress(OSError):
+            os.write(2, (b"\r\x1b[2K" if os.isatty(2) else b"") + line)  # over a progress bar
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, end)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Let output with other characters than the terminal's, such as a path's, not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # tests and embedders have others, or none
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
@@ -113,8 +148,8 @@ def main() -> None:
     # --debug is accepted at any position, as users append it to a command that failed
     debug = "--debug" in sys.argv
     arguments = spread([argument for argument in sys.argv[1:] if argument != "--debug"])
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _terminate)
+    _escape_what_cannot_be_encoded()
+    _handle_signals(arguments)
     try:
         app(args=arguments, prog_name="stflow-graph")
     except BrokenPipeError:
@@ -125,7 +160,7 @@ def main() -> None:
         message, code = _message_and_code(error)
         if debug or code is None:
             raise
-        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
         sys.exit(code)
 
 
@@ -133,15 +168,12 @@ def _message_and_code(error: Exception) -> tuple[str, int | None]:
     """Return the line for the user and the exit code; None for an error of the program."""
     if isinstance(error, StflowError):
         return str(error), error.exit_code
-    # torch's two kinds are recognised without importing torch
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-    ):
-        return "out of memory; use fewer spots, a smaller batch or more memory", 75
+    if is_out_of_memory(error):
+        fix = "use fewer spots, a smaller batch or more memory"
+        return f"out of memory; {fix}", OutOfMemory.exit_code
     if isinstance(error, OSError):
-        return f"{error.filename or 'I/O'}: {error.strerror or error}", 74
+        code = BadInput.exit_code if error.errno in _OF_A_PATH else StorageFailed.exit_code
+        return f"{error.filename or 'I/O'}: {error.strerror or error}", code
     return "", None
 
 

@@ -33,11 +33,11 @@ Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
 
 # encoders
 WeightsRoot = Annotated[Path | None, Option(help="Folder of encoder weights, <encoder>/<file>.")]
-PatchBatch = Annotated[int, Option(min=1, help="Patches per batch.")]
+PatchBatch = Annotated[int, Option(min=1, max=65_536, help="Patches per batch.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
 
 # sampling and running
 Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
-Seed = Annotated[int, Option(min=0, help="Random seed.")]
+Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]

@@ -42,10 +42,10 @@ def prepare(
     bin_um: Annotated[int | None, Option(help="Bins of Visium HD, µm. (default: 8)")] = None,
     alignment: Annotated[Path | None, Option(help="H&E alignment matrix (Xenium), csv.")] = None,
     patch_px: Annotated[int, Option(min=8, max=4096, help="Patch width, px.")] = 224,
-    patch_um: Annotated[float, Option(min=0.001, help="Physical patch width, µm.")] = 112,
+    patch_um: Annotated[float, Option(min=0.001, max=1e5, help="Physical patch width, µm.")] = 112,
     grid: Annotated[bool, Option("--grid", help="Grid over the tissue of --image.")] = False,
     pitch_um: Annotated[
-        float | None, Option(min=0.001, help="Grid spacing, µm. (default: --patch-um)")
+        float | None, Option(min=0.001, max=1e5, help="Grid spacing, µm. (default: --patch-um)")
     ] = None,
     min_tissue: Annotated[
         float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def _tile_size(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise BadParameter(f"{text!r}: expected auto or a number of spots >= 1")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise BadParameter(f"{text[:99]!r}: expected auto or a number of spots >= 1")
     return int(text)
 
 

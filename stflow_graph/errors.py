@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 _MAX_LENGTH = 200
+_MAX_PATH = 500
+_MAX_LINE = 2000
+# how libraries say that memory is short, whatever the class of their error
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",  # torch
+    "out of memory",  # CUDA
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN
+    "emory allocation failed",  # HDF5
+    "Unable to allocate",  # numpy
+    "Cannot allocate memory",
+    "bad_alloc",  # C++
+)
+# the machine's errors, which the next slide would meet as well
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_OF_THE_MACHINE |= {errno.EMFILE, errno.ENFILE, errno.EPIPE}
 
 
 def short_repr(value: object) -> str:
     """Return a value as one safe line: repr (so no terminal escapes), cut at 200 characters."""
-    text = value if isinstance(value, _Unquoted) else repr(value)
-    return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."
+    if isinstance(value, _Unquoted):
+        return one_line(value, _MAX_LENGTH)
+    try:
+        return one_line(repr(value), _MAX_LENGTH)
+    except (ValueError, RecursionError):  # an integer of 5,000 digits, a list 1,000 deep
+        return f"a value ({type(value).__name__}) too long to show"
+
+
+def one_line(text: str, max_length: int = _MAX_LINE) -> str:
+    """Return text as one line of at most ``max_length`` characters, control characters escaped."""
+    # cut first: the rest can be megabytes
+    text = " ".join(text[: max_length + 1].splitlines())
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 class _Unquoted(str):
@@ -66,10 +95,10 @@ def as_bad_input(file: str | Path, field: str, expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except (StflowError, MemoryError):
+    except StflowError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
             raise  # a disk's error, not the file's
         found = unquoted(f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise BadInput(file, field, found, expected) from None
@@ -111,11 +140,79 @@ class OutOfMemory(StflowError):
     exit_code = 75
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, of whatever library, says that memory was not enough."""
+    if isinstance(error, StflowError):
+        return isinstance(error, OutOfMemory)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, Exception) and any(sign in str(error) for sign in _OUT_OF_MEMORY))
+    )
+
+
+class Failures:
+    """The slides that failed while the others go on, and their errors.
+
+    Args:
+        total: number of slides.
+    """
+
+    _MAX_SHOWN, _MAX_NAMED, _MAX_TEXT = 4, 40, 350
+
+    def __init__(self, total: int) -> None:
+        self._total, self._names, self._texts = total, list[str](), list[str]()
+        self._cause: Exception | None = None
+
+    def add(self, name: str, error: Exception) -> None:
+        """Note a slide's error.
+
+        Raises:
+            Exception: the error is the machine's (disk, memory, a closed output), not the slide's.
+        """
+        machine = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+        if machine or is_out_of_memory(error) or isinstance(error, StorageFailed | Diverged):
+            raise error
+        foreign = not isinstance(error, StflowError)
+        text = f"{type(error).__name__}: {error} (--debug shows more)" if foreign else str(error)
+        self._names.append(name)
+        if len(self._texts) < self._MAX_SHOWN:
+            self._texts.append(f"{name}: {one_line(text, self._MAX_TEXT)}")
+        # one traceback alone, as it keeps the arrays of its frames in memory
+        if self._cause is None or (foreign and isinstance(self._cause, StflowError)):
+            self._cause = error
+
+    @contextlib.contextmanager
+    def foreign_of(self, name: str) -> Iterator[None]:
+        """Note a slide's error in the body, unless it is of this package: that one is raised."""
+        try:
+            yield
+        except StflowError:
+            raise
+        except Exception as error:
+            self.add(name, error)
+
+    def check(self) -> None:
+        """Report the slides that failed.
+
+        Raises:
+            SomeFailed: there are any; it names them, the first with their errors.
+        """
+        if self._names:
+            text = f"{len(self._names)} of {self._total} slides failed: " + "; ".join(self._texts)
+            others = self._names[self._MAX_SHOWN :]
+            if others:
+                text += f"; and {', '.join(others[: self._MAX_NAMED])}"
+            if len(others) > self._MAX_NAMED:
+                text += f" and {len(others) - self._MAX_NAMED} more"
+            raise SomeFailed(text) from self._cause
+
+
 _Result = TypeVar("_Result")
 
 
 def attempt_each(work: Sequence[tuple[str, Callable[[], _Result]]]) -> list[_Result]:
-    """Run one task per slide; a failing slide does not stop the others.
+    """Run one task per slide; a failing slide, of whatever error, does not stop the others.
 
     Args:
         work: name and task of each slide.
@@ -124,22 +221,27 @@ def attempt_each(work: Sequence[tuple[str, Callable[[], _Result]]]) -> list[_Res
         The results, in order.
 
     Raises:
-        SomeFailed: some of several failed; lists each with its error.
+        SomeFailed: some of several failed, or the only one with an error that is not of this
+            package; names each.
         StflowError: the only one failed, or the machine did (disk, memory).
     """
-    results, failures = [], []
+    results: list[_Result] = []
+    failures = Failures(len(work))
     for name, do in work:
         try:
             results.append(do())
-        except (BadInput, BadConfig, MissingDependency, SomeFailed) as error:
-            if len(work) == 1:
+        except Exception as error:
+            if len(work) == 1 and isinstance(error, StflowError):
                 raise
-            failures.append(f"{name}: {error}")
-    if failures:
-        raise SomeFailed(f"{len(failures)} of {len(work)} slides failed: " + "; ".join(failures))
+            failures.add(name, error)
+    failures.check()
     return results
 
 
 def _path(file: str | Path) -> str:
     text = str(file)
-    return text if text.isprintable() else repr(text)
+    text = text if text.isprintable() else repr(text)
+    if len(text) <= _MAX_PATH:
+        return text
+    half = _MAX_PATH // 2 - 2
+    return f"{text[:half]}...{text[-half:]}"

@@ -5,6 +5,7 @@ from stflow_graph.errors import (
     BadInput,
     SomeFailed,
     StorageFailed,
+    as_bad_input,
     attempt_each,
     short_repr,
     unquoted,
@@ -38,6 +39,61 @@ def test_the_others_are_done_and_those_that_failed_named():
     with pytest.raises(SomeFailed, match=r"2 of 3 slides failed: A: a.h5: img.*; C: width"):
         attempt_each(work)
     assert done == ["B"]
+
+
+def test_an_error_of_any_library_is_the_slides_own(capsys):
+    work = [("A", fail(ValueError("deep inside\na library"))), ("B", lambda: 1)]
+    message = r"1 of 2 slides failed: A: ValueError: deep inside a library \(--debug shows more\)$"
+    with pytest.raises(SomeFailed, match=message) as caught:
+        attempt_each(work)
+    assert isinstance(caught.value.__cause__, ValueError)  # whose traceback is printed
+    with pytest.raises(SomeFailed, match=message.replace("of 2", "of 1")):
+        attempt_each(work[:1])
+
+
+MACHINE = [
+    BrokenPipeError(32, "Broken pipe"),
+    OSError(28, "No space left on device"),
+    OSError(24, "Too many open files"),
+    MemoryError(),
+    RuntimeError("could not create a primitive"),
+]
+
+
+@pytest.mark.parametrize("error", MACHINE)
+def test_an_error_of_the_machine_stops_all(error):
+    with pytest.raises(type(error)):
+        attempt_each([("A", fail(error)), ("B", lambda: pytest.fail("it goes on"))])
+
+
+def test_out_of_memory_is_not_the_files_fault():
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(type(error)), as_bad_input("a.h5", "content", "data"):
+            raise error
+
+
+def test_many_failures_are_named_in_a_short_message():
+    work = [(f"S{i}", fail(BadInput("x" * 9999, "img", "y" * 9999, "z"))) for i in range(500)]
+    with pytest.raises(SomeFailed, match=r"500 of 500 slides failed: S0: .*; and S4, ") as caught:
+        attempt_each(work)
+    text = str(caught.value)
+    assert text.endswith(", S43 and 456 more")
+    assert len(text) < 2000
+
+
+def test_paths_are_shown_up_to_500_characters():
+    assert str(BadInput("x" * 500, "f", 1, "2")).startswith("x" * 500 + ": f")
+    text = str(BadInput("x" * 9999 + "y", "f", 1, "2"))
+    assert len(text) < 600
+    assert "xy: f: found 1" in text
+
+
+def test_values_that_have_no_short_text_are_shown_by_type():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (10**5000, deep):
+        assert short_repr(value) == f"a value ({type(value).__name__}) too long to show"
 
 
 def test_a_single_failure_is_its_own_error_and_a_broken_machine_stops_all():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from stflow_graph.data.splits import Fold, find_embedding
-from stflow_graph.errors import BadConfig
+from stflow_graph.errors import BadConfig, one_line
 from stflow_graph.io.atomic import sha256
 
 
@@ -45,13 +45,13 @@ def hash_inputs(
 
 
 def check_same_inputs(
-    folder: Path, old: Mapping[str, object], new: Mapping[str, object], *, done: str, redo: str
+    folder: Path, old: object, new: Mapping[str, object], *, done: str, redo: str
 ) -> None:
     """Refuse a stored result of other inputs.
 
     Args:
         folder: of the result.
-        old: hashes of its inputs.
+        old: hashes of its inputs, as stored; anything else than a mapping has none.
         new: hashes of the current inputs.
         done: for the message, such as "trained".
         redo: the effect of ``--overwrite``, for the message, such as "train anew".
@@ -59,9 +59,11 @@ def check_same_inputs(
     Raises:
         BadConfig: they differ; names the first differences.
     """
+    old = old if isinstance(old, Mapping) else {}
     changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if changed:
+        names = one_line(", ".join(changed[:3]), 200)
         raise BadConfig(
-            f"{folder}: {done} on other inputs ({', '.join(changed[:3])} changed). "
+            f"{folder}: {done} on other inputs ({names} changed). "
             f"Fix: another --out, or --overwrite to {redo}"
         )

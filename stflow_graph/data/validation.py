@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from stflow_graph.data.slide import Slide
+from stflow_graph.errors import BadConfig
 from stflow_graph.stats.panels import measured_genes
 
 _VALIDATION_SHARE = 0.2
+_MIN_SPOTS = 3  # of a strip, where there are more than the usual number
 
 
 def split_validation(
@@ -34,6 +36,9 @@ def split_validation(
 
     Returns:
         For each split the slides to learn from and those to validate on.
+
+    Raises:
+        BadConfig: more splits than slides that are cut have strips of three spots.
     """
     rng = np.random.default_rng(seed)
     if len(slides) >= 3:
@@ -48,6 +53,7 @@ def split_validation(
             parts, cut = _parts_of_panels(parts, order, measured)
     else:
         parts, cut = [np.zeros(0, np.int64)] * n_splits, set(range(len(slides)))
+    _check_strips([slides[i] for i in cut], len(parts))
     strips = {i: _strips(slides[i], len(parts), rng) for i in sorted(cut)}
     splits: list[tuple[list[Slide], list[Slide]]] = []
     for number, part in enumerate(parts):
@@ -101,6 +107,17 @@ def _covering(genes: np.ndarray, candidates: np.ndarray, measured: np.ndarray) -
         chosen.add(best)
         left &= ~measured[best]
     return chosen
+
+
+def _check_strips(slides: Sequence[Slide], n_splits: int) -> None:
+    """Refuse more splits than a slide has strips of enough spots to correlate."""
+    n_spots = min(map(len, slides), default=0)
+    most = max(round(1 / _VALIDATION_SHARE), n_spots // _MIN_SPOTS)
+    if slides and n_splits > most:
+        raise BadConfig(
+            f"train.members = {n_splits}: each holds out a strip of the training slides, the "
+            f"smallest of {n_spots} spots, expected at most {most}"
+        )
 
 
 def _strips(

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import to_centres
 from stflow_graph.data.normalise import to_target
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, Failures, unquoted
 from stflow_graph.evaluation.files import ModelPrediction, Models, read_truth
 from stflow_graph.evaluation.records import TRUE_MEAN, SlideEvaluation
 from stflow_graph.io.expression import Expression
@@ -34,6 +34,7 @@ def align_slides(
     truth: str | Path | AnnData | Mapping[str, AnnData],
     matching: GeneMatching,
     seed: int,
+    failures: Failures,
 ) -> list[SlideEvaluation]:
     """Read the truth of every slide and align its predictions to it.
 
@@ -42,6 +43,7 @@ def align_slides(
         truth: see ``stages.evaluate``.
         matching: how genes with other names are matched.
         seed: of the thinning behind the noise ceiling.
+        failures: takes the slides that fail with an error that is not of this package.
 
     Raises:
         BadInput: no truth for a slide, too few spots or genes in common, or models that predict
@@ -51,10 +53,12 @@ def align_slides(
     names = list(dict.fromkeys(first.slide for first in firsts.values()))
     if len(names) > 1 and not isinstance(truth, str | Path | Mapping):
         raise BadInput("truth", "slide", unquoted(f"one for slides {names[:3]}"), "slide to counts")
-    return [
-        _align(label, predictions[label], *read_truth(truth, first, matching), seed)
-        for label, first in firsts.items()
-    ]
+    slides = []
+    for label, first in firsts.items():
+        with failures.foreign_of(label):
+            read = read_truth(truth, first, matching)
+            slides.append(_align(label, predictions[label], *read, seed))
+    return slides
 
 
 def _align(

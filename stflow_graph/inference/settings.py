@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from stflow_graph.config import FlowConfig
+import numpy as np
+
+from stflow_graph.config import MAX_SAMPLE_STEPS, MAX_SEED, FlowConfig
+from stflow_graph.errors import BadConfig, StorageFailed, short_repr
 from stflow_graph.images.pictures import read_picture
 from stflow_graph.io.picture import Picture
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+MAX_SAMPLES = 10_000
+SAMPLERS: tuple[str, ...] = get_args(FlowConfig.model_fields["sampler"].annotation)
+_BOUNDS = {
+    "n_samples": (1, MAX_SAMPLES),
+    "seed": (0, MAX_SEED),
+    "n_sample_steps": (1, MAX_SAMPLE_STEPS),
+    "tile_size": (1, 2**31 - 1),
+}
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
@@ -26,6 +38,7 @@ class SampleSettings:
     have none, or an AnnData (``data.observed``). They are given back as measured, unless
     ``denoise_observed`` asks for the model's estimate there. ``gene_aliases`` is a table for genes
     that they name otherwise; that of training, which the checkpoint names, is not opened.
+    ``n_samples`` is at most 10,000.
     """
 
     n_samples: int = 1
@@ -39,6 +52,43 @@ class SampleSettings:
     observed: str | Path | AnnData | None = None
     denoise_observed: bool = False
     gene_aliases: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers and names.
+
+        Raises:
+            BadConfig: one is out of range, or unknown.
+        """
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise BadConfig(f"{name} = {short_repr(value)}: expected {low} to {high}")
+        if self.sampler not in (None, *SAMPLERS):
+            expected = ", ".join(SAMPLERS)
+            raise BadConfig(f"sampler = {short_repr(self.sampler)}: expected {expected}")
+
+    def check_disk(self, out: Path, n_spots: int, n_genes: int) -> None:
+        """Refuse a prediction that is larger than the free disk.
+
+        Args:
+            out: its folder, or one that does not exist yet.
+            n_spots: of the slide.
+            n_genes: of the model.
+
+        Raises:
+            StorageFailed: the mean, the samples and their deviation need more than is free.
+        """
+        if self.n_samples == 1:
+            return  # a mean is small
+        needed = (self.n_samples + 2) * n_spots * n_genes * np.dtype(np.float32).itemsize
+        place = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise StorageFailed(
+                f"{out}: n_samples = {self.n_samples} of {n_spots:,} spots and {n_genes:,} genes "
+                f"need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free. Fix: fewer samples, "
+                "or another disk"
+            )
 
     def image_of(self, slide: str) -> Path | None:
         """Return the file of the slide's image, None if none was asked for."""

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ JSON_SEAL = "config_sha256"
 _NO_PLACE = {
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
 }
 
 
@@ -229,14 +237,19 @@ def check_file(path: str | Path) -> Path:
     """Return ``path`` if it is a readable file.
 
     Raises:
-        BadInput: it is missing, a folder or not permitted.
+        BadInput: it is missing, not permitted, or a folder, FIFO, socket or device.
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            raise BadInput(path, "file", "a folder", "a file")
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind != stat.S_IFREG:  # a FIFO or a terminal would be waited for, for ever
+            found = _KINDS.get(kind, "a special file")
+            raise BadInput(path, "file", unquoted(found), "a file")
         with path.open("rb"):
             return path
+    except ValueError:  # the name has a NUL byte or a lone surrogate
+        found = unquoted("a name that no file can have")
+        raise BadInput(path, "file", found, "a readable file") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise BadInput(path, "file", f"{reason} (errno {error.errno})", "a readable file") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, is_out_of_memory, unquoted
 from stflow_graph.io.atomic import atomic_file, check_file
 from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.seal import check_seal, seal
@@ -66,8 +66,8 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
                 check_seal(file, path)
             yield file
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise  # a disk's error, not the file's
+            if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
+                raise  # the machine's error, not the file's
             if not any(words in repr(error) for words in _WORDS_OF_HDF5):
                 raise
             expected = "data that can be read and match their checksum"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.config import Config, FlowConfig, GraphDenoiserConfig
-from stflow_graph.errors import BadConfig, short_repr
+from stflow_graph.errors import BadConfig, short_repr, unquoted
 from stflow_graph.flow import prior as priors
 from stflow_graph.flow import sampler as samplers
 from stflow_graph.flow.prior import Prior
@@ -28,6 +29,8 @@ from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.resolve import code_file, resolve
 
 _PYG = "pyg:"
+# torch knows more types: some store no values (meta), the others need packages that nobody tested
+_DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 
 def pick_device(name: str) -> torch.device:
@@ -38,11 +41,16 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not _DEVICE.fullmatch(name):
+        raise BadConfig(
+            f"device {short_repr(name)}: expected auto, cpu, cuda, cuda:<number>, mps or xpu"
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadConfig(f"device {name!r}: {str(error).splitlines()[0]}") from None
+        found = unquoted((str(error).splitlines() or [type(error).__name__])[0])
+        raise BadConfig(f"device {name!r}: {short_repr(found)}") from None
     return device
 
 

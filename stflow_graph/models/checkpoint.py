@@ -25,7 +25,7 @@ from torch import Tensor
 from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, is_out_of_memory, unquoted
 from stflow_graph.io.atomic import (
     check_json,
     read_json,
@@ -210,6 +210,8 @@ def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoi
             ExpressionField.from_weights(load_file(folder / _FIELD)) if _FIELD in extra else None
         )
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         text = " ".join(str(error).split())[:300]
         raise BadInput(folder, "content", text, "the tensors of a checkpoint") from None
     return Checkpoint(

@@ -16,6 +16,7 @@ from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import sha256
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.state_dict import misfits, read_state_dict
 from stflow_graph.models.checkpoint import Checkpoint, save_checkpoint
 from stflow_graph.nn.denoiser import GraphDenoiser
@@ -162,6 +163,7 @@ def convert_stflow(
         BadInput: a file cannot be read, or there are other genes than outputs.
         BadConfig: the weights are not those of a published denoiser.
     """
+    check_output_folder(out)
     model, sizes = _load(*_read(source), kind, n_heads)
     genes = [f"gene_{i}" for i in range(sizes.n_genes)]
     if gene_list is not None:

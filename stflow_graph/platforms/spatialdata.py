@@ -17,7 +17,7 @@ import numpy as np
 
 from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.io.atomic import folder_sha256, read_json
+from stflow_graph.io.atomic import check_file, folder_sha256, read_json
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.expression import expression_of
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
@@ -58,8 +58,10 @@ def _source(folder: Path, name: str, bin_um: int | None) -> SlideSource:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Refuse arrays that Zarr would unpickle, which runs code."""
+    """Refuse arrays that Zarr would unpickle, which runs code, and what is not a file."""
     for file in sorted(folder.rglob("*")):
+        if not file.is_dir():
+            check_file(file)  # Zarr would wait for a FIFO
         if file.name in _METADATA and _names_pickle(read_json(file)):
             raise BadInput(file, "codec", "pickle", "a codec that runs no code")
 

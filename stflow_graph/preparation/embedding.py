@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
+from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.version import __version__
@@ -87,9 +89,11 @@ def embed_files(
     """Embed patch files, each to its own path; one that fails does not stop the others.
 
     Raises:
-        BadInput: the only file cannot be used.
+        BadInput: the only file cannot be used, or a target is no place for a file.
         SomeFailed: some of several files failed; the others are written.
     """
+    for _, target in jobs:
+        check_output_file(target)
     with _readers(settings.workers) as pool:
         run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool)
         return attempt_each(
@@ -230,7 +234,10 @@ def _readers(workers: int) -> Iterator[Executor]:
     """Yield a pool that reads patches: processes, or one thread if ``workers`` is 0."""
     pool: Executor = ThreadPoolExecutor(1)
     if workers:  # neither CUDA nor HDF5 survives a fork
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        # a terminal interrupts them too; the command answers for all
+        ignore = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        pool = ProcessPoolExecutor(workers, context, *ignore)
     try:
         yield pool
     finally:

@@ -18,6 +18,7 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
 from stflow_graph.io.folders import atomic_folder, marked
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import write_patches
 from stflow_graph.simulation.fields import PATCH, PATCH_UM, PITCH_UM, REGIONS, UM_PER_PX
 from stflow_graph.simulation.gene_model import CLASSES, GeneModel, make_gene_model
@@ -106,7 +107,7 @@ def simulate_cohort(
     Raises:
         BadInput: a number out of range, or a folder that holds something else.
     """
-    out = Path(out).resolve()
+    out = check_output_folder(out).resolve()
     _check_numbers(out, n_slides, n_spots, seed, n_folds, patch_size)
     _check_folder(out, overwrite)
     per_patient = 2 if n_slides >= 2 * n_folds else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stflow_graph.data.splits import find_datasets
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.gene_lists import (
     DEFAULT_RULE,
     ChosenGenes,
@@ -47,6 +48,8 @@ def choose_genes(
         BadInput: files that cannot be used, no gene qualifies, or another list exists.
         BadConfig: a fold that does not exist.
     """
+    if out is not None:
+        check_output_folder(out)
     chosen = []
     sets = find_datasets(root, datasets)
     for dataset in sets:

@@ -14,6 +14,7 @@ from stflow_graph.encoders.catalogue import entry_of
 from stflow_graph.errors import BadConfig, BadInput, StorageFailed, unquoted
 from stflow_graph.io.atomic import read_json, sha256, write_json
 from stflow_graph.io.hub import KINDS, Hub, Kind, RemoteFile, Repo
+from stflow_graph.io.outputs import check_output_folder
 
 MANIFEST = "download.json"
 HEST_BENCH = "MahmoodLab/hest-bench"
@@ -133,10 +134,10 @@ def download(
 
     Raises:
         BadConfig: no such repository, revision or file, or no access to it.
-        BadInput: a file of other content exists at a file's path.
+        BadInput: a file of other content exists at a file's path, or ``out`` is no folder.
         StorageFailed: not enough disk, no network, or a corrupt transfer.
     """
-    out, hub = Path(out), hub or Hub()
+    out, hub = check_output_folder(out), hub or Hub()
     commit, files = hub.list_files(selection.repo)
     chosen = selection.choose(files)
     with _lock(out):
@@ -208,8 +209,6 @@ def _lock(out: Path) -> Iterator[None]:
     """Prevent a second download into the same folder."""
     from filelock import FileLock, Timeout
 
-    if out.exists() and not out.is_dir():
-        raise BadInput(out, "output", unquoted("a file"), "a folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".download.lock").acquire(timeout=0):

@@ -9,6 +9,7 @@ from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.embedding import (
     DEFAULT_SETTINGS,
@@ -43,6 +44,7 @@ def embed(
         BadInput: no patches there, or the only slide cannot be used.
         SomeFailed: some slides failed; the others are written.
     """
+    check_output_folder(embed_dataroot)
     jobs = []
     for dataset in find_datasets(source_dataroot, datasets):
         for file in sorted((dataset.path / "patches").glob("*.h5")):

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import Failures
 from stflow_graph.evaluation.align import align_slides
 from stflow_graph.evaluation.files import read_predictions
 from stflow_graph.evaluation.notes import mixed_protocols, protocols_of, slide_notes
 from stflow_graph.evaluation.output import write_results
-from stflow_graph.evaluation.records import Evaluation
+from stflow_graph.evaluation.records import Evaluation, SlideEvaluation
 from stflow_graph.evaluation.scores import score_slide
 from stflow_graph.evaluation.table import make_table
 from stflow_graph.evaluation.training_side import add_baselines
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.io.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,13 +62,15 @@ def evaluate(
 
     Raises:
         BadInput: data that cannot be used or do not belong together; nothing is written.
+        SomeFailed: slides failed with an error that is not of this package; the results of the
+            others are written.
     """
-    report, out = progress or logger.info, None if out is None else Path(out)
-    if out is not None and out.exists() and not out.is_dir():
-        raise BadInput(out, "output", unquoted("a file"), "a folder")
+    report, out = progress or logger.info, None if out is None else check_output_folder(out)
     report("reading")
     by_slide = read_predictions(predictions)
-    slides = align_slides(by_slide, truth, matching, seed)
+    failures = Failures(len(by_slide))
+    slides = align_slides(by_slide, truth, matching, seed, failures)
+    by_slide = {slide.name: by_slide[slide.name] for slide in slides}
     protocols = protocols_of(by_slide)
     notes = mixed_protocols(protocols) + [note for slide in slides for note in slide_notes(slide)]
     if baselines or slow_baselines:
@@ -75,9 +78,7 @@ def evaluate(
         notes += add_baselines(
             slides, by_slide, *roots, matching, slow=slow_baselines, seed=seed, report=report
         )
-    for slide in slides:
-        report(f"scoring {slide.name}")
-        score_slide(slide)
+    slides = _score(slides, failures, report)
     report("bootstrap")
     rows, best = make_table(slides, n_bootstrap, seed)
     names = sorted({name for of_dataset in protocols.values() for name in of_dataset})
@@ -86,4 +87,20 @@ def evaluate(
     if out is not None:
         report("report")
         write_results(evaluation, out)
+    failures.check()
     return evaluation
+
+
+def _score(
+    slides: Sequence[SlideEvaluation], failures: Failures, report: Callable[[str], None]
+) -> list[SlideEvaluation]:
+    """Score slides and return those that did not fail, at least one."""
+    scored = []
+    for slide in slides:
+        report(f"scoring {slide.name}")
+        with failures.foreign_of(slide.name):
+            score_slide(slide)
+            scored.append(slide)
+    if not scored:
+        failures.check()
+    return scored

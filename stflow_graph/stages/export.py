@@ -17,6 +17,7 @@ from stflow_graph.io.cells import safe_cell
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
+from stflow_graph.io.outputs import check_output_file, check_output_folder
 from stflow_graph.io.predictions import chunk_rows, read_provenance
 
 _BLOCK_BYTES = 2**25
@@ -95,6 +96,7 @@ def export(
     """
     to = Path(to)
     write = _writer(to)
+    (check_output_folder if write is _write_spatialdata else check_output_file)(to)
     if to.exists() and not overwrite:
         raise BadInput(to, "output", unquoted("a file there"), "a new path", "add --overwrite")
     provenance = read_provenance(prediction)

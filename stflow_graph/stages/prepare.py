@@ -16,6 +16,7 @@ from typing import Any
 from stflow_graph.data.splits import Dataset, split_files, write_splits
 from stflow_graph.errors import BadInput, attempt_each
 from stflow_graph.io.atomic import check_name
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.kit import is_kit
 from stflow_graph.platforms.source import NO_OPTIONS, SlideSource, SourceOptions
@@ -97,7 +98,7 @@ def prepare(
             spots outside the image, or existing outputs that were made in another way.
         SomeFailed: some slides are bad; the others are written, splits and gene lists are not.
     """
-    out, from_kit = Path(out), False
+    out, from_kit = check_output_folder(out), False
     if isinstance(source, SlideSource):
         slides = [source]
     else:

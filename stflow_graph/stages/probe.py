@@ -23,6 +23,7 @@ from stflow_graph.evaluation.encoder_probe import Cell, EncoderProbe, ProbeSetti
 from stflow_graph.evaluation.hest_results import results_datasets, results_encoders
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
 from stflow_graph.io.cells import safe_cell
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.embedding import EmbedSettings, Progress, embed_files
 
 
@@ -70,7 +71,8 @@ def probe(
         BadConfig: ``out`` holds results of other settings or inputs.
         SomeFailed: some cells failed and are named; the others are written.
     """
-    out, embed_dataroot, settings = Path(out), Path(embed_dataroot), settings or ProbeSettings()
+    out, embed_dataroot = check_output_folder(out), check_output_folder(embed_dataroot)
+    settings = settings or ProbeSettings()
     names = [canonical_name(name) for name in encoders]
     if not names or len(set(names)) < len(names):
         raise BadConfig(f"encoders {list(encoders)}: expected one or more, each once")

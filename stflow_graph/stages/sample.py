@@ -17,8 +17,10 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.expression import is_h5ad
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import read_provenance, write_prediction_blocks
+from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -62,11 +64,13 @@ def sample(
 
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
-        BadConfig: the embeddings do not fit the checkpoint, or it names code and ``allow_code`` is
-            not set.
+        BadConfig: an unknown device, the embeddings do not fit the checkpoint, or it names code and
+            ``allow_code`` is not set.
         SomeFailed: some of several slides failed; the others are written.
     """
     settings = settings or SampleSettings()
+    check_output_folder(out)
+    pick_device(settings.device)  # refused once, not for every slide
     folds = _load_folds(source, settings.fold, settings.device, allow_code)
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])
@@ -167,6 +171,7 @@ def _sample_slide(
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, up_to_date=True)
+        settings.check_disk(out, len(source), len(fold.checkpoint.genes))
         write_prediction_blocks(
             path,
             predictor.blocks(source, settings, observed),

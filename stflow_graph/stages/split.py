@@ -16,8 +16,9 @@ from stflow_graph.data.patients import (
 )
 from stflow_graph.data.splits import Dataset, Fold, split_files, write_splits
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import check_name
+from stflow_graph.io.atomic import check_file, check_name
 from stflow_graph.io.columns import read_text_columns
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.group_folds import group_folds
 
 
@@ -73,6 +74,7 @@ def split(
         BadInput: no slides, patients unknown or too few, or other splits exist.
     """
     folder = Path(folder)
+    check_output_folder(folder / "splits")
     files = {file.stem: file for file in sorted((folder / "adata").glob("*.h5ad"))}
     if not files:
         raise BadInput(folder / "adata", "folder", unquoted("no .h5ad file"), "a data set's slides")
@@ -130,7 +132,7 @@ def _patients(files: Mapping[str, Path], source: Path | None) -> list[str]:
 
 def _write(folder: Path, contents: Mapping[str, str], overwrite: bool) -> bool:
     """Write the files; return True, writing nothing, if the same files exist."""
-    existing = {file.name: file.read_bytes() for file in folder.glob("*.csv")}
+    existing = {file.name: check_file(file).read_bytes() for file in folder.glob("*.csv")}
     if existing == {name: text.encode() for name, text in contents.items()}:
         return True
     if existing and not overwrite:

@@ -17,6 +17,7 @@ from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
 from stflow_graph.images.tissue_mask import tissue_mask, tissue_share
 from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.cut_patches import (
     Progress,
     check_scale,
@@ -29,6 +30,7 @@ from stflow_graph.version import __version__
 
 # of the overview along a patch's edge: the share of tissue is right within a few percent
 _OVERVIEW_PX = 16
+_MAX_PATCHES = 10_000_000  # of a grid, before tissue is looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def prepare_grid(
             the output was made in another way.
     """
     check_name(name, image, "id")
-    path = Path(out) / "patches" / f"{name}.h5"
+    path = check_output_folder(out) / "patches" / f"{name}.h5"
     request: dict[str, Any] = {
         "slide": name,
         "image_sha256": sha256(image),
@@ -121,6 +123,10 @@ def _write(
         if min(n_columns, n_rows) < 1:
             found = unquoted(f"{reader.size[0]} x {reader.size[1]} px")
             raise BadInput(image, "size", found, f"at least one patch of {edge:.0f} px")
+        if n_columns * n_rows > _MAX_PATCHES:
+            found = unquoted(f"a grid of {n_columns:,} x {n_rows:,} patches")
+            fix = "a larger --pitch-um"
+            raise BadInput(image, "pitch", found, f"at most {_MAX_PATCHES:,}", fix)
         rows, columns = (part.ravel() for part in np.mgrid[:n_rows, :n_columns])
         centres = edge / 2 + pitch * np.stack([columns, rows], axis=1)
         tissue, share = _tissue(reader, centres, edge)

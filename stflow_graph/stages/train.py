@@ -13,19 +13,22 @@ import torch
 import torch_geometric
 
 from stflow_graph.config import Config
+from stflow_graph.config.stored import check_same_run
 from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
 from stflow_graph.data.load import check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
+from stflow_graph.errors import as_bad_input
 from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import read_json, sha256, write_json, write_text
+from stflow_graph.io.atomic import read_object, sha256, write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
@@ -33,7 +36,7 @@ from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.fold_result import FoldResult, history_csv
 from stflow_graph.training.loop import EpochRecord
-from stflow_graph.training.run_folder import check_is_run, check_same_run, claim
+from stflow_graph.training.run_folder import check_is_run, claim
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
 
@@ -71,10 +74,11 @@ def train(
 
     Raises:
         BadInput: data that cannot be used, or ``out`` holds files that are of no run.
-        BadConfig: ``out`` holds a run of another configuration, or a fold does not exist.
+        BadConfig: ``out`` holds another configuration's run, or a fold or device does not exist.
         Diverged: a loss that is not finite.
     """
-    out = Path(out)
+    out = check_output_folder(out)
+    pick_device(config.train.device)
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
     overlap = config.data.allow_patient_overlap
     work = [
@@ -248,14 +252,18 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     """
     begun = folder / "provenance.json"
     if begun.exists():
-        stored = read_json(begun).get("inputs", {})
+        stored = read_object(begun).get("inputs")
         check_same_inputs(folder, stored, inputs.hashes, done="trained", redo="train anew")
     if not (folder / "result.json").exists():
         return None
-    stored = read_json(folder / "result.json")
-    check_same_inputs(folder, stored["inputs"], inputs.hashes, done="trained", redo="train anew")
-    if stored["epochs"] < config.train.epochs:
-        return None  # more epochs are wanted: resume from the state
+    stored = read_object(folder / "result.json")
+    check_same_inputs(
+        folder, stored.get("inputs"), inputs.hashes, done="trained", redo="train anew"
+    )
+    with as_bad_input(folder / "result.json", "content", "the result of a fold"):
+        if stored["epochs"] < config.train.epochs:
+            return None  # more epochs are wanted: resume from the state
+        result = FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)
     # complete and undamaged; its code is that of this run's configuration and is not run here
     load_checkpoint(folder / "checkpoint", allow_code=True)
-    return FoldResult.from_json(inputs.dataset, inputs.fold.index, folder, stored)
+    return result

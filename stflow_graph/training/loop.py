@@ -19,7 +19,7 @@ from torch_geometric.data import Batch, Data
 
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadInput, Diverged
+from stflow_graph.errors import BadInput, Diverged, is_out_of_memory
 from stflow_graph.flow.loss import flow_loss, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
@@ -27,7 +27,7 @@ from stflow_graph.flow.prior import Prior
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
-from stflow_graph.io.atomic import write_bytes
+from stflow_graph.io.atomic import check_file, write_bytes
 from stflow_graph.models.build import build_prior
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
@@ -274,7 +274,7 @@ def _save(state: _State, file: Path) -> None:
 
 def _restore(state: _State, file: Path) -> None:
     try:
-        with safe_open(file, "pt") as stored:
+        with safe_open(check_file(file), "pt") as stored:
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}
             history = json.loads(stored.metadata()["history"])
         parts: dict[str, dict[str, Tensor]] = {}
@@ -292,8 +292,9 @@ def _restore(state: _State, file: Path) -> None:
         state.best = parts["best"]
         state.history = [EpochRecord(**record) for record in history]
     except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         fix = "remove it to train this fold anew"
-        text = " ".join(str(error).split())
-        raise BadInput(file, "content", text, "the state of this run", fix) from None
+        raise BadInput(file, "content", str(error), "the state of this run", fix) from None
     if not all(math.isfinite(record.loss) for record in state.history):
         raise BadInput(file, "history", "a loss that is not finite", "finite losses")

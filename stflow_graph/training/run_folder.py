@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from stflow_graph.config import Config
-from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import read_json, write_json
+from stflow_graph.config.stored import identity
+from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.io.atomic import write_json
 from stflow_graph.io.folders import read_mark
 
 _FORMAT = "stflow_graph.run/2"
@@ -28,23 +28,6 @@ def check_is_run(out: Path) -> None:
         raise BadInput(out, "output", found, "a run's folder or a free one", "give another --out")
 
 
-def check_same_run(out: Path, config: Config) -> None:
-    """Check that a run that is resumed has this configuration; ``epochs`` and ``folds`` may differ.
-
-    Raises:
-        BadConfig: it has another.
-    """
-    file = out / "run.json"
-    if not file.exists():
-        return
-    differences = _differences(read_json(file).get("config", {}), _identity(config))
-    if differences:
-        shown = "; ".join(differences[:5])
-        raise BadConfig(
-            f"{out}: holds a run with {shown}. Fix: another --out, or --overwrite to replace it"
-        )
-
-
 def claim(out: Path, config: Config, overwrite: bool) -> None:
     """Mark a folder as that of a run with this configuration.
 
@@ -58,7 +41,7 @@ def claim(out: Path, config: Config, overwrite: bool) -> None:
             for name in ("state-*.safetensors", "result.json", "provenance.json"):
                 for file in folder.glob(name):
                     file.unlink()
-    write_json(out / "run.json", {"format": _FORMAT, "config": _identity(config)})
+    write_json(out / "run.json", {"format": _FORMAT, "config": identity(config)})
     config.save(out / "config.toml")
 
 
@@ -66,22 +49,3 @@ def _fold_folders(out: Path) -> list[Path]:
     """Return the folds of a run, of one data set or several, and none of other runs inside it."""
     inside = [path for path in out.glob("*/fold[0-9]*") if not (path.parent / "run.json").exists()]
     return [*out.glob("fold[0-9]*"), *inside]
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    values = config.model_dump(mode="json")
-    for name in ("epochs", "folds", "device"):  # a longer run, more folds, another machine
-        del values["train"][name]
-    return values
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    differences = []
-    for section in sorted({*old, *new}):
-        before, after = old.get(section, {}), new.get(section, {})
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                differences.append(
-                    f"{section}.{key} = {before.get(key)!r} (now {after.get(key)!r})"
-                )
-    return differences

@@ -22,6 +22,7 @@ from toy import write_cohort, write_slide
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from stflow_graph.errors import BadConfig
 from stflow_graph.io import atomic
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.stages.train import Progress, train
@@ -125,6 +126,7 @@ def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp
         (arguments(cohort, "--out", out, "--set", "graph.n_neighbors=36"), 3, "36 neighbours"),
         (["sample", tmp_path / "no", cohort.embedding("A"), "--out", out], 3, "checkpoint"),
         (["train", "--out", out, "--lr", "fast"], 2, "--lr"),
+        (arguments(cohort, "--out", out, "--device", "meta"), 4, "device 'meta': expected auto"),
         (["embedd"], 2, "embedd"),
     ]
     for step, code, message in cases:
@@ -148,6 +150,49 @@ def test_debug_shows_the_traceback(cli, tmp_path, monkeypatch):
         main()
 
 
+OUT_OF_MEMORY = (
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("could not create a primitive"),
+    OSError("Can't synchronously read data (memory allocation failed for chunk)"),
+    ValueError("Unable to allocate 3.6 TiB for an array"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+)
+
+
+def test_a_path_that_is_too_long_is_bad_input(cli, tmp_path):
+    long = tmp_path / ("x" * 300)
+    for step in (["sample", long, "e.h5"], ["eval", long, "--truth", "t"]):
+        run = cli(*step, "--out", tmp_path / "out")
+        assert (run.code, "x" * 100 in run.error) == (3, True), run
+
+
+def test_a_long_message_is_cut_and_has_no_control_characters(cli, monkeypatch):
+    error = BadConfig("\x1b[2J\x00\n" + "x" * 10**6)
+    monkeypatch.setattr("stflow_graph.stages.export.export", Mock(side_effect=error))
+    run = cli("export", "p.h5ad", "--to", "p.csv")
+    assert run.error.startswith(r"error: \x1b[2J\x00 xxx")
+    assert len(run.error) < 2100
+
+
+def test_output_that_is_not_utf_8_does_not_end_a_command(trained, cohort, tmp_path):
+    out = tmp_path / "é"
+    step = ["sample", trained, cohort.embedding("A"), "--out", out]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "80"}
+    code = "from stflow_graph_cli.main import main; main()"
+    command = [sys.executable, "-c", code, *map(str, step)]
+    run = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert rb"/\xe9/A.h5ad written" in run.stdout
+    assert (out / "A.h5ad").is_file()
+    shutil.rmtree(out)
+    out.touch()
+    run = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (run.returncode, run.stdout) == (3, b"")
+    assert rb"/\xe9: output: found a file" in run.stderr
+
+
 def test_a_full_disk_is_74_and_memory_75(cli, cohort, tmp_path, monkeypatch):
     step = arguments(cohort, "--out", tmp_path / "run")
     full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -155,17 +200,42 @@ def test_a_full_disk_is_74_and_memory_75(cli, cohort, tmp_path, monkeypatch):
         patch.setattr(atomic.os, "fsync", full)
         run = cli(*step)
     assert (run.code, "No space left" in run.error) == (74, True)
-    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+    for error in OUT_OF_MEMORY:
         monkeypatch.setattr("stflow_graph.stages.train.train", Mock(side_effect=error))
         run = cli(*step)
         assert (run.code, "out of memory" in run.error) == (75, True)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_command_without_a_traceback(cli, monkeypatch, signum, code):
+def test_signals_end_a_command_with_one_line(cli, monkeypatch, signum, code):
     interrupted = Mock(side_effect=lambda *_, **__: signal.raise_signal(signum))
-    monkeypatch.setattr("stflow_graph.stages.export.export", interrupted)
-    assert cli("export", "p.h5ad", "--to", "p.csv") == (code, "", "")
+    for stage in ("export.export", "sample.sample"):
+        monkeypatch.setattr(f"stflow_graph.stages.{stage}", interrupted)
+    lines = {
+        "export p.h5ad --to p.csv": "interrupted\n",
+        "sample run e.h5 --out p": "interrupted; the same command resumes\n",
+        "sample run e.h5 --out p --overwrite": "interrupted\n",
+    }
+    for step, line in lines.items():
+        write = Mock()
+        with monkeypatch.context() as patch:
+            patch.setattr("stflow_graph_cli.main.os.write", write)
+            patch.setattr("stflow_graph_cli.main.os.isatty", lambda _: False)
+            assert cli(*step.split()) == (code, "", "")
+        write.assert_called_once_with(2, line.encode())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_that_it_was_interrupted(tmp_path, command):
+    code = (
+        "import signal, sys; from stflow_graph_cli import main as m\n"
+        "def app(**_): signal.raise_signal(signal.SIGINT)\n"
+        f"m.app, sys.argv = app, ['stflow-graph', {command!r}]; m.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr.startswith("interrupted")
+    assert run.stderr.count("\n") == 1
 
 
 def test_errors_of_the_program_keep_their_traceback(cli, monkeypatch):
@@ -219,7 +289,7 @@ def test_sigterm_ends_a_run_with_143_and_it_resumes(cli, cohort, tmp_path, monke
     epochs: list[int] = []
     monkeypatch.setattr("stflow_graph.stages.train.train", terminated)
     step = arguments(cohort, "--out", tmp_path / "run", "--set", "train.patience=9")
-    assert cli(*step) == (143, "", "")
+    assert cli(*step).code == 143
     files = [path.name for path in (tmp_path / "run/fold0").iterdir()]
     assert "state-0.safetensors" in files
     assert not [name for name in files if name.endswith(".tmp")]

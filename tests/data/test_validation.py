@@ -7,6 +7,7 @@ import pytest
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
+from stflow_graph.errors import BadConfig
 
 
 def slide(name: str, n: int = 100) -> Slide:
@@ -104,3 +105,11 @@ def test_slides_of_one_panel_are_dealt_to_different_parts():
         for _, validate in split_validation(slides, seed, 4):
             assert [len(s) for s in validate] == [40, 40]  # whole slides
             assert sorted(s.name < "S4" for s in validate) == [False, True]
+
+
+def test_more_members_than_the_slides_have_strips_are_refused():
+    slides = [slide("A", 36), slide("B", 90)]
+    assert len(split_validation(slides, 0, 12)) == 12
+    with pytest.raises(BadConfig, match=r"train.members = 13: .* of 36 spots, expected at most 12"):
+        split_validation(slides, 0, 13)
+    assert len(split_validation([slide("A", 7)], 0, 4)) == 4  # as by default, whatever the size

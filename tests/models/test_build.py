@@ -264,5 +264,30 @@ def test_devices_by_name(monkeypatch):
     for present, expected in ((False, "cpu"), (True, "cuda")):
         monkeypatch.setattr(torch.cuda, "is_available", functools.partial(bool, present))
         assert pick_device("auto") == torch.device(expected)
-    with pytest.raises(BadConfig, match=r"^device 'abacus': [^\n]+$"):
-        pick_device("abacus")
+
+
+NO_DEVICES = [
+    "abacus",
+    "meta",
+    "hpu",
+    "xla",
+    "opengl",
+    "vulkan",
+    "cuda:-1",
+    "cuda:",
+    "",
+    "x" * 9999,
+]
+
+
+@pytest.mark.parametrize("name", NO_DEVICES)
+def test_only_devices_that_compute_are_accepted(name):
+    with pytest.raises(BadConfig, match=r"^device '[^\n]*: expected auto, cpu, cuda, ") as caught:
+        pick_device(name)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["cuda:999", "xpu:9", "mps"])
+def test_a_device_that_this_machine_lacks_is_one_line(name):
+    with pytest.raises(BadConfig, match=rf"^device '{name}': [^\n]+$"):
+        pick_device(name)

@@ -15,7 +15,7 @@ from artefacts import read_embeddings
 from predicted import Predicted, predicted
 from toy import GENES, write_slide
 
-from stflow_graph.errors import BadInput
+from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.evaluation import training_side
 from stflow_graph.evaluation.baselines import NAMES, SLOW
 from stflow_graph.evaluation.records import CEILING
@@ -549,3 +549,24 @@ def test_predictions_of_two_protocols_get_a_line(predict, write_scores):
     assert (protocol["names"], protocol["slides"]["A"]["name"]) == (["one"], "one")
     assert '<p class="facts">one</p>' in (evaluation.out / "report.html").read_text()
     assert scored(None).protocols == []
+
+
+def test_a_foreign_error_on_one_slide_leaves_the_results_of_the_others(
+    predict, write_scores, tmp_path, monkeypatch
+):
+    calls, real = [], metrics.spearman_per_gene
+
+    def breaks_once(*arrays: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("deep inside a library")
+        return real(*arrays)
+
+    monkeypatch.setattr(metrics, "spearman_per_gene", breaks_once)
+    with pytest.raises(SomeFailed, match="1 of 2 slides failed: A: ValueError: deep inside"):
+        write_scores(predict("A"), predict("B"))
+    written = strict_json(tmp_path / "out/results/metrics.json")
+    assert set(written["models"]["graph"]["slides"]) == {"B"}
+    monkeypatch.setattr(metrics, "spearman_per_gene", lambda *_: real(0))
+    with pytest.raises(SomeFailed, match="2 of 2 slides failed: A: .*; B: "):
+        write_scores(predict("A"), predict("B"))

@@ -36,6 +36,12 @@ def test_patches_lie_on_the_tissue_and_only_there(svs, tmp_path):
             np.testing.assert_array_equal(patches.images[i], expected)
 
 
+def test_a_grid_that_would_run_for_ever_is_refused(svs, tmp_path):
+    with pytest.raises(BadInput, match=r"pitch: found a grid of [\d,]+ x [\d,]+ patches"):
+        prepare_grid(svs, tmp_path / "root", name="S1", **SIZES, pitch_um=0.001)
+    assert not (tmp_path / "root").exists()
+
+
 def test_a_pitch_and_a_share_of_tissue_can_be_asked_for(svs, tmp_path):
     counts = {}
     for pitch in (10.0, 20.0, 40.0):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from linear import configured
 
+from stflow_graph.config.stored import check_same_run
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.io.atomic import write_json, write_text
-from stflow_graph.training.run_folder import check_is_run, check_same_run, claim
+from stflow_graph.training.run_folder import check_is_run, claim
 
 STATES = ("state-0.safetensors", "result.json", "provenance.json", "history.csv")
 

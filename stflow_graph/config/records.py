@@ -1,25 +1,37 @@
-"""Configuration: frozen typed records, TOML in and out, the command line wins over the file.
+"""The records of a configuration, their bounds, and the recipe of each denoiser.
 
-Values are layered: the recipe of the denoiser chosen, then a TOML file, then what the command line
-sets. The resolved result is saved with every run and checkpoint.
+Numbers have upper bounds, far above what is of use, so that a slip of the keyboard is refused
+instead of running for ever or out of memory. Floats are finite.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from stflow_graph.errors import BadConfig
-from stflow_graph.io.atomic import check_file, write_text
+from stflow_graph.io.atomic import write_text
+
+MAX_SEED = 2**63 - 1
+MAX_MEMBERS = 64
+MAX_SAMPLE_STEPS = 10_000
+
+
+def _writable(text: str) -> str:
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("a character that no file can hold")
+    return text
+
+
+_Text = Annotated[str, Field(max_length=4096), AfterValidator(_writable)]
+_Name = Annotated[str, Field(max_length=255), AfterValidator(_writable)]
+_Option = bool | Annotated[int, Field(ge=-(10**6), le=10**6)] | float | _Name
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Record):
@@ -34,16 +46,16 @@ class DataConfig(_Record):
     refused, or these genes are masked there, in the loss and in all that is fitted.
     """
 
-    source_dataroot: str
-    embed_dataroot: str
-    datasets: tuple[str, ...] = ()
-    encoder: str = "efficientnet_lite0"
-    gene_list: str = "var_50genes.json"
+    source_dataroot: _Text
+    embed_dataroot: _Text
+    datasets: Annotated[tuple[_Name, ...], Field(max_length=1000)] = ()
+    encoder: _Text = "efficientnet_lite0"
+    gene_list: _Text = "var_50genes.json"
     target: Literal["log1p", "log1p_normalised"] = "log1p"
     standardize: Literal["center", "slide", "train", "none"] = "center"
     center_targets: bool = True
     allow_patient_overlap: bool = False
-    gene_aliases: str = ""
+    gene_aliases: _Text = ""
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
     missing_genes: Literal["refuse", "mask"] = "refuse"
 
@@ -51,8 +63,8 @@ class DataConfig(_Record):
 class GraphConfig(_Record):
     """The spatial graph: k, the relative width of the neighbours' cut-off, the k-NN backend."""
 
-    n_neighbors: int = Field(8, ge=1)
-    slack: float = Field(0.1, gt=0)
+    n_neighbors: int = Field(8, ge=1, le=1000)
+    slack: float = Field(0.1, gt=0, le=10)
     backend: Literal["auto", "scipy", "torch-cluster", "torch"] = "auto"
 
 
@@ -69,26 +81,28 @@ class GraphDenoiserConfig(_Record):
     """
 
     name: Literal["graph"] = "graph"
-    hidden_channels: int = Field(64, ge=1)
-    n_layers: int = Field(2, ge=1)
-    n_heads: int = Field(4, ge=1)
+    hidden_channels: int = Field(64, ge=1, le=8192)
+    n_layers: int = Field(2, ge=1, le=128)
+    n_heads: int = Field(4, ge=1, le=512)
     dropout: float = Field(0.3, ge=0, lt=1)
     input_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    context_hops: tuple[Annotated[int, Field(ge=1)], ...] = (1, 4, 16)
-    ridge_rank: int = Field(8, ge=0)
-    conv: str = "additive"
-    conv_options: dict[str, bool | int | float | str] = {}
-    global_attention: str = "latent"
+    context_hops: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1000)], ...], Field(max_length=16)
+    ] = (1, 4, 16)
+    ridge_rank: int = Field(8, ge=0, le=4096)
+    conv: _Name = "additive"
+    conv_options: Annotated[dict[_Name, _Option], Field(max_length=64)] = {}
+    global_attention: _Name = "latent"
 
 
 class TransformerDenoiserConfig(_Record):
     """Arguments of ``nn.TransformerDenoiser``, the published model."""
 
     name: Literal["transformer"] = "transformer"
-    hidden_channels: int = Field(128, ge=1)
-    edge_channels: int = Field(128, ge=1)
-    n_heads: int = Field(4, ge=1)
-    n_layers: int = Field(4, ge=1)
+    hidden_channels: int = Field(128, ge=1, le=8192)
+    edge_channels: int = Field(128, ge=1, le=8192)
+    n_heads: int = Field(4, ge=1, le=512)
+    n_layers: int = Field(4, ge=1, le=128)
     dropout: float = Field(0.2, ge=0, lt=1)
     attn_dropout: float = Field(0.2, ge=0, lt=1)
 
@@ -111,40 +125,42 @@ class FlowConfig(_Record):
     kind: Literal["field", "spot", "graph", "none"] = "field"
     prior: Literal["zinb", "gaussian", "zero"] = "gaussian"
     sampler: Literal["euler", "heun", "stflow", "estflow"] = "euler"
-    n_sample_steps: int = Field(10, ge=1)
+    n_sample_steps: int = Field(10, ge=1, le=MAX_SAMPLE_STEPS)
 
 
 class TrainConfig(_Record):
     """The training loop.
 
-    ``members`` denoisers are trained, each with its epoch chosen on another part of the training
-    slides, and their mean is used. ``regions_per_slide`` regions are drawn per slide and epoch
-    (more of a slide that is too large for one), each with a fraction of the slide's spots between
-    ``smallest_region`` and 1; ``batch_size`` regions make a step, of at most
-    ``max_spots_per_batch`` spots, halos apart. With ``smallest_region = 1`` a slide that is too
-    large is covered by regions. Training ends after ``patience`` epochs without a better
-    validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps of
-    ``flow_spots`` spots.
+    ``members`` denoisers are trained, of three or more slides at most one each, each with its epoch
+    chosen on another part of the training slides, and their mean is used. ``regions_per_slide``
+    regions are drawn per slide and epoch (more of a slide that is too large for one), each with a
+    fraction of the slide's spots between ``smallest_region`` and 1; ``batch_size`` regions make a
+    step, of at most ``max_spots_per_batch`` spots, halos apart. With ``smallest_region = 1`` a
+    slide that is too large is covered by regions. Training ends after ``patience`` epochs without a
+    better validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps
+    of ``flow_spots`` spots.
     """
 
-    seed: int = Field(0, ge=0)
-    members: int = Field(4, ge=1)
-    epochs: int = Field(80, ge=1)
-    batch_size: int = Field(1, ge=1)
-    regions_per_slide: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    members: int = Field(4, ge=1, le=MAX_MEMBERS)
+    epochs: int = Field(80, ge=1, le=1_000_000)
+    batch_size: int = Field(1, ge=1, le=10_000)
+    regions_per_slide: int = Field(1, ge=1, le=10_000)
     smallest_region: float = Field(1.0, ge=0, le=1)
-    max_spots_per_batch: int = Field(8192, ge=2)
+    max_spots_per_batch: int = Field(8192, ge=2, le=100_000_000)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.97, ge=0, lt=1)
     pcc_weight: float = Field(1.0, ge=0)
-    patience: int = Field(25, ge=1)
-    flow_steps: int = Field(200, ge=1)
-    flow_spots: int = Field(2048, ge=1)
+    patience: int = Field(25, ge=1, le=1_000_000)
+    flow_steps: int = Field(200, ge=1, le=1_000_000)
+    flow_spots: int = Field(2048, ge=1, le=10_000_000)
     flow_lr: float = Field(3e-3, gt=0)
-    folds: tuple[int, ...] = ()
-    device: str = "auto"
+    folds: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)
+    ] = ()
+    device: _Name = "auto"
 
     @property
     def max_region_spots(self) -> int:
@@ -218,93 +234,3 @@ OPTIONS = {
     )
     for name in names.split()
 }
-
-
-def load_config(
-    file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
-) -> Config:
-    """Build a configuration from the denoiser's recipe, a TOML file and overrides.
-
-    Args:
-        file: TOML with the sections of :class:`Config`, or None.
-        overrides: dotted names to values (``{"train.lr": 1e-3}``); these win.
-
-    Raises:
-        BadInput: the file cannot be read.
-        BadConfig: not TOML, an unknown name or a value out of range; the message lists both.
-    """
-    layers: dict[str, dict[str, Any]] = {}
-    origin = "command line"
-    if file is not None:
-        origin = str(file)
-        try:
-            layers = tomllib.loads(check_file(file).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadConfig(f"{file}: not TOML: {error}") from None
-    for name, value in (overrides or {}).items():
-        section, _, key = name.partition(".")
-        if section not in Config.model_fields or not key:
-            sections = ", ".join(Config.model_fields)
-            raise BadConfig(f"{name}: expected section.name=value with a section of {sections}")
-        table = layers.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise BadConfig(f"{origin}: [{section}] must be a table")
-        table[key] = value
-    chosen = layers.get("denoiser", {})
-    recipe = RECIPES.get(chosen.get("name", "graph") if isinstance(chosen, dict) else "", {})
-    merged = {
-        section: {**recipe.get(section, {}), **layers.get(section, {})}
-        for section in {*recipe, *layers}
-    }
-    merged.setdefault("data", {})
-    if "denoiser" in merged:
-        merged["denoiser"].setdefault("name", "graph")
-    return parse_config(merged, origin)
-
-
-def parse_config(values: Mapping[str, Any], origin: str | Path) -> Config:
-    """Validate nested values as a :class:`Config`.
-
-    Raises:
-        BadConfig: names each wrong key with what was expected.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = [_problem(details) for details in error.errors()]
-        raise BadConfig(f"{origin}: " + "; ".join(problems)) from None
-
-
-def _problem(details: Any) -> str:
-    place = [str(part) for part in details["loc"]]
-    if not place:  # of the configuration as a whole
-        return str(details["ctx"]["error"])
-    record: Any = Config.model_fields[place[0]].annotation if len(place) > 1 else Config
-    if len(place) == 3 and place[0] == "denoiser":
-        # the discriminated union puts the denoiser's name into the location
-        names = {"graph": GraphDenoiserConfig, "transformer": TransformerDenoiserConfig}
-        record = names[place.pop(1)]
-    name = ".".join(place)
-    if details["type"] == "extra_forbidden":
-        return f"unknown name {name}; known: {', '.join(record.model_fields)}"
-    if details["type"] == "missing":
-        return f"{name} is needed"
-    return f"{name} = {details['input']!r}: {details['msg']}"
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Read ``a.b=value`` strings; values as TOML where they are, else as text.
-
-    Raises:
-        BadConfig: a string has no ``=``.
-    """
-    parsed: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise BadConfig(f"{assignment!r}: expected name=value")
-        try:
-            parsed[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed[name.strip()] = text
-    return parsed

@@ -1,0 +1,45 @@
+"""Every option that names an input file refuses what is not a file, without waiting for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+INPUTS = {
+    "config": ["train", "--out", "run", "--config", "{fifo}"],
+    "gene list": ["train", *"--out run --source-dataroot {root} --embed-dataroot {emb}".split()]
+    + ["--encoder", "toy", "--gene-list", "{fifo}"],
+    "panel": ["genes", "{root}", "--panel", "{fifo}"],
+    "patients": ["split", "{root}", "--k", "2", "--table", "{fifo}"],
+    "patches": ["embed", "{fifo}", "--out", "e"],
+    "weights": ["embed", "{fifo}", "--encoder", "uni", "--weights", "{fifo}", "--out", "e"],
+    "counts": ["prepare", "--image", "{fifo}", "--spots", "{fifo}", "--counts", "{fifo}"]
+    + ["--id", "A", "--out", "o"],
+    "image": ["prepare", "--image", "{fifo}", "--grid", "--id", "A", "--out", "o"],
+    "prediction": ["eval", "{fifo}", "--truth", "{root}", "--out", "o"],
+    "truth": ["export", "{fifo}", "--to", "o.csv"],
+    "public weights": ["convert", "{fifo}", "o"],
+    "token": ["download", "--datasets", "IDC", "--out", "o", "--token-file", "{fifo}"],
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_fifo_is_no_input(cli, cohort, tmp_path, monkeypatch, name):
+    def too_long(signum: int, frame: object) -> None:
+        raise AssertionError("the command waits for the FIFO")
+
+    monkeypatch.chdir(tmp_path)
+    fifo = tmp_path / "A.h5"
+    os.mkfifo(fifo)
+    names = {"fifo": fifo, "root": cohort.root, "emb": cohort.embeddings}
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(30)
+    try:
+        run = cli(*(word.format_map(names) for word in INPUTS[name]))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert (run.code, "file: found a FIFO" in run.error) == (3, True), run
+    assert not [path for path in ("run", "o", "o.csv", "e") if (tmp_path / path).exists()]
