@@ -49,6 +49,12 @@ struct state *faults(void) { return state; }
     if (!real) \
         real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
+/* Whether a file without a name is opened, which tries a folder and leaves nothing there. */
+static int is_nameless(int flags)
+{
+    return (flags & O_TMPFILE) == O_TMPFILE;
+}
+
 static int is_below(const char *path)
 {
     size_t n = strlen(state->folder);
@@ -78,13 +84,13 @@ static int next(int call)
 static int opened(int file, const char *path, int flags)
 {
     if (file >= 0 && file < (int)sizeof of_file)
-        of_file[file] = !is_below(path) ? 0 : (flags & O_ACCMODE) == O_RDONLY ? 1 : 3;
+        of_file[file] = !is_below(path) || is_nameless(flags) ? 0 : (flags & O_ACCMODE) == O_RDONLY ? 1 : 3;
     return file;
 }
 
 static int is_written(const char *path, int flags)
 {
-    return is_below(path) && (flags & O_ACCMODE) != O_RDONLY;
+    return is_below(path) && !is_nameless(flags) && (flags & O_ACCMODE) != O_RDONLY;
 }
 
 #define OPENING(name) \

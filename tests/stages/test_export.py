@@ -101,10 +101,17 @@ def test_spatialdata_reads_table_spots_and_image(written, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.zarr"])
-def test_what_is_there_stays(written, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.csv", "add --overwrite"),
+        ("out.parquet", "add --overwrite"),
+        ("out.zarr", "found a file, expected a folder"),
+    ],
+)
+def test_what_is_there_stays(written, tmp_path, name, message):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(BadInput, match="add --overwrite"):
+    with pytest.raises(BadInput, match=message):
         export(written[0], tmp_path / name)
     assert (tmp_path / name).read_text() == "mine"
 
