@@ -8,7 +8,7 @@ Trains what is not there (in the folders of ``accuracy.py``; other models than t
 scores them as joint draws. Of the default, whose samples come from a random field, simpler
 fields are shown beside it. Prints a table a slide, means over seeds, with the difference of the
 energy score from the default's and its 95% interval (bootstrap over 24 parts of the slide), and
-writes OUT/regions.json.
+writes OUT/regions.json and draws the coverage as OUT/regions.png.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import matplotlib
 import numpy as np
 import torch
 from rich.console import Console
@@ -41,6 +42,7 @@ from stflow_graph.stats import ensembles, metrics, scales
 
 N_SAMPLES, N_PARTS, N_RESAMPLES = 32, 24, 2000
 DEFAULT = "graph"
+SIZES = ("1", "9", "25", "64", "slide")
 
 
 def independent(field: ExpressionField) -> None:
@@ -165,8 +167,45 @@ def summarise(found: dict[str, dict[int, dict[str, Any]]], slide: str) -> dict[s
     return rows
 
 
+def draw(result: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
+    """Draw the coverage of 80% intervals against the size of regions.
+
+    A row of panels a target, centred and raw; a column a slide; a line a way of drawing.
+    """
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = [(target, kind) for target in result for kind in ("centred", "raw")]
+    slides = list(next(iter(result.values())))
+    size = (3.2 * len(slides) + 0.4, 2.3 * len(kinds) + 0.5)
+    figure, axes = plt.subplots(
+        len(kinds), len(slides), figsize=size, sharex=True, sharey=True, squeeze=False
+    )
+    for row, (target, kind) in zip(axes, kinds, strict=True):
+        for axis, slide in zip(row, slides, strict=True):
+            for name, found in result[target][slide].items():
+                sizes = [s for s in SIZES if f"{kind} {s}" in found["scores"]]
+                covered = [found["scores"][f"{kind} {s}"] for s in sizes]
+                width = 2.4 if name == DEFAULT else 1.2
+                axis.plot(
+                    [SIZES.index(s) for s in sizes], covered, "o-", label=name, lw=width, ms=3
+                )
+            axis.axhline(0.8, color="k", linewidth=0.8, linestyle=":")
+            axis.set(xticks=range(len(SIZES)), xticklabels=SIZES, ylim=(-0.03, 1.03))
+            axis.set_title(f"{slide}, {target}, {kind}", fontsize=8)
+            axis.tick_params(labelsize=7)
+        row[0].set_ylabel("covered", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("spots in the mean", fontsize=8)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=4, fontsize=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.5 / size[1], 1, 1))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
-    """Run what is missing, print the tables, write JSON."""
+    """Run what is missing, print the tables, write JSON and PNG."""
     options, console = accuracy.parse(__doc__), Console(width=220)
     result: dict[str, Any] = {}
     for target in options.targets:
@@ -183,7 +222,8 @@ def main() -> None:
             console.print(table_of(f"{slide}, {target}", rows))
     file = Path(options.out) / "regions.json"
     file.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    console.print(f"{file} written")
+    draw(result, file.with_suffix(".png"))
+    console.print(f"{file} and {file.with_suffix('.png').name} written")
 
 
 if __name__ == "__main__":

@@ -249,6 +249,7 @@ def test_regions_compares_ways_of_drawing_on_every_test_slide(script, cohort, tm
         assert middle == pytest.approx(energy), name
         assert 0 <= row["scores"]["centred 9"] <= 1
     assert "levels, then" in out
+    assert (tmp_path / "regions.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
