@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import io
 import logging
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from stflow_graph.errors import (
+    OF_A_PATH,
     BadInput,
     OutOfMemory,
     StflowError,
@@ -63,9 +63,6 @@ app.command()(doctor)
 
 # they skip what is complete and go on with the rest
 _RESUMED = {"download", "prepare", "genes", "embed", "probe", "train", "sample"}
-# errors that name a path which the user gave, not a disk that failed
-_OF_A_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
-_OF_A_PATH |= {errno.ELOOP, errno.EACCES, errno.EPERM}
 
 
 def _version(value: bool) -> None:
@@ -172,7 +169,7 @@ def _message_and_code(error: Exception) -> tuple[str, int | None]:
         fix = "use fewer spots, a smaller batch or more memory"
         return f"out of memory; {fix}", OutOfMemory.exit_code
     if isinstance(error, OSError):
-        code = BadInput.exit_code if error.errno in _OF_A_PATH else StorageFailed.exit_code
+        code = BadInput.exit_code if error.errno in OF_A_PATH else StorageFailed.exit_code
         return f"{error.filename or 'I/O'}: {error.strerror or error}", code
     return "", None
 

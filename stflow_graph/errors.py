@@ -25,6 +25,9 @@ _OUT_OF_MEMORY = (
 # the machine's errors, which the next slide would meet as well
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _OF_THE_MACHINE |= {errno.EMFILE, errno.ENFILE, errno.EPIPE}
+# errors of a path that the user gave, not of a disk that failed
+OF_A_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+OF_A_PATH |= {errno.ELOOP, errno.EACCES, errno.EPERM}
 
 
 def short_repr(value: object) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.errors import BadInput, StorageFailed, as_bad_input, unquoted
+from stflow_graph.errors import OF_A_PATH, BadInput, StorageFailed, as_bad_input, unquoted
 from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.renames import HalfDoneError, put
 
@@ -24,11 +24,6 @@ _STALE = re.compile(
 )
 # the entry of a JSON object that has the checksum of the others
 JSON_SEAL = "config_sha256"
-# a path that cannot be one of an output
-_NO_PLACE = {
-    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
-}
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -86,7 +81,7 @@ def as_storage_error(path: Path, state: str = "Nothing was changed there") -> It
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_PLACE:
+        if error.errno in OF_A_PATH or error.errno == errno.EINVAL:  # such as a name's characters
             reason = unquoted(os.strerror(error.errno))
             raise BadInput(path, "output", reason, "a path to write to") from error
         if error.errno is None:  # of something else than the disk

@@ -27,7 +27,6 @@ from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, is_out_of_memory, unquoted
 from stflow_graph.io.atomic import (
-    check_json,
     read_json,
     seal_json,
     sha256,
@@ -43,12 +42,16 @@ from stflow_graph.models.build import (
 )
 from stflow_graph.models.model_card import model_card
 from stflow_graph.nn.expression_field import ExpressionField
-from stflow_graph.nn.pretrained import MODEL_FOLDER, Pretrained, weights_of_member
+from stflow_graph.nn.pretrained import (
+    MODEL_FOLDER,
+    UNSEALED_CHECKPOINT,
+    Pretrained,
+    check_sealed,
+    weights_of_member,
+)
 from stflow_graph.stats.calibration import Calibration
 
 FORMAT = "stflow_graph.checkpoint/5"
-# as 5, without a checksum of config.json itself
-_UNSEALED = "stflow_graph.checkpoint/4"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
 _FIELD = "field.safetensors"
@@ -174,7 +177,7 @@ def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoi
         fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
         raise BadInput(folder, "config.json", unquoted("no file"), "a checkpoint folder", fix)
     content = read_json(folder / "config.json")
-    if not isinstance(content, dict) or content.get("format") not in (FORMAT, _UNSEALED):
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, UNSEALED_CHECKPOINT):
         stored = content.get("format") if isinstance(content, dict) else type(content).__name__
         fix = ""
         if str(stored).startswith("stflow_graph.network/"):
@@ -185,7 +188,7 @@ def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoi
         raise BadConfig(
             f"{folder / 'config.json'}: format: found {stored!r}, expected {FORMAT!r}.{fix}"
         )
-    check_json(content, folder / "config.json", required=content["format"] == FORMAT)
+    check_sealed(content, folder / "config.json")
     with as_bad_input(folder / "config.json", "content", "the entries of a checkpoint"):
         hashes, provenance = dict(content["sha256"]), dict(content["provenance"])
         in_channels, n_members = int(content["in_channels"]), int(content["n_members"])

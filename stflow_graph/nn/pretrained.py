@@ -28,7 +28,8 @@ from stflow_graph.io.state_dict import misfits, read_state_dict
 FORMAT = "stflow_graph.network/2"
 _CHECKPOINT = "stflow_graph.checkpoint/"
 # formats of before config.json had a checksum of its own
-_UNSEALED = ("stflow_graph.network/1", "stflow_graph.checkpoint/4")
+UNSEALED_CHECKPOINT = "stflow_graph.checkpoint/4"
+_UNSEALED = ("stflow_graph.network/1", UNSEALED_CHECKPOINT)
 _OURS = ("format", "network", "sha256", JSON_SEAL)
 # what checkpoints and bare networks are saved as, and may be replaced by one another
 MODEL_FOLDER = marked(
@@ -120,11 +121,9 @@ class Pretrained(nn.Module):
         file, content = folder / CONFIG, read_json(folder / CONFIG)
         if not isinstance(content, dict):
             raise BadConfig(f"{file}: found {type(content).__name__}, expected an object")
-        form = str(content.get("format", ""))
-        sealed = form.startswith("stflow_graph.") and form not in _UNSEALED
-        check_json(content, file, required=sealed)
+        check_sealed(content, file)
         n_members = 1
-        if form.startswith(_CHECKPOINT):
+        if str(content.get("format", "")).startswith(_CHECKPOINT):
             content, n_members = _of_member(cls.__name__, content, file, member, path_or_repo)
         kind = content.get("network", cls.__name__)
         if kind != cls.__name__:
@@ -152,6 +151,17 @@ class Pretrained(nn.Module):
     def push_to_hub(self, repo_id: str, **options: Unpack[PushOptions]) -> str:
         """Send what ``save_pretrained`` writes to the hub; see ``io.pretrained.push``."""
         return push(self.save_pretrained, repo_id, **options)
+
+
+def check_sealed(content: Mapping[str, Any], file: Path) -> None:
+    """Check that a model's ``config.json``, if its format has a checksum, is as it was written.
+
+    Raises:
+        BadInput: it was changed.
+    """
+    form = str(content.get("format", ""))
+    sealed = form.startswith("stflow_graph.") and form not in _UNSEALED
+    check_json(content, file, required=sealed)
 
 
 def _of_member(

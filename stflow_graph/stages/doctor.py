@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from stflow_graph.encoders.catalogue import ENCODERS, entry_of
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
 from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
+from stflow_graph.io.atomic import remove, temporary_beside
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.renames import sync, sync_folder
 from stflow_graph.version import __version__
@@ -179,8 +179,7 @@ def _weights(root: str | Path | None) -> Iterator[Check]:
 
 def _writing(folder: Path) -> Check:
     """Try what every output needs: write, sync, lock, rename."""
-    temporary = folder / f".stflow-doctor-{secrets.token_hex(4)}.tmp"
-    renamed = temporary.with_suffix(".renamed")
+    temporary, renamed = (temporary_beside(folder / name) for name in ("doctor", "renamed"))
     steps: dict[str, Callable[[], object]] = {
         "write": functools.partial(temporary.write_bytes, _PROBE),
         "fsync": functools.partial(sync, temporary),
@@ -200,7 +199,7 @@ def _writing(folder: Path) -> Check:
         return Check(subject, "ok", ", ".join(steps))
     finally:
         for path in (temporary, renamed):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _lock(path: Path) -> None:
