@@ -68,6 +68,11 @@ fi
 common=(--device "$device" --threads "$threads")
 step speed benchmarks 120 "$python" benchmarks/speed.py "${common[@]}" "${small[@]}" \
   --sizes "${sizes[@]}" --max-published 10000 --max-training 100000 --out "$work/speed"
+ours=(--denoisers "graph, default" --sizes "${sizes[@]}" --max-training 100000 --repeats 3)
+for precision in tf32 bf16; do
+  step "$precision" benchmarks 40 "$python" benchmarks/speed.py "${common[@]}" "${small[@]}" \
+    "${ours[@]}" --precision "$precision" --out "$work/$precision"
+done
 step layer benchmarks 60 "$python" benchmarks/layer.py "${common[@]}" "${small[@]}" \
   --spots "$spots" --out "$work/layer"
 

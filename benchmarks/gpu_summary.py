@@ -24,7 +24,7 @@ from speed import BUSY, machine
 
 from stflow_graph.io.predictions import read_prediction
 
-SPEEDS = ("speed", "compiled", "compiled_training")
+SPEEDS = ("speed", "tf32", "bf16", "compiled", "compiled_training")
 RESULTS = (*SPEEDS, "layer", "memory", "global_cost", "embedding")
 Row = tuple[str, str, str]
 
@@ -73,7 +73,7 @@ def rows(found: dict[str, Any]) -> Iterator[Row]:
                 ]
                 if BUSY in parts:
                     cells.append(f"{BUSY} {parts[BUSY]:.0%}")
-                kind = "" if key == "speed" else " (compiled)"
+                kind = "" if key == "speed" else f" ({key.partition('_')[0]})"
                 yield f"{name}{kind}", f"{int(n):,}", ", ".join(cells)
     layer = found.get("layer", {})
     for name, each in layer.get("passes", {}).items():

@@ -3,7 +3,7 @@
 usage: python benchmarks/speed.py --out OUT [--sizes 1000 3000 10000 30000 100000] [--repeats 5]
            [--denoisers "graph, default" ...]
            [--steps 5] [--threads 2] [--device cpu] [--compile] [--no-training]
-           [--max-published 10000] [--quick]
+           [--max-published 10000] [--precision float32] [--quick]
 
 All denoisers of ``contenders.py`` take turns in one process, one size after the other; medians.
 Sampling is the making of the graph and all network calls, --steps for every flow; a step is its
@@ -12,7 +12,8 @@ is the encoder's, its sampling that and a draw of the random field. The transfor
 ``as published`` makes distances of all pairs in every call and is left out beyond
 --max-published spots. The floor is the time of the matrix products of the spots alone (190,000
 multiply-adds a spot and block), as plain products in the same run. With --compile every model is
-compiled with torch.compile and works on whole slides, as on a GPU. On a GPU everything runs once
+compiled with torch.compile and works on whole slides, as on a GPU. --precision is that of all
+models: tf32 lets matrix products round, bf16 is autocast. On a GPU everything runs once
 before it is timed, "device busy" is the share of training steps in which kernels run, and a step
 that its memory does not hold is left out. Writes OUT/speed.json and .png; scaling.py fits how the
 cost grows.
@@ -278,17 +279,22 @@ def main() -> None:
     parser.add_argument("--max-training", type=int, default=10_000)
     parser.add_argument("--max-published", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     console = Console(width=132)
     results: dict[int, dict[str, dict[str, float]]] = {}
     floors: dict[int, float] = {}
+    device, low = torch.device(options.device), options.precision == "bf16"
     for n in options.sizes:
-        results[n], floors[n] = measure(n, options), floor(n, options)
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            results[n], floors[n] = measure(n, options), floor(n, options)
         write(results, floors, options)  # the largest sizes take long: what is done is kept
         console.print(f"{n:,} spots done", style="dim")
     console.print(show(results, floors))
-    of_flow = f"{options.steps} network calls a sample of a flow"
+    of_flow = f"{options.steps} network calls a sample of a flow; {options.precision}"
     console.print(f"{of_flow}; {machine(torch.device(options.device))}", highlight=False)
     console.print(f"{options.out / 'speed.json'} and .png written")
 
@@ -303,6 +309,7 @@ def write(
     found = {
         "machine": machine(torch.device(options.device)),
         "compiled": options.compiled,
+        "precision": options.precision,
         "steps": options.steps,
         "seconds": results,
         "floor": floors,

@@ -65,7 +65,7 @@ class GraphConfig(_Record):
 
     n_neighbors: int = Field(8, ge=1, le=1000)
     slack: float = Field(0.1, gt=0, le=10)
-    backend: Literal["auto", "scipy", "torch-cluster", "torch"] = "auto"
+    backend: Literal["auto", "scipy", "grid", "torch-cluster", "torch"] = "auto"
 
 
 class GraphDenoiserConfig(_Record):

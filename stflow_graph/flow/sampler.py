@@ -110,4 +110,5 @@ def _predictor(model: Model, y_0: Tensor, n_steps: int) -> Callable[[Tensor, flo
     if n_steps < 1:
         raise ValueError(f"n_steps must be >= 1, got {n_steps}")
     one = torch.ones(1, dtype=y_0.dtype, device=y_0.device)
-    return lambda y, t: model(y, t * one)
+    # under autocast a model answers in another type than that of the state
+    return lambda y, t: model(y, t * one).to(y.dtype)

@@ -11,19 +11,17 @@ import importlib
 from collections.abc import Callable
 from typing import Literal
 
-import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from stflow_graph.errors import MissingDependency
+from stflow_graph.graph.grid_search import GridSearch
+from stflow_graph.graph.tree_search import TreeSearch
 
-Backend = Literal["auto", "scipy", "torch-cluster", "torch"]
-BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "torch-cluster", "torch")
+Backend = Literal["auto", "scipy", "grid", "torch-cluster", "torch"]
+BACKENDS: tuple[Backend, ...] = ("auto", "scipy", "grid", "torch-cluster", "torch")
 Search = Callable[[Tensor, int], Tensor]
 _CHUNK = 2**24
-_WORTH_THREADS = 2**12
-_TREE_ROWS = 2**16
 _MAX_ON_GPU = 100  # torch-cluster's kernel keeps its candidates in registers
 
 
@@ -32,9 +30,9 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
 
     Args:
         pos: ``[n, 2]`` float64 positions.
-        backend: one of ``BACKENDS``; ``"auto"`` takes torch-cluster for positions on a GPU, where
-            it is installed, else scipy's tree, on the CPU: ``"torch"`` compares all pairs, which
-            takes minutes for a million spots on any device.
+        backend: one of ``BACKENDS``; ``"auto"`` takes the grid for positions on a GPU, else
+            scipy's tree. ``"torch"`` and, on a GPU, torch-cluster compare all pairs, which takes
+            minutes for a million spots.
 
     Returns:
         A function of ``(rows [m], width)`` that gives the ``[m, width]`` nearest.
@@ -46,9 +44,10 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "torch-cluster" if pos.is_cuda and is_available("torch-cluster") else "scipy"
+        backend = "grid" if pos.is_cuda else "scipy"
     makers: dict[str, Callable[[Tensor], Search]] = {
         "scipy": TreeSearch,
+        "grid": GridSearch,
         "torch-cluster": _torch_cluster,
         "torch": _torch,
     }
@@ -64,50 +63,6 @@ def is_available(backend: str) -> bool:
     except (ImportError, OSError):  # OSError: built for another torch
         return False
     return True
-
-
-class TreeSearch:
-    """The search by scipy's k-d tree, on the CPU.
-
-    Args:
-        pos: ``[n, 2]`` float64 positions.
-    """
-
-    def __init__(self, pos: Tensor) -> None:
-        self.points, self.device = pos.cpu().numpy(), pos.device
-        self.tree = cKDTree(self.points)
-        self._ahead: np.ndarray | None = None
-
-    def __call__(self, rows: Tensor, width: int) -> Tensor:
-        """Return the ``[m, width]`` nearest of ``rows [m]``."""
-        places = rows.cpu().numpy()
-        if self._ahead is not None and self._ahead.shape[1] == width:
-            index = self._ahead[places]
-        else:
-            index = self._query(self.points[places], width)[1]
-        return torch.from_numpy(index).view(len(rows), width).to(self.device).long()
-
-    def distances(self, width: int, ahead: int = 0) -> np.ndarray:
-        """Return the distances to the ``width`` nearest of every spot, in ascending order.
-
-        Args:
-            width: at least 2 and at most n.
-            ahead: width of a search that will follow, which is then answered from memory.
-        """
-        searched = max(width, ahead)
-        nearest = np.empty((len(self.points), width))
-        index = np.empty((len(self.points), ahead), dtype=np.int32)
-        for start in range(0, len(self.points), _TREE_ROWS):
-            part = slice(start, start + _TREE_ROWS)
-            distance, places = self._query(self.points[part], searched)
-            nearest[part], index[part] = distance[:, :width], places[:, :ahead]
-        self._ahead = index if ahead else None
-        return nearest
-
-    def _query(self, points: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        workers = torch.get_num_threads() if len(points) >= _WORTH_THREADS else 1
-        distance, index = self.tree.query(points, k=width, workers=workers)
-        return distance, index
 
 
 def _torch(pos: Tensor) -> Search:

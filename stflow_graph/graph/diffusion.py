@@ -63,12 +63,17 @@ class Averaging:
         total = scatter(edge_weight, receiver, dim_size=n_spots)
         self.starts = edge_starts(receiver, n_spots)
         self.share = edge_weight / total.clamp(min=1e-30)[receiver]
-        self.alone = (total <= 0)[:, None]
+        alone = (total <= 0)[:, None]
+        # what few slides need is left out of every step; a compiled graph cannot ask
+        needed = torch.compiler.is_compiling() or bool(alone.any())
+        self.alone = alone if needed else None
         self.n_spots = n_spots
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the averages ``[n_spots, C]`` of ``z``, which has the neighbours' rows too."""
         average = neighbor_sum(z, self.sender, self.starts, self.share)
+        if self.alone is None:
+            return average
         return torch.addcmul(average, self.alone.to(z.dtype), z[: self.n_spots])
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stflow_graph.graph.backends import Search, TreeSearch, make_search
+from stflow_graph.graph.grid_search import GridSearch
 
 # relative difference of distances that count as tied, far above the rounding of a rotated array
 _TIED = 1e-9
@@ -103,7 +103,7 @@ def nearest_neighbors(
 def in_pitches(pos: Tensor, k: int, backend: str = "auto") -> tuple[Tensor, Search]:
     """Return a slide's positions in spot pitches, float64, and the search for k neighbours.
 
-    A k-d tree is built and asked once for the pitch and the neighbours.
+    A k-d tree or a grid is built and asked once for the pitch and the neighbours.
 
     Args:
         pos: ``[N, 2]`` positions of one slide.
@@ -112,7 +112,7 @@ def in_pitches(pos: Tensor, k: int, backend: str = "auto") -> tuple[Tensor, Sear
     """
     pos = pos.detach().double()
     search = make_search(pos, backend)
-    if not isinstance(search, TreeSearch):
+    if not isinstance(search, TreeSearch | GridSearch):
         return pos / spot_pitch(pos), search
     return pos / _pitch(search, _first_width(len(pos), max(1, min(k, len(pos) - 1)))), search
 
@@ -126,26 +126,38 @@ def spot_pitch(pos: Tensor) -> float:
     Args:
         pos: ``[N, 2]`` positions of one slide.
     """
-    return _pitch(TreeSearch(pos.detach().double()))
+    return _pitch(_ordered_search(pos.detach().double()))
 
 
-def _pitch(search: TreeSearch, ahead: int = 0) -> float:
+def _ordered_search(pos: Tensor) -> TreeSearch | GridSearch:
+    """Return a search that also tells distances, where the positions are."""
+    return GridSearch(pos) if pos.is_cuda else TreeSearch(pos)
+
+
+def _pitch(search: TreeSearch | GridSearch, ahead: int = 0) -> float:
     nearest = _nearest_place(search, ahead)
     if not len(nearest):  # every spot has many twins
-        places = torch.from_numpy(np.unique(search.points, axis=0))
-        nearest = _nearest_place(TreeSearch(places))
-    return float(np.median(nearest)) if len(nearest) else 1.0
+        nearest = _nearest_place(_ordered_search(search.points.unique(dim=0)))
+    return _quantile(nearest, 0.5) if len(nearest) else 1.0
 
 
-def _nearest_place(search: TreeSearch, ahead: int = 0) -> np.ndarray:
+def _nearest_place(search: TreeSearch | GridSearch, ahead: int = 0) -> Tensor:
     """Return the distance to the nearest other place of each spot that has one in reach."""
     n = len(search.points)
     if n < 2:
-        return np.empty(0)
+        return search.points.new_empty(0)
     distance = search.distances(min(n, 1 + _FOR_PITCH), ahead)[:, 1:]
-    apart = distance > _SAME_PLACE * np.quantile(distance[:, -1], 0.9)
-    nearest = np.where(apart, distance, np.inf).min(axis=1)
-    return nearest[np.isfinite(nearest)]
+    apart = distance > _SAME_PLACE * _quantile(distance[:, -1], 0.9)
+    nearest = distance.masked_fill(~apart, torch.inf).amin(dim=1)
+    return nearest[nearest.isfinite()]
+
+
+def _quantile(x: Tensor, q: float) -> float:
+    """Return a quantile of ``x [n]``; ``torch.quantile`` sorts, and takes 2^24 numbers at most."""
+    place = q * (len(x) - 1)
+    lower = int(place)
+    below, above = (float(x.kthvalue(min(lower + i, len(x) - 1) + 1).values) for i in (0, 1))
+    return below + (above - below) * (place - lower)
 
 
 def rows_at_a_time(device: torch.device) -> int:

@@ -67,8 +67,8 @@ def cut_region(data: Data, rows: Tensor, n_hops: int = 0) -> Data:
     geometry of the whole slide. Attention over a whole slide sees the region and its halo only.
 
     Args:
-        data: a slide with ``x``, ``pos`` and ``y``.
-        rows: the spots of the region; for all of them ``data`` itself is returned.
+        data: a slide with ``x``, ``pos`` and ``y``, on any device.
+        rows: the spots of the region, on any device; for all of them ``data`` itself is returned.
         n_hops: width of the halo. With 0, or where the slide has no edges, there is neither halo
             nor edge.
 
@@ -80,8 +80,9 @@ def cut_region(data: Data, rows: Tensor, n_hops: int = 0) -> Data:
     if len(rows) == n:
         return data
     halo = n_hops > 0 and "edge_index" in data
-    inner = torch.zeros(n, dtype=torch.bool)
-    inner[rows] = True
+    device = data.pos.device
+    inner = torch.zeros(n, dtype=torch.bool, device=device)
+    inner[rows.to(device)] = True
     kept = updated = inner
     for _ in range(n_hops if halo else 0):
         kept, updated = kept.clone(), kept
@@ -92,8 +93,8 @@ def cut_region(data: Data, rows: Tensor, n_hops: int = 0) -> Data:
     region = Data(**{field: data[field][rows] for field in _SPOT_FIELDS if field in data})
     if halo:
         region.inner = inner[rows]
-        place = torch.empty(n, dtype=torch.long)
-        place[rows] = torch.arange(len(rows))
+        place = torch.empty(n, dtype=torch.long, device=device)
+        place[rows] = torch.arange(len(rows), device=device)
         edges = updated[data.edge_index[1]]
         region.edge_index = place[data.edge_index[:, edges]]
         for key in ("edge_attr", "edge_weight"):
@@ -111,5 +112,5 @@ def join_regions(regions: Sequence[Data]) -> Batch:
         regions = [copy.copy(region) for region in regions]
         for region in regions:
             if "inner" not in region:
-                region.inner = torch.ones(region.pos.size(0), dtype=torch.bool)
+                region.inner = torch.ones_like(region.pos[:, 0], dtype=torch.bool)
     return Batch.from_data_list(list(regions))

@@ -79,24 +79,24 @@ class LatentAttention(nn.Module):
         """
         _check(x, batch, self.channels)
         x = self.norm(x)
-        read, spread = self._scores(x, _KEY, self.queries), self._scores(x, _QUERY, self.keys)
-        spread = spread.unflatten(1, (self.heads, -1)).softmax(-1).flatten(1)
-        if n_slides == 1:
-            read = read.softmax(0)
-        else:
-            read = softmax(read, batch, num_nodes=n_slides)
-            # a slide's tokens side by side with those of others, 0 where they are not the spot's:
-            # matrix products instead of [N, H, M, C / H]
-            own = F.one_hot(batch, n_slides).to(x.dtype)[..., None]  # [N, slides, 1]
-            read, spread = ((scores[:, None] * own).flatten(1) for scores in (read, spread))
+        if n_slides == 1 and len(x):
+            return self._spread(x, self._read(x))
+        read = softmax(self._scores(x, _KEY, self.queries), batch, num_nodes=n_slides)
+        # a slide's tokens side by side with those of others, 0 where they are not the spot's:
+        # matrix products instead of [N, H, M, C / H]
+        own = F.one_hot(batch, n_slides).to(x.dtype)[..., None]  # [N, slides, 1]
+        read, share = ((scores[:, None] * own).flatten(1) for scores in (read, self._shares(x)))
         tokens = self._tokens((read.T @ x).unflatten(0, (n_slides, self.heads, -1)))
-        return spread @ self._to_spots(tokens).flatten(0, 2) + self.out.bias
+        return share @ self._to_spots(tokens).flatten(0, 2) + self.out.bias
 
     def read(self, x: Tensor) -> LatentSummary:
         """Return what the tokens read from the spots ``x [n, C]`` of a slide, n >= 1."""
-        x = self.norm(x)
+        return self._read(self.norm(x))
+
+    def _read(self, x: Tensor) -> LatentSummary:
+        # torch's softmax over the first dimension is many times slower than this on a GPU
         scores = self._scores(x, _KEY, self.queries)
-        peak = scores.amax(0)
+        peak = scores.detach().amax(0)
         share = (scores - peak).exp()
         sums = (peak, share.sum(0), share.T @ x)
         return LatentSummary(*(total.view(self.heads, self.n_latents, -1) for total in sums))
@@ -111,10 +111,17 @@ class LatentAttention(nn.Module):
 
     def spread(self, x: Tensor, summary: LatentSummary) -> Tensor:
         """Return the global term ``[n, C]`` of the spots ``x [n, C]`` of a slide."""
-        share = self._scores(self.norm(x), _QUERY, self.keys)
-        share = share.unflatten(1, (self.heads, -1)).softmax(-1).flatten(1)
+        return self._spread(self.norm(x), summary)
+
+    def _spread(self, x: Tensor, summary: LatentSummary) -> Tensor:
+        share = self._shares(x)
         tokens = self._tokens(summary.states / summary.weight)
         return torch.addmm(self.out.bias, share, self._to_spots(tokens).flatten(0, 1))
+
+    def _shares(self, x: Tensor) -> Tensor:
+        """Return how much each spot of ``x [n, C]`` reads of each token, ``[n, H M]``."""
+        scores = self._scores(x, _QUERY, self.keys)
+        return scores.unflatten(1, (self.heads, -1)).softmax(-1).flatten(1)
 
     # Queries, keys and values of spots meet few tokens only, so their maps are joined to the
     # tokens (associativity): a spot costs 4 M H C products and not 4 C² + 4 M C.

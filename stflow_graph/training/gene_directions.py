@@ -18,7 +18,7 @@ def gene_directions(
     """Return the leading eigenvectors ``[G, R]`` of the slides' mean correlation of genes.
 
     And the fraction ``[S, R]`` of the variance along each that the genes of a slide have together,
-    1 for a slide that measures all.
+    1 for a slide that measures all. Of each vector the entry of largest absolute value is positive.
 
     Args:
         values: of each slide ``[N, G]``, 0 for genes that it does not measure.
@@ -37,6 +37,9 @@ def gene_directions(
         operator = LinearOperator(shape, matvec=correlated, matmat=correlated, dtype=np.float64)
         vectors = eigsh(operator, k=RANK, v0=np.ones(n_genes))[1]
     directions = np.ascontiguousarray(vectors[:, : -1 - RANK : -1])
+    # an eigenvector's sign is arbitrary: rounding would decide which sample a seed gives
+    largest = np.abs(directions).argmax(axis=0)[None]
+    directions *= np.copysign(1.0, np.take_along_axis(directions, largest, axis=0))
     seen = np.ones((len(values), directions.shape[1]))
     if measured.all():
         return directions, seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -35,6 +36,7 @@ from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 # seconds of training that an interrupted run may lose; epochs of small cohorts take less time than
 # writing the state
 _SAVE_EVERY = 10.0
+_RESIDENT = 0.4  # of a GPU's free memory, for the slides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,7 @@ def fit(
         Diverged: a loss or a gradient is not finite; the state kept last stays.
     """
     device = next(network.parameters()).device
+    slides = _Slides(learn, device)
     state, prior = _start(network, config.train), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)
@@ -112,18 +115,20 @@ def fit(
     while not _finished(state.history, config.train):
         epoch, start = len(state.history) + 1, time.perf_counter()
         generator = torch.Generator().manual_seed(_mix(stream, epoch))
-        losses = []
+        losses, norms = [], []
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
             network.train()
-            for step, batch in enumerate(_batches(learn, config, generator), start=1):
+            for batch in slides.batches(config, generator):
                 y_1 = _estimate(network, batch.to(device), prior, generator)
                 loss = region_loss(y_1, batch, config.train.pcc_weight)
-                losses.append(_descend(state, loss, config.train.clip_norm, (epoch, step)))
+                norms.append(_descend(state, loss, config.train.clip_norm))
+                losses.append(loss.detach())
+        mean_loss = _mean_loss(losses, norms, epoch)
         mse, pearson = validation_score(
             state.average.module, validate, config, normalisation, seed=stream
         )
-        _record(state, epoch, float(np.mean(losses)), mse, pearson, start)
+        _record(state, epoch, mean_loss, mse, pearson, start)
         if _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY:
             _save(state, state_file)
             saved = time.monotonic()
@@ -160,19 +165,32 @@ def region_loss(y_1_hat: Tensor, batch: Data, pcc_weight: float) -> Tensor:
     return flow_loss(y_1_hat, y_1, of_slide, pcc_weight=pcc_weight)
 
 
-def _descend(state: _State, loss: Tensor, clip_norm: float, when: tuple[int, int]) -> float:
-    """Take an optimiser step and update the average; return the loss."""
+def _descend(state: _State, loss: Tensor, clip_norm: float) -> Tensor:
+    """Take an optimiser step and update the average; return the norm of the gradient."""
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip_norm)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise Diverged(
-            f"epoch {when[0]}, step {when[1]}: loss {loss.item():g}, gradient norm "
-            f"{norm.item():g}. Fix: lower the learning rate (train.lr)"
-        )
     state.optimizer.step()
     state.average.update_parameters(state.network)
-    return loss.item()
+    return norm
+
+
+def _mean_loss(losses: Sequence[Tensor], norms: Sequence[Tensor], epoch: int) -> float:
+    """Return the mean loss of an epoch's steps.
+
+    They are looked at once an epoch: a GPU would wait in every step.
+
+    Raises:
+        Diverged: one of the losses or gradients is not finite.
+    """
+    values, lengths = torch.stack(list(losses)), torch.stack(list(norms))
+    for step, (loss, norm) in enumerate(zip(values.tolist(), lengths.tolist(), strict=True), 1):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"epoch {epoch}, step {step}: loss {loss:g}, gradient norm {norm:g}. "
+                "Fix: lower the learning rate (train.lr)"
+            )
+    return float(np.mean(values.tolist()))
 
 
 def validation_score(
@@ -216,28 +234,50 @@ def _finished(history: Sequence[EpochRecord], settings: TrainConfig) -> bool:
     return len(history) >= settings.epochs or waited >= settings.patience
 
 
-def _batches(learn: Sequence[Data], config: Config, generator: torch.Generator) -> Iterator[Batch]:
-    """Yield an epoch's batches of regions, with their graphs and halos."""
-    settings = config.train
-    n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
-    plan = [(data, rows) for data in learn for rows in _regions(data, settings, generator)]
-    # a region is cut when its turn comes, so that only those of one step are in memory
-    order = torch.randperm(len(plan), generator=generator)
-    for part in order.split(settings.batch_size):
-        chosen = [plan[i] for i in part.tolist()]
-        yield join_regions([cut_region(data, rows, n_hops) for data, rows in chosen])
+class _Slides:
+    """The slides to learn from: on the network's device where they fit, positions on the CPU too.
+
+    Regions are chosen on the CPU, so that they do not depend on the device.
+
+    Args:
+        slides: with their graphs and context.
+        device: the network's.
+    """
+
+    def __init__(self, slides: Sequence[Data], device: torch.device) -> None:
+        self._positions = [data.pos.cpu() for data in slides]
+        self._slides = list(slides)
+        if device.type == "cuda":
+            needed = sum(x.nbytes for data in slides for _, x in data if isinstance(x, Tensor))
+            if needed <= _RESIDENT * torch.cuda.mem_get_info(device)[0]:
+                self._slides = [copy.copy(data).to(device) for data in slides]
+
+    def batches(self, config: Config, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield an epoch's batches of regions, with their graphs and halos."""
+        settings = config.train
+        n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
+        plan = [
+            (data, rows)
+            for data, pos in zip(self._slides, self._positions, strict=True)
+            for rows in _regions(pos, settings, generator)
+        ]
+        # a region is cut when its turn comes, so that only those of one step are in memory
+        order = torch.randperm(len(plan), generator=generator)
+        for part in order.split(settings.batch_size):
+            chosen = [plan[i] for i in part.tolist()]
+            yield join_regions([cut_region(data, rows, n_hops) for data, rows in chosen])
 
 
-def _regions(data: Data, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the rows of a slide's regions in one epoch."""
+def _regions(pos: Tensor, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of a slide's regions in one epoch, given its positions ``[N, 2]``."""
     max_spots = settings.max_region_spots
     for _ in range(settings.regions_per_slide):
-        if settings.smallest_region == 1 and data.num_nodes > max_spots:
-            yield from cover_slide(data.pos, generator, max_spots)
+        if settings.smallest_region == 1 and len(pos) > max_spots:
+            yield from cover_slide(pos, generator, max_spots)
             continue
-        for _ in range(math.ceil(data.num_nodes / max_spots)):
+        for _ in range(math.ceil(len(pos) / max_spots)):
             yield random_region(
-                data.pos,
+                pos,
                 generator,
                 min_fraction=settings.smallest_region,
                 max_spots=max_spots,

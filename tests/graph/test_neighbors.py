@@ -11,7 +11,9 @@ from slides import ARRAYS, array, motion, noise, seeded
 from stflow_graph.errors import MissingDependency
 from stflow_graph.graph import nearest_neighbors, spot_pitch
 from stflow_graph.graph.backends import BACKENDS, is_available, make_search
+from stflow_graph.graph.grid_search import GridSearch
 from stflow_graph.graph.neighbors import in_pitches
+from stflow_graph.graph.tree_search import TreeSearch
 
 SEARCHERS = [
     pytest.param(
@@ -92,20 +94,45 @@ def test_a_missing_backend_is_reported_with_the_fix(monkeypatch):
         nearest_neighbors(array("hexagonal", 3), 2, backend="torch-cluster")
 
 
-@pytest.mark.parametrize(
-    ("is_cuda", "installed", "expected"),
-    [
-        (False, True, "TreeSearch"),
-        (True, True, "_torch_cluster"),
-        (True, False, "TreeSearch"),  # the tree: all pairs of a million spots take minutes on a GPU
-    ],
-)
-def test_auto_never_compares_all_pairs(monkeypatch, is_cuda, installed, expected):
-    module = "stflow_graph.graph.backends."
-    monkeypatch.setattr(module + "is_available", lambda _: installed)
-    for maker in ("TreeSearch", "_torch", "_torch_cluster"):
-        monkeypatch.setattr(module + maker, lambda _, maker=maker: maker)
+@pytest.mark.parametrize(("is_cuda", "expected"), [(False, "TreeSearch"), (True, "GridSearch")])
+def test_auto_never_compares_all_pairs(monkeypatch, is_cuda, expected):
+    """A million spots would take minutes on a GPU."""
+    for maker in ("TreeSearch", "GridSearch", "_torch", "_torch_cluster"):
+        name = "stflow_graph.graph.backends." + maker
+        monkeypatch.setattr(name, lambda _, maker=maker: maker)
     assert make_search(SimpleNamespace(is_cuda=is_cuda)) == expected
+
+
+PLACES = {
+    "a random plane": lambda: torch.rand(3000, 2, generator=seeded()) * 1e4,
+    "islands far apart": lambda: noise(3, 2).repeat_interleave(700, 0) * 1e6 + noise(2100, 2),
+    "a line": lambda: torch.rand(2000, 1, generator=seeded()) * torch.tensor([[1.0, 0.0]]),
+    "one place": lambda: torch.ones(300, 2),
+    "heaps": lambda: torch.rand(300, 2, generator=seeded()).repeat(10, 1),
+    "one far away": lambda: torch.cat(
+        [torch.rand(900, 2, generator=seeded()), torch.full((1, 2), 1e9)]
+    ),
+}
+
+
+@pytest.mark.parametrize("places", PLACES)
+@pytest.mark.parametrize("width", [1, 9, 22, 70])
+def test_a_grid_finds_what_a_tree_finds(places, width):
+    pos = PLACES[places]().double()
+    rows = torch.arange(len(pos)).flip(0)[::2]
+    found = [kind(pos)(rows, width) for kind in (GridSearch, TreeSearch)]
+    grid, tree = ((pos[each] - pos[rows, None]).square().sum(-1).sort(1).values for each in found)
+    assert torch.equal(grid, tree)
+    distances = GridSearch(pos).distances(width)
+    torch.testing.assert_close(distances, TreeSearch(pos).distances(max(width, 2))[:, :width])
+
+
+def test_a_grid_needs_the_tree_for_few_spots_only(monkeypatch):
+    """Those in the middle of an array and at its border are found by cells."""
+    pos = array("hexagonal", 70) * 137.5
+    monkeypatch.setattr("stflow_graph.graph.grid_search.TreeSearch", None)
+    near = GridSearch(pos)(torch.arange(len(pos)), 22)
+    assert torch.equal(near[:, 0], torch.arange(len(pos)))
 
 
 def test_ties_of_a_hexagonal_array_are_kept_together_under_rotation_and_permutation():

@@ -19,8 +19,8 @@ def test_working_on_some_spots_at_a_time_gives_the_same_graph(monkeypatch):
     whole = SpatialGraph(6)(Data(pos=pos))
     monkeypatch.setattr("stflow_graph.graph.spatial.rows_at_a_time", lambda _: 7)
     monkeypatch.setattr("stflow_graph.graph.neighbors.rows_at_a_time", lambda _: 5)
-    monkeypatch.setattr("stflow_graph.graph.backends._TREE_ROWS", 9)
-    monkeypatch.setattr("stflow_graph.graph.backends._WORTH_THREADS", 1)
+    monkeypatch.setattr("stflow_graph.graph.tree_search._ROWS", 9)
+    monkeypatch.setattr("stflow_graph.graph.tree_search._WORTH_THREADS", 1)
     parts = SpatialGraph(6)(Data(pos=pos))
     for key in KEYS:
         assert torch.equal(parts[key], whole[key])

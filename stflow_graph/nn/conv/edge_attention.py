@@ -211,7 +211,9 @@ def sum_with_map(a: Tensor, b: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     a, b = a.view(rows), b.view(rows)
     # in place: a tensor of every edge costs more to allocate than to add up
     total = a + b if torch.is_grad_enabled() else a.add_(b)
-    return total.addmm_(x.reshape(-1, weight.size(1)), weight.T).view(shape)
+    # autocast leaves products in place as they are: types must agree
+    x, weight = x.reshape(-1, weight.size(1)).to(total.dtype), weight.to(total.dtype)
+    return total.addmm_(x, weight.T).view(shape)
 
 
 def _edges_of(adj_t: Any) -> EdgeIndex:

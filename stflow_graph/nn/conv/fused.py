@@ -7,9 +7,8 @@ without atomic additions, so it is deterministic; it cannot be differentiated ag
 
 ``mode`` chooses: ``"auto"`` takes the kernels for tensors on a GPU, ``"off"`` never, ``"on"`` on
 any device, which is for tests under Triton's interpreter. Its first value is that of the
-environment variable ``STFLOW_GRAPH_FUSED``, or else ``"off"``: the kernels are tested in the
-interpreter and compile for Hopper, but their results on a GPU have not been compared yet. Under
-``torch.compile``, with attention dropout or with hooks on messages the reference runs.
+environment variable ``STFLOW_GRAPH_FUSED``, or else ``"auto"``. Under ``torch.compile``, with
+attention dropout or with hooks on messages the reference runs.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from stflow_graph.nn.conv.fused_attention import (
 
 logger = logging.getLogger(__name__)
 MODES = ("auto", "off", "on")
-mode = os.environ.get("STFLOW_GRAPH_FUSED", "off")
+mode = os.environ.get("STFLOW_GRAPH_FUSED", "auto")
 if mode not in MODES:
     raise ValueError(f"STFLOW_GRAPH_FUSED must be one of {', '.join(MODES)}, got {mode!r}")
 # of matrix products in the kernels: three TF32 products, about as exact as float32, or float32

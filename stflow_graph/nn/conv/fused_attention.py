@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from stflow_graph.graph.edge_orders import EdgeOrders
 
 _BLOCK_K = 16  # edges of a tile; most spots have fewer neighbours
-_PARTS = 1024  # partial sums of the weights' gradients
+# parts of the spots whose programs load the weights once; a GPU runs about as many at a time
+_PARTS = 1024
 
 
 def padded_width(width: int) -> int:
@@ -37,7 +38,15 @@ class FusedAttention(torch.autograd.Function):
         """Return the gradients of all tensors."""
         tensors: Any = ctx.saved_tensors
         arguments = (*tensors[:7], *ctx.options, *tensors[7:], grad.contiguous())
-        return *launch_backward(*arguments), None, None
+        gradients = launch_backward(*arguments)
+        return (
+            *(
+                x if need else None
+                for x, need in zip(gradients, ctx.needs_input_grad[:7], strict=True)
+            ),
+            None,
+            None,
+        )
 
 
 def _launch(kernel: str, n_programs: int, like: Tensor, *arguments: Any, **widths: Any) -> None:
@@ -94,7 +103,8 @@ def launch_forward(
     strides = (receiver.stride(0), sender.stride(0), value.stride(0))
     widths = {**_widths(f, att, precision), "HAS_WEIGHT": log_weight is not None}
     arguments = (*inputs, *orders.forward, context, log_sum, *strides)
-    _launch("forward", n * heads, value, *arguments, **widths)
+    n_each = -(-n // _PARTS)
+    _launch("forward", -(-n // n_each) * heads, value, *arguments, n, n_each, **widths)
     return context, log_sum
 
 

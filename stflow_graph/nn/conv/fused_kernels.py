@@ -39,7 +39,7 @@ def _through_score(d_logit, a, hidden, sigmoid):
     return d_logit[:, None] * a[None, :] * sigmoid * (1.0 + hidden * (1.0 - sigmoid))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_spots", "n_each"])
 def forward(
     receiver,  # [N, C], q_i - W_y y_i
     sender,  # [N, C], k_j + W_y y_j
@@ -55,6 +55,8 @@ def forward(
     stride_receiver,
     stride_sender,
     stride_value,
+    n_spots,
+    n_each,  # spots of a program
     H: tl.constexpr,
     D: tl.constexpr,  # C / H
     D_E: tl.constexpr,
@@ -64,43 +66,44 @@ def forward(
     BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sum the messages to one spot, for one head, with an online softmax."""
+    """Sum the messages to some spots, for one head, with an online softmax."""
     program = tl.program_id(0)
-    i, h = program // H, program % H
+    part, h = program // H, program % H
     d, column = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
     in_d, in_e = d < D, column < D_E
     channel = h * D + d
-    q = _row(receiver, i, stride_receiver, channel, in_d)
+    own = in_e & (column // (D_E // H) == h)
     a = _row(att, 0, 0, channel, in_d)
     w = tl.trans(_rows(to_hidden, channel, D_E, column, in_d, in_e))  # [BLOCK_E, BLOCK_D]
-    first, last = tl.load(starts + i), tl.load(starts + i + 1)
-    largest = tl.full([], float("-inf"), tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    sum_v = tl.zeros([BLOCK_D], tl.float32)
-    sum_f = tl.zeros([BLOCK_E], tl.float32)
-    for start in range(first, last, BLOCK_K):
-        e = start + tl.arange(0, BLOCK_K)
-        there = e < last
-        j = tl.load(senders + e, mask=there, other=0)
-        k = _rows(sender, j, stride_sender, channel, there, in_d)
-        v = _rows(value, j, stride_value, channel, there, in_d)
-        f = _rows(edge, e, D_E, column, there, in_e)
-        hidden = tl.dot(f, w, input_precision=PRECISION) + k + q[None, :]
-        logit = _logits(hidden, tl.sigmoid(hidden), a, log_weight, e, there, HAS_WEIGHT)
-        new_largest = tl.maximum(largest, tl.max(logit, axis=0))
-        p = tl.exp(logit - new_largest)
-        shrink = tl.exp(largest - new_largest)
-        total = total * shrink + tl.sum(p, axis=0)
-        sum_v = sum_v * shrink + tl.sum(p[:, None] * v, axis=0)
-        sum_f = sum_f * shrink + tl.sum(p[:, None] * f, axis=0)
-        largest = new_largest
-    some = last > first
-    total = tl.where(some, total, 1.0)
-    own = in_e & (column // (D_E // H) == h)
-    out = context + i * (H * D + D_E)
-    tl.store(out + channel, (sum_v / total).to(context.dtype.element_ty), mask=in_d)
-    tl.store(out + H * D + column, (sum_f / total).to(context.dtype.element_ty), mask=own)
-    tl.store(log_sum + program, tl.where(some, largest + tl.log(total), 0.0))
+    for i in range(part * n_each, tl.minimum((part + 1) * n_each, n_spots)):
+        q = _row(receiver, i, stride_receiver, channel, in_d)
+        first, last = tl.load(starts + i), tl.load(starts + i + 1)
+        largest = tl.full([], float("-inf"), tl.float32)
+        total = tl.full([], 0.0, tl.float32)
+        sum_v = tl.zeros([BLOCK_D], tl.float32)
+        sum_f = tl.zeros([BLOCK_E], tl.float32)
+        for start in range(first, last, BLOCK_K):
+            e = start + tl.arange(0, BLOCK_K)
+            there = e < last
+            j = tl.load(senders + e, mask=there, other=0)
+            k = _rows(sender, j, stride_sender, channel, there, in_d)
+            v = _rows(value, j, stride_value, channel, there, in_d)
+            f = _rows(edge, e, D_E, column, there, in_e)
+            hidden = tl.dot(f, w, input_precision=PRECISION) + k + q[None, :]
+            logit = _logits(hidden, tl.sigmoid(hidden), a, log_weight, e, there, HAS_WEIGHT)
+            new_largest = tl.maximum(largest, tl.max(logit, axis=0))
+            p = tl.exp(logit - new_largest)
+            shrink = tl.exp(largest - new_largest)
+            total = total * shrink + tl.sum(p, axis=0)
+            sum_v = sum_v * shrink + tl.sum(p[:, None] * v, axis=0)
+            sum_f = sum_f * shrink + tl.sum(p[:, None] * f, axis=0)
+            largest = new_largest
+        some = last > first
+        total = tl.where(some, total, 1.0)
+        out = context + i * (H * D + D_E)
+        tl.store(out + channel, (sum_v / total).to(context.dtype.element_ty), mask=in_d)
+        tl.store(out + H * D + column, (sum_f / total).to(context.dtype.element_ty), mask=own)
+        tl.store(log_sum + i * H + h, tl.where(some, largest + tl.log(total), 0.0))
 
 
 @triton.jit
