@@ -33,7 +33,7 @@ from speed import machine, seconds
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from stflow_graph.graph import SpatialGraph
+from stflow_graph.graph import SpatialGraph, kernels
 from stflow_graph.graph.whole import WholeGraph
 from stflow_graph.nn.conv import AdditiveConv, fused
 
@@ -72,11 +72,11 @@ def bytes_moved(n_spots: int, n_edges: int, channels: int) -> dict[str, dict[str
 
 
 def variants(device: torch.device) -> dict[str, tuple[str, str]]:
-    """Return the ways to run the layer, the default first: mode and precision of ``nn.conv.fused``.
+    """Return the ways to run the layer, the default first: the kernels' mode and precision.
 
     A CPU knows one way only.
     """
-    if device.type == "cpu" or not fused.is_available():
+    if device.type == "cpu" or not kernels.is_available():
         return {PYG: ("off", fused.precision)}
     ways = {f"fused, {precision}": ("auto", precision) for precision in fused.PRECISIONS}
     return {**ways, PYG: ("off", fused.precision)}
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     chosen = fused.precision
     for variant, (mode, precision) in variants(device).items():
         fused.precision = precision
-        with fused.using(mode):
+        with kernels.using(mode):
             for (name, moved), work in zip(least.items(), (forward, both), strict=True):
                 took = median(work, device, 2 if options.quick else options.repeats)
                 shares = {

@@ -41,7 +41,10 @@ class Smoothing:
         self.average = average
         n_probes = min(max(_PROBE_NUMBERS // max(len(keys), 1), _N_PROBES[0]), _N_PROBES[1])
         signs = spot_uniform(keys, n_probes, seed=0).sub(0.5).sign()
-        variances = [_walk(average, signs, n).square().mean(1, keepdim=True) for n in STEPS]
+        variances = []
+        for n, before in zip(STEPS, (0, *STEPS), strict=False):
+            signs = _walk(average, signs, n - before)
+            variances.append(signs.square().mean(1, keepdim=True))
         # variances of neighbours are about the same, the errors of their estimates less so
         self.scales = [
             _walk(average, variance, n // 4).rsqrt()
@@ -50,8 +53,14 @@ class Smoothing:
 
     def __call__(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Return white noise ``[N, C]``, one for each of ``STEPS``, averaged."""
-        triples = zip(parts, STEPS, self.scales, strict=True)
-        return [_walk(self.average, part, n) * scale for part, n, scale in triples]
+        # those that go further are joined by the others on the way: fewer steps, of more columns
+        widths, carried = [part.size(1) for part in parts], parts[-1][:, :0]
+        for part, n, after in zip(
+            reversed(parts), reversed(STEPS), (*STEPS[-2::-1], 0), strict=True
+        ):
+            carried = _walk(self.average, torch.cat([part, carried], dim=1), n - after)
+        pairs = zip(carried.split(widths, dim=1), self.scales, strict=True)
+        return [part * scale for part, scale in pairs]
 
 
 def _walk(step: Average, z: Tensor, n_steps: int) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import scatter
 
+from stflow_graph.graph.points import take_points
+
 EDGE_FEATURES = 6
 _FULL_WEIGHT = 0.3
 _TINY = 1e-12
@@ -46,10 +48,10 @@ def edge_geometry(
     target = spot - first  # sums have rows for the spots that have edges here
     n = int(target.max()) + 1 if target.numel() else 0
     weight = edge_weight.to(pos.dtype)[:, None]
-    r = pos[source] - pos[spot]
+    r = take_points(pos, source) - take_points(pos, spot)
     total = scatter(weight, target, dim_size=n).clamp(min=_TINY)
     centre = scatter(weight * r, target, dim_size=n) / total
-    d = r - centre[target]
+    d = r - take_points(centre, target)
     products = torch.stack([d[:, 0] ** 2, d[:, 1] ** 2, d[:, 0] * d[:, 1]], dim=1)
     xx, yy, xy = (scatter(weight * products, target, dim_size=n) / total).unbind(1)
     half_trace, half_difference = (xx + yy) / 2, (xx - yy) / 2

@@ -12,6 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
+from stflow_graph.graph.points import take_points
 from stflow_graph.graph.tree_search import TreeSearch
 
 # cells on each side of a row's own, tried one after the other
@@ -90,7 +91,7 @@ class GridSearch:
         index = self._search(torch.arange(len(self.points), device=self.device), max(width, ahead))
         self._ahead = index[:, :ahead] if ahead else None
         parts = zip(index[:, :width].split(_ROWS), self.points.split(_ROWS), strict=True)
-        return torch.cat([_squared(self.points[near], own).sqrt() for near, own in parts])
+        return torch.cat([_squared(self.points, near, own).sqrt() for near, own in parts])
 
     @functools.cached_property
     def _tree(self) -> TreeSearch:
@@ -107,7 +108,7 @@ class GridSearch:
         last = strip * n_columns + (place[:, 1:] + reach).clamp(max=n_columns - 1) + 1
         starts = self._starts[torch.where(inside, first, 0)]
         ends = torch.where(inside, self._starts[torch.where(inside, last, 0)], starts)
-        bounds = (ends - starts).cumsum(1)
+        bounds = _cumulated(ends - starts)
         total = bounds[:, -1]
         possible = (total >= width) & (total <= _MAX_CANDIDATES)
         done = torch.zeros_like(possible)
@@ -117,7 +118,7 @@ class GridSearch:
         widest = int(total[chosen].max())
         for part in chosen.split(max(1, _CHUNK // widest)):
             candidates, there = self._candidates(starts[part], bounds[part], widest)
-            squared = _squared(self.points[candidates], self.points[rows[left[part]]])
+            squared = _squared(self.points, candidates, self.points[rows[left[part]]])
             squared.masked_fill_(~there, torch.inf)
             nearest, which = squared.topk(width, dim=1, largest=False)
             index[left[part]] = candidates.gather(1, which)
@@ -135,7 +136,15 @@ class GridSearch:
         return self._order[torch.where(there, place, 0)], there
 
 
-def _squared(points: Tensor, own: Tensor) -> Tensor:
-    """Return squared distances ``[m, width]`` from ``own [m, 2]`` to ``points [m, width, 2]``."""
+def _squared(points: Tensor, index: Tensor, own: Tensor) -> Tensor:
+    """Return squared distances ``[m, width]`` from ``own [m, 2]`` to ``points[index]``."""
     # differences, as the rule for neighbours takes them: products lose half of the digits
-    return (points - own[:, None]).square_().sum(-1)
+    return (take_points(points, index) - own[:, None]).square_().sum(-1)
+
+
+def _cumulated(lengths: Tensor) -> Tensor:
+    """Return the cumulative sums of ``lengths [m, few]``; torch's scan is slow on short rows."""
+    sums = [lengths[:, 0]]
+    for column in lengths.unbind(1)[1:]:
+        sums.append(sums[-1] + column)
+    return torch.stack(sums, dim=1)

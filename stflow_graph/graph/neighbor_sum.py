@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from stflow_graph.graph import kernels
+
+logger = logging.getLogger(__name__)
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+
 
 def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
     r"""Return :math:`\sum_{e \in i} w_e z_{j(e)}` of every spot i.
 
-    Values are read and summed in one go (``embedding_bag``): nothing of the size of all edges
-    times channels is made, and sums do not depend on the number of threads.
+    Values are read and summed in one go (``embedding_bag``, on a GPU a kernel where no gradient is
+    needed): nothing of the size of all edges times channels is made, and sums do not depend on the
+    number of threads.
 
     Args:
         values: z, ``[m, C]``, or ``[m, H, D]`` for H heads.
@@ -24,6 +34,10 @@ def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
         ``[n, C]``, or ``[n, H, D]``.
     """
     weight = weight.to(values.dtype)
+    if values.dim() == 2 and _by_kernel(values, weight):
+        kernel = importlib.import_module("stflow_graph.graph.neighbor_sum_kernel")
+        total: Tensor = kernel.weighted_sum(values, sender, starts, weight)
+        return total
     if values.dim() == 2:
         return F.embedding_bag(
             sender, values, starts, mode="sum", per_sample_weights=weight, include_last_offset=True
@@ -41,6 +55,30 @@ def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
         include_last_offset=True,
     )
     return sums.view(heads, -1, values.size(2)).transpose(0, 1)
+
+
+def _by_kernel(values: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling() or not kernels.wanted(values) or not kernels.is_available():
+        return False
+    if torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad):
+        return False
+    return values.dtype in _KERNEL_DTYPES and values.stride(1) == 1 and _works(values.device)
+
+
+@functools.cache
+def _works(device: torch.device) -> bool:
+    """Return whether the kernel compiles, which a sum of one spot shows once and for all."""
+    one = torch.ones(1, 1, device=device)
+    edge = torch.zeros(1, dtype=torch.long, device=device)
+    starts = torch.arange(2, device=device)
+    try:
+        kernel = importlib.import_module("stflow_graph.graph.neighbor_sum_kernel")
+        return float(kernel.weighted_sum(one, edge, starts, one[0])) == 1
+    except torch.OutOfMemoryError:
+        raise  # tells nothing about the kernel
+    except Exception as error:  # Triton has no common type of errors
+        logger.warning("sums over neighbours run without their GPU kernel: %s", error)
+        return False
 
 
 def edge_starts(receiver: Tensor, n_spots: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stflow_graph.graph.backends import Search, TreeSearch, make_search
 from stflow_graph.graph.grid_search import GridSearch
+from stflow_graph.graph.points import take_points
 
 # relative difference of distances that count as tied, far above the rounding of a rotated array
 _TIED = 1e-9
@@ -193,7 +194,7 @@ def _search_slide(
         remaining = []
         for part in rows.split(rows_at_a_time(pos.device)):
             index = search(part, width)
-            distance = (pos[index] - pos[part, None]).square().sum(-1).sqrt()
+            distance = (take_points(pos, index) - pos[part, None]).square().sum(-1).sqrt()
             itself = index == part[:, None]
             others = distance.masked_fill(itself, torch.inf)
             nearest = others.kthvalue(k, dim=1, keepdim=True).values.clamp(min=same_place)

@@ -1,6 +1,13 @@
+import sys
+
 import pytest
 import torch
+from slides import noise, seeded
+from triton_runs import on_cpu, on_gpu
 
+from stflow_graph.graph import kernels
+from stflow_graph.graph import neighbor_sum as module
+from stflow_graph.graph.neighbor_sum import _by_kernel as by_kernel
 from stflow_graph.graph.neighbor_sum import edge_starts, is_sorted, neighbor_sum
 
 SENDER = torch.tensor([4, 0, 2, 2, 1, 4])
@@ -38,3 +45,39 @@ def test_sortedness_is_recognised():
     assert is_sorted(RECEIVER)
     assert is_sorted(RECEIVER[:0])
     assert not is_sorted(SENDER)
+
+
+@pytest.mark.parametrize("device", [on_cpu, on_gpu])
+@pytest.mark.parametrize("width", [1, 5, 128, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_gives_the_same_sums(device, width, dtype):
+    """Of spots without neighbours, with many, and of more rows than are summed to."""
+    receiver = torch.tensor([0] * 3 + [2] * 40 + [3, 6, 6])
+    sender = torch.randint(9, (len(receiver),), generator=seeded())
+    values = noise(9, 2 * width, seed=1).to(dtype)[:, width:]  # rows that are not side by side
+    weight = torch.rand(len(receiver), generator=seeded())
+    starts = edge_starts(receiver, 7)
+    inputs = [part.to(device) for part in (values, sender, starts, weight)]
+    with kernels.using("off"):
+        expected = neighbor_sum(values.float(), sender, starts, weight)
+    with kernels.using("on"):
+        assert by_kernel(inputs[0], inputs[3])
+        actual = neighbor_sum(*inputs)
+        learned = inputs[3].clone().requires_grad_()
+        assert not by_kernel(inputs[0], learned)
+    assert actual.dtype == dtype
+    tolerance = (
+        {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.01}
+    )
+    torch.testing.assert_close(actual.cpu().float(), expected, **tolerance)
+
+
+def test_sums_run_without_a_kernel_that_does_not_compile(monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "stflow_graph.graph.neighbor_sum_kernel", None)
+    module._works.cache_clear()
+    with kernels.using("on"), caplog.at_level("WARNING"):
+        assert not any(by_kernel(torch.ones(2, 2), torch.ones(1)) for _ in range(2))
+    module._works.cache_clear()
+    assert "run without their GPU kernel" in caplog.text
+    assert len(caplog.records) == 1

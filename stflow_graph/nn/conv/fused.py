@@ -5,26 +5,21 @@ sums over a spot's neighbours of values and encoded edges, weighted by attention
 E · C is written. The backward pass goes over the edges twice, by receiving and by sending spot,
 without atomic additions, so it is deterministic; it cannot be differentiated again.
 
-``mode`` chooses: ``"auto"`` takes the kernels for tensors on a GPU, ``"off"`` never, ``"on"`` on
-any device, which is for tests under Triton's interpreter. Its first value is that of the
-environment variable ``STFLOW_GRAPH_FUSED``, or else ``"auto"``. Under ``torch.compile``, with
-attention dropout or with hooks on messages the reference runs.
+They run as ``graph.kernels`` says. Under ``torch.compile``, with attention dropout or with hooks
+on messages the reference runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import logging
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from stflow_graph.graph import kernels
 from stflow_graph.graph.edge_orders import EdgeOrders
 from stflow_graph.nn.conv.fused_attention import (
     FusedAttention,
@@ -34,33 +29,13 @@ from stflow_graph.nn.conv.fused_attention import (
 )
 
 logger = logging.getLogger(__name__)
-MODES = ("auto", "off", "on")
-mode = os.environ.get("STFLOW_GRAPH_FUSED", "auto")
-if mode not in MODES:
-    raise ValueError(f"STFLOW_GRAPH_FUSED must be one of {', '.join(MODES)}, got {mode!r}")
-# of matrix products in the kernels: three TF32 products, about as exact as float32, or float32
+# of matrix products in the kernels where others are float32: three TF32 products, about as exact,
+# or float32
 PRECISIONS = ("tf32x3", "ieee")
 precision = PRECISIONS[0]
 _MAX_TILE = 2**13  # padded C / H times padded D_e: what registers hold
 _MAX_SIZE = 2**31  # offsets are int32
 _DTYPES = (torch.float32, torch.bfloat16)
-
-
-@contextlib.contextmanager
-def using(other: str) -> Iterator[None]:
-    """Set ``mode`` for a while.
-
-    Raises:
-        ValueError: an unknown mode.
-    """
-    global mode
-    if other not in MODES:
-        raise ValueError(f"unknown mode {other!r}; one of {', '.join(MODES)}")
-    before, mode = mode, other
-    try:
-        yield
-    finally:
-        mode = before
 
 
 def attention(
@@ -90,7 +65,8 @@ def attention(
     """
     if not _applies(edge_index, receiver, sender, value, f):
         return None
-    kind = (value.dtype, f.dtype, log_weight is not None, *att.shape, f.size(1), precision)
+    of_products = _precision(value)
+    kind = (value.dtype, f.dtype, log_weight is not None, *att.shape, f.size(1), of_products)
     if not _works(receiver.device, torch.is_grad_enabled(), *kind):
         return None
     orders = EdgeOrders.of(edge_index)
@@ -99,15 +75,21 @@ def attention(
     weight = None if log_weight is None else log_weight.contiguous()
     rows = (_by_rows(part) for part in (receiver, sender, value))
     context: Tensor = FusedAttention.apply(
-        *rows, f.contiguous(), weight, to_hidden.contiguous(), att.contiguous(), orders, precision
+        *rows, f.contiguous(), weight, to_hidden.contiguous(), att.contiguous(), orders, of_products
     )
     return context
 
 
+def _precision(value: Tensor) -> str:
+    """Return that of the kernels' products: no better than that of all other products."""
+    low = value.dtype == torch.bfloat16 or torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if low else precision
+
+
 def _applies(edge_index: Any, receiver: Tensor, sender: Tensor, value: Tensor, f: Tensor) -> bool:
-    if mode == "off" or not isinstance(edge_index, EdgeIndex) or not edge_index.is_sorted_by_col:
+    if not isinstance(edge_index, EdgeIndex) or not edge_index.is_sorted_by_col:
         return False
-    if not (receiver.is_cuda or mode == "on") or not len(f) or not is_available():
+    if not kernels.wanted(receiver) or not len(f) or not kernels.is_available():
         return False
     parts = (receiver, sender, value, f)
     # the context is the widest of the spots' tensors, values may be a third of wider rows
@@ -116,17 +98,6 @@ def _applies(edge_index: Any, receiver: Tensor, sender: Tensor, value: Tensor, f
     return (
         all(part.dtype in _DTYPES for part in parts) and largest < _MAX_SIZE and tile <= _MAX_TILE
     )
-
-
-@functools.cache
-def is_available() -> bool:
-    """Return whether Triton can be imported."""
-    try:
-        importlib.import_module("triton")
-    except Exception as error:  # whatever a broken installation raises
-        logger.info("the default layer runs without its GPU kernels: %s", error)
-        return False
-    return True
 
 
 @functools.cache

@@ -12,8 +12,11 @@ from torch.autograd.function import once_differentiable
 from stflow_graph.graph.edge_orders import EdgeOrders
 
 _BLOCK_K = 16  # edges of a tile; most spots have fewer neighbours
-# parts of the spots whose programs load the weights once; a GPU runs about as many at a time
-_PARTS = 1024
+# parts of the spots: their programs load the layer's weights once; the backward pass also keeps a
+# sum of the weights' gradients for each
+_PARTS = {"forward": 4096, "backward": 1024}
+# of the loop over edges: most spots have one tile, of which nothing is loaded ahead
+_STAGES = {"forward": 1, "backward_by_receiver": 2, "backward_by_sender": 1}
 
 
 def padded_width(width: int) -> int:
@@ -53,9 +56,8 @@ def _launch(kernel: str, n_programs: int, like: Tensor, *arguments: Any, **width
     kernels = importlib.import_module("stflow_graph.nn.conv.fused_kernels")
     n_warps = max(1, widths["BLOCK_D"] * widths["BLOCK_E"] // 2048)
     with torch.cuda.device_of(like):
-        # loops are short: nothing is loaded ahead
         getattr(kernels, kernel)[(n_programs,)](
-            *arguments, **widths, num_warps=n_warps, num_stages=1
+            *arguments, **widths, num_warps=n_warps, num_stages=_STAGES[kernel]
         )
 
 
@@ -103,7 +105,7 @@ def launch_forward(
     strides = (receiver.stride(0), sender.stride(0), value.stride(0))
     widths = {**_widths(f, att, precision), "HAS_WEIGHT": log_weight is not None}
     arguments = (*inputs, *orders.forward, context, log_sum, *strides)
-    n_each = -(-n // _PARTS)
+    n_each = -(-n // _PARTS["forward"])
     _launch("forward", -(-n // n_each) * heads, value, *arguments, n, n_each, **widths)
     return context, log_sum
 
@@ -137,7 +139,7 @@ def launch_backward(
     padding = {"HAS_WEIGHT": log_weight is not None, "BLOCK_H": 1 << (heads - 1).bit_length()}
     arguments = (*inputs, *orders.forward, context, log_sum, grad, *outputs, *strides)
     _launch("backward_by_receiver", n, value, *arguments, value.stride(0), **widths, **padding)
-    n_each = -(-n // _PARTS)
+    n_each = -(-n // _PARTS["backward"])
     n_parts = -(-n // n_each)
     d_to_hidden = to_hidden.new_empty(n_parts, *to_hidden.shape, dtype=torch.float32)
     d_att = att.new_empty(n_parts, *att.shape, dtype=torch.float32)

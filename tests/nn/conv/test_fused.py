@@ -1,7 +1,6 @@
 """The default layer's GPU kernels against PyG's terms: on a GPU, and under Triton's interpreter."""
 
 import copy
-import importlib.util
 import logging
 import os
 import subprocess
@@ -16,20 +15,15 @@ from networks import graph, network
 from slides import array, change, in_single, noise, slide
 from torch import Tensor
 from torch_geometric.data import Data
+from triton_runs import INTERPRETED, TRITON, on_cpu, on_gpu
 
-from stflow_graph.graph import SpatialGraph, TiledGraph
+from stflow_graph.graph import SpatialGraph, TiledGraph, kernels
 from stflow_graph.graph.edge_orders import EdgeOrders
 from stflow_graph.graph.neighbor_sum import sorted_edges
 from stflow_graph.graph.whole import Edges, WholeGraph
 from stflow_graph.nn.conv import AdditiveConv, FrameAveragedConv, fused, fused_attention
 from stflow_graph.nn.edge_encoder import EncodedEdges
 
-TRITON = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-RUNS = TRITON and INTERPRETED
-WHY = "needs Triton and TRITON_INTERPRET=1" if TRITON else "Triton is not installed"
-on_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not RUNS, reason=WHY))
-on_gpu = pytest.param("cuda", marks=pytest.mark.gpu)
 devices = pytest.mark.parametrize("device", [on_cpu, on_gpu])
 gpu_alone = pytest.mark.parametrize("device", [on_gpu])
 KERNELS = ["forward", "backward_by_receiver", "backward_by_sender"]
@@ -70,7 +64,7 @@ def passes(layer: AdditiveConv, data: Data, edges: Edges, mode: str) -> list[Ten
         None if x is None else x.to(device, dtype).requires_grad_() for x in inputs
     )
     index = sorted_edges(edges.edge_index.as_tensor().to(device), len(data.x))
-    with fused.using(mode):
+    with kernels.using(mode):
         out = layer(h, y, index, attr, weight)
         probe = noise(*out.shape, seed=3).to(out)
         learned = [x for x in (h, y, attr, weight, *layer.parameters()) if x is not None]
@@ -125,6 +119,24 @@ def test_bfloat16(device, launched):
 
 
 @devices
+@pytest.mark.parametrize("allowed", ["highest", "high"])
+def test_products_are_as_exact_as_all_others(device, allowed, monkeypatch):
+    layer, data, edges = case("usual")
+    asked, launch = [], fused_attention._launch
+
+    def note(*arguments, **widths):
+        asked.append(widths["PRECISION"])
+        launch(*arguments, **widths)
+
+    monkeypatch.setattr(fused_attention, "_launch", note)
+    expected = passes(copy.deepcopy(layer).double(), data, edges, "off")
+    torch.set_float32_matmul_precision(allowed)
+    actual = passes(layer.to(device), data, edges, "on")
+    assert set(asked) == {"tf32x3" if allowed == "highest" else "tf32"}
+    assert_near(actual, expected, 2e-5 if allowed == "highest" else 2e-2)
+
+
+@devices
 def test_edges_encoded_beforehand_and_spots_outside(device, launched):
     """A tile's halo receives nothing; without gradients nothing else is computed."""
     layer, data, edges = case("usual", n=12)
@@ -140,7 +152,7 @@ def test_edges_encoded_beforehand_and_spots_outside(device, launched):
 
 
 def _with(mode: str, layer, data, *edges) -> Tensor:
-    with fused.using(mode):
+    with kernels.using(mode):
         return layer(data.x, data.y, *edges)
 
 
@@ -177,7 +189,7 @@ def test_a_whole_network(device, kind, launched):
     y_t, data = noise(len(data.x), GENES, seed=5).to(device), data.to(device)
     found = []
     for mode in ("auto", "off"):
-        with fused.using(mode):
+        with kernels.using(mode):
             out = model(y_t, t, data)
             learned = [p for p in model.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(out.square().sum(), learned, allow_unused=True)
@@ -207,7 +219,7 @@ def test_the_reverse_order_lists_the_edges_of_each_sender():
 
 @pytest.mark.parametrize("why", ["mode", "device", "unsorted", "double", "dropout", "hook", "kind"])
 def test_where_the_kernels_do_not_apply(why, monkeypatch):
-    monkeypatch.setattr(fused, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "is_available", lambda: True)
     monkeypatch.setattr(fused, "_works", lambda *_: pytest.fail("the kernels were asked for"))
     layer, data, edges = case("odd")
     h, y, attr, index = data.x, data.y, edges.edge_attr, edges.edge_index
@@ -221,12 +233,12 @@ def test_where_the_kernels_do_not_apply(why, monkeypatch):
         layer.register_message_and_aggregate_forward_hook(lambda *_: None)
     if why == "kind":
         layer = FrameAveragedConv(12, 3, 3, 9)
-    with fused.using({"mode": "off", "device": "auto"}.get(why, "on")):
+    with kernels.using({"mode": "off", "device": "auto"}.get(why, "on")):
         assert layer(h, y, index, attr).shape == h.shape
 
 
 def test_the_reference_runs_where_kernels_do_not_compile(monkeypatch, caplog):
-    monkeypatch.setattr(fused, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "is_available", lambda: True)
     monkeypatch.setattr(fused, "launch_forward", lambda *_: 1 / 0)
     fused._works.cache_clear()
     layer, data, edges = case("odd")
@@ -240,15 +252,16 @@ def test_the_reference_runs_where_kernels_do_not_compile(monkeypatch, caplog):
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="unknown mode 'fast'; one of auto, off, on"):
-        fused.using("fast").__enter__()
+        kernels.using("fast").__enter__()
 
 
 @pytest.mark.skipif(not TRITON or INTERPRETED, reason="Triton is not installed, or interprets")
 def test_under_the_interpreter():
-    """Run this file in a process of its own: Triton reads the variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", str(Path(__file__))]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    """Run in a process of its own: Triton reads the variable when it is imported."""
     root = Path(__file__).parents[3]
+    files = [__file__, str(root / "tests" / "graph" / "test_neighbor_sum.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", *files]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
         command, env=environment, cwd=root, capture_output=True, text=True, check=False
     )
