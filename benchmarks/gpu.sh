@@ -59,7 +59,7 @@ step imports benchmarks 60 "$python" -c "$imports"
 
 # a foreign image's versions may warn of what ours do not
 step "GPU tests" tests 150 env OMP_NUM_THREADS=2 "$python" -m pytest -q -m gpu -W default \
-  -p no:cacheprovider $(grep -rl --include='*.py' 'mark\.gpu' tests)
+  -p no:cacheprovider $(grep -rl --include='*.py' 'mark\.gpu\|on_gpu' tests)
 
 sizes=(10000 100000) one=(10000) spots=100000 million=1000000 small=()
 if [ -n "$quick" ]; then
