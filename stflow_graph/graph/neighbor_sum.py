@@ -33,11 +33,11 @@ def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
     Returns:
         ``[n, C]``, or ``[n, H, D]``.
     """
-    weight = weight.to(values.dtype)
     if values.dim() == 2 and _by_kernel(values, weight):
         kernel = importlib.import_module("stflow_graph.graph.neighbor_sum_kernel")
         total: Tensor = kernel.weighted_sum(values, sender, starts, weight)
         return total
+    weight = weight.to(values.dtype)
     if values.dim() == 2:
         return F.embedding_bag(
             sender, values, starts, mode="sum", per_sample_weights=weight, include_last_offset=True
@@ -62,18 +62,25 @@ def _by_kernel(values: Tensor, weight: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad):
         return False
-    return values.dtype in _KERNEL_DTYPES and values.stride(1) == 1 and _works(values.device)
+    if values.dtype not in _KERNEL_DTYPES or values.stride(1) != 1:
+        return False
+    return _works(values.device, values.dtype, weight.dtype, _padded(values.size(1)))
+
+
+def _padded(width: int) -> int:
+    """Return the power of two by which a kernel's program is made."""
+    return 1 << (max(width, 1) - 1).bit_length()
 
 
 @functools.cache
-def _works(device: torch.device) -> bool:
+def _works(device: torch.device, dtype: torch.dtype, weight_dtype: torch.dtype, width: int) -> bool:
     """Return whether the kernel compiles, which a sum of one spot shows once and for all."""
-    one = torch.ones(1, 1, device=device)
-    edge = torch.zeros(1, dtype=torch.long, device=device)
-    starts = torch.arange(2, device=device)
+    values = torch.ones(1, width, device=device, dtype=dtype)
+    weight = torch.ones(1, device=device, dtype=weight_dtype)
+    sender, starts = torch.zeros_like(weight, dtype=torch.long), torch.arange(2, device=device)
     try:
         kernel = importlib.import_module("stflow_graph.graph.neighbor_sum_kernel")
-        return float(kernel.weighted_sum(one, edge, starts, one[0])) == 1
+        return bool((kernel.weighted_sum(values, sender, starts, weight) == 1).all())
     except torch.OutOfMemoryError:
         raise  # tells nothing about the kernel
     except Exception as error:  # Triton has no common type of errors

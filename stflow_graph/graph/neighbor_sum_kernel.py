@@ -1,11 +1,14 @@
-"""Triton kernel of the weighted sum over neighbours; imported by ``graph.neighbor_sum`` alone."""
+"""Triton kernel of the weighted sum over neighbours; imported by ``graph.neighbor_sum`` alone.
+
+One program is one warp; with more, compilers of Triton up to 3.6 fail at some widths.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 512  # numbers of a program: spots times columns
+_TILE = 256  # numbers of a program: spots times columns
 _MAX_COLUMNS = 128
 
 
@@ -42,6 +45,12 @@ def _sum(
     )
 
 
+def blocks(n_columns: int) -> tuple[int, int]:
+    """Return the spots and columns of a program's tile, powers of two."""
+    block_c = min(_MAX_COLUMNS, 1 << (max(n_columns, 1) - 1).bit_length())
+    return _TILE // block_c, block_c
+
+
 def weighted_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
     """Return :func:`stflow_graph.graph.neighbor_sum.neighbor_sum` of ``values [m, C]``.
 
@@ -49,8 +58,7 @@ def weighted_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
     """
     n_spots, n_columns = len(starts) - 1, values.size(1)
     out = values.new_empty(n_spots, n_columns)
-    block_c = min(_MAX_COLUMNS, triton.next_power_of_2(max(n_columns, 1)))
-    block_n = _TILE // block_c
+    block_n, block_c = blocks(n_columns)
     grid = (triton.cdiv(n_spots, block_n), triton.cdiv(n_columns, block_c))
     if out.numel():
         with torch.cuda.device_of(values):
@@ -65,5 +73,6 @@ def weighted_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
                 values.stride(0),
                 BLOCK_N=block_n,
                 BLOCK_C=block_c,
+                num_warps=1,
             )
     return out
