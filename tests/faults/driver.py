@@ -15,7 +15,17 @@ import signal
 import sys
 import traceback
 
-STAGES = ("choose_genes", "embed", "evaluate", "export", "prepare", "sample", "split", "train")
+STAGES = (
+    "choose_genes",
+    "embed",
+    "evaluate",
+    "export",
+    "prepare",
+    "probe",
+    "sample",
+    "split",
+    "train",
+)
 
 
 class State(ctypes.Structure):

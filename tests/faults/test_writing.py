@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -121,6 +122,12 @@ COMMANDS = {
         lambda i, o: [
             *["eval", i / "predictions", "--truth", i / "cohort", "--out", o / "eval"],
             *["--n-bootstrap", 2],
+        ]
+    ),
+    "probe": Command(
+        lambda i, o: [
+            *["probe", "--source-dataroot", i / "cohort", "--embed-dataroot", i / "embeddings"],
+            *["--encoders", "toy", "--pca", 2, "--out", o],
         ]
     ),
     "convert": Command(lambda i, o: ["convert", i / "model.pt", o / "checkpoint"]),
@@ -305,9 +312,13 @@ STRIDES = {"simulate": 11, "simulate again": 11, "prepare": 5, "train": 7}
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_whichever_operation_fails(trials, name, kind):
+def test_whichever_operation_fails(trials, name, kind, capsys):
     stride = int(os.environ.get("STFLOW_FAULT_STRIDE", STRIDES.get(name, 1)))
-    assert fail_some(trials, name, kind, lambda n: range(1, n + 1, stride)) > 0
+    began = time.perf_counter()
+    n_trials = fail_some(trials, name, kind, lambda n: range(1, n + 1, stride))
+    with capsys.disabled():
+        print(f"\n{name}, {kind}: {n_trials} trials, {time.perf_counter() - began:.0f} s")
+    assert n_trials > 0
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"simulate again", "export csv"}))
