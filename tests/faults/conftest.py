@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import cli
 from fault_commands import write_inputs
 from fault_trials import Trials, started
+
+__all__ = ["cli"]
 
 
 @pytest.fixture(scope="package")
