@@ -36,6 +36,14 @@ class Run(NamedTuple):
         return [re.split(r" {2,}", row.strip()) for row in rows]
 
 
+def refused(run: Run, code: int, *texts: str) -> None:
+    """Check that a command ended with this code and one line that has these texts."""
+    assert run.code == code, run
+    assert run.error.startswith("error: "), run
+    for text in texts:
+        assert text in run.error, run
+
+
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Iterator[Callable[..., Run]]:
     """Run a command line at a width of 200 columns, or of ``columns``."""

@@ -30,3 +30,14 @@ def trials(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
     with started(inputs, folder) as running:
         yield running
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: one with copies of the inputs."""
+    for name in ("patches", "embeddings", "cohort", "predictions", "run"):
+        shutil.copytree(inputs / name, tmp_path / name)
+    shutil.copy(inputs / "model.pt", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    return tmp_path
