@@ -21,7 +21,11 @@ _OUT_OF_MEMORY = (
     "Unable to allocate",  # numpy
     "Cannot allocate memory",
     "bad_alloc",  # C++
+    "failed to map segment",  # the loader of shared libraries
 )
+# HDF5 says this of damaged data, and of data for which there was no memory
+_OF_DATA_OR_MEMORY = ("filter returned failure", "can't be opened", "unable to read raw data chunk")
+_SPARE = 2**26  # bytes that a machine with memory can spare
 # the machine's errors, which the next slide would meet as well
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _OF_THE_MACHINE |= {errno.EMFILE, errno.ENFILE, errno.EPIPE}
@@ -151,7 +155,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, Exception) and any(sign in str(error) for sign in _OUT_OF_MEMORY))
+        or (any(sign in str(error) for sign in _OF_DATA_OR_MEMORY) and not _memory_is_there())
     )
+
+
+def _memory_is_there() -> bool:
+    try:
+        bytearray(_SPARE)
+    except MemoryError:
+        return False
+    return True
 
 
 class Failures:

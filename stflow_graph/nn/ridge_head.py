@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from stflow_graph.graph.diffusion import Average
 from stflow_graph.nn.context_embedding import ContextEmbedding
+
+_DENSE = 500  # genes whose products are made as a matrix
 
 
 class RidgeHead(nn.Module):
@@ -52,8 +56,7 @@ class RidgeHead(nn.Module):
                 of largest variance there (Izenman 1975: reduced-rank regression).
             mixing_weight: s.
         """
-        values, vectors = torch.linalg.eigh(predicted.double().T @ predicted.double())
-        basis = vectors[:, values.argsort(descending=True)[: self.down.out_features]]
+        basis = _main_directions(predicted.double(), self.down.out_features)
         self.down.weight.copy_((weights.double() @ basis).T)
         self.up.weight.copy_(basis)
         self.up.bias.copy_(bias)
@@ -66,3 +69,20 @@ class RidgeHead(nn.Module):
     def mix(self, mean: Tensor, ridge: Tensor) -> Tensor:
         """Return the average of a network's mean and the ridge's, both ``[n, G]``."""
         return torch.lerp(mean, ridge, self.mixing_weight)
+
+
+def _main_directions(predicted: Tensor, rank: int) -> Tensor:
+    """Return ``[G, rank]``: the leading right singular vectors of ``predicted [N, G]``."""
+    n_genes = predicted.size(1)
+    if n_genes <= max(_DENSE, rank + 1):
+        values, vectors = torch.linalg.eigh(predicted.T @ predicted)
+        return vectors[:, values.argsort(descending=True)[:rank]]
+    p = predicted.cpu().numpy()
+
+    def gram(v: np.ndarray) -> np.ndarray:
+        product: np.ndarray = p.T @ (p @ v)
+        return product
+
+    operator = LinearOperator((n_genes, n_genes), matvec=gram, matmat=gram, dtype=np.float64)
+    vectors = eigsh(operator, k=rank, v0=np.ones(n_genes))[1]
+    return torch.from_numpy(np.ascontiguousarray(vectors)).to(predicted.device)

@@ -144,6 +144,17 @@ def test_morans_i_of_a_wave_of_alternation_and_of_noise():
     assert np.isnan(metrics.morans_i(noise, sp.csr_matrix((n, n)))).all()
 
 
+def test_gene_correlation_distance_is_that_of_all_pairs_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    p, t = rng.normal(size=(30, 11)), rng.gamma(1.0, size=(30, 11))
+    t[:, 4] = 1  # it counts on neither side
+    kept = np.delete(np.arange(11), 4)
+    one, other = (np.corrcoef(v[:, kept], rowvar=False) for v in (p, t))
+    expected = np.abs(one - other)[np.triu_indices(10, k=1)].mean()
+    monkeypatch.setattr(metrics, "_GENES_AT_A_TIME", 3)
+    assert metrics.gene_correlation_distance(p, t) == pytest.approx(expected, abs=1e-12)
+
+
 def test_gene_correlation_distance_has_known_values():
     rng = np.random.default_rng(0)
     t = rng.normal(size=(50, 4))
