@@ -26,15 +26,9 @@ from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, is_out_of_memory, unquoted
-from stflow_graph.io.atomic import (
-    read_json,
-    seal_json,
-    sha256,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, write_text
 from stflow_graph.io.folders import atomic_folder
+from stflow_graph.io.sealed_json import seal_json
 from stflow_graph.models.build import (
     build_denoiser,
     check_no_custom_code,

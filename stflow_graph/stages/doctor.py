@@ -21,9 +21,9 @@ from stflow_graph.encoders.catalogue import ENCODERS, entry_of
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
 from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
-from stflow_graph.io.atomic import remove, temporary_beside
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.renames import sync, sync_folder
+from stflow_graph.io.temporaries import remove, temporary_beside
 from stflow_graph.version import __version__
 
 _DISTRIBUTION = "stflow-graph"

@@ -25,7 +25,7 @@ from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import read_object, sha256, write_json, write_text
+from stflow_graph.io.atomic import sha256, write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
@@ -34,9 +34,15 @@ from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_che
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
 from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
-from stflow_graph.training.fold_result import FoldResult, history_csv
+from stflow_graph.training.fold_result import (
+    FoldResult,
+    history_csv,
+    read_provenance,
+    read_result,
+    write_provenance,
+)
 from stflow_graph.training.loop import EpochRecord
-from stflow_graph.training.run_folder import check_is_run, claim
+from stflow_graph.training.run_folder import check_is_run, claim, lock_fold
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
 
@@ -76,6 +82,7 @@ def train(
         BadInput: data that cannot be used, or ``out`` holds files that are of no run.
         BadConfig: ``out`` holds another configuration's run, or a fold or device does not exist.
         Diverged: a loss that is not finite.
+        StorageFailed: another process trains one of the folds; the disk is full or broken.
     """
     out = check_output_folder(out)
     pick_device(config.train.device)
@@ -95,7 +102,9 @@ def train(
         if not results:  # nothing is written before the first fold's data have proved good
             claim(out, config, overwrite)
         parent = out if len(datasets) == 1 else out / dataset.name
-        result = _train_fold(inputs, config, parent / f"fold{fold.index}", report)
+        folder = parent / f"fold{fold.index}"
+        with lock_fold(folder):
+            result = _train_fold(inputs, config, folder, report)
         results.append(result)
         done = [r for r in results if r.dataset == dataset.name]
         tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
@@ -143,7 +152,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     fold, genes = inputs.fold, inputs.genes
     provenance = _provenance(inputs, config)
     config.save(folder / "config.toml")
-    write_json(folder / "provenance.json", provenance)
+    write_provenance(folder / "provenance.json", provenance)
     with Trackers(folder / "tensorboard") as trackers:
 
         def on_epoch(histories: list[list[EpochRecord]]) -> None:
@@ -155,7 +164,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
 
         fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
     checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
-    write_json(folder / "provenance.json", checkpoint.provenance)
+    write_provenance(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
     save_checkpoint(folder / "checkpoint", checkpoint)
     pearson, of_slides = _score_test(checkpoint, inputs.tests)
@@ -252,11 +261,11 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     """
     begun = folder / "provenance.json"
     if begun.exists():
-        stored = read_object(begun).get("inputs")
+        stored = read_provenance(begun).get("inputs")
         check_same_inputs(folder, stored, inputs.hashes, done="trained", redo="train anew")
     if not (folder / "result.json").exists():
         return None
-    stored = read_object(folder / "result.json")
+    stored = read_result(folder / "result.json")
     check_same_inputs(
         folder, stored.get("inputs"), inputs.hashes, done="trained", redo="train anew"
     )

@@ -24,7 +24,7 @@ from predicted import predicted
 from toy import GENES, Cohort, write_cohort, write_images
 
 from stflow_graph.config import load_config
-from stflow_graph.io.atomic import sweep_stale
+from stflow_graph.io.temporaries import sweep_stale
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.simulation.cohort import simulate_cohort
 from stflow_graph.stages.train import train

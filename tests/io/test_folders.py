@@ -11,9 +11,10 @@ import pytest
 
 from stflow_graph.errors import BadInput, StorageFailed
 from stflow_graph.io import renames
-from stflow_graph.io.atomic import sweep_stale, temporary_beside, write_json
+from stflow_graph.io.atomic import write_json
 from stflow_graph.io.folders import FolderKind, atomic_folder, marked
 from stflow_graph.io.renames import put, set_aside
+from stflow_graph.io.temporaries import sweep_stale, temporary_beside
 
 OURS = marked("a box", "box.json", ("box/",), {"box.json", "a"})
 
