@@ -23,6 +23,7 @@ from stflow_graph.io.gene_names import (
     match_genes,
 )
 from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5, read_strings
+from stflow_graph.io.versions import unchanged
 
 if TYPE_CHECKING:
     import anndata
@@ -140,8 +141,13 @@ def read_h5ad(path: str | Path) -> anndata.AnnData:
     """Read an .h5ad after the checks of :func:`open_h5` and of its sparse indices.
 
     Raises:
-        BadInput: anything that anndata cannot read.
+        BadInput: anything that anndata cannot read, or a file that is replaced meanwhile.
     """
+    with unchanged(path):
+        return _read_h5ad(path)
+
+
+def _read_h5ad(path: str | Path) -> anndata.AnnData:
     import anndata
 
     with open_h5(path) as file:

@@ -25,10 +25,11 @@ from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import sha256, write_json, write_text
+from stflow_graph.io.atomic import write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.versions import Versions
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
@@ -128,19 +129,20 @@ class _Inputs:
 
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
+    data, versions = config.data, Versions(gene_file)
     genes = read_gene_list(gene_file)
     check_not_chosen_on(gene_file, [sample.id for sample in fold.test])
-    hashes = hash_inputs(fold, gene_file, config.data.embed_dataroot, config.data.encoder)
-    data = config.data
+    hashes = hash_inputs(fold, gene_file, data.embed_dataroot, data.encoder, versions.sha256)
     matching = gene_matching(data.gene_aliases, data.duplicate_genes, data.missing_genes)
-    if config.data.gene_aliases:
-        hashes["gene_aliases"] = sha256(config.data.gene_aliases)
+    if data.gene_aliases:
+        hashes["gene_aliases"] = versions.sha256(data.gene_aliases)
     slides, tests = (
         [_load(sample, config, genes, matching) for sample in side]
         for side in (fold.train, fold.test)
     )
     check_one_width([*slides, *tests], config.data.embed_dataroot)
     check_measured(genes, slides, gene_file)
+    versions.check()
     protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes)
     return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
 
