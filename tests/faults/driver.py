@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 
 STAGES = ("choose_genes", "embed", "evaluate", "export", "prepare", "sample", "split", "train")
@@ -84,13 +85,18 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         state.count = state.fired = state.kind = 0
+        job, start = json.loads(line), time.perf_counter()
         child = os.fork()
         if child == 0:
-            run(json.loads(line), state)
+            run(job, state)
+        if job["kill_after"] is not None:
+            time.sleep(job["kill_after"])
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         state.kind = 0
-        code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"code": code, "count": state.count, "fired": state.fired}), flush=True)
+        answer = {"code": os.waitstatus_to_exitcode(status), "count": state.count}
+        answer |= {"fired": state.fired, "seconds": time.perf_counter() - start}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import hashlib
-import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from predicted import predicted
-from toy import GENES, Cohort, write_cohort, write_images
+from fault_commands import COMMANDS, Trials, check_files, errors
 
-from stflow_graph.config import load_config
 from stflow_graph.io.temporaries import sweep_stale
-from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
-from stflow_graph.simulation.cohort import simulate_cohort
-from stflow_graph.stages.train import train
 
-HERE = Path(__file__).parent
-COMPILER = shutil.which("cc") or shutil.which("gcc")
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or sys.platform != "linux", reason="needs Linux and a C compiler"
-)
 FAIL, SHORT, KILL = 1, 2, 3
 OPEN, WRITE, SYNC, RENAME, CLOSE, MAKE = 1, 2, 4, 8, 16, 32
 FAULTS = {
@@ -44,196 +23,6 @@ FAULTS = {
     "short": {"kind": SHORT, "calls": WRITE},
     "kill": {"kind": KILL, "calls": 63},
 }
-# files that a run changes as it goes on
-INTERIM = ("config.toml", "provenance.json")
-# logs that are appended to, and files with the time that work took
-NOT_COMPARED = ("tensorboard/", "history.csv", "result.json", "state-", ".log")
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A command to fail.
-
-    Attributes:
-        arguments: given the inputs' folder and the output's.
-        before: puts what is there before into the output's folder, given the inputs'.
-    """
-
-    arguments: Callable[[Path, Path], list[object]]
-    before: Callable[[Path, Path], object] = lambda inputs, out: None
-
-
-def of_cohort(*names: str) -> Callable[[Path, Path], object]:
-    def copy(inputs: Path, out: Path) -> None:
-        for name in names:
-            source = inputs / "cohort" / name
-            copying = shutil.copytree if source.is_dir() else shutil.copy
-            copying(source, out / name)
-
-    return copy
-
-
-TINY = ["denoiser.hidden_channels=8", "train.flow_steps=2", "train.regions_per_slide=1"]
-TRAIN = ["--encoder", "toy", "--folds", 0, "--members", 1, "--epochs", 2, "--n-layers", 1]
-COMMANDS = {
-    "simulate": Command(
-        lambda i, o: ["simulate", o / "c", "--slides", 2, "--folds", 2, "--spots", 3]
-    ),
-    "simulate again": Command(
-        lambda i, o: [*COMMANDS["simulate"].arguments(i, o), "--seed", 1, "--overwrite"],
-        lambda i, o: shutil.copytree(i / "simulated", o / "c"),
-    ),
-    "prepare": Command(
-        lambda i, o: ["prepare", i / "kit", "--out", o, "--patch-px", 16, "--patch-um", 10]
-    ),
-    "embed": Command(
-        lambda i, o: ["embed", *sorted((i / "patches").glob("*")), "--out", o, *EMBED]
-    ),
-    "embed again": Command(
-        lambda i, o: [*COMMANDS["embed"].arguments(i, o), "--overwrite"],
-        lambda i, o: shutil.copy(i / "old.h5", o / "p0.h5"),
-    ),
-    "split": Command(
-        lambda i, o: ["split", o, "--k", 2, "--table", i / "patients.csv"], of_cohort("adata")
-    ),
-    "split again": Command(
-        lambda i, o: ["split", o, "--k", 2, "--table", i / "patients.csv", "--overwrite"],
-        of_cohort("adata", "splits"),
-    ),
-    "genes": Command(lambda i, o: ["genes", o, "--n-genes", 3], of_cohort("adata", "splits")),
-    "train": Command(
-        lambda i, o: [
-            *["train", "--source-dataroot", i / "cohort", "--embed-dataroot", i / "embeddings"],
-            *["--out", o / "run", *TRAIN, "--set", *TINY],
-        ]
-    ),
-    "sample": Command(
-        lambda i, o: [
-            *["sample", i / "run", i / "embeddings/cohort/toy/fp32/A.h5", "--out", o],
-            *["--n-samples", 2],
-        ]
-    ),
-    "sample again": Command(
-        lambda i, o: [*COMMANDS["sample"].arguments(i, o), "--overwrite"],
-        lambda i, o: shutil.copy(i / "predictions/A.h5ad", o / "A.h5ad"),
-    ),
-    "eval": Command(
-        lambda i, o: [
-            *["eval", i / "predictions", "--truth", i / "cohort", "--out", o / "eval"],
-            *["--n-bootstrap", 2],
-        ]
-    ),
-    "convert": Command(lambda i, o: ["convert", i / "model.pt", o / "checkpoint"]),
-    "convert again": Command(
-        lambda i, o: COMMANDS["convert"].arguments(i, o),
-        lambda i, o: shutil.copytree(i / "run/fold0/checkpoint", o / "checkpoint"),
-    ),
-    **{
-        f"export {ending}": Command(
-            lambda i, o, ending=ending: [
-                *["export", i / "predictions/A.h5ad", "--to", o / f"A.{ending}", "--overwrite"]
-            ],
-            lambda i, o, ending=ending: (o / f"A.{ending}").write_text("old"),
-        )
-        for ending in ("csv", "csv.gz", "parquet")
-    },
-}
-EMBED = ["--encoder", "toy:toy_encoder", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inputs of all commands, which no command changes."""
-    folder = tmp_path_factory.mktemp("inputs")
-    cohort = write_cohort(folder)
-    assert cohort == Cohort.of(folder)
-    settings = dict(pair.split("=") for pair in TINY)
-    values = {**cohort.settings, **settings, "train.epochs": 1}
-    train(load_config(None, values), folder / "run")
-    predicted(cohort, "A", n_samples=2).write(folder / "predictions/A.h5ad")
-    for i in range(2):
-        write_images(folder / f"patches/p{i}.h5", seed=i)
-    shutil.copy(cohort.embedding("B"), folder / "old.h5")
-    (folder / "patients.csv").write_text("sample_id,patient\nA,1\nB,2\nC,3\nD,4\n")
-    torch.manual_seed(0)
-    torch.save(TransformerDenoiser(6, len(GENES), 16, 16, 2, 1).state_dict(), folder / "model.pt")
-    write_kit(folder / "kit")
-    simulate_cohort(folder / "simulated", n_slides=2, n_spots=3, n_folds=2)
-    return folder
-
-
-def write_kit(folder: Path) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(folder / "S0.png")
-    (folder / "S0.csv").write_text("barcode,x,y\na,5,30\nb,30,30\nc,30,50\n")
-    rows = [",".join([b, *map(str, rng.poisson(2, 60) + 1)]) for b in "abc"]
-    head = ",".join(["", *(f"g{i}" for i in range(60))])
-    (folder / "counts.csv").write_text("\n".join([head, *rows]) + "\n")
-    row = "S0,S0.png,counts.csv,S0.csv,0.5"
-    (folder / "dataset.csv").write_text(f"id,image,counts,spots,um_per_px\n{row}\n")
-
-
-class Trials:
-    """Runs commands with faults in a folder of their own."""
-
-    def __init__(self, driver: subprocess.Popen[str], inputs: Path, folder: Path) -> None:
-        self._driver, self.inputs, self._folder = driver, inputs, folder
-        self.out = folder / "out"
-
-    def reset(self, command: Command) -> None:
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir()
-        command.before(self.inputs, self.out)
-
-    def run(self, command: Command, **fault: int) -> dict[str, Any]:
-        """Return the exit code, how many operations were counted and hit, and standard error."""
-        log = self._folder / "stderr.txt"
-        job = {
-            "arguments": [str(a) for a in command.arguments(self.inputs, self.out)],
-            "folder": str(self.out),
-            "log": str(log),
-            "fault": {"for_ever": 0, "number": 0, "kind": 0, "calls": 63, "when": 0, **fault},
-        }
-        assert self._driver.stdin is not None
-        assert self._driver.stdout is not None
-        self._driver.stdin.write(json.dumps(job) + "\n")
-        self._driver.stdin.flush()
-        return {**json.loads(self._driver.stdout.readline()), "error": log.read_text()}
-
-    def files(self) -> dict[str, str]:
-        """Return the hash of every file in the output's folder, by name."""
-        return {
-            str(path.relative_to(self.out)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.out.rglob("*"))
-            if path.is_file() and not any(name in str(path) for name in NOT_COMPARED)
-        }
-
-
-@pytest.fixture(scope="module")
-def trials(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    folder = tmp_path_factory.mktemp("faults")
-    if os.access("/dev/shm", os.W_OK):  # where a sync takes no time
-        folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    shim = folder / "shim.so"
-    assert COMPILER is not None
-    options = ["-O1", "-shared", "-fPIC", "-o", str(shim), str(HERE / "shim.c"), "-ldl"]
-    subprocess.run([COMPILER, *options], check=True)
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), *filter(None, sys.path)])
-    environment = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": path, "COLUMNS": "500"}
-    command = [sys.executable, "-W", "ignore", str(HERE / "driver.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, cwd=folder, **pipes) as driver:
-        assert driver.stdout.readline() == "ready\n"
-        yield Trials(driver, inputs, folder)
-        driver.stdin.close()
-    shutil.rmtree(folder)
-
-
-def errors(found: dict[str, Any]) -> list[str]:
-    """Return the lines on standard error, without warnings and what progress bars leave."""
-    lines = found["error"].splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("WARNING")]
 
 
 def check_answer(trials: Trials, kind: str, found: dict[str, Any]) -> None:
@@ -249,16 +38,6 @@ def check_answer(trials: Trials, kind: str, found: dict[str, Any]) -> None:
         assert "cannot write: " in line
         assert str(trials.inputs) not in line
         assert ".stflow-" not in line
-
-
-def check_files(trials: Trials, kind: str, old: dict[str, str], new: dict[str, str]) -> None:
-    """Check that every file is absent, as it was or as it will be, and that all else is gone."""
-    for name, content in trials.files().items():
-        if ".stflow-" in name:
-            assert kind == "kill", name
-        elif not any(part in name for part in INTERIM):
-            assert content in (old.get(name), new.get(name)), name
-    assert kind == "kill" or not list(trials.out.rglob(".*.stflow-*"))
 
 
 def fail_some(
