@@ -116,6 +116,7 @@ COMMANDS = {
         for ending in ("csv", "csv.gz", "parquet")
     },
 }
+NO_FAULT = {"for_ever": 0, "number": 0, "kind": 0, "calls": 63, "when": 0}
 EMBED = ["--encoder", "toy:toy_encoder", "--device", "cpu"]
 
 
@@ -172,17 +173,35 @@ class Trials:
         """
         log = self._folder / "stderr.txt"
         job = {
-            "arguments": [str(a) for a in command.arguments(self.inputs, self.out)],
-            "folder": str(self.out),
-            "log": str(log),
+            **self._job(command.arguments(self.inputs, self.out), log),
             "kill_after": kill_after,
-            "fault": {"for_ever": 0, "number": 0, "kind": 0, "calls": 63, "when": 0, **fault},
+            "fault": {**NO_FAULT, **fault},
         }
+        return {**self._ask(job), "error": log.read_text()}
+
+    def run_in_containers(self, *commands: list[object]) -> list[tuple[int, str]]:
+        """Run commands at the same time, each as PID 1 of the namespaces of a host ``node<i>``.
+
+        Returns:
+            Exit code and standard error of each.
+        """
+        logs = [self._folder / f"stderr{i}.txt" for i in range(len(commands))]
+        jobs = [
+            {**self._job(command, log), "host": f"node{i}", "fault": NO_FAULT}
+            for i, (command, log) in enumerate(zip(commands, logs, strict=True))
+        ]
+        codes = self._ask(jobs)
+        return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+    def _job(self, arguments: list[object], log: Path) -> dict[str, Any]:
+        return {"arguments": [*map(str, arguments)], "folder": str(self.out), "log": str(log)}
+
+    def _ask(self, job: object) -> Any:
         assert self._driver.stdin is not None
         assert self._driver.stdout is not None
         self._driver.stdin.write(json.dumps(job) + "\n")
         self._driver.stdin.flush()
-        return {**json.loads(self._driver.stdout.readline()), "error": log.read_text()}
+        return json.loads(self._driver.stdout.readline())
 
     def files(self) -> dict[str, str]:
         """Return the hash of every file in the output's folder, by name."""

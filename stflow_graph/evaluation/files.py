@@ -14,8 +14,9 @@ from stflow_graph.evaluation.baselines import NAMES
 from stflow_graph.evaluation.records import CEILING, TRUE_MEAN
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.cells import printable
-from stflow_graph.io.expression import Expression, expression_of, read_h5ad
+from stflow_graph.io.expression import Expression, expression_of
 from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.predictions import Prediction, prediction_of, read_prediction
 from stflow_graph.io.versions import unchanged
 

@@ -16,7 +16,7 @@ from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
-from stflow_graph.io.expression import is_h5ad
+from stflow_graph.io.h5ad import is_h5ad
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks

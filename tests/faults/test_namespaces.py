@@ -11,15 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
-from toy import Cohort, write_images
+from fault_commands import COMMANDS, Trials, is_leftover
 
-from stflow_graph.config import load_config
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.temporaries import sweep_stale
-from stflow_graph.stages.train import train
 
 HERE = Path(__file__).parents[1]
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--uts", "--kill-child")
@@ -41,7 +37,7 @@ def permitted() -> None:
 
 
 class Containers:
-    """Starts Python code, or commands, in PID and UTS namespaces of their own."""
+    """Starts Python code in PID and UTS namespaces of their own."""
 
     def __init__(self) -> None:
         path = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, sys.path)])
@@ -57,10 +53,6 @@ class Containers:
         )
         self._all.append(process)
         return process
-
-    def command(self, host: str, *arguments: object) -> subprocess.Popen[str]:
-        code = "import sys; from stflow_graph_cli.main import main; sys.argv[0] = 'stflow-graph'\n"
-        return self.start(host, code + "main()", *arguments)
 
     def end(self) -> None:
         for process in self._all:
@@ -160,7 +152,7 @@ def test_a_lock_is_not_taken_from_another_container(tmp_path, containers):
 
 def results(folder: Path) -> dict[str, str]:
     """Return hashes of all that does not depend on the time or the process."""
-    others = re.compile(r"tensorboard/|history\.csv|result\.json|state-|run/config\.toml")
+    others = re.compile(r"tensorboard/|history\.csv|result\.json|state-")
     return {
         str(file.relative_to(folder)): sha256(file)
         for file in sorted(folder.rglob("*"))
@@ -168,59 +160,40 @@ def results(folder: Path) -> dict[str, str]:
     }
 
 
-def both(containers: Containers, *commands: list[object]) -> list[tuple[int, str]]:
-    """Run commands at the same time, each in a container; return exit codes and errors."""
-    started = [containers.command(f"node{i}", *command) for i, command in enumerate(commands)]
-    ended = [process.communicate()[1] for process in started]
-    return [(p.returncode, text) for p, text in zip(started, ended, strict=True)]
-
-
-TINY = ["denoiser.hidden_channels=8", "train.flow_steps=2", "train.regions_per_slide=1"]
-
-
-def test_folds_of_one_run_are_trained_in_two_containers(cohort: Cohort, tmp_path, containers):
-    arguments = ["train", "--source-dataroot", cohort.root, "--embed-dataroot", cohort.embeddings]
-    arguments += ["--encoder", "toy", "--members", 1, "--epochs", 2, "--n-layers", 1]
+def test_folds_of_one_run_are_trained_in_two_containers(trials: Trials):
+    trials.reset(COMMANDS["train"])
 
     def command(out: str, fold: int) -> list[object]:
-        return [*arguments, "--out", tmp_path / out, "--folds", fold, "--set", *TINY]
+        arguments = COMMANDS["train"].arguments(trials.inputs, trials.out)
+        arguments[arguments.index("--out") + 1] = trials.out / out
+        arguments[arguments.index("--folds") + 1] = fold
+        return arguments
 
-    answers = both(containers, command("run", 0), command("run", 1))
+    answers = trials.run_in_containers(command("run", 0), command("run", 1))
     assert [code for code, _ in answers] == [0, 0], answers
     for fold in (0, 1):
-        assert (tmp_path / f"run/fold{fold}/result.json").exists()
-    answers = both(containers, command("same", 0), command("same", 0))
+        assert (trials.out / f"run/fold{fold}/result.json").exists()
+    answers = trials.run_in_containers(command("same", 0), command("same", 0))
     assert sorted(code for code, _ in answers) in ([0, 74], [0, 0]), answers
     for code, text in answers:
         if code:
             assert re.search(
                 r"error: .*same/fold0: another training is writing there: PID 1 on 'node[01]'", text
             )
-    names = [f"{run}/fold0/checkpoint/model.safetensors" for run in ("run", "same")]
-    assert len({sha256(tmp_path / name) for name in names}) == 1
-    assert not [*tmp_path.rglob(".*.lock"), *tmp_path.rglob(".*.stflow-*")]
+    assert results(trials.out / "run/fold0") == results(trials.out / "same/fold0")
+    assert not any(map(is_leftover, trials.files()))
 
 
-def test_sample_and_embed_share_a_folder_with_another_container(
-    cohort: Cohort, tmp_path, containers
-):
-    settings = dict(pair.split("=") for pair in TINY)
-    train(load_config(None, {**cohort.settings, **settings, "train.epochs": 1}), tmp_path / "run")
-    command = ["sample", tmp_path / "run", cohort.embedding("A").parent, "--n-samples", 2]
-    answers = both(containers, *([*command, "--out", tmp_path / "both"] for _ in range(2)))
-    assert [code for code, _ in answers] == [0, 0], answers
-    (alone,) = both(containers, [*command, "--out", tmp_path / "alone"])
-    assert alone[0] == 0
-    assert len(results(tmp_path / "both")) == 4
-    assert results(tmp_path / "both") == results(tmp_path / "alone")
-
-    for i in range(3):
-        write_images(tmp_path / f"patches/p{i}.h5", seed=i)
-    files = sorted((tmp_path / "patches").glob("*.h5"))
-    command = ["embed", *files, "--encoder", "toy:toy_encoder", "--device", "cpu"]
-    answers = both(containers, *([*command, "--out", tmp_path / "x"] for _ in range(2)))
-    assert [code for code, _ in answers] == [0, 0], answers
-    for name in ("p0", "p1", "p2"):
-        with h5py.File(tmp_path / f"x/{name}.h5") as file:
-            assert np.isfinite(file["embeddings"][()]).all()
-    assert not list(tmp_path.rglob(".*.stflow-*"))
+@pytest.mark.parametrize("name", ["sample", "embed", "convert", "eval"])
+def test_two_containers_write_the_same_files(trials: Trials, name):
+    command = COMMANDS[name]
+    trials.reset(command)
+    trials.run(command)
+    alone = results(trials.out)
+    for _ in range(3):
+        trials.reset(command)
+        arguments = command.arguments(trials.inputs, trials.out)
+        answers = trials.run_in_containers(arguments, arguments)
+        assert [code for code, _ in answers] == [0, 0], answers
+        assert results(trials.out) == alone
+        assert not any(map(is_leftover, trials.files()))

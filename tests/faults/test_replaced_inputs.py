@@ -15,7 +15,7 @@ from stflow_graph.data import load
 from stflow_graph.errors import BadInput
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io import expression
+from stflow_graph.io import h5ad
 from stflow_graph.preparation.embedding import EmbedSettings, embed_file
 from stflow_graph.stages import train as train_stage
 from stflow_graph.stages.evaluate import evaluate
@@ -92,7 +92,7 @@ def test_files_of_eval(cohort: Cohort, tmp_path, monkeypatch, kind):
     made = tmp_path / "predictions/A.h5ad"
     predicted(cohort, "A").write(made)
     file = made if kind == "prediction" else cohort.expression("A")
-    other, read = tmp_path / "other", expression._read_h5ad
+    other, read = tmp_path / "other", h5ad._read_h5ad
     other.write_bytes(file.read_bytes())
 
     def replacing(path):
@@ -101,7 +101,7 @@ def test_files_of_eval(cohort: Cohort, tmp_path, monkeypatch, kind):
             exchange(file, other)
         return adata
 
-    monkeypatch.setattr(expression, "_read_h5ad", replacing)
+    monkeypatch.setattr(h5ad, "_read_h5ad", replacing)
     with pytest.raises(BadInput, match=f"A.h5ad: {CHANGED}"):
         evaluate([tmp_path / "predictions"], cohort.root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
