@@ -4,7 +4,8 @@ A lock is a file that names its owner. It is made by a hard link, or exclusively
 links: both work over NFS and on file systems without ``flock``. While it is held its time is
 renewed every :data:`HEARTBEAT` seconds. It is taken over from a process that has died: on the same
 machine and in the same PID namespace that is seen at once, of others it is known when the time has
-not been renewed for :data:`MAX_SILENCE` seconds.
+not been renewed for :data:`MAX_SILENCE` seconds. A job that a cluster restarts on another machine
+waits for that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import datetime
 import errno
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -28,11 +30,13 @@ from stflow_graph.io.atomic import as_storage_error
 from stflow_graph.io.process import Place, is_alive, seconds_since_boot, start_of
 from stflow_graph.io.temporaries import is_older, remove, temporary_beside
 
-HEARTBEAT = 30.0
+HEARTBEAT = 10.0
 MAX_SILENCE = 600.0
+logger = logging.getLogger(__name__)
+
 _FORMAT = "stflow_graph.lock/1"
 _MAX_BYTES = 2**16
-_POLL = 0.05
+_POLL, _MAX_POLL = 0.05, 1.0
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 
 
@@ -117,18 +121,16 @@ def lock(file: Path, work: str, *, wait: float = 0) -> Iterator[None]:
     Args:
         file: the lock, in the folder.
         work: what holds it, for the message, such as "another training".
-        wait: seconds to wait for another process.
+        wait: seconds to wait for another process that runs; one of which that cannot be seen is
+            waited for until it gives a sign of life, or has given none for long.
 
     Raises:
         StorageFailed: another process holds it, which the message names.
     """
-    owner, until = Owner.this(), time.monotonic() + wait
+    owner = Owner.this()
     with as_storage_error(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        while not _acquire(file, owner):
-            if time.monotonic() >= until:
-                check_unlocked(file, work)
-            time.sleep(_POLL)
+        _wait(file, owner, work, wait)
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(file, owner, done), daemon=True)
     heart.start()
@@ -139,6 +141,35 @@ def lock(file: Path, work: str, *, wait: float = 0) -> Iterator[None]:
         heart.join()
         if _is_of(file, owner):
             remove(file)
+
+
+def _wait(file: Path, owner: Owner, work: str, seconds: float) -> None:
+    """Acquire a lock, as soon as that can be."""
+    until, pause, first_seen = time.monotonic() + seconds, _POLL, dict[str, int]()
+    while not _acquire(file, owner):
+        if _is_silent(file, first_seen):
+            if pause == _POLL:
+                logger.warning("%s: waiting for a sign of life of %s", file, work)
+        elif time.monotonic() >= until:
+            check_unlocked(file, work)
+        time.sleep(pause)
+        pause = min(1.2 * pause, _MAX_POLL)
+
+
+def _is_silent(file: Path, first_seen: dict[str, int]) -> bool:
+    """Return whether an owner cannot be seen, and has renewed nothing since it was looked at.
+
+    Args:
+        file: the lock.
+        first_seen: the time of the lock when it was looked at first, by owner; is extended.
+    """
+    try:
+        owner, time_ns = Owner.of(file), file.stat().st_mtime_ns
+    except OSError:
+        return False
+    if owner is not None and owner.is_alive() is not None:
+        return False
+    return first_seen.setdefault(owner.token if owner else "", time_ns) == time_ns
 
 
 def check_unlocked(file: Path, work: str) -> None:

@@ -29,7 +29,7 @@ def test_a_working_machine_and_folder(cli, tmp_path):
     assert {check["state"] for check in checks.values()} <= {"ok", "absent"}
     assert checks["torch"]["found"].count(".") >= 2
     writing = checks[f"writing in {tmp_path}"]
-    assert writing["found"] == "write, fsync, lock, rename, fsync of the folder"
+    assert writing["found"] == "write, fsync, rename, fsync of the folder"
     assert "efficientnet_lite0 (package)" in checks["encoder weights"]["found"]
     assert "free" in checks["disk"]["found"]
     assert list(tmp_path.iterdir()) == []

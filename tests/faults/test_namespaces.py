@@ -125,10 +125,11 @@ LOCKER = """
 import sys
 from pathlib import Path
 from stflow_graph.errors import StorageFailed
-from stflow_graph.io.locks import lock
+from stflow_graph.io import locks
 
+locks.HEARTBEAT = 0.2
 try:
-    with lock(Path(sys.argv[1]), "another job"):
+    with locks.lock(Path(sys.argv[1]), "another job"):
         print("held", flush=True)
         sys.stdin.read()
 except StorageFailed as error:
@@ -140,7 +141,8 @@ def test_a_lock_is_not_taken_from_another_container(tmp_path, containers):
     first = containers.start("one", LOCKER, tmp_path / ".lock")
     assert first.stdout.readline() == "held\n"
     for host in ("one", "two"):
-        text, _ = containers.start(host, LOCKER, tmp_path / ".lock").communicate()
+        text, log = containers.start(host, LOCKER, tmp_path / ".lock").communicate()
+        assert ".lock: waiting for a sign of life of another job" in log
         assert "another job is writing there: PID 1 on 'one' since '" in text
         assert "taken over 10 min after" in text
         assert len(text.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -9,6 +10,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -99,14 +101,41 @@ def test_a_lock_of_a_process_that_cannot_be_seen_is_kept_until_it_is_silent(
     file, monkeypatch, change
 ):
     write(file, **change)
-    with (
-        pytest.raises(StorageFailed, match="taken over 10 min after its owner's last sign of life"),
-        lock(file, WORK),
-    ):
-        pass
-    monkeypatch.setattr(locks, "is_older", lambda path, seconds: seconds <= 600)
+    with ticking(file) as ticks:
+        with (
+            pytest.raises(StorageFailed, match="taken over 10 min after its owner's last sign of"),
+            lock(file, WORK),
+        ):
+            pass
+        assert ticks
+    # silent now
+    start = time.monotonic()
+    monkeypatch.setattr(
+        locks, "is_older", lambda path, seconds: seconds <= time.monotonic() - start + 599.5
+    )
     with lock(file, WORK):
         assert Owner.of(file).host == Place.here().host
+        assert time.monotonic() - start >= 0.5
+
+
+@contextlib.contextmanager
+def ticking(file):
+    """Give signs of life in another's place."""
+    ticks: list[int] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.2):
+            ticks.append(len(ticks))
+            os.utime(file)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_the_lock_of_a_living_process_is_not_taken_over_however_old(file, monkeypatch):
