@@ -15,7 +15,8 @@ import squidpy as sq
 from anndata import AnnData
 from PIL import Image
 
-from stflow_graph.io.expression import read_expression, read_h5ad
+from stflow_graph.io.expression import read_expression
+from stflow_graph.io.h5ad import read_h5ad
 
 _MARGIN = 250  # level-0 px around the spots
 

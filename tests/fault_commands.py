@@ -1,11 +1,15 @@
-"""The commands that write, as tests of faults run them, and the inputs that they share."""
+"""Commands on tiny inputs, run in processes forked from a warm one, to be failed and killed."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +21,11 @@ from stflow_graph.config import load_config
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.simulation.cohort import simulate_cohort
 from stflow_graph.stages.train import train
+
+# files that a run changes as it goes on
+INTERIM = ("config.toml", "provenance.json")
+# logs that are appended to, and files with the time that work took
+NOT_COMPARED = ("tensorboard/", "history.csv", "result.json", "state-", ".log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +122,11 @@ COMMANDS = {
         for ending in ("csv", "csv.gz", "parquet")
     },
 }
+NO_FAULT = {"for_ever": 0, "number": 0, "kind": 0, "calls": 63, "when": 0}
 EMBED = ["--encoder", "toy:toy_encoder", "--device", "cpu"]
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path) -> Path:
     """Write the inputs of all commands, which no command changes."""
     cohort = write_cohort(folder)
     assert cohort == Cohort.of(folder)
@@ -132,6 +142,7 @@ def write_inputs(folder: Path) -> None:
     torch.save(TransformerDenoiser(6, len(GENES), 16, 16, 2, 1).state_dict(), folder / "model.pt")
     write_kit(folder / "kit")
     simulate_cohort(folder / "simulated", n_slides=2, n_spots=3, n_folds=2)
+    return folder
 
 
 def write_kit(folder: Path) -> None:
@@ -144,3 +155,85 @@ def write_kit(folder: Path) -> None:
     (folder / "counts.csv").write_text("\n".join([head, *rows]) + "\n")
     row = "S0,S0.png,counts.csv,S0.csv,0.5"
     (folder / "dataset.csv").write_text(f"id,image,counts,spots,um_per_px\n{row}\n")
+
+
+class Trials:
+    """Runs commands with faults in a folder of their own."""
+
+    def __init__(self, driver: subprocess.Popen[str], inputs: Path, folder: Path) -> None:
+        self._driver, self.inputs, self._folder = driver, inputs, folder
+        self.out = folder / "out"
+
+    def reset(self, command: Command) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        command.before(self.inputs, self.out)
+
+    def run(
+        self, command: Command, *, kill_after: float | None = None, **fault: int
+    ) -> dict[str, Any]:
+        """Run a command, to be killed after some seconds, or with a fault.
+
+        Returns:
+            The exit code, how many operations were counted and hit, seconds, and standard error.
+        """
+        log = self._folder / "stderr.txt"
+        job = {
+            **self._job(command.arguments(self.inputs, self.out), log),
+            "kill_after": kill_after,
+            "fault": {**NO_FAULT, **fault},
+        }
+        return {**self._ask(job), "error": log.read_text()}
+
+    def run_in_containers(self, *commands: list[object]) -> list[tuple[int, str]]:
+        """Run commands at the same time, each as PID 1 of the namespaces of a host ``node<i>``.
+
+        Returns:
+            Exit code and standard error of each.
+        """
+        logs = [self._folder / f"stderr{i}.txt" for i in range(len(commands))]
+        jobs = [
+            {**self._job(command, log), "host": f"node{i}", "fault": NO_FAULT}
+            for i, (command, log) in enumerate(zip(commands, logs, strict=True))
+        ]
+        codes = self._ask(jobs)
+        return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+    def _job(self, arguments: list[object], log: Path) -> dict[str, Any]:
+        return {"arguments": [*map(str, arguments)], "folder": str(self.out), "log": str(log)}
+
+    def _ask(self, job: object) -> Any:
+        assert self._driver.stdin is not None
+        assert self._driver.stdout is not None
+        self._driver.stdin.write(json.dumps(job) + "\n")
+        self._driver.stdin.flush()
+        return json.loads(self._driver.stdout.readline())
+
+    def files(self) -> dict[str, str]:
+        """Return the hash of every file in the output's folder, by name."""
+        return {
+            str(path.relative_to(self.out)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.out.rglob("*"))
+            if path.is_file() and not any(name in str(path) for name in NOT_COMPARED)
+        }
+
+
+def errors(found: dict[str, Any]) -> list[str]:
+    """Return the lines on standard error, without warnings and what progress bars leave."""
+    lines = found["error"].splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("WARNING")]
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file is unfinished, or in an unfinished folder, or a lock."""
+    return ".stflow-" in name or ".train.lock" in name
+
+
+def check_files(trials: Trials, kind: str, old: dict[str, str], new: dict[str, str]) -> None:
+    """Check that every file is absent, as it was or as it will be, and that all else is gone."""
+    for name, content in trials.files().items():
+        if is_leftover(name):
+            assert kind == "kill", name
+        elif not any(part in name for part in INTERIM):
+            assert content in (old.get(name), new.get(name)), name
+    assert kind == "kill" or not any(map(is_leftover, trials.files()))

@@ -14,7 +14,7 @@ from stflow_graph.config import load_config
 from stflow_graph.encoders import create_encoder
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.expression import read_h5ad
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import KEY, read_prediction
 from stflow_graph.preparation.embedding import EmbedSettings

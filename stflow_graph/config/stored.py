@@ -7,7 +7,11 @@ from typing import Any
 
 from stflow_graph.config.records import Config
 from stflow_graph.errors import BadConfig, one_line, short_repr
-from stflow_graph.io.atomic import read_object
+from stflow_graph.io.sealed_json import read_sealed
+
+RUN_FORMAT = "stflow_graph.run/3"
+# formats of before run.json had a checksum
+_UNSEALED = ("stflow_graph.run/1", "stflow_graph.run/2", None)
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def check_same_run(out: Path, config: Config) -> None:
     """Refuse to resume a run of another configuration.
 
     Raises:
-        BadInput: ``run.json`` is not JSON.
+        BadInput: ``run.json`` is not JSON, or was changed.
         BadConfig: it holds another configuration, or none.
     """
     file = out / "run.json"
@@ -37,7 +41,8 @@ def check_same_run(out: Path, config: Config) -> None:
 
 
 def _stored(file: Path) -> dict[str, dict[str, Any]]:
-    stored = read_object(file).get("config")
+    fix = "copy the file again, or --overwrite to replace the run"
+    stored = read_sealed(file, _UNSEALED, fix).get("config")
     sections: dict[str, Any] = stored if isinstance(stored, dict) else {"": stored}
     for name, section in sections.items():
         if not isinstance(section, dict):

@@ -17,8 +17,9 @@ from stflow_graph.data.splits import Sample, find_embedding
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
-from stflow_graph.io.expression import read_expression, read_h5ad, spatial, um_per_px_of
+from stflow_graph.io.expression import read_expression, spatial, um_per_px_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.io.patches import open_patches
 

@@ -16,8 +16,9 @@ from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import to_centres
 from stflow_graph.data.normalise import to_target
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.expression import Expression, expression_of, read_h5ad
+from stflow_graph.io.expression import Expression, expression_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
+from stflow_graph.io.h5ad import read_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData

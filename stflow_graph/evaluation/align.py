@@ -56,8 +56,9 @@ def align_slides(
     slides = []
     for label, first in firsts.items():
         with failures.foreign_of(label):
-            read = read_truth(truth, first, matching)
-            slides.append(_align(label, predictions[label], *read, seed))
+            expression, file, digest = read_truth(truth, first, matching)
+            slide = _align(label, predictions[label], expression, file, seed)
+            slides.append(dataclasses.replace(slide, truth_sha256=digest))
     return slides
 
 

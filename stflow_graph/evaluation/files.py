@@ -12,11 +12,13 @@ from stflow_graph.data.normalise import TARGETS
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.evaluation.baselines import NAMES
 from stflow_graph.evaluation.records import CEILING, TRUE_MEAN
-from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.atomic import check_name
 from stflow_graph.io.cells import printable
-from stflow_graph.io.expression import Expression, expression_of, read_h5ad
+from stflow_graph.io.expression import Expression, expression_of
 from stflow_graph.io.gene_names import GeneMatching
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.predictions import Prediction, prediction_of, read_prediction
+from stflow_graph.io.versions import unchanged
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -116,7 +118,9 @@ def _read(sources: Sequence[str | Path | AnnData]) -> Iterator[ModelPrediction]:
         if not files:
             raise BadInput(path, "folder", unquoted("no .h5ad file"), "predictions")
         for file in files:
-            yield ModelPrediction(file, read_prediction(file), sha256(file))
+            with unchanged(file) as version:
+                item = ModelPrediction(file, read_prediction(file), version.sha256(file))
+            yield item
 
 
 def _check(item: ModelPrediction, first: ModelPrediction) -> None:
@@ -160,18 +164,19 @@ def read_truth(
     truth: str | Path | AnnData | Mapping[str, AnnData],
     first: ModelPrediction,
     matching: GeneMatching,
-) -> tuple[Expression, str]:
-    """Return the counts of a prediction's slide, and their file, "" in memory.
+) -> tuple[Expression, str, str | None]:
+    """Return the counts of a prediction's slide, their file and its hash: "" and None in memory.
 
     Args:
         truth: see ``stages.evaluate``.
         first: a prediction of the slide.
         matching: how genes with other names are matched.
     """
-    origin, file = f"truth of {first.slide}", ""
+    origin, file, digest = f"truth of {first.slide}", "", None
     if isinstance(truth, str | Path):
         origin = file = str(truth_file(Path(truth), *first.key))
-        truth = read_h5ad(file)
+        with unchanged(file) as version:
+            truth, digest = read_h5ad(file), version.sha256(file)
     elif isinstance(truth, Mapping):
         if first.slide not in truth:
             raise BadInput("truth", "slide", list(truth), f"counts of slide {first.slide!r}")
@@ -179,7 +184,8 @@ def read_truth(
     genes = first.prediction.genes
     if first.masked:
         matching = dataclasses.replace(matching, missing="mask")
-    return expression_of(truth, origin, genes, matching=matching, min_fraction=_MIN_GENES), file
+    counts = expression_of(truth, origin, genes, matching=matching, min_fraction=_MIN_GENES)
+    return counts, file, digest
 
 
 def truth_file(truth: Path, dataset: str, slide: str) -> Path:

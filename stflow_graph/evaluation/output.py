@@ -14,7 +14,7 @@ import sklearn
 
 from stflow_graph.evaluation.records import CEILING, Evaluation, Row, Score, SlideEvaluation
 from stflow_graph.evaluation.report import render_report
-from stflow_graph.io.atomic import sha256, write_json, write_text
+from stflow_graph.io.atomic import write_json, write_text
 from stflow_graph.io.cells import safe_cell
 from stflow_graph.stats.ensembles import Coverage
 from stflow_graph.stats.metrics import none_if_nan
@@ -97,7 +97,7 @@ def _slide_protocol(slide: SlideEvaluation) -> dict[str, Any]:
         "held_out": slide.held_out,
         "name": first.get("protocol"),
         "truth": slide.truth_file,
-        "truth_sha256": sha256(slide.truth_file) if slide.truth_file else None,
+        "truth_sha256": slide.truth_sha256,
         "gene_list": first.get("gene_list"),
         "n_genes": len(slide.genes),
         "absent_genes": slide.absent_genes,

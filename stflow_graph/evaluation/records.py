@@ -72,6 +72,7 @@ class SlideEvaluation:
         absent_genes: predicted genes that are absent from the truth and not among the G.
         matched_genes: sentence on genes matched by another name; "" if none.
         observed: sentence on measured values that informed a prediction; "" if none.
+        truth_sha256: SHA-256 of the truth's file, None for counts in memory.
     """
 
     id: str
@@ -96,6 +97,7 @@ class SlideEvaluation:
     absent_genes: list[str] = dataclasses.field(default_factory=list)
     matched_genes: str = ""
     observed: str = ""
+    truth_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)

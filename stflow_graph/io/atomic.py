@@ -8,22 +8,16 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from stflow_graph.errors import OF_A_PATH, BadInput, StorageFailed, as_bad_input, unquoted
 from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.renames import HalfDoneError, put
+from stflow_graph.io.temporaries import remove, sweep_stale, temporary_beside
 
-_STALE = re.compile(
-    r"\.(?P<name>.+)\.stflow-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<ending>tmp|old)", re.DOTALL
-)
-# the entry of a JSON object that has the checksum of the others
-JSON_SEAL = "config_sha256"
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -92,55 +86,6 @@ def as_storage_error(path: Path, state: str = "Nothing was changed there") -> It
         raise StorageFailed(f"{path}: cannot write: {reason}. {state}") from error
 
 
-def temporary_beside(path: Path) -> Path:
-    """Return a free name in the folder of ``path``, which :func:`sweep_stale` knows as ours."""
-    token = f"stflow-{os.getpid()}-{secrets.token_hex(4)}"
-    return path.parent / f".{path.name}.{token}.tmp"
-
-
-def sweep_stale(folder: Path) -> None:
-    """Remove this package's temporary files in ``folder`` whose process no longer runs.
-
-    An old folder whose successor never came takes its place again.
-    """
-    for entry in folder.glob(".*.stflow-*"):
-        match = _STALE.fullmatch(entry.name)
-        if not match or _alive(int(match["pid"])):
-            continue
-        if match["ending"] == "old":
-            _restore(entry, folder / match["name"])
-        else:
-            remove(entry)
-
-
-def _restore(aside: Path, path: Path) -> None:
-    """Put an old folder back in its place, or remove it if its successor is there."""
-    rubbish = aside.with_suffix(".tmp")
-    with contextlib.suppress(OSError):  # another process may have done it
-        # under its name it is whole; a removal that is cut off must not leave a part of it there
-        os.rename(aside, rubbish if os.path.lexists(path) else path)
-    remove(rubbish)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder of this package's own that nobody needs; it may be absent."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_file(path) as file:
@@ -155,36 +100,6 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, indented, without sorting the keys."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def seal_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object of JSON with the checksum of its other entries."""
-    return {**content, JSON_SEAL: _json_hash(content)}
-
-
-def check_json(content: Mapping[str, Any], path: str | Path, *, required: bool) -> None:
-    """Check that an object of JSON is as :func:`seal_json` returned it.
-
-    Args:
-        content: what was read.
-        path: the file it comes from.
-        required: whether it must have a checksum; else one that it has is checked.
-
-    Raises:
-        BadInput: it was changed.
-    """
-    stored = content.get(JSON_SEAL)
-    if stored is None and not required:
-        return
-    if stored != _json_hash({k: v for k, v in content.items() if k != JSON_SEAL}):
-        fix = "copy the file again, or rerun the command that wrote it"
-        found = unquoted("another content than was written")
-        raise BadInput(path, JSON_SEAL, found, "the content of this checksum", fix)
-
-
-def _json_hash(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, as_bad_input, unquoted
+from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.coords import check_coords
 from stflow_graph.io.gene_names import (
     DEFAULT_MATCHING,
@@ -22,14 +22,19 @@ from stflow_graph.io.gene_names import (
     MatchedGenes,
     match_genes,
 )
-from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5, read_strings
+from stflow_graph.io.h5ad import read_h5ad, write_elements
+from stflow_graph.io.hdf5 import (
+    check_unique,
+    create_h5,
+    open_h5,
+    read_strings,
+)
 
 if TYPE_CHECKING:
     import anndata
 
 FORMAT = "stflow_graph.expression/1"
 _MAX_COUNT = 1e12
-_MAPPINGS = ("obsm", "varm", "obsp", "varp", "layers", "uns")
 # the simulator's layer of expected expression
 TRUE_MEAN = "true_mean"
 
@@ -134,40 +139,6 @@ def expression_of(
 def totals(counts: sp.csr_matrix) -> np.ndarray:
     """Return the sum of each row, ``[N]`` float64."""
     return np.asarray(counts.sum(axis=1), dtype=np.float64).reshape(-1)
-
-
-def read_h5ad(path: str | Path) -> anndata.AnnData:
-    """Read an .h5ad after the checks of :func:`open_h5` and of its sparse indices.
-
-    Raises:
-        BadInput: anything that anndata cannot read.
-    """
-    import anndata
-
-    with open_h5(path) as file:
-        if "obs" not in file or "var" not in file or "X" not in file:
-            raise BadInput(path, "content", keys_of(file), "an .h5ad with X, obs and var")
-    with (
-        as_bad_input(path, "content", "an .h5ad that anndata can read"),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", module="anndata")
-        adata = anndata.read_h5ad(path)
-    for name, matrix in [("X", adata.X), *adata.layers.items()]:
-        if sp.issparse(matrix):
-            # an index out of range crashes the interpreter at the first .toarray()
-            with as_bad_input(path, name, "valid sparse indices"):
-                matrix.check_format(full_check=True)
-    return adata
-
-
-def is_h5ad(path: str | Path) -> bool:
-    """Return whether a file is an .h5ad, whatever it holds."""
-    try:
-        with open_h5(path) as file:
-            return {"obs", "var"} <= set(file)
-    except BadInput:
-        return False
 
 
 def read_positions(path: str | Path) -> tuple[list[str], np.ndarray] | None:
@@ -312,21 +283,3 @@ def write_h5ad(path: str | Path, adata: anndata.AnnData) -> None:
     """Write an AnnData atomically, compressed; the same data give the same bytes."""
     with create_h5(path, FORMAT) as (file, _):
         write_elements(file, adata)
-
-
-def write_elements(file: h5py.File, adata: anndata.AnnData) -> None:
-    """Write an AnnData into an empty file, as ``AnnData.write_h5ad`` does, with checksums."""
-    try:
-        from anndata.io import write_elem
-    except ImportError:  # before 0.11
-        from anndata.experimental import write_elem
-
-    adata.strings_to_categoricals()
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    parts = {"X": adata.X, "raw": adata.raw, "obs": adata.obs, "var": adata.var}
-    parts |= {key: dict(getattr(adata, key)) for key in _MAPPINGS}
-    for key, value in parts.items():
-        if value is not None:
-            # text of any length, as in tables, takes no checksum
-            options = {"compression": "gzip", "fletcher32": key in ("X", "layers")}
-            write_elem(file, key, value, dataset_kwargs=options)

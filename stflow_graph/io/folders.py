@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from stflow_graph.errors import BadInput, StorageFailed, unquoted
-from stflow_graph.io.atomic import as_storage_error, remove, sweep_stale, temporary_beside
+from stflow_graph.io.atomic import as_storage_error
 from stflow_graph.io.renames import put, sync_tree
+from stflow_graph.io.temporaries import remove, sweep_stale, temporary_beside
 
 _MAX_MARK = 2**24
 

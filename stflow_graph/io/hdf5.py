@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from stflow_graph.io.seal import check_seal, seal
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
 _MAX_RATIO = 5000
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _SMALL = 64 * 2**20
 # h5py raises HDF5's errors on a damaged file as any of five types; their text identifies them
 _WORDS_OF_HDF5 = (
@@ -49,7 +51,7 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
     if head != _SIGNATURE:
         raise BadInput(path, "content", head, f"an HDF5 file (signature {_SIGNATURE!r})")
     try:
-        file = h5py.File(path, "r")
+        file = _open(path)
     except BlockingIOError:
         raise BadInput(path, "file", unquoted("a lock"), "a file that nobody is writing") from None
     except OSError as error:
@@ -72,6 +74,21 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
                 raise
             expected = "data that can be read and match their checksum"
             raise BadInput(path, "content", str(error), expected) from None
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if not lacks_locks(error):
+            raise
+    # outputs of this package are replaced, never written in place
+    return h5py.File(path, "r", locking=False)
+
+
+def lacks_locks(error: OSError) -> bool:
+    """Return whether HDF5 could not open a file as its file system has no locks, such as NFS."""
+    return error.errno in _NO_LOCKS and "unable to lock file" in str(error)
 
 
 def _check_contents(path: Path, file: h5py.File) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from stflow_graph.errors import BadInput, StorageFailed, unquoted
-from stflow_graph.io.atomic import as_storage_error, check_file, remove, temporary_beside
+from stflow_graph.io.atomic import as_storage_error, check_file
 from stflow_graph.io.hub_errors import hub_errors
 from stflow_graph.io.renames import put, sync
+from stflow_graph.io.temporaries import remove, temporary_beside
 
 Kind = Literal["dataset", "model"]
 KINDS: tuple[Kind, ...] = ("dataset", "model")

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.expression import read_h5ad, spatial, write_elements
+from stflow_graph.io.expression import spatial
+from stflow_graph.io.h5ad import read_h5ad, write_elements
 from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5
 from stflow_graph.io.picture import Picture
 

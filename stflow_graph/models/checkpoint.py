@@ -26,15 +26,10 @@ from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadConfig, BadInput, as_bad_input, is_out_of_memory, unquoted
-from stflow_graph.io.atomic import (
-    read_json,
-    seal_json,
-    sha256,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, write_text
 from stflow_graph.io.folders import atomic_folder
+from stflow_graph.io.sealed_json import seal_json
+from stflow_graph.io.versions import unchanged
 from stflow_graph.models.build import (
     build_denoiser,
     check_no_custom_code,
@@ -176,6 +171,11 @@ def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoi
     if not (folder / "config.json").is_file():
         fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
         raise BadInput(folder, "config.json", unquoted("no file"), "a checkpoint folder", fix)
+    with unchanged(folder / "config.json"):  # another training replaces all files at once
+        return _load(folder, allow_code)
+
+
+def _load(folder: Path, allow_code: bool) -> Checkpoint:
     content = read_json(folder / "config.json")
     if not isinstance(content, dict) or content.get("format") not in (FORMAT, UNSEALED_CHECKPOINT):
         stored = content.get("format") if isinstance(content, dict) else type(content).__name__

@@ -11,18 +11,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.atomic import (
-    JSON_SEAL,
-    check_json,
-    read_json,
-    seal_json,
-    sha256,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, write_text
 from stflow_graph.io.folders import atomic_folder, marked
 from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
+from stflow_graph.io.sealed_json import JSON_SEAL, check_json, seal_json
 from stflow_graph.io.state_dict import misfits, read_state_dict
 
 FORMAT = "stflow_graph.network/2"

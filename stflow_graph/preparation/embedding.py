@@ -22,10 +22,10 @@ from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
-from stflow_graph.io.atomic import sha256
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
+from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.version import __version__
 
@@ -130,17 +130,18 @@ def embed_file(
         pool: reads the batches, ``settings.workers`` ahead; None makes one.
 
     Raises:
-        BadInput: the patches cannot be used, or the target holds other embeddings.
+        BadInput: the patches cannot be used, were replaced meanwhile, or the target holds other
+            embeddings.
         OutOfMemory: a worker died.
     """
     source, target = Path(source), Path(target)
     readers = contextlib.nullcontext(pool) if pool else _readers(settings.workers)
-    with open_patches(source) as patches, readers as reader:
+    with unchanged(source) as version, open_patches(source) as patches, readers as reader:
         placed, dtype, n = patch_centres(patches), settings.dtype(), len(patches)
         attrs = {
             "encoder": encoder.name,
             "weights_sha256": encoder.weights_sha256,
-            "patches_sha256": sha256(source),
+            "patches_sha256": version.sha256(source),
             "precision": "fp32" if dtype is None else str(dtype).removeprefix("torch."),
             "um_per_px": patches.um_per_px,
             "convention": placed.convention,
@@ -156,6 +157,7 @@ def embed_file(
                 writer.append(x)
                 n_blank += blank
             writer.attrs["n_blank"] = n_blank
+            version.check()
     return Embedded(source.stem, target, n, n_blank, False)
 
 
@@ -184,7 +186,11 @@ def embed_slide(
         parts = (patches[start : start + size] for start in range(0, len(patches), size))
         encoded = list(_encode(parts, len(patches), encoder, settings, report))
     else:
-        with open_patches(patches) as file, _readers(settings.workers) as pool:
+        with (
+            unchanged(patches),
+            open_patches(patches) as file,
+            _readers(settings.workers) as pool,
+        ):
             rows = rows_of(slide.barcodes, file.barcodes, patches)
             batches = _batches(file, settings, pool)
             encoded = list(_encode(batches, len(file), encoder, settings, report))

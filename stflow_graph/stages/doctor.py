@@ -21,9 +21,9 @@ from stflow_graph.encoders.catalogue import ENCODERS, entry_of
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
 from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
-from stflow_graph.io.atomic import remove, temporary_beside
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.renames import sync, sync_folder
+from stflow_graph.io.temporaries import remove, temporary_beside
 from stflow_graph.version import __version__
 
 _DISTRIBUTION = "stflow-graph"
@@ -178,12 +178,11 @@ def _weights(root: str | Path | None) -> Iterator[Check]:
 
 
 def _writing(folder: Path) -> Check:
-    """Try what every output needs: write, sync, lock, rename."""
+    """Try what every output needs: write, sync, rename; locks need no more, see ``io.locks``."""
     temporary, renamed = (temporary_beside(folder / name) for name in ("doctor", "renamed"))
     steps: dict[str, Callable[[], object]] = {
         "write": functools.partial(temporary.write_bytes, _PROBE),
         "fsync": functools.partial(sync, temporary),
-        "lock": functools.partial(_lock, temporary),
         "rename": functools.partial(os.replace, temporary, renamed),
         "fsync of the folder": functools.partial(sync_folder, folder),
     }
@@ -200,15 +199,6 @@ def _writing(folder: Path) -> Check:
     finally:
         for path in (temporary, renamed):
             remove(path)
-
-
-def _lock(path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows locks in another way
-        return
-    with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _embeddings(root: Path, encoder: str) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from stflow_graph.encoders.catalogue import entry_of
 from stflow_graph.errors import BadConfig, BadInput, StorageFailed, unquoted
 from stflow_graph.io.atomic import read_json, sha256, write_json
 from stflow_graph.io.hub import KINDS, Hub, Kind, RemoteFile, Repo
+from stflow_graph.io.locks import lock
 from stflow_graph.io.outputs import check_output_folder
 
 MANIFEST = "download.json"
@@ -140,7 +140,7 @@ def download(
     out, hub = check_output_folder(out), hub or Hub()
     commit, files = hub.list_files(selection.repo)
     chosen = selection.choose(files)
-    with _lock(out):
+    with lock(out / ".download.lock", "another download"):
         manifest = _Manifest(out / MANIFEST, selection.repo, commit)
         targets = {name: _inside(out, name) for name in chosen}
         kept = {name: file for name, file in chosen.items() if file.is_at(targets[name])}
@@ -202,19 +202,6 @@ class _Manifest:
             self._files |= new
             content = {"format": "stflow_graph.download/1", "files": self._files}
             write_json(self._path, content)
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Prevent a second download into the same folder."""
-    from filelock import FileLock, Timeout
-
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".download.lock").acquire(timeout=0):
-            yield
-    except Timeout:
-        raise StorageFailed(f"{out}: another download is writing there") from None
 
 
 def _inside(out: Path, name: str) -> Path:

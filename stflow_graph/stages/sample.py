@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from stflow_graph.data.observed import Observed
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.atomic import check_name
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
-from stflow_graph.io.expression import is_h5ad
+from stflow_graph.io.h5ad import is_h5ad
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import TOP_LEFT
-from stflow_graph.io.predictions import read_provenance, write_prediction_blocks
+from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
+from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 
@@ -87,11 +88,18 @@ def sample(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Fold:
-    """A fold's checkpoint folder; the predictor is built when first needed."""
+    """A fold's checkpoint, its hash, and its device; the predictor is built when first needed."""
 
-    path: Path
     checkpoint: Checkpoint
+    sha256: str
     device: str
+
+    @classmethod
+    def load(cls, path: Path, device: str, allow_code: bool) -> _Fold:
+        file = path / "config.json"  # it holds the hashes of the other files
+        with unchanged(file) as version:
+            checkpoint = load_checkpoint(path, allow_code=allow_code)
+            return cls(checkpoint, version.sha256(file), device)
 
     @property
     def number(self) -> int | None:
@@ -104,18 +112,11 @@ class _Fold:
     def predictor(self) -> Predictor:
         return Predictor(self.checkpoint, self.device)
 
-    @functools.cached_property
-    def sha256(self) -> str:
-        return sha256(self.path / "config.json")  # it holds the hashes of the other files
-
 
 def _load_folds(
     source: str | Path, number: int | None, device: str, allow_code: bool
 ) -> list[_Fold]:
-    folds = [
-        _Fold(path, load_checkpoint(path, allow_code=allow_code), device)
-        for path in find_checkpoints(source)
-    ]
+    folds = [_Fold.load(path, device, allow_code) for path in find_checkpoints(source)]
     chosen = [fold for fold in folds if number is None or fold.number == number]
     if not chosen:
         present = ", ".join(str(fold.number) for fold in folds)
@@ -164,17 +165,17 @@ def _sample_slide(
 ) -> Sampled:
     predictor, calibration = fold.predictor, fold.checkpoint.calibration
     name, path = file.stem, out / f"{file.stem}.h5ad"
-    with open_embeddings(file) as source:
+    with unchanged(file) as versions, open_embeddings(file) as source:
         predictor.check(source, settings)
         observed = predictor.observed(source, settings)
-        provenance = _provenance(fold, source, settings, observed)
+        provenance = _provenance(fold, source, settings, observed, versions)
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
         if not overwrite and _is_there(path, provenance):
             return dataclasses.replace(result, up_to_date=True)
         settings.check_disk(out, len(source), len(fold.checkpoint.genes))
         write_prediction_blocks(
             path,
-            predictor.blocks(source, settings, observed),
+            _then_check(predictor.blocks(source, settings, observed), versions),
             source.barcodes,
             fold.checkpoint.genes,
             source.coords,
@@ -187,21 +188,31 @@ def _sample_slide(
     return result
 
 
+def _then_check(blocks: Iterator[Block], versions: Versions) -> Iterator[Block]:
+    """Yield blocks and check, before the output takes its place, that inputs have not changed."""
+    yield from blocks
+    versions.check()
+
+
 def _provenance(
-    fold: _Fold, source: EmbeddingFile, settings: SampleSettings, observed: Observed | None
+    fold: _Fold,
+    source: EmbeddingFile,
+    settings: SampleSettings,
+    observed: Observed | None,
+    versions: Versions,
 ) -> dict[str, Any]:
     """Return the origin of a prediction with the hashes of all files behind it."""
     file = source.path
     provenance = {
         **fold.predictor.provenance(file.stem, settings, observed),
         "checkpoint_sha256": fold.sha256,
-        "embeddings_sha256": sha256(file),
+        "embeddings_sha256": versions.sha256(file),
         "um_per_px": um_per_px(source.attrs),
         "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
     }
     image = settings.image_of(file.stem)
     if image is not None:
-        provenance["image_sha256"] = sha256(image)
+        provenance["image_sha256"] = versions.sha256(image)
         if source.attrs.get("convention") == TOP_LEFT:
             logger.warning(
                 "%s: its coords are corners of patches: spots are drawn half a patch off", file

@@ -25,18 +25,25 @@ from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import read_object, sha256, write_json, write_text
+from stflow_graph.io.atomic import write_json, write_text
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.versions import Versions
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
 from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
-from stflow_graph.training.fold_result import FoldResult, history_csv
+from stflow_graph.training.fold_result import (
+    FoldResult,
+    history_csv,
+    read_provenance,
+    read_result,
+    write_provenance,
+)
 from stflow_graph.training.loop import EpochRecord
-from stflow_graph.training.run_folder import check_is_run, claim
+from stflow_graph.training.run_folder import check_is_run, claim, lock_fold
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
 
@@ -76,6 +83,7 @@ def train(
         BadInput: data that cannot be used, or ``out`` holds files that are of no run.
         BadConfig: ``out`` holds another configuration's run, or a fold or device does not exist.
         Diverged: a loss that is not finite.
+        StorageFailed: another process trains one of the folds; the disk is full or broken.
     """
     out = check_output_folder(out)
     pick_device(config.train.device)
@@ -95,7 +103,9 @@ def train(
         if not results:  # nothing is written before the first fold's data have proved good
             claim(out, config, overwrite)
         parent = out if len(datasets) == 1 else out / dataset.name
-        result = _train_fold(inputs, config, parent / f"fold{fold.index}", report)
+        folder = parent / f"fold{fold.index}"
+        with lock_fold(folder):
+            result = _train_fold(inputs, config, folder, report)
         results.append(result)
         done = [r for r in results if r.dataset == dataset.name]
         tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
@@ -119,19 +129,20 @@ class _Inputs:
 
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
+    data, versions = config.data, Versions(gene_file)
     genes = read_gene_list(gene_file)
     check_not_chosen_on(gene_file, [sample.id for sample in fold.test])
-    hashes = hash_inputs(fold, gene_file, config.data.embed_dataroot, config.data.encoder)
-    data = config.data
+    hashes = hash_inputs(fold, gene_file, data.embed_dataroot, data.encoder, versions.sha256)
     matching = gene_matching(data.gene_aliases, data.duplicate_genes, data.missing_genes)
-    if config.data.gene_aliases:
-        hashes["gene_aliases"] = sha256(config.data.gene_aliases)
+    if data.gene_aliases:
+        hashes["gene_aliases"] = versions.sha256(data.gene_aliases)
     slides, tests = (
         [_load(sample, config, genes, matching) for sample in side]
         for side in (fold.train, fold.test)
     )
     check_one_width([*slides, *tests], config.data.embed_dataroot)
     check_measured(genes, slides, gene_file)
+    versions.check()
     protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes)
     return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
 
@@ -143,7 +154,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     fold, genes = inputs.fold, inputs.genes
     provenance = _provenance(inputs, config)
     config.save(folder / "config.toml")
-    write_json(folder / "provenance.json", provenance)
+    write_provenance(folder / "provenance.json", provenance)
     with Trackers(folder / "tensorboard") as trackers:
 
         def on_epoch(histories: list[list[EpochRecord]]) -> None:
@@ -155,7 +166,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
 
         fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
     checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
-    write_json(folder / "provenance.json", checkpoint.provenance)
+    write_provenance(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
     save_checkpoint(folder / "checkpoint", checkpoint)
     pearson, of_slides = _score_test(checkpoint, inputs.tests)
@@ -252,11 +263,11 @@ def _stored_result(inputs: _Inputs, config: Config, folder: Path) -> FoldResult 
     """
     begun = folder / "provenance.json"
     if begun.exists():
-        stored = read_object(begun).get("inputs")
+        stored = read_provenance(begun).get("inputs")
         check_same_inputs(folder, stored, inputs.hashes, done="trained", redo="train anew")
     if not (folder / "result.json").exists():
         return None
-    stored = read_object(folder / "result.json")
+    stored = read_result(folder / "result.json")
     check_same_inputs(
         folder, stored.get("inputs"), inputs.hashes, done="trained", redo="train anew"
     )

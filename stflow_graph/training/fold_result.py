@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from stflow_graph.io.atomic import write_json
+from stflow_graph.io.sealed_json import read_sealed, write_sealed
 from stflow_graph.stats.metrics import none_if_nan
 from stflow_graph.training.loop import EpochRecord
 
-FORMAT = "stflow_graph.fold/2"
+FORMAT = "stflow_graph.fold/3"
+PROVENANCE_FORMAT = "stflow_graph.provenance/1"
+# formats of before these files had a checksum
+_UNSEALED = ("stflow_graph.fold/1", "stflow_graph.fold/2", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,6 @@ class FoldResult:
             epochs: maximum number of epochs that training was allowed.
         """
         content = {
-            "format": FORMAT,
             "protocol": self.protocol,
             "best": [dataclasses.asdict(record) for record in self.best],
             "validation_pearson": none_if_nan(self.validation_pearson),
@@ -64,7 +66,7 @@ class FoldResult:
             "inputs": dict(inputs),
             "epochs": epochs,
         }
-        write_json(self.folder / "result.json", content)
+        write_sealed(self.folder / "result.json", FORMAT, content)
 
     @classmethod
     def from_json(
@@ -83,6 +85,29 @@ class FoldResult:
             True,
             content["protocol"],
         )
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the content of ``result.json``.
+
+    Raises:
+        BadInput: it is not JSON, or was changed.
+    """
+    return read_sealed(file, _UNSEALED, "remove it to finish this fold again")
+
+
+def write_provenance(file: Path, content: Mapping[str, Any]) -> None:
+    """Write ``provenance.json``, from when on what is in a fold's folder has these inputs."""
+    write_sealed(file, PROVENANCE_FORMAT, content)
+
+
+def read_provenance(file: Path) -> dict[str, Any]:
+    """Return the content of ``provenance.json``.
+
+    Raises:
+        BadInput: it is not JSON, or was changed.
+    """
+    return read_sealed(file, (None,), "remove this fold's folder to train it anew")
 
 
 def history_csv(histories: Sequence[Sequence[EpochRecord]]) -> str:

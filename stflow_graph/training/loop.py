@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric.data import Batch, Data
@@ -28,10 +26,10 @@ from stflow_graph.flow.prior import Prior
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
-from stflow_graph.io.atomic import check_file, write_bytes
 from stflow_graph.models.build import build_prior
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
+from stflow_graph.training.state_file import STATE_FIX, read_state, write_state
 
 # seconds of training that an interrupted run may lose; epochs of small cohorts take less time than
 # writing the state
@@ -301,22 +299,18 @@ def _record(
 
 
 def _save(state: _State, file: Path) -> None:
-    """Write the loop's state as one safetensors file; prefixes name what a tensor belongs to."""
+    """Write the loop's state; prefixes of names state what a tensor belongs to."""
     tensors = {f"network/{k}": v for k, v in state.network.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in state.average.state_dict().items()}
     tensors |= {f"best/{k}": v for k, v in state.best.items()}
     for i, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{k}": v for k, v in values.items()}
-    history = json.dumps([dataclasses.asdict(record) for record in state.history])
-    copies = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_bytes(file, save({k: v.clone() for k, v in copies.items()}, {"history": history}))
+    write_state(file, tensors, [dataclasses.asdict(record) for record in state.history])
 
 
 def _restore(state: _State, file: Path) -> None:
     try:
-        with safe_open(check_file(file), "pt") as stored:
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}
-            history = json.loads(stored.metadata()["history"])
+        tensors, history = read_state(file)
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
@@ -334,7 +328,6 @@ def _restore(state: _State, file: Path) -> None:
     except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
         if is_out_of_memory(error):
             raise
-        fix = "remove it to train this fold anew"
-        raise BadInput(file, "content", str(error), "the state of this run", fix) from None
+        raise BadInput(file, "content", str(error), "the state of this run", STATE_FIX) from None
     if not all(math.isfinite(record.loss) for record in state.history):
-        raise BadInput(file, "history", "a loss that is not finite", "finite losses")
+        raise BadInput(file, "history", "a loss that is not finite", "finite losses", STATE_FIX)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from stflow_graph.config import Config
-from stflow_graph.config.stored import identity
+from stflow_graph.config.stored import RUN_FORMAT, check_same_run, identity
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.io.atomic import write_json
 from stflow_graph.io.folders import read_mark
+from stflow_graph.io.locks import check_unlocked, lock
+from stflow_graph.io.sealed_json import write_sealed
 
-_FORMAT = "stflow_graph.run/2"
+_LOCK = ".train.lock"
+_WAIT = 60.0  # seconds; a run is claimed in less than one
 
 
 def check_is_run(out: Path) -> None:
@@ -35,14 +38,33 @@ def claim(out: Path, config: Config, overwrite: bool) -> None:
         out: the folder, which :func:`check_is_run` accepts.
         config: the run's configuration.
         overwrite: remove the states and results of the run that is there.
+
+    Raises:
+        BadConfig: another process has begun a run of another configuration there.
+        StorageFailed: another process trains one of the folds to be removed.
     """
-    if overwrite:
-        for folder in _fold_folders(out):
+    # jobs of an array begin at the same time, each with folds of its own
+    with lock(out / _LOCK, "another training", wait=_WAIT):
+        if not overwrite:
+            check_same_run(out, config)
+        folds = _fold_folders(out) if overwrite else []
+        for folder in folds:
+            check_unlocked(folder / _LOCK, "another training")
+        for folder in folds:
             for name in ("state-*.safetensors", "result.json", "provenance.json"):
                 for file in folder.glob(name):
-                    file.unlink()
-    write_json(out / "run.json", {"format": _FORMAT, "config": identity(config)})
-    config.save(out / "config.toml")
+                    file.unlink(missing_ok=True)
+        write_sealed(out / "run.json", RUN_FORMAT, {"config": identity(config)})
+        config.save(out / "config.toml")
+
+
+def lock_fold(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a fold of a run for this process alone.
+
+    Raises:
+        StorageFailed: another process trains it.
+    """
+    return lock(folder / _LOCK, "another training")
 
 
 def _fold_folders(out: Path) -> list[Path]:

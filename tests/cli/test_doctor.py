@@ -29,7 +29,7 @@ def test_a_working_machine_and_folder(cli, tmp_path):
     assert {check["state"] for check in checks.values()} <= {"ok", "absent"}
     assert checks["torch"]["found"].count(".") >= 2
     writing = checks[f"writing in {tmp_path}"]
-    assert writing["found"] == "write, fsync, lock, rename, fsync of the folder"
+    assert writing["found"] == "write, fsync, rename, fsync of the folder"
     assert "efficientnet_lite0 (package)" in checks["encoder weights"]["found"]
     assert "free" in checks["disk"]["found"]
     assert list(tmp_path.iterdir()) == []
@@ -45,13 +45,13 @@ def test_the_table_fits_the_terminal(cli, tmp_path, columns):
 
 @pytest.mark.parametrize(
     ("step", "name"),
-    [("fsync", "fsync"), ("replace", "rename"), ("flock", "lock")],
+    [("fsync", "fsync"), ("replace", "rename")],
 )
 def test_a_folder_that_cannot_be_written_to(cli, tmp_path, monkeypatch, step, name):
     def fail(*arguments):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(importlib.import_module("fcntl") if step == "flock" else os, step, fail)
+    monkeypatch.setattr(os, step, fail)
     check = checks_of(cli, tmp_path, code=74)[f"writing in {tmp_path}"]
     assert check["found"] == f"{name}: {os.strerror(errno.EIO)}"
     assert check["fix"]

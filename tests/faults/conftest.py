@@ -1,34 +1,48 @@
-"""The inputs of all commands, and a process that commands are forked from."""
+"""The warm process that runs commands, and their inputs."""
+
+from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import cli
-from fault_commands import write_inputs
-from fault_trials import Trials, started
+from fault_commands import Trials, write_inputs
 
 __all__ = ["cli"]
+HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of all commands, which no command changes."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_inputs(folder)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trials(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
     folder = tmp_path_factory.mktemp("faults")
     if os.access("/dev/shm", os.W_OK):  # where a sync takes no time
         folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    with started(inputs, folder) as running:
-        yield running
+    shim = folder / "shim.so"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs Linux and a C compiler")
+    options = ["-O1", "-shared", "-fPIC", "-o", str(shim), str(HERE / "shim.c"), "-ldl"]
+    subprocess.run([compiler, *options], check=True)
+    path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), *filter(None, sys.path)])
+    environment = {**os.environ, "LD_PRELOAD": str(shim), "PYTHONPATH": path, "COLUMNS": "500"}
+    command = [sys.executable, "-W", "ignore", str(HERE / "driver.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=folder, **pipes) as driver:
+        assert driver.stdout.readline() == "ready\n"
+        yield Trials(driver, inputs, folder)
+        driver.stdin.close()
     shutil.rmtree(folder)
 
 

@@ -1,6 +1,7 @@
 """Runs commands in processes forked from this one, in which the libraries are loaded already.
 
-Started with the shim in LD_PRELOAD; reads a job a line (JSON) and answers each with a line.
+Started with the shim in LD_PRELOAD; reads a job a line (JSON), or a list of jobs to run at the
+same time, and answers each with a line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 
 STAGES = (
@@ -26,6 +29,12 @@ STAGES = (
     "split",
     "train",
 )
+
+
+# mounts, host name and PIDs
+NEW_NAMESPACES = 0x20000 | 0x4000000 | 0x20000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+NOT_PERMITTED = 99
 
 
 class State(ctypes.Structure):
@@ -84,6 +93,30 @@ def run(job: dict[str, object], state: State) -> None:
     os._exit(code)
 
 
+def start_in_container(job: dict[str, object], state: State) -> int:
+    """Start a command as PID 1 of namespaces of its own; return the PID of who waits for it."""
+    waiting = os.fork()
+    if waiting:
+        return waiting
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.unshare(NEW_NAMESPACES):
+        os._exit(NOT_PERMITTED)
+    child = os.fork()
+    if child == 0:
+        library.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        if library.mount(b"proc", b"/proc", b"proc", 0, None):
+            os._exit(NOT_PERMITTED)
+        socket.sethostname(str(job["host"]))
+        run(job, state)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def run_in_containers(jobs: list[dict[str, object]], state: State) -> list[int]:
+    """Run commands at the same time, each in namespaces of its own; return their exit codes."""
+    started = [start_in_container(job, state) for job in jobs]
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+
+
 def serve() -> None:
     """Answer jobs until there are no more."""
     library = ctypes.CDLL(None)
@@ -94,13 +127,21 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         state.count = state.fired = state.kind = 0
+        job, start = json.loads(line), time.perf_counter()
+        if isinstance(job, list):
+            print(json.dumps(run_in_containers(job, state)), flush=True)
+            continue
         child = os.fork()
         if child == 0:
-            run(json.loads(line), state)
+            run(job, state)
+        if job["kill_after"] is not None:
+            time.sleep(job["kill_after"])
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         state.kind = 0
-        code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"code": code, "count": state.count, "fired": state.fired}), flush=True)
+        answer = {"code": os.waitstatus_to_exitcode(status), "count": state.count}
+        answer |= {"fired": state.fired, "seconds": time.perf_counter() - start}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_44_a_folder_that_cannot_be_written_is_named(cli, here):
 
 # where the other rows are tested, a file or a test of each
 ELSEWHERE = {
-    8: "tests/faults/test_hosts.py",
+    8: "tests/io/test_hdf5_locks.py",
     30: "tests/training/test_loop.py::test_a_loss_that_is_not_finite_ends_the_loop",
     32: "tests/inference/test_predictor.py::test_embeddings_that_overflow_are_refused",
     35: "tests/faults/test_kills.py",

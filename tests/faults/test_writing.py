@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from fault_commands import COMMANDS
-from fault_trials import COMPILER, Trials, errors
+from fault_commands import COMMANDS, Trials, check_files, errors
 
-from stflow_graph.io.atomic import sweep_stale
+from stflow_graph.io.temporaries import sweep_stale
 
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or sys.platform != "linux", reason="needs Linux and a C compiler"
-)
 FAIL, SHORT, KILL = 1, 2, 3
 OPEN, WRITE, SYNC, RENAME, CLOSE, MAKE = 1, 2, 4, 8, 16, 32
 FAULTS = {
@@ -29,8 +24,6 @@ FAULTS = {
     "short": {"kind": SHORT, "calls": WRITE},
     "kill": {"kind": KILL, "calls": 63},
 }
-# files that a run changes as it goes on
-INTERIM = ("config.toml", "provenance.json")
 
 
 def check_answer(trials: Trials, kind: str, found: dict[str, Any]) -> None:
@@ -46,16 +39,6 @@ def check_answer(trials: Trials, kind: str, found: dict[str, Any]) -> None:
         assert "cannot write: " in line
         assert str(trials.inputs) not in line
         assert ".stflow-" not in line
-
-
-def check_files(trials: Trials, kind: str, old: dict[str, str], new: dict[str, str]) -> None:
-    """Check that every file is absent, as it was or as it will be, and that all else is gone."""
-    for name, content in trials.files().items():
-        if ".stflow-" in name:
-            assert kind == "kill", name
-        elif not any(part in name for part in INTERIM):
-            assert content in (old.get(name), new.get(name)), name
-    assert kind == "kill" or not list(trials.out.rglob(".*.stflow-*"))
 
 
 def fail_some(

@@ -111,18 +111,6 @@ def test_paths_that_cannot_be_are_bad_input(tmp_path, name, reason):
         write_json(tmp_path / name, 1)
 
 
-def test_temporaries_of_dead_processes_are_swept_and_others_kept(tmp_path):
-    dead = tmp_path / f".x.h5.stflow-{2**22 + 1}-0123abcd.tmp"
-    alive = tmp_path / f".x.h5.stflow-{os.getpid()}-0123abcd.tmp"
-    foreign = tmp_path / ".x.h5.other.tmp"
-    for file in (dead, alive, foreign):
-        file.write_text("")
-    write_json(tmp_path / "a.json", {"a": 1})
-    assert not dead.exists()
-    assert alive.exists()
-    assert foreign.exists()
-
-
 def test_json_is_read_as_written_and_refused_when_it_is_not_json(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, None], "a": "é"})
     assert read_json(tmp_path / "a.json") == {"b": [1, None], "a": "é"}

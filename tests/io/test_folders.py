@@ -11,10 +11,13 @@ import pytest
 
 from stflow_graph.errors import BadInput, StorageFailed
 from stflow_graph.io import renames
-from stflow_graph.io.atomic import sweep_stale, temporary_beside, write_json
+from stflow_graph.io.atomic import write_json
 from stflow_graph.io.folders import FolderKind, atomic_folder, marked
+from stflow_graph.io.process import Place
 from stflow_graph.io.renames import put, set_aside
+from stflow_graph.io.temporaries import sweep_stale, temporary_beside
 
+DEAD = 2**22 + 1  # above all PIDs of Linux
 OURS = marked("a box", "box.json", ("box/",), {"box.json", "a"})
 
 
@@ -178,7 +181,7 @@ def test_of_two_failures_the_message_tells_where_the_old_folder_is(tmp_path, mon
     (aside,) = tmp_path.iterdir()
     assert aside.name in str(error.value)
     # once this process has ended
-    dead = tmp_path / aside.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
+    dead = tmp_path / aside.name.replace(f"-{os.getpid()}-", f"-{DEAD}-")
     aside.rename(dead)
     write_json(tmp_path / "other.json", 1)
     assert (path / "a").read_text() == "old"
@@ -187,7 +190,7 @@ def test_of_two_failures_the_message_tells_where_the_old_folder_is(tmp_path, mon
 
 def test_an_old_folder_whose_successor_came_is_removed(tmp_path):
     write_box(tmp_path / "box", "new")
-    aside = tmp_path / f".box.stflow-{2**22 + 1}-0123abcd.old"
+    aside = tmp_path / f".box.stflow-{Place.here().token}-{DEAD}-012abc.old"
     aside.mkdir()
     (aside / "a").write_text("old")
     sweep_stale(tmp_path)

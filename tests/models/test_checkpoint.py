@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.inference.slide_model import SlideModel
-from stflow_graph.io.atomic import JSON_SEAL, seal_json, sha256, write_json
+from stflow_graph.io.atomic import sha256, write_json
+from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.models.checkpoint import (
     FORMAT,
     Checkpoint,

@@ -10,7 +10,7 @@ from torch import nn
 from stflow_graph import GraphDenoiser, SlideModel, TwoStageDenoiser
 from stflow_graph.config import load_config
 from stflow_graph.errors import BadConfig, BadInput
-from stflow_graph.io.atomic import JSON_SEAL, seal_json
+from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.stages.train import train
 

@@ -19,7 +19,8 @@ from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.evaluation import training_side
 from stflow_graph.evaluation.baselines import NAMES, SLOW
 from stflow_graph.evaluation.records import CEILING
-from stflow_graph.io.expression import TRUE_MEAN, read_expression, read_h5ad, write_expression
+from stflow_graph.io.expression import TRUE_MEAN, read_expression, write_expression
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.patches import write_patches
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stats import metrics

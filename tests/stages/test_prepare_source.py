@@ -17,7 +17,8 @@ from platform_files import (
 
 from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.images.open import open_image
-from stflow_graph.io.expression import read_expression, read_h5ad
+from stflow_graph.io.expression import read_expression
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.platforms.source import SourceOptions
 from stflow_graph.stages.prepare import prepare

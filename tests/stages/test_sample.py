@@ -19,10 +19,12 @@ from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.inference import inputs as inputs_module
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import JSON_SEAL, seal_json, write_json
+from stflow_graph.io.atomic import write_json
 from stflow_graph.io.embeddings import read_attrs
-from stflow_graph.io.expression import read_h5ad, write_expression
+from stflow_graph.io.expression import write_expression
+from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.predictions import read_prediction
+from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.preparation.embedding import embed_file
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stages.sample import sample

@@ -1,0 +1,82 @@
+"""AnnData files: reading untrusted ones, and writing with checksums."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import scipy.sparse as sp
+
+from stflow_graph.errors import BadInput, as_bad_input
+from stflow_graph.io.hdf5 import keys_of, lacks_locks, open_h5
+from stflow_graph.io.versions import unchanged
+
+if TYPE_CHECKING:
+    import anndata
+
+_MAPPINGS = ("obsm", "varm", "obsp", "varp", "layers", "uns")
+
+
+def read_h5ad(path: str | Path) -> anndata.AnnData:
+    """Read an .h5ad after the checks of :func:`open_h5` and of its sparse indices.
+
+    Raises:
+        BadInput: anything that anndata cannot read, or a file that is replaced meanwhile.
+    """
+    with unchanged(path):
+        return _read_h5ad(path)
+
+
+def _read_h5ad(path: str | Path) -> anndata.AnnData:
+    import anndata
+
+    with open_h5(path) as file:
+        if "obs" not in file or "var" not in file or "X" not in file:
+            raise BadInput(path, "content", keys_of(file), "an .h5ad with X, obs and var")
+    with (
+        as_bad_input(path, "content", "an .h5ad that anndata can read"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", module="anndata")
+        try:
+            adata = anndata.read_h5ad(path)
+        except OSError as error:
+            if not lacks_locks(error):
+                raise
+            with Path(path).open("rb") as stream:  # of which HDF5 locks nothing
+                adata = anndata.read_h5ad(stream)
+    for name, matrix in [("X", adata.X), *adata.layers.items()]:
+        if sp.issparse(matrix):
+            # an index out of range crashes the interpreter at the first .toarray()
+            with as_bad_input(path, name, "valid sparse indices"):
+                matrix.check_format(full_check=True)
+    return adata
+
+
+def is_h5ad(path: str | Path) -> bool:
+    """Return whether a file is an .h5ad, whatever it holds."""
+    try:
+        with open_h5(path) as file:
+            return {"obs", "var"} <= set(file)
+    except BadInput:
+        return False
+
+
+def write_elements(file: h5py.File, adata: anndata.AnnData) -> None:
+    """Write an AnnData into an empty file, as ``AnnData.write_h5ad`` does, with checksums."""
+    try:
+        from anndata.io import write_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import write_elem
+
+    adata.strings_to_categoricals()
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    parts = {"X": adata.X, "raw": adata.raw, "obs": adata.obs, "var": adata.var}
+    parts |= {key: dict(getattr(adata, key)) for key in _MAPPINGS}
+    for key, value in parts.items():
+        if value is not None:
+            # text of any length, as in tables, takes no checksum
+            options = {"compression": "gzip", "fletcher32": key in ("X", "layers")}
+            write_elem(file, key, value, dataset_kwargs=options)
