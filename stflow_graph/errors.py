@@ -79,6 +79,7 @@ class BadInput(StflowError):
     def __init__(
         self, file: str | Path, field: str, found: object, expected: str, fix: str | None = None
     ) -> None:
+        field = one_line(field, _MAX_LENGTH)
         message = f"{_path(file)}: {field}: found {short_repr(found)}, expected {expected}"
         super().__init__(message + (f". Fix: {fix}" if fix else ""))
 

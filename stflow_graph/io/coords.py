@@ -16,6 +16,7 @@ def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np
     Raises:
         BadInput: wrong shape, length or NaN; the message counts the rows at fault.
     """
+    coords = np.asarray(coords)  # of a scalar dataset it is a number
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise BadInput(path, field, coords.shape, f"({n}, 2)")
     if len(coords) != n:

@@ -1,0 +1,87 @@
+"""Walks through HDF5 files, in a process of its own: a damaged one can hang or crash HDF5.
+
+Run as a script by ``io.hdf5_trial``: reads a path a line (JSON) and answers each with a line once
+all that is not plain arrays has been read. What it finds does not matter, only that it comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import sys
+from typing import Any
+
+import h5py
+
+_MAX_MEMBERS = 100_000  # ``io.hdf5`` refuses more
+_MAX_TEXT = 2**26  # bytes of pointers to text of any length, which damage can send in circles
+_MAX_MEMORY = 2**32
+_SECONDS, _BYTES_PER_SECOND = 3, 10**8
+
+
+def main() -> None:
+    """Answer paths until there are no more."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):  # not above the limit that there is
+        resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        path = json.loads(line)
+        with contextlib.suppress(Exception):
+            _limit_time(os.path.getsize(path))
+            with h5py.File(path, "r") as file:
+                _walk(file)
+        print("done", flush=True)
+
+
+def _limit_time(size: int) -> None:
+    """Let this process end after seconds of computing; a slow disk may take its time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    allowed = used.ru_utime + used.ru_stime + _SECONDS + size / _BYTES_PER_SECOND
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(allowed), hard))
+
+
+def _walk(file: Any) -> None:
+    pending, seen, count = [file], {hash(file.id)}, 0
+    while pending:
+        group = pending.pop()
+        _read_attributes(group)
+        for name in group:
+            count += 1
+            if count > _MAX_MEMBERS:
+                return
+            with contextlib.suppress(Exception):
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    continue
+                item = group[name]
+                if isinstance(item, h5py.Group):
+                    if hash(item.id) not in seen:
+                        seen.add(hash(item.id))
+                        pending.append(item)
+                elif isinstance(item, h5py.Dataset) and not (item.is_virtual or item.external):
+                    _read_attributes(item)
+                    _read_index(item)
+
+
+def _read_attributes(item: Any) -> None:
+    with contextlib.suppress(Exception):
+        for name in item.attrs:
+            with contextlib.suppress(Exception):
+                item.attrs[name]
+
+
+def _read_index(data: Any) -> None:
+    """Read where the chunks of an array are, and text."""
+    if data.chunks:
+        data.id.get_num_chunks()
+    is_text = data.dtype.kind == "O"
+    if is_text and data.shape is not None and data.size * data.dtype.itemsize <= _MAX_TEXT:
+        data[()]
+
+
+if __name__ == "__main__":
+    main()
