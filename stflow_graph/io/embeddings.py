@@ -22,6 +22,7 @@ from stflow_graph.io.spot_rows import RowWriter, check_n_rows, read_positions, w
 
 FORMAT = "stflow_graph.embeddings/1"
 _BLOCK_BYTES = 2**24
+_MAX_CHANNEL = 1e12  # encoders' are below 1e4; sums of squares must stay finite in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ class EmbeddingFile:
             n_rows: of a block; None takes about 16 MB, whole chunks of the file.
 
         Raises:
-            BadInput: numbers that are not finite; counts and shows the block's first rows.
+            BadInput: numbers that are not finite, with a count and the block's first rows, or so
+                large that their squares are not.
         """
         if n_rows is None:
             chunks = getattr(self.data, "chunks", None)
@@ -70,8 +72,12 @@ class EmbeddingFile:
         for start in range(0, len(self), n_rows):
             rows = slice(start, min(start + n_rows, len(self)))
             x = self.data[rows] if self.data.ndim == 2 else self.data[0, rows]
-            x = x.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):  # infinite ones are refused
+                x = x.astype(np.float32, copy=False)
             check_finite(x, self.path, self.field, len(self), start)
+            if (largest := np.abs(x).max(initial=0)) > _MAX_CHANNEL:
+                found = unquoted(f"values up to {largest:g}")
+                raise BadInput(self.path, self.field, found, f"embeddings below {_MAX_CHANNEL:g}")
             yield rows, x
 
     def read(self) -> np.ndarray:

@@ -21,6 +21,7 @@ from stflow_graph.io.seal import check_seal, seal
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
 _MAX_RATIO = 5000
+_MAX_TEXT_RATIO = 100  # names differ from one another
 _SMALL = 64 * 2**20
 _FIX = "copy it again or rerun the command that wrote it"
 
@@ -159,6 +160,10 @@ def read_strings(data: h5py.Dataset) -> list[str]:
     """
     if data.ndim not in (1, 2) or (data.ndim == 2 and data.shape[1] != 1):
         raise BadInput(data.file.filename, data.name, data.shape, "(N,) or (N, 1)")
+    declared, stored = data.size * data.dtype.itemsize, data.id.get_storage_size()
+    if declared > _SMALL + _MAX_TEXT_RATIO * stored:
+        found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
+        raise BadInput(data.file.filename, data.name, found, "real names")
     values = np.asarray(data[()]).reshape(-1)
     if values.dtype.kind not in "SOU":
         raise BadInput(data.file.filename, data.name, str(values.dtype), "text")

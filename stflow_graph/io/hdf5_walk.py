@@ -1,7 +1,8 @@
 """Walks through HDF5 files, in a process of its own: a damaged one can hang or crash HDF5.
 
 Run as a script by ``io.hdf5_trial``: reads a path a line (JSON) and answers each with a line once
-all that is not plain arrays has been read. What it finds does not matter, only that it comes back.
+all that is not plain arrays has been read: ``done``, or ``memory`` if that takes gigabytes. Other
+errors do not matter, only that it comes back.
 """
 
 from __future__ import annotations
@@ -29,12 +30,26 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:
-        path = json.loads(line)
-        with contextlib.suppress(Exception):
+        path, attempt = json.loads(line), _Attempt()
+        with attempt:
             _limit_time(os.path.getsize(path))
             with h5py.File(path, "r") as file:
-                _walk(file)
-        print("done", flush=True)
+                _walk(file, attempt)
+        print("memory" if attempt.took_memory else "done", flush=True)
+
+
+class _Attempt:
+    """A context that suppresses errors, and notes those of memory that was not enough."""
+
+    took_memory = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, frames: object) -> bool:
+        if isinstance(error, MemoryError) or "memory allocation failed" in str(error):
+            self.took_memory = True
+        return error is None or isinstance(error, Exception)
 
 
 def _limit_time(size: int) -> None:
@@ -45,16 +60,16 @@ def _limit_time(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(allowed), hard))
 
 
-def _walk(file: Any) -> None:
+def _walk(file: Any, attempt: _Attempt) -> None:
     pending, seen, count = [file], {hash(file.id)}, 0
     while pending:
         group = pending.pop()
-        _read_attributes(group)
+        _read_attributes(group, attempt)
         for name in group:
             count += 1
             if count > _MAX_MEMBERS:
                 return
-            with contextlib.suppress(Exception):
+            with attempt:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     continue
                 item = group[name]
@@ -63,14 +78,14 @@ def _walk(file: Any) -> None:
                         seen.add(hash(item.id))
                         pending.append(item)
                 elif isinstance(item, h5py.Dataset) and not (item.is_virtual or item.external):
-                    _read_attributes(item)
+                    _read_attributes(item, attempt)
                     _read_index(item)
 
 
-def _read_attributes(item: Any) -> None:
-    with contextlib.suppress(Exception):
+def _read_attributes(item: Any, attempt: _Attempt) -> None:
+    with attempt:
         for name in item.attrs:
-            with contextlib.suppress(Exception):
+            with attempt:
                 item.attrs[name]
 
 

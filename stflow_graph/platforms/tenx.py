@@ -181,10 +181,13 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
     features = _Features(*columns[:3])
     path = check_file(files["counts"])
     with as_bad_input(path, "content", "a Matrix Market file"):
-        matrix = scipy.io.mmread(path)
+        n_rows, n_columns, n_entries, kind, *_ = scipy.io.mminfo(path)
     expected = (len(features.ids), len(barcodes))
-    if not sp.issparse(matrix) or matrix.shape != expected:
-        found = unquoted(f"{type(matrix).__name__} {matrix.shape}")
-        raise BadInput(path, "shape", found, f"sparse {expected}, features x barcodes")
+    # it is allocated by these numbers, before any entry is read
+    if (n_rows, n_columns, kind) != (*expected, "coordinate") or n_entries > n_rows * n_columns:
+        found = unquoted(f"{kind} ({n_rows}, {n_columns}) with {n_entries} entries")
+        raise BadInput(path, "shape", found, f"coordinate {expected}, features x barcodes")
+    with as_bad_input(path, "content", "a Matrix Market file"):
+        matrix = scipy.io.mmread(path)
     check_raw(matrix.data, path, "data")
     return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features

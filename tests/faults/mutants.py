@@ -423,8 +423,13 @@ def mutators_of(name: str) -> tuple[Mutator, ...]:
 
 def mutate(name: str, content: bytes, rng: np.random.Generator) -> bytes:
     """Return a mutant of a file: one change, sometimes two or three."""
-    for _ in range(int(choice(rng, [1, 1, 1, 1, 2, 3]))):
-        content = choice(rng, mutators_of(name))(content, rng)
+    chosen = [choice(rng, mutators_of(name)) for _ in range(int(choice(rng, [1, 1, 1, 1, 2, 3])))]
+    # edits come first: the libraries that make them would hang on damage, as readers must not
+    for mutator in sorted(chosen, key=lambda one: one in BYTES):
+        try:
+            content = mutator(content, rng)
+        except Exception:  # what cannot be written, or edited any more
+            content = flip(content, rng)
     return content
 
 
