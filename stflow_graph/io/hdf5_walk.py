@@ -1,8 +1,8 @@
 """Walks through HDF5 files, in a process of its own: a damaged one can hang or crash HDF5.
 
-Run as a script by ``io.hdf5_trial``: reads a path a line (JSON) and answers each with a line once
-all that is not plain arrays has been read: ``done``, or ``memory`` if that takes gigabytes. Other
-errors do not matter, only that it comes back.
+Run as a script by ``io.hdf5_trial``: reads a path a line (JSON), reads in a fork all of that file
+but plain arrays, and answers ``done`` if that ended within seconds of computing and gigabytes of
+memory, else ``died``. Errors that HDF5 reports do not matter: it came back from them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,33 @@ import h5py
 _MAX_MEMBERS = 100_000  # ``io.hdf5`` refuses more
 _MAX_TEXT = 2**26  # bytes of pointers to text of any length, which damage can send in circles
 _MAX_MEMORY = 2**32
-_SECONDS, _BYTES_PER_SECOND = 3, 10**8
+# of computing, which a slow disk does not take; members of a large file take longer
+_MIN_SECONDS, _MAX_SECONDS, _BYTES_PER_SECOND = 2, 60, 5_000_000
 
 
 def main() -> None:
     """Answer paths until there are no more."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):  # not above the limit that there is
-        resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:
-        path, attempt = json.loads(line), _Attempt()
-        with attempt:
-            _limit_time(os.path.getsize(path))
-            with h5py.File(path, "r") as file:
-                _walk(file, attempt)
-        print("memory" if attempt.took_memory else "done", flush=True)
+        child = os.fork()
+        if child == 0:
+            os._exit(_try(json.loads(line)))
+        status = os.waitpid(child, 0)[1]
+        print("done" if status == 0 else "died", flush=True)
+
+
+def _try(path: str) -> int:
+    """Read a file; return 1 if its memory was not enough."""
+    attempt = _Attempt()
+    with attempt:
+        seconds = min(_MIN_SECONDS + os.path.getsize(path) / _BYTES_PER_SECOND, _MAX_SECONDS)
+        limits = {"CORE": 0, "AS": _MAX_MEMORY, "CPU": math.ceil(seconds)}
+        for name, limit in limits.items():
+            with contextlib.suppress(ValueError, OSError):  # above the limit that there is
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+        with h5py.File(path, "r") as file:
+            _walk(file, attempt)
+    return int(attempt.took_memory)
 
 
 class _Attempt:
