@@ -17,7 +17,7 @@ import numpy as np
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.coords import check_finite
 from stflow_graph.io.grid_features import coords_files, encoder_of, read_grid_patches
-from stflow_graph.io.hdf5 import dataset, open_h5
+from stflow_graph.io.hdf5 import dataset, open_h5, plain_attrs
 from stflow_graph.io.spot_rows import RowWriter, check_n_rows, read_positions, write_rows
 
 FORMAT = "stflow_graph.embeddings/1"
@@ -115,7 +115,7 @@ def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
             return
         n_rows = _check_matrix(path, field, data)
         barcodes, coords = read_positions(file, field, n_rows)
-        attrs = {key: _plain_value(value) for key, value in file.attrs.items()}
+        attrs = plain_attrs(file.attrs)
         # other tools write free text there
         known = attrs.get("format") == FORMAT and "encoder" in attrs
         encoder = str(attrs["encoder"]) if known else None
@@ -151,10 +151,6 @@ def _check_matrix(path: Path, field: str, data: h5py.Dataset | np.ndarray) -> in
     if data.dtype.kind not in "fiu":
         raise BadInput(path, field, str(data.dtype), "real numbers")
     return int(data.shape[-2])
-
-
-def _plain_value(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 @contextlib.contextmanager
@@ -195,4 +191,4 @@ def write_embeddings(
 def read_attrs(path: str | Path) -> dict[str, Any]:
     """Return the attributes of an embedding file without reading its arrays."""
     with open_h5(path) as file:
-        return {key: _plain_value(value) for key, value in file.attrs.items()}
+        return plain_attrs(file.attrs)

@@ -193,3 +193,16 @@ def number_of(attrs: Mapping[str, Any], key: str) -> float | None:
         return None
     number = float(value.item())
     return number if math.isfinite(number) else None
+
+
+def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as text, numbers and lists of them; empty ones are None."""
+    return {key: _plain(value) for key, value in attrs.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, h5py.Empty):
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

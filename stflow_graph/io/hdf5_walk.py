@@ -63,14 +63,6 @@ class _Attempt:
         return error is None or isinstance(error, Exception)
 
 
-def _limit_time(size: int) -> None:
-    """Let this process end after seconds of computing; a slow disk may take its time."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    allowed = used.ru_utime + used.ru_stime + _SECONDS + size / _BYTES_PER_SECOND
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(allowed), hard))
-
-
 def _walk(file: Any, attempt: _Attempt) -> None:
     pending, seen, count = [file], {hash(file.id)}, 0
     while pending:

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, one_line, unquoted
 from stflow_graph.io.atomic import check_file, required_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered, totals
@@ -89,7 +89,9 @@ def software(path: str | Path) -> str:
     """Return the program that wrote a .h5, such as ``"spaceranger-2.1.0"``; "" if unknown."""
     with open_h5(path) as file:
         value = file.attrs.get("software_version", "")
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return one_line(
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        )
 
 
 def _expression(

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import platform_files
+import scipy.sparse as sp
 import torch
 from artefacts import edit_h5, write_prediction
 from faults.trials import Format
@@ -99,13 +100,12 @@ def _expression(folder: Path) -> None:
 
 
 def _foreign_expression(folder: Path) -> None:
-    rng = np.random.default_rng(0)
+    rng, names = np.random.default_rng(0), [f"b{i}" for i in range(20)]
     adata = anndata.AnnData(
-        __import__("scipy.sparse").sparse.csr_matrix(rng.poisson(1.0, (20, 6)).astype(np.float32)),
-        obs=pd.DataFrame({"array_row": 1, "kind": pd.Categorical(["a", "b"] * 10)}),
+        sp.csr_matrix(rng.poisson(1.0, (20, 6)).astype(np.float32)),
+        obs=pd.DataFrame({"array_row": 1, "kind": pd.Categorical(["a", "b"] * 10)}, index=names),
         var=pd.DataFrame({"gene_ids": [f"ENSG{i:011d}" for i in range(6)]}, index=GENES),
     )
-    adata.obs_names = [f"b{i}" for i in range(20)]
     adata.obsm["spatial"] = rng.uniform(0, 1000, (20, 2))
     adata.uns.update(um_per_px=0.5, nested={"a": np.arange(3), "b": "text"}, none="x")
     adata.layers["raw"] = adata.X.copy()
