@@ -46,7 +46,7 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
     if head != _SIGNATURE:
         raise BadInput(path, "content", head, f"an HDF5 file (signature {_SIGNATURE!r})")
     if check and not comes_back(path):
-        found = unquoted("damage on which HDF5 hangs or crashes")
+        found = unquoted("damage on which HDF5 hangs, crashes or takes all memory")
         raise BadInput(path, "content", found, "a readable HDF5 file", _FIX)
     try:
         file = h5py.File(path, "r")
@@ -103,10 +103,20 @@ def _check_contents(path: Path, file: h5py.File) -> None:
                 if item.is_virtual or item.external:
                     raise BadInput(path, full, unquoted("external data"), "data inside the file")
                 if item.shape is not None:  # anndata's None
-                    declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
+                    size = int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
+                    declared += size
+                    _check_chunks(path, full, item, size)
     if declared > _SMALL + _MAX_RATIO * stored:
         found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
         raise BadInput(path, "size", found, "real data")
+
+
+def _check_chunks(path: Path, name: str, data: h5py.Dataset, size: int) -> None:
+    """Refuse chunks much larger than the array, of which HDF5 takes one into memory as a whole."""
+    chunk = int(np.prod(data.chunks or (), dtype=float)) * data.dtype.itemsize
+    if chunk > _SMALL + size:
+        found = unquoted(f"chunks of {chunk:,} bytes for {size:,}")
+        raise BadInput(path, name, found, "chunks of the array's size or smaller")
 
 
 @contextlib.contextmanager
