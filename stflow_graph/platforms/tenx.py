@@ -136,7 +136,7 @@ def _check_lengths(group: h5py.Group, barcodes: list[str], features: _Features) 
     for field, values in (("names", features.symbols), ("feature types", features.types)):
         if values and len(values) != n:
             raise BadInput(file, field, unquoted(f"{len(values)}"), f"{n}, one per feature id")
-    shape = tuple(np.asarray(dataset(group, ["shape"])[()]).tolist())
+    shape = tuple(np.ravel(dataset(group, ["shape"])[()]).tolist())
     if shape != (n, len(barcodes)):
         found = unquoted(f"{shape} for {n} features and {len(barcodes)} barcodes")
         raise BadInput(file, f"{group.name}/shape", found, f"({n}, {len(barcodes)})")

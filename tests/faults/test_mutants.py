@@ -29,7 +29,7 @@ from faults.trials import originals_of, run_format
 from toy import write_slide
 
 from stflow_graph.data.genes import read_gene_list
-from stflow_graph.errors import StflowError
+from stflow_graph.errors import StflowError, as_bad_input
 from stflow_graph.images.open import open_image
 from stflow_graph.io.columns import read_columns
 from stflow_graph.io.expression import read_expression
@@ -367,3 +367,17 @@ def test_a_fifo_is_not_waited_for(tmp_path, name):
         check_refused(lambda: FORMATS[name].read(folder), 3, 4, may_pass=True)
         file.unlink()
         file.write_bytes(content)
+
+
+def test_a_shape_that_is_a_number(tmp_path):
+    path = platform_files.write_tenx(tmp_path / "x.h5", platform_files.counts_of(2), ["a", "b"])
+    edit_h5(path, "matrix/shape", lambda _: 0.5)
+    assert "shape" in check_refused(lambda: read_tenx(path))
+
+
+def test_an_offset_that_no_file_has(tmp_path):
+    def read() -> None:
+        with as_bad_input(tmp_path, "content", "tiles"), (tmp_path / "x").open("w+b") as file:
+            file.seek(-1)
+
+    assert "Invalid argument" in check_refused(read)
