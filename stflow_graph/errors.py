@@ -83,6 +83,7 @@ class BadInput(StflowError):
     def __init__(
         self, file: str | Path, field: str, found: object, expected: str, fix: str | None = None
     ) -> None:
+        field = one_line(field, _MAX_LENGTH)
         message = f"{_path(file)}: {field}: found {short_repr(found)}, expected {expected}"
         super().__init__(message + (f". Fix: {fix}" if fix else ""))
 
@@ -105,8 +106,10 @@ def as_bad_input(file: str | Path, field: str, expected: str) -> Iterator[None]:
     except StflowError:
         raise
     except Exception as error:
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
-            raise  # a disk's error, not the file's
+        # a damaged offset makes the system refuse the seek
+        of_disk = isinstance(error, OSError) and error.errno not in (None, 0, errno.EINVAL)
+        if is_out_of_memory(error) or of_disk:
+            raise
         found = unquoted(f"{type(error).__name__}: {' '.join(str(error).split())}")
         raise BadInput(file, field, found, expected) from None
 

@@ -21,7 +21,7 @@ def read_gene_list(path: str | Path) -> list[str]:
     """Read ``{"genes": [...]}``.
 
     Raises:
-        BadInput: no file, other content, no genes, or duplicates.
+        BadInput: no file, other content, no genes, duplicates, or names that cannot be printed.
     """
     if not Path(path).exists():
         fix = f"stflow-graph genes {Path(path).parent}, or another --gene-list"
@@ -33,6 +33,10 @@ def read_gene_list(path: str | Path) -> list[str]:
     if not genes:
         raise BadInput(path, "genes", unquoted("0 genes"), "at least one gene")
     check_unique(genes, path, "genes")
+    for gene in genes:
+        # HDF5 stores neither NUL nor halves of surrogate pairs, tables no line breaks
+        if not gene.isprintable():
+            raise BadInput(path, "genes", gene, "names of characters that can be printed")
     return genes
 
 

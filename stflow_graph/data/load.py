@@ -135,8 +135,11 @@ def um_per_px(attrs: Mapping[str, Any]) -> float | None:
 
 
 def _number(attrs: Mapping[str, Any], key: str) -> float | None:
+    """Return an attribute that can be a length, else None."""
     value = attrs.get(key)
-    return float(value) if isinstance(value, int | float) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value < np.inf else None
 
 
 def check_one_width(slides: Sequence[Slide], embed_root: str | Path) -> None:

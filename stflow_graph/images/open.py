@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image
 
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
-from stflow_graph.images.reader import ImageReader, on_white
+from stflow_graph.images.reader import ImageReader, check_declared, on_white
 from stflow_graph.images.scale import scale_of_tiff
 from stflow_graph.images.tiled_tiff import ORIENTATION, RGB_FIX, UPRIGHT_FIX, TiledTiff
 from stflow_graph.images.whole_slide import needs_openslide, open_whole_slide
@@ -98,6 +98,7 @@ def _check_pillow(path: Path, image: Image.Image) -> None:
         found = unquoted(f"{width} x {height} = {width * height:,} pixels")
         fix = "save it as a tiled TIFF, which is read window by window"
         raise BadInput(path, "size", found, f"at most {MAX_DECODED_PIXELS:,}", fix)
+    check_declared(path, width, height)
     # Pillow opens 16-bit colour as mode RGB and keeps the high bytes; only the raw mode shows it
     deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     if deep or image.mode not in ("RGB", "RGBA", "P"):

@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stflow_graph.errors import BadInput, unquoted
+
 # minimum reduction of the level that is read: one closer to the result's scale has lost detail that
 # the kernel would keep (mean error 2.7 grey values instead of 0.7)
 _MIN_SHRINKAGE = 2
 _BLOCK = 4096  # edge of the blocks of an overview, px
+# pixels per byte: compression reaches a third of it on white, and slides may leave tiles out
+_MAX_PIXELS_PER_BYTE = 1700
+_SMALL = 2**24  # pixels
 
 
 class ImageReader(abc.ABC):
@@ -121,6 +126,18 @@ class ImageReader(abc.ABC):
         limit = 1.001 * shrinkage / _MIN_SHRINKAGE
         fitting = [i for i, steps in enumerate(self.downsamples) if max(steps) <= limit]
         return max(fitting, key=lambda i: max(self.downsamples[i]), default=0)
+
+
+def check_declared(path: Path, width: int, height: int) -> None:
+    """Refuse an image that states many more pixels than its file can hold.
+
+    Raises:
+        BadInput: it does.
+    """
+    stored = path.stat().st_size
+    if width * height > _SMALL + _MAX_PIXELS_PER_BYTE * stored:
+        found = unquoted(f"{width} x {height} pixels in {stored:,} bytes")
+        raise BadInput(path, "size", found, "an image with content")
 
 
 def usable_levels(sizes: Sequence[tuple[int, int]]) -> list[int]:

@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
-from stflow_graph.images.reader import ImageReader, on_white, usable_levels
+from stflow_graph.images.reader import ImageReader, check_declared, on_white, usable_levels
 from stflow_graph.images.scale import scale_of_tiff
 
 ORIENTATION = 274  # the EXIF and TIFF tag; 1 is upright
@@ -29,6 +29,7 @@ class TiledTiff(ImageReader):
 
         levels = tiff.series[0].levels
         _check_level(path, levels[0])
+        check_declared(path, levels[0].shape[1], levels[0].shape[0])
         sizes = [(level.shape[1], level.shape[0]) for level in levels if level.axes == "YXS"]
         usable = [i for i in usable_levels(sizes) if i == 0 or _is_usable(levels[i])]
         for i in usable:

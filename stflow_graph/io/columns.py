@@ -19,6 +19,7 @@ from stflow_graph.io.hdf5 import check_unique
 
 Column = Sequence[str] | np.ndarray
 _PARQUET_SIGNATURE = b"PAR1"
+_MAX_LINE, _MAX_RATIO = 2**26, 500
 
 
 def read_columns(
@@ -157,7 +158,7 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
     separator = "," if name.removesuffix(".gz").endswith(".csv") else "\t"
     n_cells = 0
     with open_text(path, f"a table of cells separated by {separator!r}", newline="") as file:
-        for row in csv.reader(file, delimiter=separator):
+        for row in csv.reader(lines_of(file, path), delimiter=separator):
             if not row:
                 continue
             n_cells = n_cells or len(row)
@@ -169,6 +170,22 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
             yield row
     if not n_cells:
         raise BadInput(path, "content", unquoted("an empty file"), "a table")
+
+
+def lines_of(file: TextIO, path: str | Path) -> Iterator[str]:
+    """Yield the lines of a text file, none of which may fill the memory.
+
+    Raises:
+        BadInput: a line of over 64 million characters, or a .gz that unpacks to 500 times its size.
+    """
+    is_packed = Path(path).suffix.lower() == ".gz"
+    left = _MAX_LINE + _MAX_RATIO * Path(path).stat().st_size
+    while line := file.readline(_MAX_LINE + 1):
+        left -= len(line)
+        if len(line) > _MAX_LINE or (is_packed and left < 0):
+            found = unquoted("a line or a text without end")
+            raise BadInput(path, "content", found, f"lines of at most {_MAX_LINE:,} characters")
+        yield line
 
 
 @contextlib.contextmanager

@@ -9,13 +9,17 @@ from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, unquoted
 
+_MAX_PLACE = 1e9  # a thousand times the longest slides, whose squares are exact
+
 
 def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
     """Return coordinates as float64 ``[N, 2]``.
 
     Raises:
-        BadInput: wrong shape, length or NaN; the message counts the rows at fault.
+        BadInput: wrong shape or length, or numbers that are not finite or no image's pixels; the
+            message counts the rows at fault.
     """
+    coords = np.asarray(coords)  # of a scalar dataset it is a number
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise BadInput(path, field, coords.shape, f"({n}, 2)")
     if len(coords) != n:
@@ -24,6 +28,9 @@ def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np
         raise BadInput(path, field, str(coords.dtype), "numbers")
     coords = coords.astype(np.float64)
     check_finite(coords, path, field, n)
+    if len(coords) and np.abs(coords).max() > _MAX_PLACE:
+        found = unquoted(f"places up to {np.abs(coords).max():g}")
+        raise BadInput(path, field, found, f"pixels of an image, at most {_MAX_PLACE:g}")
     return coords
 
 

@@ -17,11 +17,12 @@ import numpy as np
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.coords import check_finite
 from stflow_graph.io.grid_features import coords_files, encoder_of, read_grid_patches
-from stflow_graph.io.hdf5 import dataset, open_h5
+from stflow_graph.io.hdf5 import dataset, open_h5, plain_attrs
 from stflow_graph.io.spot_rows import RowWriter, check_n_rows, read_positions, write_rows
 
 FORMAT = "stflow_graph.embeddings/1"
 _BLOCK_BYTES = 2**24
+_MAX_CHANNEL = 1e12  # encoders' are below 1e4; sums of squares must stay finite in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ class EmbeddingFile:
             n_rows: of a block; None takes about 16 MB, whole chunks of the file.
 
         Raises:
-            BadInput: numbers that are not finite; counts and shows the block's first rows.
+            BadInput: numbers that are not finite, with a count and the block's first rows, or so
+                large that their squares are not.
         """
         if n_rows is None:
             chunks = getattr(self.data, "chunks", None)
@@ -70,8 +72,12 @@ class EmbeddingFile:
         for start in range(0, len(self), n_rows):
             rows = slice(start, min(start + n_rows, len(self)))
             x = self.data[rows] if self.data.ndim == 2 else self.data[0, rows]
-            x = x.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):  # infinite ones are refused
+                x = x.astype(np.float32, copy=False)
             check_finite(x, self.path, self.field, len(self), start)
+            if (largest := np.abs(x).max(initial=0)) > _MAX_CHANNEL:
+                found = unquoted(f"values up to {largest:g}")
+                raise BadInput(self.path, self.field, found, f"embeddings below {_MAX_CHANNEL:g}")
             yield rows, x
 
     def read(self) -> np.ndarray:
@@ -109,7 +115,7 @@ def open_embeddings(path: str | Path) -> Iterator[EmbeddingFile]:
             return
         n_rows = _check_matrix(path, field, data)
         barcodes, coords = read_positions(file, field, n_rows)
-        attrs = {key: _plain_value(value) for key, value in file.attrs.items()}
+        attrs = plain_attrs(file.attrs)
         # other tools write free text there
         known = attrs.get("format") == FORMAT and "encoder" in attrs
         encoder = str(attrs["encoder"]) if known else None
@@ -145,10 +151,6 @@ def _check_matrix(path: Path, field: str, data: h5py.Dataset | np.ndarray) -> in
     if data.dtype.kind not in "fiu":
         raise BadInput(path, field, str(data.dtype), "real numbers")
     return int(data.shape[-2])
-
-
-def _plain_value(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 @contextlib.contextmanager
@@ -189,4 +191,4 @@ def write_embeddings(
 def read_attrs(path: str | Path) -> dict[str, Any]:
     """Return the attributes of an embedding file without reading its arrays."""
     with open_h5(path) as file:
-        return {key: _plain_value(value) for key, value in file.attrs.items()}
+        return plain_attrs(file.attrs)

@@ -223,10 +223,11 @@ def spatial(adata: anndata.AnnData, path: str | Path) -> np.ndarray | None:
 
 
 def um_per_px_of(adata: anndata.AnnData) -> float | None:
-    """Return the micrometres per pixel in ``uns``, None if absent."""
+    """Return the micrometres per pixel in ``uns``, None without a positive number there."""
     for key in ("um_per_px", "pixel_size_um_estimated"):
         value = adata.uns.get(key)
-        if isinstance(value, int | float | np.number) and np.isfinite(value):
+        is_number = isinstance(value, int | float | np.integer | np.floating)
+        if is_number and not isinstance(value, bool) and 0 < value < np.inf:
             return float(value)
     return None
 

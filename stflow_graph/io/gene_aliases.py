@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.io.columns import open_text, read_text_columns
+from stflow_graph.io.columns import lines_of, open_text, read_text_columns
 from stflow_graph.io.gene_names import DUPLICATES, GeneMatching, Missing, without_version
 
 # the gene's name, and columns of its other names; the first match counts
@@ -85,7 +85,7 @@ def _tabulated(path: Path) -> Iterable[tuple[str, str]]:
 
 def _annotated(path: Path) -> Iterator[tuple[str, str]]:
     with open_text(path, "a gene annotation (GTF)") as file:
-        for line in file:
+        for line in lines_of(file, path):
             fields = line.split("\t")
             if len(fields) == 9 and fields[2] == "gene":
                 gene = dict(_ATTRIBUTE.findall(fields[8].rstrip()))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,23 +16,16 @@ import numpy as np
 from stflow_graph.errors import BadInput, is_out_of_memory, unquoted
 from stflow_graph.io.atomic import atomic_file, check_file
 from stflow_graph.io.checked_file import CheckedFile
+from stflow_graph.io.hdf5_trial import comes_back
 from stflow_graph.io.seal import check_seal, seal
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
 _MAX_RATIO = 5000
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_MAX_TEXT_RATIO = 100  # names differ from one another
 _SMALL = 64 * 2**20
-# h5py raises HDF5's errors on a damaged file as any of five types; their text identifies them
-_WORDS_OF_HDF5 = (
-    "h5py",
-    "Can't",
-    "synchronously",
-    "Link iteration failed",
-    "Unable to",
-    "HDF5",
-    "cannot be hashed",
-)
+_FIX = "copy it again or rerun the command that wrote it"
 
 
 @contextlib.contextmanager
@@ -38,8 +34,9 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
 
     Args:
         path: the file.
-        check: also whether a file of ours is complete and matches its checksum, which reads all
-            of it that HDF5 does not check itself.
+        check: also whether HDF5 gets through it, in another process first, and whether a file of
+            ours is complete and matches its checksum, which reads all of it that HDF5 does not
+            check itself.
 
     Raises:
         BadInput: missing, not HDF5, truncated, links outside itself, declares far more than it
@@ -50,6 +47,9 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
         head = raw.read(8)
     if head != _SIGNATURE:
         raise BadInput(path, "content", head, f"an HDF5 file (signature {_SIGNATURE!r})")
+    if check and not comes_back(path):
+        found = unquoted("damage on which HDF5 hangs, crashes or takes all memory")
+        raise BadInput(path, "content", found, "a readable HDF5 file", _FIX)
     try:
         file = _open(path)
     except BlockingIOError:
@@ -57,9 +57,8 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
     except OSError as error:
         text = " ".join(str(error).split())
         if "truncated" in text:
-            fix = "copy it again or rerun the command that wrote it"
             found = unquoted(text[text.find("truncated") :].rstrip(")"))
-            raise BadInput(path, "content", found, "all bytes", fix) from None
+            raise BadInput(path, "content", found, "all bytes", _FIX) from None
         raise BadInput(path, "content", text, "a readable HDF5 file") from None
     with file:
         try:
@@ -70,7 +69,7 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno):
                 raise  # the machine's error, not the file's
-            if not any(words in repr(error) for words in _WORDS_OF_HDF5):
+            if not _is_of_h5py(error):
                 raise
             expected = "data that can be read and match their checksum"
             raise BadInput(path, "content", str(error), expected) from None
@@ -89,6 +88,14 @@ def _open(path: Path) -> h5py.File:
 def lacks_locks(error: OSError) -> bool:
     """Return whether HDF5 could not open a file as its file system has no locks, such as NFS."""
     return error.errno in _NO_LOCKS and "unable to lock file" in str(error)
+
+
+def _is_of_h5py(error: BaseException) -> bool:
+    """Return whether h5py raised an error: those of HDF5 on a damaged file are of many types."""
+    last = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        last = frame.f_code.co_filename
+    return "h5py" in last
 
 
 def _check_contents(path: Path, file: h5py.File) -> None:
@@ -112,10 +119,21 @@ def _check_contents(path: Path, file: h5py.File) -> None:
             elif isinstance(item, h5py.Dataset):
                 if item.is_virtual or item.external:
                     raise BadInput(path, full, unquoted("external data"), "data inside the file")
-                declared += int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
+                if item.shape is not None:  # anndata's None
+                    size = int(np.prod(item.shape, dtype=float)) * item.dtype.itemsize
+                    declared += size
+                    _check_chunks(path, full, item, size)
     if declared > _SMALL + _MAX_RATIO * stored:
         found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
         raise BadInput(path, "size", found, "real data")
+
+
+def _check_chunks(path: Path, name: str, data: h5py.Dataset, size: int) -> None:
+    """Refuse chunks much larger than the array, of which HDF5 takes one into memory as a whole."""
+    chunk = int(np.prod(data.chunks or (), dtype=float)) * data.dtype.itemsize
+    if chunk > _SMALL + size:
+        found = unquoted(f"chunks of {chunk:,} bytes for {size:,}")
+        raise BadInput(path, name, found, "chunks of the array's size or smaller")
 
 
 @contextlib.contextmanager
@@ -142,11 +160,14 @@ def dataset(group: h5py.Group, names: Sequence[str]) -> h5py.Dataset:
     """Return the first dataset that exists among ``names`` (accepted spellings) in a file or group.
 
     Raises:
-        BadInput: none exists; the message lists the keys found.
+        BadInput: none exists, with the keys found in the message, or it is empty.
     """
     for name in names:
-        if isinstance(group.get(name), h5py.Dataset):
-            return group[name]
+        data = group.get(name)
+        if isinstance(data, h5py.Dataset):
+            if data.shape is None:
+                raise BadInput(group.file.filename, data.name, unquoted("nothing"), "an array")
+            return data
     expected = " or ".join(repr(name) for name in names)
     prefix = "" if isinstance(group, h5py.File) else f"{group.name[1:]}/"
     raise BadInput(group.file.filename, prefix + names[0], keys_of(group), expected)
@@ -166,6 +187,10 @@ def read_strings(data: h5py.Dataset) -> list[str]:
     """
     if data.ndim not in (1, 2) or (data.ndim == 2 and data.shape[1] != 1):
         raise BadInput(data.file.filename, data.name, data.shape, "(N,) or (N, 1)")
+    declared, stored = data.size * data.dtype.itemsize, data.id.get_storage_size()
+    if declared > _SMALL + _MAX_TEXT_RATIO * stored:
+        found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
+        raise BadInput(data.file.filename, data.name, found, "real names")
     values = np.asarray(data[()]).reshape(-1)
     if values.dtype.kind not in "SOU":
         raise BadInput(data.file.filename, data.name, str(values.dtype), "text")
@@ -186,3 +211,25 @@ def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
     seen: set[str] = set()
     twice = [v for v in values if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
     raise BadInput(path, field, unquoted(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
+
+
+def number_of(attrs: Mapping[str, Any], key: str) -> float | None:
+    """Return an attribute that is a finite number, in an array of one too, else None."""
+    value = np.asarray(attrs.get(key))
+    if value.size != 1 or value.dtype.kind not in "iuf":
+        return None
+    number = float(value.item())
+    return number if math.isfinite(number) else None
+
+
+def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as text, numbers and lists of them; empty ones are None."""
+    return {key: _plain(value) for key, value in attrs.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, h5py.Empty):
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

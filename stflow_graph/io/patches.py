@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.hdf5 import dataset, open_h5
+from stflow_graph.io.hdf5 import dataset, number_of, open_h5
 from stflow_graph.io.spot_rows import RowWriter, read_positions, write_rows
 
 FORMAT = "stflow_graph.patches/1"
@@ -91,9 +91,9 @@ def _convention(file: h5py.File) -> str | None:
 def _positive(images: h5py.Dataset, *keys: str) -> float | None:
     """Return the first of several attributes that is a positive number."""
     for key in keys:
-        value = images.attrs.get(key)
-        if value is not None and np.isfinite(value) and value > 0:
-            return float(value)
+        value = number_of(images.attrs, key)
+        if value is not None and value > 0:
+            return value
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,26 @@ def check_seal(file: h5py.File, path: Path) -> None:
     if stored is None and complete == _COMPLETE:
         return
     with as_bad_input(path, "content", "a file that can be read"):
-        changed = not isinstance(stored, str) or stored != content_hash(file)
+        changed = not isinstance(stored, str) or stored != content_hash(file) or _misplaced(file)
     if changed:
         found = unquoted("another content than was written")
         raise BadInput(path, SEAL, found, "the content of this checksum", _FIX)
+
+
+def _misplaced(file: h5py.File) -> bool:
+    """Return whether checksummed arrays lack chunks, which HDF5 reads as zeros, or share them."""
+    places: list[int | None] = []
+
+    def add(_: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and item.fletcher32:
+            steps = [range(0, n, step) for n, step in zip(item.shape, item.chunks, strict=True)]
+            for corner in itertools.product(*steps):
+                chunk = item.id.get_chunk_info_by_coord(corner)
+                # a mask leaves out the checksum
+                places.append(chunk.byte_offset if chunk.filter_mask == 0 else None)
+
+    file.visititems(add)
+    return None in places or len(set(places)) < len(places)
 
 
 def _number(value: Any) -> int | None:
@@ -59,8 +76,12 @@ def _number(value: Any) -> int | None:
 
 
 def content_hash(file: h5py.File) -> str:
-    """Return a SHA-256, as hex, of the names, attributes and data of a file."""
-    total = hashlib.sha256()
+    """Return a SHA-256, as hex, of the names, attributes and data of a file.
+
+    Raises:
+        ValueError: a group is inside itself, which only damage does.
+    """
+    total, seen = hashlib.sha256(), set[int]()
     pending: list[tuple[str, h5py.Group | h5py.Dataset]] = [("/", file)]
     while pending:
         name, item = pending.pop()
@@ -69,6 +90,9 @@ def content_hash(file: h5py.File) -> str:
         for key in keys:
             _add(total, key, item.attrs[key])
         if isinstance(item, h5py.Group):
+            if hash(item.id) in seen:
+                raise ValueError(f"the group {name} a second time")
+            seen.add(hash(item.id))
             pending += [(f"{name}{key}/", item[key]) for key in sorted(item)]
         else:
             kind = (item.dtype.str, item.shape, item.fletcher32, item.compression)

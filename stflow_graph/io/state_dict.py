@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stflow_graph.errors import BadInput, as_bad_input, unquoted
+from stflow_graph.errors import BadInput, as_bad_input, one_line, unquoted
 from stflow_graph.io.atomic import check_file
 
 _EXPECTED = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
@@ -33,6 +34,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise BadInput(path, "content", unquoted(type(state).__name__), "a dict of tensors")
+    for key, tensor in state.items():
+        if not isinstance(key, str):
+            raise BadInput(path, "keys", key, "names of weights")
+        _check_plain(tensor, path, key)
     return state
 
 
@@ -45,42 +50,63 @@ def read_tensor(path: str | Path) -> Tensor:
     path, expected = check_file(path), "one tensor (torch.save of a tensor)"
     with as_bad_input(path, "content", expected):
         tensor = _unpickled(path, expected)
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+    if not isinstance(tensor, Tensor):
         raise BadInput(path, "content", unquoted(type(tensor).__name__), expected)
+    _check_plain(tensor, path, "content")
     tensor = tensor.detach()
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _check_plain(tensor: Tensor, path: Path, field: str) -> None:
+    """Refuse sparse, quantised and complex tensors, and those of device ``meta``."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.is_quantized or tensor.is_complex():
+        found = unquoted(f"{tensor.dtype}, {tensor.layout}, on {tensor.device}")
+        raise BadInput(path, field, found, "a dense tensor of real numbers")
 
 
 def _unpickled(path: Path, expected: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # torch seeks to where a whole file would go on
+            raise
+        raise BadInput(path, "content", unquoted("a truncated file"), expected) from None
     except pickle.UnpicklingError:  # torch's own text advises to unpickle it all
         found = unquoted("pickled objects other than tensors, or another kind of file")
         raise BadInput(path, "content", found, expected) from None
 
 
 def misfits(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
-    """Describe the keys that are missing, unexpected or of another shape, with examples.
+    """Describe the weights that are missing, unexpected, of another shape or type, or not finite.
 
     Args:
         expected: a network's state dict.
         loaded: the weights to load into it.
 
     Returns:
-        One line, empty if everything fits.
+        One line with examples, empty if everything fits.
     """
+    both = [key for key in expected if key in loaded]
     shapes = [
         f"{key} {list(loaded[key].shape)} instead of {list(expected[key].shape)}"
-        for key in expected
-        if key in loaded and loaded[key].shape != expected[key].shape
+        for key in both
+        if loaded[key].shape != expected[key].shape
+    ]
+    types = [
+        f"{key} {loaded[key].dtype} instead of {expected[key].dtype}"
+        for key in both
+        if loaded[key].is_floating_point() != expected[key].is_floating_point()
     ]
     kinds = {
         "missing": [key for key in expected if key not in loaded],
         "unexpected": [key for key in loaded if key not in expected],
         "misshapen": shapes,
+        "of another type": types,
+        "not finite": [key for key in both if not torch.isfinite(loaded[key]).all()],
     }
     return "; ".join(
-        f"{len(keys)} {kind} (such as {', '.join(keys[:3])})"
+        f"{len(keys)} {kind} (such as {', '.join(one_line(key, 120) for key in keys[:3])})"
         for kind, keys in kinds.items()
         if keys
     )

@@ -239,8 +239,11 @@ def _table(genes: Sequence[str], calibration: Calibration) -> str:
 
 def _read_table(file: Path) -> Calibration:
     blank = {column: [""] for column in _COLUMNS}  # a gene may be called NA
-    table = pd.read_csv(file, keep_default_na=False, na_values=blank, float_precision="round_trip")
-    return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
+    with as_bad_input(file, "content", f"a table with {', '.join(_COLUMNS)}"):
+        table = pd.read_csv(
+            file, keep_default_na=False, na_values=blank, float_precision="round_trip"
+        )
+        return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
 
 
 def _network(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stflow_graph.config import RECIPES, Config, load_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.errors import BadConfig, BadInput, one_line, unquoted
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.state_dict import misfits, read_state_dict
@@ -114,7 +114,7 @@ def infer_sizes(state: Mapping[str, Tensor], origin: str | Path = "state dict") 
 
     def shape(key: str) -> tuple[int, int]:
         if key not in state:
-            found = ", ".join(list(state)[:3]) or "none"
+            found = ", ".join(one_line(name, 80) for name in list(state)[:3]) or "none"
             raise BadConfig(f"{origin}: no weight {key} (found {len(state)}, such as {found})")
         if state[key].dim() != 2:
             raise BadConfig(f"{origin}: {key} must be a matrix, got {list(state[key].shape)}")

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadConfig, BadInput, as_bad_input, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, one_line, unquoted
 from stflow_graph.io.atomic import check_file, required_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered, totals
@@ -89,7 +89,9 @@ def software(path: str | Path) -> str:
     """Return the program that wrote a .h5, such as ``"spaceranger-2.1.0"``; "" if unknown."""
     with open_h5(path) as file:
         value = file.attrs.get("software_version", "")
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return one_line(
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        )
 
 
 def _expression(
@@ -134,7 +136,7 @@ def _check_lengths(group: h5py.Group, barcodes: list[str], features: _Features) 
     for field, values in (("names", features.symbols), ("feature types", features.types)):
         if values and len(values) != n:
             raise BadInput(file, field, unquoted(f"{len(values)}"), f"{n}, one per feature id")
-    shape = tuple(np.asarray(dataset(group, ["shape"])[()]).tolist())
+    shape = tuple(np.ravel(dataset(group, ["shape"])[()]).tolist())
     if shape != (n, len(barcodes)):
         found = unquoted(f"{shape} for {n} features and {len(barcodes)} barcodes")
         raise BadInput(file, f"{group.name}/shape", found, f"({n}, {len(barcodes)})")
@@ -181,10 +183,13 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
     features = _Features(*columns[:3])
     path = check_file(files["counts"])
     with as_bad_input(path, "content", "a Matrix Market file"):
-        matrix = scipy.io.mmread(path)
+        n_rows, n_columns, n_entries, kind, *_ = scipy.io.mminfo(path)
     expected = (len(features.ids), len(barcodes))
-    if not sp.issparse(matrix) or matrix.shape != expected:
-        found = unquoted(f"{type(matrix).__name__} {matrix.shape}")
-        raise BadInput(path, "shape", found, f"sparse {expected}, features x barcodes")
+    # it is allocated by these numbers, before any entry is read
+    if (n_rows, n_columns, kind) != (*expected, "coordinate") or n_entries > n_rows * n_columns:
+        found = unquoted(f"{kind} ({n_rows}, {n_columns}) with {n_entries} entries")
+        raise BadInput(path, "shape", found, f"coordinate {expected}, features x barcodes")
+    with as_bad_input(path, "content", "a Matrix Market file"):
+        matrix = scipy.io.mmread(path)
     check_raw(matrix.data, path, "data")
     return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features

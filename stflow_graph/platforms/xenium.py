@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, one_line, unquoted
 from stflow_graph.io.atomic import read_object, required_file
 from stflow_graph.io.columns import numbers, read_columns, read_rows, texts
 from stflow_graph.io.coords import check_coords
@@ -58,7 +58,7 @@ def _source(folder: Path, name: str, options: SourceOptions) -> SlideSource:
     platform, specification = "Xenium", folder / _SPECIFICATION
     if specification.is_file():
         inputs["specification"] = specification
-        release = str(read_object(specification).get("analysis_sw_version", ""))
+        release = one_line(str(read_object(specification).get("analysis_sw_version", "")))
         platform = f"Xenium, {release.split('-')[1]}" if release.count("-") else platform
     return SlideSource(
         name,

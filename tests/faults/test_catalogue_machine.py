@@ -21,6 +21,7 @@ import torch
 from artefacts import edit_h5
 from command_line import refused
 
+from stflow_graph.io.process import Place
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 
 TESTS = Path(__file__).parents[1]
@@ -63,10 +64,15 @@ def test_07_a_reader_of_the_old_file_and_a_writer_of_the_new_do_not_meet(cli, he
 
 def test_09_what_a_dead_process_left_is_swept(cli, here):
     (here / "out").mkdir()
-    left = here / "out" / f".A.h5ad.stflow-{2**22}-0123abcd.tmp"
-    left.write_bytes(b"half")
-    mine = here / "out" / f".B.h5ad.stflow-{os.getpid()}-0123abcd.tmp"
-    mine.write_bytes(b"half")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    place = Place.here().token
+    left, mine = (
+        here / "out" / f".{name}.h5ad.stflow-{place}-{pid}-0123ab.tmp"
+        for name, pid in (("A", process.pid), ("B", os.getpid()))
+    )
+    for file in (left, mine):
+        file.write_bytes(b"half")
     assert cli(*SAMPLE).code == 0
     assert (left.exists(), mine.exists()) == (False, True)
 
