@@ -30,12 +30,13 @@ from stflow_graph.data.load import load_slide
 from stflow_graph.data.patients import count_spots
 from stflow_graph.data.splits import Dataset, Fold
 from stflow_graph.images.open import open_image
-from stflow_graph.io.atomic import JSON_SEAL, seal_json, sha256, write_json
+from stflow_graph.io.atomic import sha256, write_json
 from stflow_graph.io.embeddings import open_embeddings
 from stflow_graph.io.expression import read_expression, read_positions
 from stflow_graph.io.gene_aliases import read_gene_aliases
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import read_prediction, read_provenance
+from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.io.state_dict import read_state_dict, read_tensor
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from stflow_graph.models.stflow_weights import load_stflow
