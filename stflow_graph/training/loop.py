@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +22,17 @@ from stflow_graph.flow.loss import flow_loss, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
-from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_prior
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
+from stflow_graph.training.batches import Slides
 from stflow_graph.training.state_file import STATE_FIX, read_state, write_state
 
 # seconds of training that an interrupted run may lose; epochs of small cohorts take less time than
 # writing the state
 _SAVE_EVERY = 10.0
-_RESIDENT = 0.4  # of a GPU's free memory, for the slides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +103,7 @@ def fit(
         Diverged: a loss or a gradient is not finite; the state kept last stays.
     """
     device = next(network.parameters()).device
-    slides = _Slides(learn, device)
+    slides = Slides(learn, device)
     state, prior = _start(network, config.train), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)
@@ -230,56 +228,6 @@ def _finished(history: Sequence[EpochRecord], settings: TrainConfig) -> bool:
         return False
     waited = history[-1].epoch - history[-1].best_epoch
     return len(history) >= settings.epochs or waited >= settings.patience
-
-
-class _Slides:
-    """The slides to learn from: on the network's device where they fit, positions on the CPU too.
-
-    Regions are chosen on the CPU, so that they do not depend on the device.
-
-    Args:
-        slides: with their graphs and context.
-        device: the network's.
-    """
-
-    def __init__(self, slides: Sequence[Data], device: torch.device) -> None:
-        self._positions = [data.pos.cpu() for data in slides]
-        self._slides = list(slides)
-        if device.type == "cuda":
-            needed = sum(x.nbytes for data in slides for _, x in data if isinstance(x, Tensor))
-            if needed <= _RESIDENT * torch.cuda.mem_get_info(device)[0]:
-                self._slides = [copy.copy(data).to(device) for data in slides]
-
-    def batches(self, config: Config, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield an epoch's batches of regions, with their graphs and halos."""
-        settings = config.train
-        n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
-        plan = [
-            (data, rows)
-            for data, pos in zip(self._slides, self._positions, strict=True)
-            for rows in _regions(pos, settings, generator)
-        ]
-        # a region is cut when its turn comes, so that only those of one step are in memory
-        order = torch.randperm(len(plan), generator=generator)
-        for part in order.split(settings.batch_size):
-            chosen = [plan[i] for i in part.tolist()]
-            yield join_regions([cut_region(data, rows, n_hops) for data, rows in chosen])
-
-
-def _regions(pos: Tensor, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the rows of a slide's regions in one epoch, given its positions ``[N, 2]``."""
-    max_spots = settings.max_region_spots
-    for _ in range(settings.regions_per_slide):
-        if settings.smallest_region == 1 and len(pos) > max_spots:
-            yield from cover_slide(pos, generator, max_spots)
-            continue
-        for _ in range(math.ceil(len(pos) / max_spots)):
-            yield random_region(
-                pos,
-                generator,
-                min_fraction=settings.smallest_region,
-                max_spots=max_spots,
-            )
 
 
 def _mix(stream: int, epoch: int) -> int:

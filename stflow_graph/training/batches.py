@@ -1,0 +1,66 @@
+"""Batches of regions of the slides to learn from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from stflow_graph.config import Config, TrainConfig
+from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
+
+_RESIDENT = 0.4  # of a GPU's free memory, for the slides
+
+
+class Slides:
+    """The slides to learn from: on the network's device where they fit, positions on the CPU too.
+
+    Regions are chosen on the CPU, so that they do not depend on the device.
+
+    Args:
+        slides: with their graphs and context.
+        device: the network's.
+    """
+
+    def __init__(self, slides: Sequence[Data], device: torch.device) -> None:
+        self._positions = [data.pos.cpu() for data in slides]
+        self._slides = list(slides)
+        if device.type == "cuda":
+            needed = sum(x.nbytes for data in slides for _, x in data if isinstance(x, Tensor))
+            if needed <= _RESIDENT * torch.cuda.mem_get_info(device)[0]:
+                self._slides = [copy.copy(data).to(device) for data in slides]
+
+    def batches(self, config: Config, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield an epoch's batches of regions, with their graphs and halos."""
+        settings = config.train
+        n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
+        plan = [
+            (data, rows)
+            for data, pos in zip(self._slides, self._positions, strict=True)
+            for rows in _regions(pos, settings, generator)
+        ]
+        # a region is cut when its turn comes, so that only those of one step are in memory
+        order = torch.randperm(len(plan), generator=generator)
+        for part in order.split(settings.batch_size):
+            chosen = [plan[i] for i in part.tolist()]
+            yield join_regions([cut_region(data, rows, n_hops) for data, rows in chosen])
+
+
+def _regions(pos: Tensor, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of a slide's regions in one epoch, given its positions ``[N, 2]``."""
+    max_spots = settings.max_region_spots
+    for _ in range(settings.regions_per_slide):
+        if settings.smallest_region == 1 and len(pos) > max_spots:
+            yield from cover_slide(pos, generator, max_spots)
+            continue
+        for _ in range(math.ceil(len(pos) / max_spots)):
+            yield random_region(
+                pos,
+                generator,
+                min_fraction=settings.smallest_region,
+                max_spots=max_spots,
+            )
