@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,10 @@ def positive(value: object, file: str | Path, field: str) -> float:
     Raises:
         BadInput: it is no number, or not positive and finite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    if not 0 < number <= sys.float_info.max:  # JSON has larger integers
         raise BadInput(file, field, value, "a positive number")
-    return float(value)
+    return float(number)
 
 
 def check_scale(

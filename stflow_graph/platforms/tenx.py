@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
+import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 
@@ -133,8 +134,8 @@ def _genome(file: h5py.File) -> h5py.Group:
 
 def _check_lengths(group: h5py.Group, barcodes: list[str], features: _Features) -> None:
     file, n = group.file.filename, len(features.ids)
-    for field, values in (("names", features.symbols), ("feature types", features.types)):
-        if values and len(values) != n:
+    for field, values in (("names", features.symbols), ("feature types", features.types or None)):
+        if values is not None and len(values) != n:
             raise BadInput(file, field, unquoted(f"{len(values)}"), f"{n}, one per feature id")
     shape = tuple(np.ravel(dataset(group, ["shape"])[()]).tolist())
     if shape != (n, len(barcodes)):
@@ -183,13 +184,40 @@ def _read_folder(folder: Path) -> tuple[sp.csr_matrix, list[str], _Features]:
     features = _Features(*columns[:3])
     path = check_file(files["counts"])
     with as_bad_input(path, "content", "a Matrix Market file"):
-        n_rows, n_columns, n_entries, kind, *_ = scipy.io.mminfo(path)
+        n_rows, n_columns, n_entries, kind, field, symmetry = scipy.io.mminfo(path)
+    if field not in ("integer", "real") or symmetry != "general":
+        raise BadInput(path, "content", f"{field} {symmetry}", "integer general or real general")
     expected = (len(features.ids), len(barcodes))
     # it is allocated by these numbers, before any entry is read
     if (n_rows, n_columns, kind) != (*expected, "coordinate") or n_entries > n_rows * n_columns:
         found = unquoted(f"{kind} ({n_rows}, {n_columns}) with {n_entries} entries")
         raise BadInput(path, "shape", found, f"coordinate {expected}, features x barcodes")
-    with as_bad_input(path, "content", "a Matrix Market file"):
-        matrix = scipy.io.mmread(path)
-    check_raw(matrix.data, path, "data")
-    return sp.csr_matrix(matrix.T, dtype=np.float32), barcodes, features
+    counts = _read_entries(path, (n_columns, n_rows), n_entries)
+    check_raw(counts.data, path, "data")
+    return counts, barcodes, features
+
+
+def _read_entries(path: Path, shape: tuple[int, int], n_entries: int) -> sp.csr_matrix:
+    """Read the entries of a Matrix Market file, features x spots, as spots x features.
+
+    By pandas: on damaged entries scipy's reader crashes the interpreter.
+    """
+    with as_bad_input(path, "content", "entries of a Matrix Market file"):
+        table = pd.read_csv(
+            path,
+            sep=r"\s+",
+            comment="%",
+            header=None,
+            names=["feature", "spot", "count"],
+            dtype={"feature": np.int64, "spot": np.int64, "count": np.float64},
+        )[1:]  # the first line has the shape
+    if len(table) != n_entries:
+        raise BadInput(path, "content", unquoted(f"{len(table)} entries"), f"{n_entries}")
+    places = []
+    for name, n in (("spot", shape[0]), ("feature", shape[1])):
+        place = table[name].to_numpy() - 1
+        if len(place) and not 0 <= place.min() <= place.max() < n:
+            found = unquoted(f"{place.min() + 1} to {place.max() + 1}")
+            raise BadInput(path, f"{name} of an entry", found, f"1 to {n}")
+        places.append(place)
+    return sp.csr_matrix((table["count"].to_numpy(), places), shape, dtype=np.float32)

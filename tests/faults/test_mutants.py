@@ -35,6 +35,7 @@ from stflow_graph.io.columns import read_columns
 from stflow_graph.io.expression import read_expression
 from stflow_graph.io.hdf5 import open_h5
 from stflow_graph.io.hdf5_trial import comes_back
+from stflow_graph.platforms.array_scale import positive
 from stflow_graph.platforms.tenx import read_tenx
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and limits of Linux")
@@ -381,3 +382,30 @@ def test_an_offset_that_no_file_has(tmp_path):
             file.seek(-1)
 
     assert "Invalid argument" in check_refused(read)
+
+
+def test_names_of_genes_that_are_not_there(tmp_path):
+    path = platform_files.write_tenx(tmp_path / "x.h5", platform_files.counts_of(2), ["a", "b"])
+    edit_h5(path, "matrix/features/name", lambda names: names[:0])
+    assert "names" in check_refused(lambda: read_tenx(path))
+
+
+@pytest.mark.parametrize(
+    "entries", ["1 1", "1 1 x", "0 1 1", "-5 1 1", "1 99 1", "1 1 1\n1 1", "9e99 1 1", "\0\0", ""]
+)
+def test_entries_of_a_matrix_that_cannot_be(tmp_path, entries):
+    """Scipy's reader crashed on some."""
+    folder = tmp_path / "m"
+    counts = platform_files.counts_of(9)
+    platform_files.write_tenx_folder(folder, counts, [f"b{i}" for i in range(9)])
+    file = folder / "matrix.mtx.gz"
+    head = gzip.decompress(file.read_bytes()).split(b"\n")[:3]
+    size = next(line for line in head if line[:1].isdigit()).split()
+    text = b"%%MatrixMarket matrix coordinate integer general\n" + b" ".join(size[:2]) + b" 1\n"
+    file.write_bytes(gzip.compress(text + entries.encode()))
+    check_refused(lambda: read_tenx(folder))
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), 0, -1, True, "1", None])
+def test_a_length_that_cannot_be(value):
+    assert "positive number" in check_refused(lambda: positive(value, "scalefactors.json", "scale"))
