@@ -44,7 +44,7 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "grid" if pos.is_cuda else "scipy"
+        return ordered_search(pos)
     makers: dict[str, Callable[[Tensor], Search]] = {
         "scipy": TreeSearch,
         "grid": GridSearch,
@@ -52,6 +52,11 @@ def make_search(pos: Tensor, backend: str = "auto") -> Search:
         "torch": _torch,
     }
     return makers[backend](pos)
+
+
+def ordered_search(pos: Tensor) -> TreeSearch | GridSearch:
+    """Return the search that suits the device, which tells distances too."""
+    return GridSearch(pos) if pos.is_cuda else TreeSearch(pos)
 
 
 def is_available(backend: str) -> bool:

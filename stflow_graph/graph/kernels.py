@@ -12,8 +12,9 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -54,3 +55,25 @@ def is_available() -> bool:
         logger.info("no GPU kernels: %s", error)
         return False
     return True
+
+
+def compiles(attempt: Callable[[], object], otherwise: str) -> bool:
+    """Return whether a kernel compiles and runs, which a tiny case shows; warn if it does not.
+
+    Args:
+        attempt: runs the kernel.
+        otherwise: what happens if it does not, for the warning.
+    """
+    try:
+        attempt()
+    except torch.OutOfMemoryError:
+        raise  # tells nothing about the kernel
+    except Exception as error:  # Triton has no common type of errors
+        logger.warning("%s: %s", otherwise, error)
+        return False
+    return True
+
+
+def padded(width: int) -> int:
+    """Return the least power of two that is no less than a width."""
+    return 1 << (max(width, 1) - 1).bit_length()

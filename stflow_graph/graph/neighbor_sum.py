@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from torch_geometric import EdgeIndex
 
 from stflow_graph.graph import kernels
 
-logger = logging.getLogger(__name__)
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -64,12 +62,8 @@ def _by_kernel(values: Tensor, weight: Tensor) -> bool:
         return False
     if values.dtype not in _KERNEL_DTYPES or values.stride(1) != 1:
         return False
-    return _works(values.device, values.dtype, weight.dtype, _padded(values.size(1)))
-
-
-def _padded(width: int) -> int:
-    """Return the power of two by which a kernel's program is made."""
-    return 1 << (max(width, 1) - 1).bit_length()
+    width = kernels.padded(values.size(1))
+    return _works(values.device, values.dtype, weight.dtype, width)
 
 
 @functools.cache
@@ -78,14 +72,13 @@ def _works(device: torch.device, dtype: torch.dtype, weight_dtype: torch.dtype, 
     values = torch.ones(1, width, device=device, dtype=dtype)
     weight = torch.ones(1, device=device, dtype=weight_dtype)
     sender, starts = torch.zeros_like(weight, dtype=torch.long), torch.arange(2, device=device)
-    try:
+
+    def attempt() -> None:
         kernel = importlib.import_module("stflow_graph.graph.neighbor_sum_kernel")
-        return bool((kernel.weighted_sum(values, sender, starts, weight) == 1).all())
-    except torch.OutOfMemoryError:
-        raise  # tells nothing about the kernel
-    except Exception as error:  # Triton has no common type of errors
-        logger.warning("sums over neighbours run without their GPU kernel: %s", error)
-        return False
+        if not (kernel.weighted_sum(values, sender, starts, weight) == 1).all():
+            raise ArithmeticError("a wrong sum")
+
+    return kernels.compiles(attempt, "sums over neighbours run without their GPU kernel")
 
 
 def edge_starts(receiver: Tensor, n_spots: int) -> Tensor:

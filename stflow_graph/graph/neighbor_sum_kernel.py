@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stflow_graph.graph.kernels import padded
+
 _TILE = 256  # numbers of a program: spots times columns
 _MAX_COLUMNS = 128
 
@@ -47,7 +49,7 @@ def _sum(
 
 def blocks(n_columns: int) -> tuple[int, int]:
     """Return the spots and columns of a program's tile, powers of two."""
-    block_c = min(_MAX_COLUMNS, 1 << (max(n_columns, 1) - 1).bit_length())
+    block_c = min(_MAX_COLUMNS, padded(n_columns))
     return _TILE // block_c, block_c
 
 

@@ -14,7 +14,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from stflow_graph.graph.backends import Search, TreeSearch, make_search
+from stflow_graph.graph.backends import Search, TreeSearch, make_search, ordered_search
 from stflow_graph.graph.grid_search import GridSearch
 from stflow_graph.graph.points import take_points
 
@@ -127,18 +127,13 @@ def spot_pitch(pos: Tensor) -> float:
     Args:
         pos: ``[N, 2]`` positions of one slide.
     """
-    return _pitch(_ordered_search(pos.detach().double()))
-
-
-def _ordered_search(pos: Tensor) -> TreeSearch | GridSearch:
-    """Return a search that also tells distances, where the positions are."""
-    return GridSearch(pos) if pos.is_cuda else TreeSearch(pos)
+    return _pitch(ordered_search(pos.detach().double()))
 
 
 def _pitch(search: TreeSearch | GridSearch, ahead: int = 0) -> float:
     nearest = _nearest_place(search, ahead)
     if not len(nearest):  # every spot has many twins
-        nearest = _nearest_place(_ordered_search(search.points.unique(dim=0)))
+        nearest = _nearest_place(ordered_search(search.points.unique(dim=0)))
     return _quantile(nearest, 0.5) if len(nearest) else 1.0
 
 

@@ -12,7 +12,6 @@ on messages the reference runs.
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from stflow_graph.nn.conv.fused_attention import (
     padded_width,
 )
 
-logger = logging.getLogger(__name__)
 # of matrix products in the kernels where others are float32: three TF32 products, about as exact,
 # or float32
 PRECISIONS = ("tf32x3", "ieee")
@@ -114,26 +112,23 @@ def _works(
 ) -> bool:
     """Return whether the kernels compile, which a graph of two spots shows once and for all."""
     channels = heads * width
-    try:
-        with torch.no_grad():
-            wide = torch.zeros(2, 3 * channels, device=device, dtype=dtype)
-            rows = (wide[:, :channels].contiguous(), wide[:, :channels].contiguous())
-            f = torch.zeros(2, edge_width, device=device, dtype=edge_dtype)
-            weights = torch.zeros(2, device=device) if weighted else None
-            to_hidden = torch.zeros(channels, edge_width, device=device)
-            index = torch.tensor([[1, 0], [0, 1]], device=device)
-            orders = EdgeOrders(EdgeIndex(index, sparse_size=(2, 2), sort_order="col"))
-            att = torch.zeros(heads, width, device=device)
-            inputs = (*rows, wide[:, 2 * channels :], f, weights, to_hidden, att, orders, precision)
-            context, log_sum = launch_forward(*inputs)
-            if with_gradients:
-                launch_backward(*inputs, context, log_sum, torch.zeros_like(context))
-    except torch.OutOfMemoryError:
-        raise  # tells nothing about the kernels
-    except Exception as error:  # Triton has no common type of errors
-        logger.warning("the default layer runs without its GPU kernels: %s", error)
-        return False
-    return True
+
+    @torch.no_grad()
+    def attempt() -> None:
+        wide = torch.zeros(2, 3 * channels, device=device, dtype=dtype)
+        rows = (wide[:, :channels].contiguous(), wide[:, :channels].contiguous())
+        f = torch.zeros(2, edge_width, device=device, dtype=edge_dtype)
+        weights = torch.zeros(2, device=device) if weighted else None
+        to_hidden = torch.zeros(channels, edge_width, device=device)
+        index = torch.tensor([[1, 0], [0, 1]], device=device)
+        orders = EdgeOrders(EdgeIndex(index, sparse_size=(2, 2), sort_order="col"))
+        att = torch.zeros(heads, width, device=device)
+        inputs = (*rows, wide[:, 2 * channels :], f, weights, to_hidden, att, orders, precision)
+        context, log_sum = launch_forward(*inputs)
+        if with_gradients:
+            launch_backward(*inputs, context, log_sum, torch.zeros_like(context))
+
+    return kernels.compiles(attempt, "the default layer runs without its GPU kernels")
 
 
 def _by_rows(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stflow_graph.graph.edge_orders import EdgeOrders
+from stflow_graph.graph.kernels import padded
 
 _BLOCK_K = 16  # edges of a tile; most spots have fewer neighbours
 # parts of the spots: their programs load the layer's weights once; the backward pass also keeps a
@@ -21,7 +22,7 @@ _STAGES = {"forward": 1, "backward_by_receiver": 2, "backward_by_sender": 1}
 
 def padded_width(width: int) -> int:
     """Return the power of two that a matrix product in Triton takes."""
-    return max(16, 1 << (width - 1).bit_length())
+    return max(16, padded(width))
 
 
 class FusedAttention(torch.autograd.Function):
@@ -136,7 +137,7 @@ def launch_backward(
     strides = (receiver.stride(0), sender.stride(0))
     inputs = (receiver, sender, value, f, f if log_weight is None else log_weight, to_hidden, att)
     outputs: tuple[Any, ...] = (d_receiver, d_f, alpha, d_logit)
-    padding = {"HAS_WEIGHT": log_weight is not None, "BLOCK_H": 1 << (heads - 1).bit_length()}
+    padding = {"HAS_WEIGHT": log_weight is not None, "BLOCK_H": padded(heads)}
     arguments = (*inputs, *orders.forward, context, log_sum, grad, *outputs, *strides)
     _launch("backward_by_receiver", n, value, *arguments, value.stride(0), **widths, **padding)
     n_each = -(-n // _PARTS["backward"])
