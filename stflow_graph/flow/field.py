@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from stflow_graph.flow.noise import spot_keys, spot_uniform
 
 STEPS = (2, 8, 32)
+_STRETCHES = tuple(itertools.pairwise((0, *STEPS)))  # a walk of n steps is one of fewer, and more
 _STAY = 1 / 7  # a step's weight of the spot itself, as of one with six neighbours
 # columns of random signs that measure variances: 128, fewer of large slides
 _N_PROBES = (16, 128)
@@ -42,7 +44,7 @@ class Smoothing:
         n_probes = min(max(_PROBE_NUMBERS // max(len(keys), 1), _N_PROBES[0]), _N_PROBES[1])
         signs = spot_uniform(keys, n_probes, seed=0).sub(0.5).sign()
         variances = []
-        for n, before in zip(STEPS, (0, *STEPS), strict=False):
+        for before, n in _STRETCHES:
             signs = _walk(average, signs, n - before)
             variances.append(signs.square().mean(1, keepdim=True))
         # variances of neighbours are about the same, the errors of their estimates less so
@@ -55,9 +57,7 @@ class Smoothing:
         """Return white noise ``[N, C]``, one for each of ``STEPS``, averaged."""
         # those that go further are joined by the others on the way: fewer steps, of more columns
         widths, carried = [part.size(1) for part in parts], parts[-1][:, :0]
-        for part, n, after in zip(
-            reversed(parts), reversed(STEPS), (*STEPS[-2::-1], 0), strict=True
-        ):
+        for part, (after, n) in zip(reversed(parts), reversed(_STRETCHES), strict=True):
             carried = _walk(self.average, torch.cat([part, carried], dim=1), n - after)
         pairs = zip(carried.split(widths, dim=1), self.scales, strict=True)
         return [part * scale for part, scale in pairs]
