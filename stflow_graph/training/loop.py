@@ -111,14 +111,14 @@ def fit(
     while not _finished(state.history, config.train):
         epoch, start = len(state.history) + 1, time.perf_counter()
         generator = torch.Generator().manual_seed(_mix(stream, epoch))
-        losses, norms = [], []
+        losses, norms = list[Tensor](), list[Tensor]()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
             network.train()
             for batch in slides.batches(config, generator):
                 y_1 = _estimate(network, batch.to(device), prior, generator)
                 loss = region_loss(y_1, batch, config.train.pcc_weight)
-                norms.append(_descend(state, loss, config.train.clip_norm))
+                norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(norms) + 1)))
                 losses.append(loss.detach())
         mean_loss = _mean_loss(losses, norms, epoch)
         mse, pearson = validation_score(
@@ -161,11 +161,13 @@ def region_loss(y_1_hat: Tensor, batch: Data, pcc_weight: float) -> Tensor:
     return flow_loss(y_1_hat, y_1, of_slide, pcc_weight=pcc_weight)
 
 
-def _descend(state: _State, loss: Tensor, clip_norm: float) -> Tensor:
+def _descend(state: _State, loss: Tensor, clip_norm: float, when: tuple[int, int]) -> Tensor:
     """Take an optimiser step and update the average; return the norm of the gradient."""
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip_norm)
+    if loss.device.type == "cpu":  # a GPU would wait in every step: it is asked once an epoch
+        _check_finite(loss.item(), norm.item(), when)
     state.optimizer.step()
     state.average.update_parameters(state.network)
     return norm
@@ -174,19 +176,21 @@ def _descend(state: _State, loss: Tensor, clip_norm: float) -> Tensor:
 def _mean_loss(losses: Sequence[Tensor], norms: Sequence[Tensor], epoch: int) -> float:
     """Return the mean loss of an epoch's steps.
 
-    They are looked at once an epoch: a GPU would wait in every step.
-
     Raises:
         Diverged: one of the losses or gradients is not finite.
     """
-    values, lengths = torch.stack(list(losses)), torch.stack(list(norms))
-    for step, (loss, norm) in enumerate(zip(values.tolist(), lengths.tolist(), strict=True), 1):
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"epoch {epoch}, step {step}: loss {loss:g}, gradient norm {norm:g}. "
-                "Fix: lower the learning rate (train.lr)"
-            )
-    return float(np.mean(values.tolist()))
+    values, lengths = (torch.stack(list(parts)).tolist() for parts in (losses, norms))
+    for step, (loss, norm) in enumerate(zip(values, lengths, strict=True), start=1):
+        _check_finite(loss, norm, (epoch, step))
+    return float(np.mean(values))
+
+
+def _check_finite(loss: float, norm: float, when: tuple[int, int]) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"epoch {when[0]}, step {when[1]}: loss {loss:g}, gradient norm {norm:g}. "
+            "Fix: lower the learning rate (train.lr)"
+        )
 
 
 def validation_score(

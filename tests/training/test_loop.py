@@ -443,7 +443,7 @@ def test_a_loss_that_is_not_finite_ends_the_loop_and_keeps_the_last_state(tmp_pa
 
 
 @pytest.mark.parametrize("lost", ["gradient", "loss"])
-def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_training(tmp_path, lost):
+def test_a_loss_or_a_gradient_that_is_not_finite_takes_no_step(tmp_path, lost):
     loop_ = Loop(configured())
     value = torch.nan if lost == "gradient" else 0.0
     for parameter in loop_.network.encoder.parameters():
@@ -452,9 +452,11 @@ def test_a_loss_or_a_gradient_that_is_not_finite_ends_the_training(tmp_path, los
     if lost == "loss":
         for slide in loop_.learn:
             slide.y[0, 0] = torch.inf
+    before = {key: value.clone() for key, value in loop_.network.state_dict().items()}
     shown = r"loss \d\S*, gradient norm nan" if lost == "gradient" else "loss (inf|nan), .* 0"
     with pytest.raises(Diverged, match=rf"epoch 1, step 1: {shown}\. Fix: lower"):
         loop_.fit(tmp_path)
+    assert same_weights(loop_.network.state_dict(), before)
     assert not (tmp_path / "state.safetensors").exists()
 
 
