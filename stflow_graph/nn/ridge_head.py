@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from stflow_graph.graph.diffusion import Average
 from stflow_graph.nn.context_embedding import ContextEmbedding
+from stflow_graph.nn.eigenvectors import DENSE, leading_eigenvectors
 
-_DENSE = 500  # genes whose products are made as a matrix
+_DENSE = DENSE  # genes whose products are made as a matrix
 
 
 class RidgeHead(nn.Module):
@@ -73,16 +72,6 @@ class RidgeHead(nn.Module):
 
 def _main_directions(predicted: Tensor, rank: int) -> Tensor:
     """Return ``[G, rank]``: the leading right singular vectors of ``predicted [N, G]``."""
-    n_genes = predicted.size(1)
-    if n_genes <= max(_DENSE, rank + 1):
-        values, vectors = torch.linalg.eigh(predicted.T @ predicted)
-        return vectors[:, values.argsort(descending=True)[:rank]]
     p = predicted.cpu().numpy()
-
-    def gram(v: np.ndarray) -> np.ndarray:
-        product: np.ndarray = p.T @ (p @ v)
-        return product
-
-    operator = LinearOperator((n_genes, n_genes), matvec=gram, matmat=gram, dtype=np.float64)
-    vectors = eigsh(operator, k=rank, v0=np.ones(n_genes))[1]
-    return torch.from_numpy(np.ascontiguousarray(vectors)).to(predicted.device)
+    vectors = leading_eigenvectors(lambda v: p.T @ (p @ v), p.shape[1], rank, dense=_DENSE)
+    return torch.from_numpy(vectors).to(predicted.device)

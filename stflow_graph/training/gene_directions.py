@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, eigsh
 
+from stflow_graph.nn.eigenvectors import DENSE, leading_eigenvectors
 from stflow_graph.nn.expression_field import RANK
 
-_DENSE = 500  # genes of which the correlation matrix is made
+_DENSE = DENSE  # genes of which the correlation matrix is made
 
 
 def gene_directions(
@@ -30,13 +30,7 @@ def gene_directions(
     if not of_unit_variance:
         centred = [z / np.maximum(z.std(axis=0), 1e-9) for z in centred]
     correlated = _mean_correlation(centred, measured)
-    if n_genes <= _DENSE:
-        vectors = np.linalg.eigh(correlated(np.eye(n_genes)))[1]
-    else:
-        shape = (n_genes, n_genes)
-        operator = LinearOperator(shape, matvec=correlated, matmat=correlated, dtype=np.float64)
-        vectors = eigsh(operator, k=RANK, v0=np.ones(n_genes))[1]
-    directions = np.ascontiguousarray(vectors[:, : -1 - RANK : -1])
+    directions = leading_eigenvectors(correlated, n_genes, RANK, dense=_DENSE)
     # an eigenvector's sign is arbitrary: rounding would decide which sample a seed gives
     largest = np.abs(directions).argmax(axis=0)[None]
     directions *= np.copysign(1.0, np.take_along_axis(directions, largest, axis=0))
