@@ -80,7 +80,7 @@ if [ -n "$data" ]; then
   bench=$data/her2st_bench embeddings=$data/embeddings/efficientnet_lite0
   short=()
   [ -z "$quick" ] || short=(--members 1 --epochs 1)
-  stflow=("$python" -m stflow_graph_cli.main)
+  stflow=("$python" -m stflow_graph_cli)
   step train cohort 120 "${stflow[@]}" train --source-dataroot "$bench" --folds 0 \
     --embed-dataroot "$embeddings" --gene-list var_50genes_fold0.json --allow-patient-overlap \
     --device "$device" "${short[@]}" --out "$work/run"

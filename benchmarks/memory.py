@@ -144,7 +144,7 @@ def streamed(n: int, options: argparse.Namespace) -> dict[str, float]:
     if not slide.exists():
         write_slide(slide, n)
     write_checkpoint(run, options)
-    command = [sys.executable, "-m", "stflow_graph_cli.main", "sample", run, slide]
+    command = [sys.executable, "-m", "stflow_graph_cli", "sample", run, slide]
     command += ["--out", options.out / "predictions", "--device", options.device, "--overwrite"]
     began = time.perf_counter()
     process = subprocess.Popen(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -39,6 +36,7 @@ from .genes import genes
 from .prepare import prepare
 from .probe import probe
 from .sample import sample
+from .signals import handle_signals
 from .simulate import simulate
 from .split import split
 from .train import train
@@ -59,10 +57,6 @@ app.command("eval")(evaluate)
 app.command()(export)
 app.command()(convert)
 app.command()(doctor)
-
-
-# they skip what is complete and go on with the rest
-_RESUMED = {"download", "prepare", "genes", "embed", "probe", "train", "sample"}
 
 
 def _version(value: bool) -> None:
@@ -116,23 +110,6 @@ def spread(arguments: Sequence[str]) -> list[str]:
     return result
 
 
-def _handle_signals(arguments: Sequence[str]) -> None:
-    """End with one line and exit code 130 or 143 on SIGINT and SIGTERM; a second one at once."""
-    resumes = arguments and arguments[0] in _RESUMED and "--overwrite" not in arguments
-    line = b"interrupted; the same command resumes\n" if resumes else b"interrupted\n"
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        del frame
-        signal.signal(signum, signal.SIG_DFL)
-        # not print: the signal may have come in the middle of one
-        with contextlib.suppress(OSError):
-            os.write(2, (b"\r\x1b[2K" if os.isatty(2) else b"") + line)  # over a progress bar
-        raise SystemExit(128 + signum)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, end)
-
-
 def _escape_what_cannot_be_encoded() -> None:
     """Let output with other characters than the terminal's, such as a path's, not end a command."""
     for stream in (sys.stdout, sys.stderr):
@@ -146,7 +123,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = spread([argument for argument in sys.argv[1:] if argument != "--debug"])
     _escape_what_cannot_be_encoded()
-    _handle_signals(arguments)
+    handle_signals(arguments)
     try:
         app(args=arguments, prog_name="stflow-graph")
     except BrokenPipeError:
@@ -172,7 +149,3 @@ def _message_and_code(error: Exception) -> tuple[str, int | None]:
         code = BadInput.exit_code if error.errno in OF_A_PATH else StorageFailed.exit_code
         return f"{error.filename or 'I/O'}: {error.strerror or error}", code
     return "", None
-
-
-if __name__ == "__main__":
-    main()

@@ -10,25 +10,28 @@ from pathlib import Path
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_file, sha256
 
+# device, inode, size and time of change of a file; of a folder, those of every file in it
+_Version = tuple[int, ...] | dict[str, tuple[int, ...]]
+
 
 class Versions:
     """The versions of files at first sight: device, inode, size and time of change.
 
     Args:
-        *files: to be read.
+        *files: to be read; of a folder all files are.
 
     Raises:
         BadInput: one is missing, or no file.
     """
 
     def __init__(self, *files: str | Path) -> None:
-        self._versions: dict[Path, tuple[int, ...]] = {}
+        self._versions: dict[Path, _Version] = {}
         for file in files:
             self.add(file)
 
     def add(self, file: str | Path) -> None:
         """Note the version of one more file, if it is not noted yet."""
-        path = check_file(file)
+        path = Path(file) if os.path.isdir(file) else check_file(file)
         self._versions.setdefault(path, _version(path))
 
     def sha256(self, file: str | Path) -> str:
@@ -68,7 +71,13 @@ def unchanged(*files: str | Path) -> Iterator[Versions]:
     versions.check()
 
 
-def _version(path: Path) -> tuple[int, ...]:
+def _version(path: Path) -> _Version:
+    if path.is_dir():
+        return {str(file): _file_version(file) for file in path.rglob("*") if not file.is_dir()}
+    return _file_version(path)
+
+
+def _file_version(path: Path) -> tuple[int, ...]:
     try:
         status = os.stat(path)
     except OSError:

@@ -44,6 +44,7 @@ def cut_patches(
     edge: float,
     record: dict[str, Any],
     progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
 ) -> None:
     """Write the patches around points of an image, batch by batch.
 
@@ -56,6 +57,7 @@ def cut_patches(
         record: attributes of the file, for provenance; ``slide``, ``patch_px`` (edge of a stored
             patch) and ``um_per_px`` among them.
         progress: called with the slide's name, the patches written and all its patches.
+        check: called when all patches are read; what it raises keeps the file from being written.
     """
     size, n = record["patch_px"], len(barcodes)
     batch = max(1, _BATCH_BYTES // (3 * size**2))
@@ -72,6 +74,8 @@ def cut_patches(
             writer.append(read(start, min(start + batch, n)))
             if progress is not None:
                 progress(record["slide"], writer.written, n)
+        if check is not None:
+            check()
 
 
 def patch_reader(

@@ -61,6 +61,7 @@ def cut_slide(
     request: dict[str, Any],
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write a slide's patch file and expression file, each with a record of how it was made.
 
@@ -74,6 +75,7 @@ def cut_slide(
         request: ``slide``, ``patch_px``, ``patch_um`` and further entries of both records.
         progress: called with the slide's name, the patches written and all its patches.
         notice: called with one line on what was recognised, before patches are cut.
+        check: called when all inputs are read; what it raises keeps both files from being written.
 
     Returns:
         The record of the patch file.
@@ -113,7 +115,7 @@ def cut_slide(
             "n_padded": n_padded,
             "pitch_um": median_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
         }
-        cut_patches(patches, read, kept.barcodes, coords, edge, record, progress)
+        cut_patches(patches, read, kept.barcodes, coords, edge, record, progress, check)
     _write_adata(adata, kept, provenance)
     return record
 

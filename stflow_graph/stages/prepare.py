@@ -17,6 +17,7 @@ from stflow_graph.data.splits import Dataset, split_files, write_splits
 from stflow_graph.errors import BadInput, attempt_each
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.versions import unchanged
 from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.kit import is_kit
 from stflow_graph.platforms.source import NO_OPTIONS, SlideSource, SourceOptions
@@ -132,16 +133,15 @@ def _prepare(
     """Prepare one slide, unless its files were made from the same inputs in the same way."""
     name = check_name(source.name, source.inputs["counts"], "id")
     patches, adata = out / "patches" / f"{name}.h5", out / "adata" / f"{name}.h5ad"
-    request = {
-        "slide": name,
-        **{f"{role}_sha256": source.hash_input(file) for role, file in source.inputs.items()},
-        **source.settings,
-        **request,
-    }
-    if source.um_per_px is not None:
-        request["um_per_px"] = float(source.um_per_px)
-    stored = None if overwrite else slide_record(patches, adata, request)
-    record = stored or cut_slide(source, patches, adata, request, progress, notice)
+    with unchanged(*source.inputs.values()) as versions:
+        hashes = {f"{r}_sha256": source.hash_input(file) for r, file in source.inputs.items()}
+        request = {"slide": name, **hashes, **source.settings, **request}
+        if source.um_per_px is not None:
+            request["um_per_px"] = float(source.um_per_px)
+        stored = None if overwrite else slide_record(patches, adata, request)
+        record = stored or cut_slide(
+            source, patches, adata, request, progress, notice, versions.check
+        )
     measured = {f.name: record[f.name] for f in dataclasses.fields(Prepared) if f.name in record}
     return Prepared(patches=patches, adata=adata, **measured, up_to_date=stored is not None)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stflow_graph.images.scale import agreed_scale
 from stflow_graph.images.tissue_mask import tissue_mask, tissue_share
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import (
     Progress,
     check_scale,
@@ -94,27 +96,32 @@ def prepare_grid(
     """
     check_name(name, image, "id")
     path = check_output_folder(out) / "patches" / f"{name}.h5"
-    request: dict[str, Any] = {
-        "slide": name,
-        "image_sha256": sha256(image),
-        "patch_px": patch_px,
-        "patch_um": float(patch_um),
-        "pitch_um": float(patch_um if pitch_um is None else pitch_um),
-        "min_tissue": float(min_tissue),
-    }
-    if um_per_px is not None:
-        request["um_per_px"] = float(um_per_px)
-    stored = None if overwrite else up_to_date_record(path, patches_record, request)
-    record = stored or _write(path, image, request, progress)
+    with unchanged(image) as versions:
+        request: dict[str, Any] = {
+            "slide": name,
+            "image_sha256": sha256(image),
+            "patch_px": patch_px,
+            "patch_um": float(patch_um),
+            "pitch_um": float(patch_um if pitch_um is None else pitch_um),
+            "min_tissue": float(min_tissue),
+        }
+        if um_per_px is not None:
+            request["um_per_px"] = float(um_per_px)
+        stored = None if overwrite else up_to_date_record(path, patches_record, request)
+        record = stored or _write(path, image, request, progress, versions.check)
     fields = dataclasses.fields(PreparedGrid)
     measured = {field.name: record[field.name] for field in fields if field.name in record}
     return PreparedGrid(patches=path, **measured, up_to_date=stored is not None)
 
 
 def _write(
-    path: Path, image: str | Path, request: dict[str, Any], progress: Progress | None
+    path: Path,
+    image: str | Path,
+    request: dict[str, Any],
+    progress: Progress | None,
+    check: Callable[[], None],
 ) -> dict[str, Any]:
-    """Write the patch file; return its record."""
+    """Write the patch file, unless ``check`` raises at its end; return its record."""
     with open_image(image) as reader:
         um_per_px = agreed_scale(image, request.get("um_per_px"), reader.um_per_px)
         um_per_px = check_scale(um_per_px, request["patch_um"], image)
@@ -145,7 +152,7 @@ def _write(
         }
         barcodes = [f"{rows[i]}x{columns[i]}" for i in kept]
         read = patch_reader(reader, centres[kept], edge, request["patch_px"])
-        cut_patches(path, read, barcodes, centres[kept], edge, record, progress)
+        cut_patches(path, read, barcodes, centres[kept], edge, record, progress, check)
     return record
 
 

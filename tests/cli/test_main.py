@@ -219,8 +219,8 @@ def test_signals_end_a_command_with_one_line(cli, monkeypatch, signum, code):
     for step, line in lines.items():
         write = Mock()
         with monkeypatch.context() as patch:
-            patch.setattr("stflow_graph_cli.main.os.write", write)
-            patch.setattr("stflow_graph_cli.main.os.isatty", lambda _: False)
+            patch.setattr("stflow_graph_cli.signals.os.write", write)
+            patch.setattr("stflow_graph_cli.signals.os.isatty", lambda _: False)
             assert cli(*step.split()) == (code, "", "")
         write.assert_called_once_with(2, line.encode())
 
@@ -236,6 +236,19 @@ def test_every_command_says_that_it_was_interrupted(tmp_path, command):
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr.startswith("interrupted")
     assert run.stderr.count("\n") == 1
+
+
+def test_an_interrupt_before_the_libraries_are_there_is_one_line_too():
+    code = (
+        "import signal, sys; from stflow_graph_cli.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt()); sys.argv = ['stflow-graph', 'train']; main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = "interrupted; the same command resumes\n"
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", line)
 
 
 def test_errors_of_the_program_keep_their_traceback(cli, monkeypatch):

@@ -38,7 +38,7 @@ EMBED += ["--out", "out"]
 def in_a_process(*arguments: str, before=None, **options) -> subprocess.CompletedProcess:
     """Run a command in a process of its own."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, sys.path)])
-    command = [sys.executable, "-m", "stflow_graph_cli.main", *arguments]
+    command = [sys.executable, "-m", "stflow_graph_cli", *arguments]
     return subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "300", "OMP_NUM_THREADS": "1"},

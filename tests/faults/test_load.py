@@ -35,7 +35,7 @@ def run(*arguments: object, limit: Callable[[], None] | None = None):
     """Run a command in a process of its own; return it and its seconds."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "300", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stflow_graph_cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "stflow_graph_cli", *map(str, arguments)]
     began = time.perf_counter()
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, preexec_fn=limit

@@ -6,7 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from foreign import tissue_on_glass, write_svs
+from PIL import Image
 from predicted import predicted
 from toy import Cohort, toy_encoder, write_images, write_slide
 
@@ -16,10 +19,13 @@ from stflow_graph.errors import BadInput
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io import h5ad
+from stflow_graph.platforms.source import SlideSource, tables_source
 from stflow_graph.preparation.embedding import EmbedSettings, embed_file
 from stflow_graph.stages import train as train_stage
 from stflow_graph.stages.evaluate import evaluate
+from stflow_graph.stages.prepare import prepare
 from stflow_graph.stages.sample import sample
+from stflow_graph.stages.tissue_grid import prepare_grid
 from stflow_graph.stages.train import train
 
 CHANGED = "file: found another one than at first, expected one that stays while it is read"
@@ -44,6 +50,16 @@ def test_patches(tmp_path, workers, n):
     with pytest.raises(BadInput, match=f"A.h5: {CHANGED}"):
         embed_file(source, tmp_path / "out/A.h5", toy_encoder(), settings, progress=progress)
     assert not list((tmp_path / "out").iterdir())
+
+
+def write_tables(folder: Path) -> SlideSource:
+    """Write a raw slide of four spots."""
+    image, spots, counts = (folder / name for name in ("A.png", "A_spots.csv", "A_counts.csv"))
+    Image.fromarray(np.full((100, 100, 3), 200, np.uint8)).save(image)
+    places = {"s1": "30,30", "s2": "30,70", "s3": "70,30", "s4": "70,70"}
+    spots.write_text("barcode,x,y\n" + "".join(f"{k},{v}\n" for k, v in places.items()))
+    counts.write_text(",g1,g2\n" + "".join(f"{k},3,5\n" for k in places))
+    return tables_source("A", image, spots, counts, um_per_px=1.0)
 
 
 def settings_of(cohort: Cohort) -> dict[str, object]:
@@ -85,6 +101,34 @@ def test_slides_of_train(cohort: Cohort, tmp_path, monkeypatch, kind):
     with pytest.raises(BadInput, match=rf"B.h5(ad)?: {CHANGED}"):
         train(load_config(None, settings_of(cohort)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("role", ["image", "counts", "spots"])
+def test_raw_files_of_prepare(tmp_path, role):
+    source, out = write_tables(tmp_path), tmp_path / "out"
+    file, other = source.inputs[role], tmp_path / "other"
+    other.write_bytes(file.read_bytes())
+
+    def progress(slide: str, done: int, total: int) -> None:
+        exchange(file, other)
+
+    with pytest.raises(BadInput, match=f"{file.name}: {CHANGED}"):
+        prepare(source, out, patch_px=16, patch_um=16.0, progress=progress)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+    prepare(source, out, patch_px=16, patch_um=16.0)
+
+
+def test_the_image_of_a_grid(tmp_path):
+    image = write_svs(tmp_path / "S1.svs", tissue_on_glass(), "0.5")
+    other, sizes = tmp_path / "other", {"patch_px": 16, "patch_um": 20.0}
+    other.write_bytes(image.read_bytes())
+
+    def progress(slide: str, done: int, total: int) -> None:
+        exchange(image, other)
+
+    with pytest.raises(BadInput, match=f"S1.svs: {CHANGED}"):
+        prepare_grid(image, tmp_path / "out", name="S1", **sizes, progress=progress)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("kind", ["truth", "prediction"])

@@ -67,7 +67,21 @@ def test_a_failure_that_follows_from_it_names_the_cause(tmp_path):
         raise RuntimeError("3 of 4 rows were written")
 
 
+@pytest.mark.parametrize("change", [replace, grow, touch, remove])
+def test_of_a_folder_every_file_counts(tmp_path, change):
+    file = tmp_path / "data.zarr/a/0.0"
+    file.parent.mkdir(parents=True)
+    file.write_text("old")
+    (tmp_path / "data.zarr/zarr.json").write_text("{}")
+    versions = Versions(tmp_path / "data.zarr")
+    versions.check()
+    change(file)
+    with pytest.raises(BadInput, match=r"data.zarr: file: found another one than at first"):
+        versions.check()
+
+
 def test_what_is_no_file_is_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none"):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "none"):
         with pytest.raises(BadInput), unchanged(path):
             pass

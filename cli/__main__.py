@@ -1,0 +1,19 @@
+"""The program ``stflow-graph``: it answers signals before it imports what takes time."""
+
+from __future__ import annotations
+
+import sys
+
+from .signals import handle_signals
+
+
+def main() -> None:
+    """Run the command line and exit with the code of ``stflow_graph.errors``."""
+    handle_signals([argument for argument in sys.argv[1:] if argument != "--debug"])
+    from .main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
