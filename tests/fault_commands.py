@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from predicted import predicted
@@ -35,10 +37,12 @@ class Command:
     Attributes:
         arguments: given the inputs' folder and the output's.
         before: puts what is there before into the output's folder, given the inputs'.
+        needs: a package that may not be installed.
     """
 
     arguments: Callable[[Path, Path], list[object]]
     before: Callable[[Path, Path], object] = lambda inputs, out: None
+    needs: str = ""
 
 
 def of_cohort(*names: str) -> Callable[[Path, Path], object]:
@@ -121,7 +125,21 @@ COMMANDS = {
         )
         for ending in ("csv", "csv.gz", "parquet")
     },
+    "export zarr": Command(
+        lambda i, o: ["export", i / "predictions/A.h5ad", "--to", o / "A.zarr", "--overwrite"],
+        needs="spatialdata",
+    ),
 }
+NAMES = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            bool(command.needs) and importlib.util.find_spec(command.needs) is None,
+            reason=f"needs the package {command.needs}",
+        ),
+    )
+    for name, command in COMMANDS.items()
+]
 NO_FAULT = {"for_ever": 0, "number": 0, "kind": 0, "calls": 63, "when": 0}
 EMBED = ["--encoder", "toy:toy_encoder", "--device", "cpu"]
 

@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -60,6 +61,7 @@ def load_libraries() -> None:
     names = [f"stflow_graph.stages.{stage}" for stage in STAGES]
     names += ["stflow_graph.simulation.cohort", "stflow_graph.models.stflow_weights"]
     names += ["stflow_graph.preparation.gene_lists", "pyarrow.parquet", "anndata.io", "toy"]
+    names += [name for name in ("spatialdata",) if importlib.util.find_spec(name)]
     for name in names:
         importlib.import_module(name)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_commands import COMMANDS, Trials, errors
+from fault_commands import COMMANDS, NAMES, Trials, errors
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 SHARES = (0.1, 0.4, 0.8, 0.97)
@@ -90,7 +90,7 @@ def check_full(disk: Trials, name: str, shares: tuple[float, ...] = SHARES) -> i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_disks_too_small(disk, name, capsys):
     n_full = check_full(disk, name)
     with capsys.disabled():
