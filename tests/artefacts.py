@@ -1,5 +1,7 @@
 """Files of ours read or written whole, which the package does block by block."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from stflow_graph.io.embeddings import open_embeddings
 from stflow_graph.io.predictions import Block, write_prediction_blocks
-from stflow_graph.io.seal import SEAL
+from stflow_graph.io.seal import SEAL, content_hash
 
 
 class Embeddings(NamedTuple):
@@ -40,10 +42,25 @@ def write_prediction(
     write_prediction_blocks(path, blocks, barcodes, genes, coords, n_samples=n, **options)
 
 
-def unseal(file: h5py.File) -> None:
-    """Make a file of ours one of before there were checksums, so that it can be edited."""
-    if file.attrs.pop(SEAL, None) is not None:
-        file.attrs["complete"] = 1
+@contextlib.contextmanager
+def resealed(path: Path) -> Iterator[h5py.File]:
+    """Open a file to edit it, and make the checksum of one of ours fit again, if there is one."""
+    with h5py.File(path, "r+") as file:
+        yield file
+        if SEAL in file.attrs:
+            with contextlib.suppress(KeyError, ValueError):  # dangling links, no Unicode
+                file.attrs[SEAL] = content_hash(file)
+
+
+def make_foreign(path: Path) -> None:
+    """Make a file of ours one of nobody's: without our marks, in the oldest format of HDF5."""
+    ours = path.rename(path.with_name("ours"))
+    with h5py.File(ours) as source, h5py.File(path, "w") as file:
+        for key in source:
+            source.copy(key, file)
+        marks = ("format", "complete", SEAL)
+        file.attrs.update({key: v for key, v in source.attrs.items() if key not in marks})
+    ours.unlink()
 
 
 def edit_h5(path: Path, key: str, change: Any) -> None:
@@ -54,8 +71,7 @@ def edit_h5(path: Path, key: str, change: Any) -> None:
         key: of the dataset; a new one is created.
         change: the new value, or a function of the old one; None removes it.
     """
-    with h5py.File(path, "r+") as file:
-        unseal(file)
+    with resealed(path) as file:
         attrs = dict(file[key].attrs) if key in file else {}
         old = file.pop(key, None)
         if callable(change):

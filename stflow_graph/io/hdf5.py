@@ -149,9 +149,11 @@ def create_h5(path: str | Path, format: str) -> Iterator[tuple[h5py.File, Checke
     Raises:
         StorageFailed: a write failed; a file that was at the path stays.
     """
-    # without a cache chunks are packed as they are handed over, not when an object is closed,
-    # where an error would be lost
-    with atomic_file(path) as output, h5py.File(output, "w", rdcc_nbytes=0) as file:
+    # The format of HDF5 1.10 has checksums over all that describes the data; in the older ones a
+    # flipped bit of an index gives zeros. Without a cache chunks are packed as they are handed
+    # over, not when an object is closed, where an error would be lost.
+    options = {"libver": ("v110", "v110"), "rdcc_nbytes": 0}
+    with atomic_file(path) as output, h5py.File(output, "w", **options) as file:
         yield file, output
         seal(file, format)
 

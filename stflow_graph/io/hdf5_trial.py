@@ -10,11 +10,15 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+# how someone ends a process, or the kernel where memory is short
+_ENDED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP} if sys.platform != "win32" else set()
+_DIED = "died\n"
 _SCRIPT = Path(__file__).with_name("hdf5_walk.py")
 
 
@@ -32,14 +36,36 @@ class _Walker:
             key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
             if key in self._passed:
                 return True
-            process = self._process or self._start()
-            if process is None:
-                return True
-            answer = self._ask(process, json.dumps(os.path.abspath(path)))
-            if answer != "died\n":  # done, or nothing if someone ended the process
-                self._passed.add(key)
-                return True
-            return False
+            used = self._process is not None
+            answer = self._ask(path)
+            if answer is None and used:  # the files before may have left HDF5 in disorder
+                answer = self._ask(path)
+            if answer in (None, _DIED):
+                return False
+            self._passed.add(key)
+            return True
+
+    def _ask(self, path: Path) -> str | None:
+        """Return the answer, None if the process crashed.
+
+        The answer is empty where there can be no process, or someone ended it.
+        """
+        process = self._process or self._start()
+        if process is None:
+            return ""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):  # it is gone
+            process.stdin.write(json.dumps(os.path.abspath(path)) + "\n")
+            process.stdin.flush()
+        answer = process.stdout.readline()
+        if answer:
+            return answer
+        code = process.wait()
+        self.stop()
+        if code == -signal.SIGXCPU:
+            return _DIED
+        return "" if code in _ENDED else None
 
     def _start(self) -> subprocess.Popen[str] | None:
         """Start the process; None where that is impossible, and files go untried."""
@@ -60,14 +86,6 @@ class _Walker:
         if process.stdout is None or process.stdout.readline() != "ready\n":
             self.stop()
         return self._process
-
-    def _ask(self, process: subprocess.Popen[str], question: str) -> str:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(OSError):  # it is gone
-            process.stdin.write(question + "\n")
-            process.stdin.flush()
-        return process.stdout.readline()
 
     def stop(self) -> None:
         process, self._process = self._process, None

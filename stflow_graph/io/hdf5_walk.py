@@ -1,8 +1,8 @@
 """Walks through HDF5 files, in a process of its own: a damaged one can hang or crash HDF5.
 
-Run as a script by ``io.hdf5_trial``: reads a path a line (JSON), reads in a fork all of that file
-but plain arrays, and answers ``done`` if that ended within seconds of computing and a gigabyte of
-memory, else ``died``. Errors that HDF5 reports do not matter: it came back from them.
+Run as a script by ``io.hdf5_trial``: reads a path a line (JSON), reads all of that file but plain
+arrays, and answers ``done`` once HDF5 came back, also with an error, or ``died`` if a gigabyte of
+memory was not enough. It ends without an answer where HDF5 crashes, or takes seconds of computing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import resource
 import sys
+import time
 from typing import Any
 
 import h5py
@@ -26,31 +27,27 @@ _MIN_SECONDS, _MAX_SECONDS, _BYTES_PER_SECOND = 2, 60, 5_000_000
 
 def main() -> None:
     """Answer paths until there are no more."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     print("ready", flush=True)
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            os._exit(_try(json.loads(line)))
-        status = os.waitpid(child, 0)[1]
-        print("done" if status == 0 else "died", flush=True)
+        attempt = _Attempt()
+        with attempt:
+            path = json.loads(line)
+            _limit(min(_MIN_SECONDS + os.path.getsize(path) / _BYTES_PER_SECOND, _MAX_SECONDS))
+            with h5py.File(path, "r", locking=False) as opened:
+                _walk(opened, path, attempt)
+        print("died" if attempt.took_memory else "done", flush=True)
 
 
-def _try(path: str) -> int:
-    """Read a file; return 1 if its memory was not enough."""
-    attempt = _Attempt()
-    with attempt:
-        seconds = min(_MIN_SECONDS + os.path.getsize(path) / _BYTES_PER_SECOND, _MAX_SECONDS)
-        limits = {"CORE": 0, "CPU": math.ceil(seconds)}
-        with contextlib.suppress(OSError):  # not on Linux
-            with open("/proc/self/statm", encoding="ascii") as file:
-                pages = int(file.read().split()[0])
-            limits["AS"] = pages * resource.getpagesize() + _MAX_MEMORY
-        for name, limit in limits.items():
-            with contextlib.suppress(ValueError, OSError):  # above the limit that there is
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-        with h5py.File(path, "r", locking=False) as opened:
-            _walk(opened, path, attempt)
-    return int(attempt.took_memory)
+def _limit(seconds: float) -> None:
+    """Limit the computing and the memory from here on; the former ends the process."""
+    limits = {"CPU": math.ceil(time.process_time() + seconds)}
+    with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:  # Linux
+        limits["AS"] = int(file.read().split()[0]) * resource.getpagesize() + _MAX_MEMORY
+    for name, limit in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        with contextlib.suppress(ValueError, OSError):  # above the limit that there is
+            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
 
 
 class _Attempt:

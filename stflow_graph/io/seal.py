@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import numpy as np
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 
 SEAL = "sha256"
-# the attribute ``complete``: of files without a checksum, and with one
-_COMPLETE, _SEALED = 1, 2
 _FIX = "copy the file again, or rerun the command that wrote it"
 
 
@@ -25,54 +22,29 @@ def seal(file: h5py.File, format: str) -> None:
     count by their shape and type; text of any length, which that does not cover, by its content.
     """
     file.flush()  # errors of closing objects would be lost
-    file.attrs.update(format=format, complete=_SEALED)
+    file.attrs.update(format=format, complete=1)
     file.attrs[SEAL] = content_hash(file)
 
 
 def check_seal(file: h5py.File, path: Path) -> None:
     """Check that a file of ours is complete and its content what was written.
 
-    Files of others have no marks and pass; so do ours of before there were checksums.
+    Files of others have none of the marks and pass.
 
     Raises:
-        BadInput: the mark is missing, or the content is another.
+        BadInput: one of the marks is missing, or the content is another.
     """
-    stored, complete = file.attrs.get(SEAL), _number(file.attrs.get("complete", 0))
     is_ours = str(file.attrs.get("format", "")).startswith("stflow_graph.")
-    if not is_ours and (complete != _SEALED or stored is None):
+    if not is_ours and "complete" not in file.attrs and SEAL not in file.attrs:
         return
-    if complete == 0:
+    if "complete" not in file.attrs:
         raise BadInput(path, "complete", unquoted("no mark"), "a completed write", _FIX)
-    if stored is None and complete == _COMPLETE:
-        return
+    stored = file.attrs.get(SEAL)
     with as_bad_input(path, "content", "a file that can be read"):
-        changed = not isinstance(stored, str) or stored != content_hash(file) or _misplaced(file)
+        changed = not isinstance(stored, str) or stored != content_hash(file)
     if changed:
         found = unquoted("another content than was written")
         raise BadInput(path, SEAL, found, "the content of this checksum", _FIX)
-
-
-def _misplaced(file: h5py.File) -> bool:
-    """Return whether checksummed arrays lack chunks, which HDF5 reads as zeros, or share them."""
-    places: list[int | None] = []
-
-    def add(_: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and item.fletcher32:
-            steps = [range(0, n, step) for n, step in zip(item.shape, item.chunks, strict=True)]
-            for corner in itertools.product(*steps):
-                chunk = item.id.get_chunk_info_by_coord(corner)
-                # a mask leaves out the checksum
-                places.append(chunk.byte_offset if chunk.filter_mask == 0 else None)
-
-    file.visititems(add)
-    return None in places or len(set(places)) < len(places)
-
-
-def _number(value: Any) -> int | None:
-    try:
-        return int(np.asarray(value).item())
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def content_hash(file: h5py.File) -> str:

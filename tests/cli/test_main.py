@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import h5py
 import numpy as np
 import pytest
-from artefacts import unseal
+from artefacts import resealed
 from stflow_graph_cli.main import app, main, spread
 from toy import write_cohort, write_slide
 from typer.main import get_command
@@ -365,8 +365,7 @@ def test_bad_data_is_named_by_file_and_field(cli, trained, cohort, tmp_path, com
     change, message = BROKEN[fault]
     slide = "B" if command == "train" else "A"  # fold 0 trains on B and tests A
     path = cohort.expression(slide) if fault == "genes absent" else cohort.embedding(slide)
-    with h5py.File(path, "r+") as file:
-        unseal(file)
+    with resealed(path) as file:
         change(file)
     steps = {"train": arguments(cohort), "sample": ["sample", trained, path]}
     run = cli(*steps[command], "--out", tmp_path / "out")

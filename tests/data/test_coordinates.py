@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from artefacts import unseal
+from artefacts import resealed
 
 from stflow_graph.data.coordinates import patch_centres, to_centres
 from stflow_graph.data.load import load_slide
@@ -118,8 +118,7 @@ def test_places_are_read_without_the_counts(tmp_path):
     barcodes, coords = read_positions(path)
     assert barcodes == BARCODES
     np.testing.assert_array_equal(coords, CENTRES)
-    with h5py.File(path, "r+") as file:
-        unseal(file)
+    with resealed(path) as file:
         del file["obsm/spatial"]
     assert read_positions(path) is None
 

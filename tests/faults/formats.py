@@ -15,7 +15,7 @@ import pandas as pd
 import platform_files
 import scipy.sparse as sp
 import torch
-from artefacts import edit_h5, write_prediction
+from artefacts import make_foreign, write_prediction
 from faults.trials import Format
 from foreign import features, grid, tissue_like, write_clam, write_svs, write_trident
 from linear import GENES as MODEL_GENES
@@ -134,9 +134,9 @@ def _predictions(folder: Path) -> None:
     )
 
 
-def _unsealed_predictions(folder: Path) -> None:
+def _unmarked_predictions(folder: Path) -> None:
     _predictions(folder)
-    edit_h5(folder / "S.h5ad", "nothing", None)
+    make_foreign(folder / "S.h5ad")
 
 
 def _read_prediction(folder: Path) -> object:
@@ -409,7 +409,7 @@ _ALL = (
     Format("HEST embeddings", _foreign_embeddings, _read_embeddings),
     Format("HEST patches", _foreign_patches, _read_patches),
     Format("foreign .h5ad", _foreign_expression, _read_expression),
-    Format("unsealed predictions", _unsealed_predictions, _read_prediction),
+    Format("unmarked predictions", _unmarked_predictions, _read_prediction),
     Format("Visium", _visium, _read_visium),
     Format("Visium, 10x v2", _tenx_v2, _read_visium, files=("**/*.h5",)),
     Format("Visium, mtx", _mtx, _read_visium, files=("**/*.gz",)),

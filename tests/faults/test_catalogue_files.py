@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pytest
-from artefacts import edit_h5, unseal
+from artefacts import edit_h5, resealed
 
 from stflow_graph.errors import BadInput
 from stflow_graph.io.embeddings import open_embeddings
@@ -56,8 +55,7 @@ def edited(key: str, change) -> Spoil:
 
 def attribute(key: str, value, of: str = "/") -> Spoil:
     def spoil(path: Path) -> None:
-        with h5py.File(path, "r+") as file:
-            unseal(file)
+        with resealed(path) as file:
             file[of].attrs[key] = value
 
     return spoil
@@ -85,8 +83,7 @@ def left_open(path: Path) -> None:
 
 
 def unmarked(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        unseal(file)
+    with resealed(path) as file:
         del file.attrs["complete"]
         for dataset in ("embeddings", "img", "X"):
             if dataset in file:

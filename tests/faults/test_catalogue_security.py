@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from artefacts import edit_h5, unseal
+from artefacts import edit_h5, make_foreign
 from command_line import refused
 from safetensors.torch import load_file, save_file
 
@@ -55,8 +55,8 @@ def test_46_no_file_leads_to_another(cli, here, kind):
     (here / "secret.bin").write_bytes(bytes(1440))
     with h5py.File(here / "other.h5", "w") as file:
         file["x"] = np.zeros((36, 10), "f4")
+    make_foreign(here / EMBEDDING)
     with h5py.File(here / EMBEDDING, "r+") as file:
-        unseal(file)
         del file["embeddings"]
         if kind == "virtual":
             layout = h5py.VirtualLayout((36, 10), "f4")
@@ -68,8 +68,8 @@ def test_46_no_file_leads_to_another(cli, here, kind):
 
 
 def test_47_a_small_file_of_terabytes_is_refused(cli, here):
+    make_foreign(here / EMBEDDING)
     with h5py.File(here / EMBEDDING, "r+") as file:
-        unseal(file)
         del file["embeddings"]
         file.create_dataset("embeddings", (2**38, 10), "f4", chunks=(1000, 10))
     refused(cli(*SAMPLE), 3, EMBEDDING)
@@ -119,8 +119,8 @@ def test_50_no_text_of_a_file_reaches_the_terminal_or_a_spreadsheet(cli, here):
 
 
 def test_51_an_unknown_filter_is_named(cli, here):
+    make_foreign(here / EMBEDDING)
     with h5py.File(here / EMBEDDING, "r+") as file:
-        unseal(file)
         values = file["embeddings"][()]
         del file["embeddings"]
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)

@@ -4,11 +4,10 @@ import csv
 import sys
 import warnings
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from artefacts import unseal, write_prediction
+from artefacts import resealed, write_prediction
 from PIL import Image
 
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency
@@ -153,8 +152,7 @@ def test_what_is_not_there_is_named(written, tmp_path):
     with pytest.raises(BadConfig, match=r"ends in .csv, .csv.gz, .parquet, .zarr"):
         export(file, tmp_path / "out.xlsx")
     (tmp_path / "x.h5ad").write_bytes(file.read_bytes())
-    with h5py.File(tmp_path / "x.h5ad", "r+") as other:
-        unseal(other)
+    with resealed(tmp_path / "x.h5ad") as other:
         del other["uns/stflow_graph"]
     with pytest.raises(BadInput, match="stflow-graph sample"):
         export(tmp_path / "x.h5ad", tmp_path / "out.csv")

@@ -116,7 +116,7 @@ def test_the_patch_file_matches_the_expression_file_and_the_image(tmp_path):
         for pixels, (x, y) in zip(patches.images, found.coords, strict=True):
             np.testing.assert_array_equal(pixels, image.read_patch(x, y, EDGE, 12))
         attrs = dict(patches.images.file.attrs)
-    assert (attrs["patch_um"], attrs["um_per_px"], attrs["complete"]) == (10.0, UM_PER_PX, 2)
+    assert (attrs["patch_um"], attrs["um_per_px"], attrs["complete"]) == (10.0, UM_PER_PX, 1)
     assert len(attrs["image_sha256"]) == 64
     obs = anndata.read_h5ad(done.adata).obs
     np.testing.assert_array_equal(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from artefacts import unseal
+from artefacts import resealed
 from foreign import coords_attrs, features, grid, save_h5, write_clam, write_trident
 from PIL import Image
 from torch import nn
@@ -94,8 +94,7 @@ def test_the_order_of_spots_plays_no_part(run, cohort, tmp_path):
     shuffled = tmp_path / "shuffled" / "A.h5"
     shuffled.parent.mkdir()
     shutil.copy(cohort.embedding("A"), shuffled)
-    with h5py.File(shuffled, "r+") as file:
-        unseal(file)
+    with resealed(shuffled) as file:
         for key in ("embeddings", "coords", "barcodes"):
             file[key][...] = file[key][()][order]
     sample(run, [cohort.embedding("A")], tmp_path / "a")
@@ -136,8 +135,7 @@ def test_embeddings_that_do_not_fit_are_refused(run, cohort, tmp_path):
     write_slide(tmp_path / "W.h5", None, 36, 0, channels=7)
     with pytest.raises(BadConfig, match=r"W.h5.*'toy' with 7 channels.*'toy' with 10"):
         sample(run, [tmp_path / "W.h5"], tmp_path / "out")
-    with h5py.File(cohort.embedding("A"), "r+") as file:
-        unseal(file)
+    with resealed(cohort.embedding("A")) as file:
         file.attrs["encoder"] = "uni"
     with pytest.raises(BadConfig, match=r"'uni' with 10 channels.*--encoder toy"):
         sample(run, [cohort.embedding("A")], tmp_path / "out")
@@ -280,8 +278,7 @@ def test_the_image_goes_with_the_prediction(run, cohort, tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "A.png")
     files = [cohort.embedding("A")]
-    with h5py.File(files[0], "r+") as file:
-        unseal(file)
+    with resealed(files[0]) as file:
         file["coords"][...] = file["coords"][()] + 20
     sample(run, files, tmp_path / "out")
     for image in (tmp_path / "images", tmp_path / "images" / "A.png"):
