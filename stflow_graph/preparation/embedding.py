@@ -27,6 +27,7 @@ from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.freed_memory import freed_memory_kept
 from stflow_graph.version import __version__
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -219,20 +220,21 @@ def _encode(
     device, dtype = torch.device(settings.device), settings.dtype()
     encoder.to(device)
     done = 0
-    for images in batches:
-        flat = images.reshape(len(images), -1)
-        n_blank = int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
-        autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-        with torch.inference_mode(), autocast:
-            x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
-        if x.shape[1:] != (encoder.width,):
-            raise BadConfig(
-                f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
-            )
-        yield x.float().cpu().numpy(), n_blank
-        done += len(images)
-        if report:
-            report(done, n)
+    with freed_memory_kept():
+        for images in batches:
+            flat = images.reshape(len(images), -1)
+            n_blank = int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
+            autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+            with torch.inference_mode(), autocast:
+                x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
+            if x.shape[1:] != (encoder.width,):
+                raise BadConfig(
+                    f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
+                )
+            yield x.float().cpu().numpy(), n_blank
+            done += len(images)
+            if report:
+                report(done, n)
 
 
 @contextlib.contextmanager

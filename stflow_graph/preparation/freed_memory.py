@@ -1,0 +1,45 @@
+"""Memory that one batch frees and the next needs: kept meanwhile, not given back to the system.
+
+The C library returns large arrays to the system at once, which hands them out again page by page,
+zeroed. For the activations of a convolutional encoder that takes as long as computing them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+
+# parameters of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_ARRAY, _KEPT_IN_ALL = 2**28, 2**30
+# what glibc itself would come to at most, from larger arrays that are freed
+_ARRAY, _IN_ALL = 2**25, 2**26
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep up to 1 GiB of freed arrays of up to 256 MiB within the body; then give it back.
+
+    It concerns the whole process, and does nothing where the C library is not glibc.
+    """
+    library = _glibc()
+    if library is None:
+        yield
+        return
+    library.mallopt(_MMAP_THRESHOLD, _KEPT_ARRAY)
+    library.mallopt(_TRIM_THRESHOLD, _KEPT_IN_ALL)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP_THRESHOLD, _ARRAY)
+        library.mallopt(_TRIM_THRESHOLD, _IN_ALL)
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "gnu_get_libc_version") else None

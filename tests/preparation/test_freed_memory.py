@@ -1,0 +1,44 @@
+"""Freed memory is handed out again without faulting its pages in, and given back at the end."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, torch
+from pathlib import Path
+from stflow_graph.preparation.freed_memory import freed_memory_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(2**24).add_(1)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+faults()
+usual, start = faults(), resident()
+with freed_memory_kept():
+    faults()
+    kept, most = faults(), resident()
+print(usual, kept, most - start, resident() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_pages_stay_until_the_end():
+    command = [sys.executable, "-c", CODE]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    usual, kept, more, after = map(int, run.stdout.split())
+    pages = 10 * 2**26 // resource.getpagesize()
+    if usual < pages / 2:
+        pytest.skip("huge pages, or another C library")
+    assert kept < pages / 100
+    assert more > 2**26 * 0.9
+    assert after < 2**24
