@@ -3,16 +3,17 @@
 usage: python benchmarks/embedding.py [--patches 2048] [--size 224] [--batch 256] [--workers 8]
            [--threads 2] [--device cpu] [--out OUT] [--quick]
 
-EfficientNet-Lite0 of timm with random weights, which cost as much as trained ones. The encoder
-alone works on one batch that stays on the device; the stage reads random patches from a file,
-without workers and with --workers, and writes their embeddings. The share is the time that the
-encoder alone would take, of the stage's.
+EfficientNet-Lite0 of timm with random weights, which cost as much as trained ones, by torch and, on
+a CPU where it is installed, by ONNX Runtime. The encoder alone works on one batch that stays on the
+device; the stage reads random patches from a file, without workers and with --workers, and writes
+their embeddings. The share is the time that the encoder alone would take, of the stage's. The
+export to ONNX Runtime, once a command, is told apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import json
 import multiprocessing
 import tempfile
@@ -28,9 +29,12 @@ from rich.table import Table
 from speed import machine
 
 from stflow_graph.encoders import Encoder, PatchTransform
+from stflow_graph.encoders.onnx_runtime import is_installed
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.io.patches import write_patches
-from stflow_graph.preparation.embedding import EmbedSettings, embed_file
+from stflow_graph.preparation.embedding import embed_file
+from stflow_graph.preparation.engine import EmbedSettings, Engine
+from stflow_graph.preparation.freed_memory import freed_memory_kept
 
 WIDTH = 1280
 
@@ -52,19 +56,15 @@ def write_random_patches(path: Path, n: int, size: int) -> None:
             writer.append(rng.integers(0, 256, shape, dtype=np.uint8))
 
 
-def alone(encoder: Encoder, options: argparse.Namespace) -> float:
-    """Return the patches that the encoder embeds in a second, in the stage's precision."""
-    device, dtype = torch.device(options.device), EmbedSettings(device=options.device).dtype()
+def alone(engine: Engine, options: argparse.Namespace) -> float:
+    """Return the patches that an engine embeds in a second."""
     shape = (options.batch, options.size, options.size, 3)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    encoder.to(device)
-
-    def work() -> None:
-        autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-        with torch.inference_mode(), autocast:
-            encoder(images)
-
-    return options.batch / median(work, device, 10)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if engine.device.type == "cuda":
+        resident = torch.from_numpy(images).to(engine.device)
+        return options.batch / median(lambda: engine.of(resident), engine.device, 10)
+    with freed_memory_kept():
+        return options.batch / median(lambda: engine(images), engine.device, 10)
 
 
 def readers(workers: int) -> Executor:
@@ -72,6 +72,26 @@ def readers(workers: int) -> Executor:
     if not workers:
         return ThreadPoolExecutor(1)
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def measure(name: str, source: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Return the rates of the encoder alone and of the stage, and the seconds of the export."""
+    encoder, rates = make_encoder(options.size), dict[str, float]()
+    settings = EmbedSettings(options.batch, options.device, engine=name)
+    engine, began = Engine(encoder, settings, options.patches), time.perf_counter()
+    engine(np.zeros((2, options.size, options.size, 3), np.uint8))
+    rates["export"] = time.perf_counter() - began
+    rates["encoder"] = alone(engine, options)
+    for workers in sorted({0, options.workers}):
+        settings = dataclasses.replace(settings, workers=workers)
+        with readers(workers) as pool:
+            for _ in range(2):  # processes that read take seconds to start, which do not count
+                began, target = time.perf_counter(), source.with_name(f"{name}-{workers}.h5")
+                embed_file(
+                    source, target, encoder, settings, overwrite=True, pool=pool, engine=engine
+                )
+        rates[f"embed, {workers} workers"] = options.patches / (time.perf_counter() - began)
+    return rates
 
 
 def main() -> None:
@@ -91,32 +111,29 @@ def main() -> None:
     if options.quick:
         options.patches, options.size, options.batch, options.workers = 20, 32, 8, 1
     torch.set_num_threads(options.threads)
-    encoder = make_encoder(options.size)
-    rate = alone(encoder, options)
-    stage = {}
+    by_onnx = options.device == "cpu" and is_installed()
+    found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "patches.h5")
         write_random_patches(source, options.patches, options.size)
-        for workers in sorted({0, options.workers}):
-            settings = EmbedSettings(options.batch, options.device, workers=workers)
-            with readers(workers) as pool:
-                for _ in range(2):  # processes that read take seconds to start, which do not count
-                    began = time.perf_counter()
-                    target = Path(folder, f"{workers}.h5")
-                    embed_file(source, target, encoder, settings, overwrite=True, pool=pool)
-            stage[workers] = options.patches / (time.perf_counter() - began)
+        for name in ("torch", "onnx") if by_onnx else ("torch",):
+            found[name] = measure(name, source, options)
     table = Table("", "patches a second", "share of the encoder")
-    table.add_row("encoder alone", f"{rate:,.0f}", "")
-    for workers, value in stage.items():
-        table.add_row(f"embed, {workers} workers", f"{value:,.0f}", f"{value / rate:.0%}")
+    for name, row in found.items():
+        for what, value in row.items():
+            if what != "export":
+                share = f"{value / row['encoder']:.0%}" if what != "encoder" else ""
+                table.add_row(f"{name}: {what}", f"{value:,.0f}", share)
     console = Console(width=100)
     console.print(table)
+    if by_onnx:
+        console.print(f"export to ONNX Runtime: {found['onnx']['export']:.0f} s")
     console.print(
         f"{options.patches} patches of {options.size} px; {machine(torch.device(options.device))}"
     )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        result = {"patches": options.patches, "encoder": rate, "stage": stage}
+        result = {"patches": options.patches, "rates": found}
         (options.out / "embedding.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 

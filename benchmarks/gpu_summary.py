@@ -98,12 +98,14 @@ def rows(found: dict[str, Any]) -> Iterator[Row]:
     for name, times in of_size.get("seconds", {}).items():
         yield f"global attention, {name}", f"{of_size['sizes'][-1]:,}", f"{1e3 * times[-1]:.2f} ms"
     embedding = found.get("embedding", {})
-    for workers, value in embedding.get("stage", {}).items():
-        yield (
-            f"embed, {workers} workers",
-            f"{embedding['patches']:,} patches",
-            (f"{value:,.0f} a second, encoder alone {embedding['encoder']:,.0f}"),
-        )
+    rates = embedding.get("rates", {}).get("torch", {})
+    for what, value in rates.items():
+        if what.startswith("embed"):
+            yield (
+                what,
+                f"{embedding['patches']:,} patches",
+                f"{value:,.0f} a second, encoder alone {rates['encoder']:,.0f}",
+            )
     for where, table in found.get("cohort", {}).get("pearson", {}).items():
         for name, slides in table.items():
             for slide, value in slides.items():

@@ -30,6 +30,7 @@ def embed(
     batch_size: opt.PatchBatch = 64,
     device: opt.Device[str] = "auto",
     precision: opt.Precision = "auto",
+    engine: opt.Engine = "auto",
     workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
     overwrite: opt.Overwrite = False,
 ) -> None:
@@ -41,11 +42,12 @@ def embed(
         )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
-    from stflow_graph.preparation.embedding import EmbedSettings, embed_files
+    from stflow_graph.preparation.embedding import embed_files
+    from stflow_graph.preparation.engine import EmbedSettings
     from stflow_graph.stages.embed import embed as run
 
     network = create_encoder(encoder, weights, weights_root)
-    settings = EmbedSettings(batch_size, str(pick_device(device)), precision, workers)
+    settings = EmbedSettings(batch_size, str(pick_device(device)), precision, workers, engine)
     start = time.perf_counter()
     with progress() as report:
         if source_dataroot and embed_dataroot:

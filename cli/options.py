@@ -35,6 +35,7 @@ Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
 WeightsRoot = Annotated[Path | None, Option(help="Folder of encoder weights, <encoder>/<file>.")]
 PatchBatch = Annotated[int, Option(min=1, max=65_536, help="Patches per batch.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
+Engine = Annotated[str, Option(help="auto, torch or onnx (ONNX Runtime, CNNs on CPUs).")]
 
 # sampling and running
 Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]

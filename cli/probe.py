@@ -41,6 +41,7 @@ def probe(
     batch_size: opt.PatchBatch = 64,
     device: opt.Device[str] = "auto",
     precision: opt.Precision = "auto",
+    engine: opt.Engine = "auto",
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Compare patch encoders by HEST-bench's protocol.
@@ -50,7 +51,7 @@ def probe(
     from stflow_graph.encoders import create_encoder
     from stflow_graph.evaluation.encoder_probe import ProbeSettings
     from stflow_graph.models.build import pick_device
-    from stflow_graph.preparation.embedding import EmbedSettings
+    from stflow_graph.preparation.engine import EmbedSettings
     from stflow_graph.stages.probe import probe as run
 
     components = pca if dimreduce == "pca" else None
@@ -67,7 +68,9 @@ def probe(
                 datasets=datasets or [],
                 allow_patient_overlap=allow_patient_overlap,
                 overwrite=overwrite,
-                embed_settings=EmbedSettings(batch_size, str(pick_device(device)), precision),
+                embed_settings=EmbedSettings(
+                    batch_size, str(pick_device(device)), precision, engine=engine
+                ),
                 make_encoder=partial(create_encoder, weights_root=weights_root),
                 progress=bar,
                 report=cells.append,

@@ -23,7 +23,8 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.models.build import pick_device
-from stflow_graph.preparation.embedding import EmbedSettings, embed_slide
+from stflow_graph.preparation.embedding import embed_slide
+from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.stages.evaluate import evaluate as run_evaluation
 from stflow_graph.stages.train import missing_genes, surroundings
 from stflow_graph.training.fold import fit_fold

@@ -17,7 +17,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import KEY, read_prediction
-from stflow_graph.preparation.embedding import EmbedSettings
+from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.simulation.cohort import simulate_cohort
 from stflow_graph.stages.embed import embed
 from stflow_graph.stages.evaluate import evaluate

@@ -22,7 +22,7 @@ _MAX_MEMBERS = 100_000  # ``io.hdf5`` refuses more
 _MAX_TEXT = 2**26  # bytes of pointers to text of any length, which damage can send in circles
 _MAX_MEMORY = 2**30  # beyond what the libraries reserve
 # of computing, which a slow disk does not take; members of a large file take longer
-_MIN_SECONDS, _MAX_SECONDS, _BYTES_PER_SECOND = 2, 60, 5_000_000
+_MIN_SECONDS, _MAX_SECONDS, _BYTES_PER_SECOND = 1, 60, 5_000_000
 
 
 def main() -> None:

@@ -15,22 +15,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stflow_graph.data.barcodes import rows_of
 from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, attempt_each, unquoted
+from stflow_graph.errors import BadInput, OutOfMemory, StflowError, attempt_each, unquoted
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
 from stflow_graph.preparation.freed_memory import freed_memory_kept
 from stflow_graph.version import __version__
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _BLANK_RANGE = 8  # a patch of a smaller range of grey values shows no tissue
 
 
@@ -43,40 +42,6 @@ class Embedded:
     n_spots: int
     n_blank: int
     up_to_date: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbedSettings:
-    """How to embed.
-
-    Attributes:
-        batch_size: patches per batch.
-        device: device of the encoder.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        workers: processes that read ahead; 0 reads in a thread, enough on a CPU.
-    """
-
-    batch_size: int = 64
-    device: str = "cpu"
-    precision: str = "auto"
-    workers: int = 0
-
-    def dtype(self) -> torch.dtype | None:
-        """Return the type of autocast, None for float32.
-
-        Raises:
-            BadConfig: an unknown precision.
-        """
-        if self.precision not in PRECISIONS:
-            raise BadConfig(f"precision {self.precision!r}: expected {', '.join(PRECISIONS)}")
-        if self.precision == "auto":
-            if torch.device(self.device).type != "cuda":
-                return None
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-
-
-DEFAULT_SETTINGS = EmbedSettings()
 
 
 def embed_files(
@@ -95,8 +60,9 @@ def embed_files(
     """
     for _, target in jobs:
         check_output_file(target)
+    engine = Engine(encoder, settings, sum(_count(source) for source, _ in jobs))
     with _readers(settings.workers) as pool:
-        run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool)
+        run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine)
         return attempt_each(
             [
                 (source.stem, partial(run, source, target, encoder, settings))
@@ -114,6 +80,7 @@ def embed_file(
     overwrite: bool = False,
     progress: Progress | None = None,
     pool: Executor | None = None,
+    engine: Engine | None = None,
 ) -> Embedded:
     """Embed one patch file.
 
@@ -125,10 +92,11 @@ def embed_file(
         source: the patch file.
         target: the embedding file.
         encoder: the patch encoder.
-        settings: batch size, device, precision, workers.
+        settings: batch size, device, precision, workers, engine.
         overwrite: replace an existing target.
         progress: called with (slide, spots done, spots in all).
         pool: reads the batches, ``settings.workers`` ahead; None makes one.
+        engine: computes the embeddings; None makes one of the encoder.
 
     Raises:
         BadInput: the patches cannot be used, were replaced meanwhile, or the target holds other
@@ -153,11 +121,12 @@ def embed_file(
             return Embedded(source.stem, target, n, _check_current(target, attrs), True)
         report = None if progress is None else partial(progress, source.stem)
         batches, n_blank, width = _batches(patches, settings, reader), 0, encoder.width
+        engine = engine or Engine(encoder, settings, n)
         with write_embeddings(target, patches.barcodes, placed.coords, width, attrs) as writer:
-            for x, blank in _encode(batches, n, encoder, settings, report):
+            for x, blank in _encode(batches, n, engine, report):
                 writer.append(x)
                 n_blank += blank
-            writer.attrs["n_blank"] = n_blank
+            writer.attrs.update(n_blank=n_blank, engine=engine.name)
             version.check()
     return Embedded(source.stem, target, n, n_blank, False)
 
@@ -185,7 +154,8 @@ def embed_slide(
             raise BadInput(slide.file, "patches", found, "(N, height, width, 3) uint8")
         size = settings.batch_size
         parts = (patches[start : start + size] for start in range(0, len(patches), size))
-        encoded = list(_encode(parts, len(patches), encoder, settings, report))
+        engine = Engine(encoder, settings, len(patches))
+        encoded = list(_encode(parts, len(patches), engine, report))
     else:
         with (
             unchanged(patches),
@@ -194,7 +164,8 @@ def embed_slide(
         ):
             rows = rows_of(slide.barcodes, file.barcodes, patches)
             batches = _batches(file, settings, pool)
-            encoded = list(_encode(batches, len(file), encoder, settings, report))
+            engine = Engine(encoder, settings, len(file))
+            encoded = list(_encode(batches, len(file), engine, report))
     x = np.concatenate([x for x, _ in encoded])[rows]
     return dataclasses.replace(slide, x=x, encoder=encoder.name)
 
@@ -209,29 +180,26 @@ def _check_current(target: Path, attrs: Mapping[str, object]) -> int:
     return int(stored.get("n_blank", 0))
 
 
+def _count(source: Path) -> int:
+    """Return the number of patches in a file, 0 if it cannot be read, which is said later."""
+    with contextlib.suppress(StflowError), open_patches(source) as patches:
+        return len(patches)
+    return 0
+
+
 def _encode(
     batches: Iterable[np.ndarray],
     n: int,
-    encoder: Encoder,
-    settings: EmbedSettings,
+    engine: Engine,
     report: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the embeddings ``[B, F]`` of each batch and how many of its patches are blank."""
-    device, dtype = torch.device(settings.device), settings.dtype()
-    encoder.to(device)
     done = 0
     with freed_memory_kept():
         for images in batches:
             flat = images.reshape(len(images), -1)
             n_blank = int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
-            autocast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
-            with torch.inference_mode(), autocast:
-                x = encoder(torch.from_numpy(images).to(device, non_blocking=True))
-            if x.shape[1:] != (encoder.width,):
-                raise BadConfig(
-                    f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"
-                )
-            yield x.float().cpu().numpy(), n_blank
+            yield engine(images), n_blank
             done += len(images)
             if report:
                 report(done, n)

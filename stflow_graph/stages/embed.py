@@ -11,12 +11,8 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.cut_patches import Progress
-from stflow_graph.preparation.embedding import (
-    DEFAULT_SETTINGS,
-    Embedded,
-    EmbedSettings,
-    embed_files,
-)
+from stflow_graph.preparation.embedding import Embedded, embed_files
+from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings
 
 
 def embed(
@@ -35,7 +31,7 @@ def embed(
         source_dataroot: a HEST-bench root or one data set folder.
         embed_dataroot: root of the embeddings.
         encoder: the patch encoder.
-        settings: batch size, device, precision.
+        settings: batch size, device, precision, engine.
         datasets: names of data sets; none means all.
         overwrite: replace existing embeddings.
         progress: called with (slide, spots done, spots in all).

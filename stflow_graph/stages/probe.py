@@ -24,7 +24,9 @@ from stflow_graph.evaluation.hest_results import results_datasets, results_encod
 from stflow_graph.io.atomic import check_name, sha256, write_json, write_text
 from stflow_graph.io.cells import safe_cell
 from stflow_graph.io.outputs import check_output_folder
-from stflow_graph.preparation.embedding import EmbedSettings, Progress, embed_files
+from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.embedding import embed_files
+from stflow_graph.preparation.engine import EmbedSettings
 
 
 def probe(

@@ -20,7 +20,8 @@ from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io import h5ad
 from stflow_graph.platforms.source import SlideSource, tables_source
-from stflow_graph.preparation.embedding import EmbedSettings, embed_file
+from stflow_graph.preparation.embedding import embed_file
+from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.stages import train as train_stage
 from stflow_graph.stages.evaluate import evaluate
 from stflow_graph.stages.prepare import prepare

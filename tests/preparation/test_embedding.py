@@ -14,7 +14,8 @@ from toy import toy_encoder, write_images
 from stflow_graph.encoders import create_encoder
 from stflow_graph.errors import BadConfig, BadInput, OutOfMemory, SomeFailed
 from stflow_graph.io.patches import write_patches
-from stflow_graph.preparation.embedding import EmbedSettings, embed_file, embed_files
+from stflow_graph.preparation.embedding import embed_file, embed_files
+from stflow_graph.preparation.engine import EmbedSettings
 
 
 def test_rows_are_those_of_the_patches_for_any_batch_size(tmp_path):

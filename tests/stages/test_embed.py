@@ -5,7 +5,7 @@ from toy import toy_encoder, write_images
 
 from stflow_graph.data.splits import embedding_path
 from stflow_graph.errors import BadInput
-from stflow_graph.preparation.embedding import EmbedSettings
+from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.stages.embed import embed
 
 
