@@ -43,7 +43,13 @@ from stflow_graph.training.fold_result import (
     write_provenance,
 )
 from stflow_graph.training.loop import EpochRecord
-from stflow_graph.training.run_folder import check_is_run, claim, lock_fold
+from stflow_graph.training.run_folder import (
+    check_is_run,
+    claim,
+    finished_folds,
+    lock_fold,
+    lock_results,
+)
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
 
@@ -69,9 +75,9 @@ def train(
 
     Writes ``out/fold<i>/`` (with several data sets ``out/<data set>/fold<i>/``): ``checkpoint/``,
     ``history.csv``, ``config.toml``, ``provenance.json``, ``result.json``, TensorBoard logs; and
-    ``results_kfold.json`` in HEST's form. An interrupted run is resumed; complete folds
-    are skipped. Test slides are read with the others, so that a bad one is refused before hours of
-    training, but training is not given them.
+    ``results_kfold.json`` in HEST's form, with all folds that are finished. An interrupted run is
+    resumed; complete folds are skipped. Test slides are read with the others, so that a bad one is
+    refused before hours of training, but training is not given them.
 
     Args:
         config: the resolved configuration.
@@ -107,10 +113,11 @@ def train(
         with lock_fold(folder):
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
-        done = [r for r in results if r.dataset == dataset.name]
-        tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
-        table = results_kfold(tables) | {"protocol": result.protocol}
-        write_json(parent / "results_kfold.json", table)
+        with lock_results(parent):  # jobs of an array, each with folds of its own
+            done = finished_folds(parent, dataset.name, config.train.epochs)
+            tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
+            table = results_kfold(tables) | {"protocol": result.protocol}
+            write_json(parent / "results_kfold.json", table)
     return results
 
 

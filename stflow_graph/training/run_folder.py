@@ -7,10 +7,11 @@ from pathlib import Path
 
 from stflow_graph.config import Config
 from stflow_graph.config.stored import RUN_FORMAT, check_same_run, identity
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.folders import read_mark
 from stflow_graph.io.locks import check_unlocked, lock
 from stflow_graph.io.sealed_json import write_sealed
+from stflow_graph.training.fold_result import FoldResult, read_result
 
 _LOCK = ".train.lock"
 _WAIT = 60.0  # seconds; a run is claimed in less than one
@@ -65,6 +66,31 @@ def lock_fold(folder: Path) -> contextlib.AbstractContextManager[None]:
         StorageFailed: another process trains it.
     """
     return lock(folder / _LOCK, "another training")
+
+
+def lock_results(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the table of a data set's folds for this process alone; others wait for it."""
+    return lock(folder / _LOCK, "another training", wait=_WAIT)
+
+
+def finished_folds(folder: Path, dataset: str, epochs: int) -> list[FoldResult]:
+    """Return the results of a data set's finished folds by number, whoever trained them.
+
+    Args:
+        folder: of the run, or of the data set in a run of several.
+        dataset: the data set's name.
+        epochs: of the run's configuration; folds that were trained for fewer are not finished.
+    """
+    found: dict[int, FoldResult] = {}
+    for file in folder.glob("fold*/result.json"):
+        number = file.parent.name.removeprefix("fold")
+        with contextlib.suppress(BadInput):  # what trains that fold again says so
+            content = read_result(file)
+            with as_bad_input(file, "content", "the result of a fold"):
+                if content["epochs"] >= epochs:
+                    result = FoldResult.from_json(dataset, int(number), file.parent, content)
+                    found[result.fold] = result
+    return [found[number] for number in sorted(found)]
 
 
 def _fold_folders(out: Path) -> list[Path]:

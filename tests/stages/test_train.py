@@ -224,6 +224,24 @@ def test_folds_with_gene_lists_of_their_own_share_one_table(cohort, tmp_path):
     assert load_checkpoint(tmp_path / "run/fold1/checkpoint").genes == ["G1", "G2"]
 
 
+def test_the_table_has_all_folds_whoever_trained_them(cohort, tmp_path):
+    def columns() -> list[list[float | None]]:
+        rows = json.loads((tmp_path / "run/results_kfold.json").read_text())["pearson_corrs"]
+        return [[None if v is None else round(v, 6) for v in row["pearson_corrs"]] for row in rows]
+
+    together = run(cohort, tmp_path / "run", train__folds=[0, 1, 2])
+    expected = columns()
+    shutil.rmtree(tmp_path / "run")
+    for fold in (2, 0, 1):  # as the jobs of an array end
+        (alone,) = run(cohort, tmp_path / "run", train__folds=[fold])
+        np.testing.assert_array_equal(alone.pearson, together[fold].pearson)
+    assert columns() == expected
+    assert {len(row) for row in expected} == {3}
+    (tmp_path / "run/fold2/result.json").write_text("{")
+    run(cohort, tmp_path / "run", train__folds=[0])
+    assert columns() == [row[:2] for row in expected]  # that of fold 2 names the damage
+
+
 def test_a_fold_of_several_test_slides_is_scored_over_all_their_spots(cohort, tmp_path):
     splits = cohort.root / "splits"
     rows = (splits / "test_1.csv").read_text().splitlines()[1:]
