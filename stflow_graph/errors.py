@@ -62,9 +62,16 @@ def unquoted(text: str) -> str:
 
 
 class StflowError(Exception):
-    """An error with a message for the user; the command line returns ``exit_code``."""
+    """An error with a message for the user; the command line returns ``exit_code``.
+
+    Args:
+        message: kept as one line, as :func:`one_line` does: libraries quote what files hold.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class BadInput(StflowError):

@@ -102,3 +102,11 @@ def test_a_single_failure_is_its_own_error_and_a_broken_machine_stops_all():
     with pytest.raises(StorageFailed):
         attempt_each([("A", fail(StorageFailed("full"))), ("B", lambda: None)])
     assert attempt_each([("A", lambda: 1), ("B", lambda: 2)]) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [BadConfig, SomeFailed, StorageFailed])
+def test_what_libraries_quote_from_files_is_one_printable_line(kind):
+    text = str(kind("unexpected key\n  a\x7fb\x1b[2J " + "x" * 10_000))
+    assert text.isprintable()
+    assert text.startswith(r"unexpected key   a\x7fb\x1b[2J x")
+    assert len(text) == 2000
