@@ -6,7 +6,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _MAX_LENGTH = 200
 _MAX_PATH = 500
@@ -72,6 +72,16 @@ class StflowError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the message, whatever the arguments were: workers' errors are pickled."""
+        return _with_message, (type(self), str(self))
+
+
+def _with_message(kind: type[StflowError], message: str) -> StflowError:
+    error = kind.__new__(kind)
+    StflowError.__init__(error, message)
+    return error
 
 
 class BadInput(StflowError):

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 
 from stflow_graph.errors import (
@@ -102,6 +104,16 @@ def test_a_single_failure_is_its_own_error_and_a_broken_machine_stops_all():
     with pytest.raises(StorageFailed):
         attempt_each([("A", fail(StorageFailed("full"))), ("B", lambda: None)])
     assert attempt_each([("A", lambda: 1), ("B", lambda: 2)]) == [1, 2]
+
+
+def test_errors_of_workers_keep_kind_and_message():
+    for error in (
+        BadInput("a.h5", "img", 3, "4", "copy it"),
+        BadConfig("no"),
+        SomeFailed("1 of 2"),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
 
 
 @pytest.mark.parametrize("kind", [BadConfig, SomeFailed, StorageFailed])

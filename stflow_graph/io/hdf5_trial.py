@@ -18,7 +18,6 @@ from pathlib import Path
 
 # how someone ends a process, or the kernel where memory is short
 _ENDED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP} if sys.platform != "win32" else set()
-_DIED = "died\n"
 _SCRIPT = Path(__file__).with_name("hdf5_walk.py")
 
 
@@ -29,6 +28,7 @@ class _Walker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._passed: set[tuple[int, ...]] = set()
+        self._was_ended = False
 
     def comes_back(self, path: Path) -> bool:
         with self._lock:
@@ -36,20 +36,17 @@ class _Walker:
             key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
             if key in self._passed:
                 return True
-            used = self._process is not None
+            # a process that has read other files may be in disorder; one may be ended by anyone
+            is_new = self._process is None
             answer = self._ask(path)
-            if answer is None and used:  # the files before may have left HDF5 in disorder
+            if answer is None and (not is_new or self._was_ended):
                 answer = self._ask(path)
-            if answer in (None, _DIED):
-                return False
-            self._passed.add(key)
-            return True
+            if answer == "done\n":
+                self._passed.add(key)
+            return answer in ("done\n", "")
 
     def _ask(self, path: Path) -> str | None:
-        """Return the answer, None if the process crashed.
-
-        The answer is empty where there can be no process, or someone ended it.
-        """
+        """Return the answer, None if there is none, empty where there can be no process."""
         process = self._process or self._start()
         if process is None:
             return ""
@@ -61,11 +58,9 @@ class _Walker:
         answer = process.stdout.readline()
         if answer:
             return answer
-        code = process.wait()
+        self._was_ended = process.wait() in _ENDED
         self.stop()
-        if code == -signal.SIGXCPU:
-            return _DIED
-        return "" if code in _ENDED else None
+        return None
 
     def _start(self) -> subprocess.Popen[str] | None:
         """Start the process; None where that is impossible, and files go untried."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,28 @@ def check_seal(file: h5py.File, path: Path) -> None:
     Raises:
         BadInput: one of the marks is missing, or the content is another.
     """
+    stored, complete = file.attrs.get(SEAL), file.attrs.get("complete")
     is_ours = str(file.attrs.get("format", "")).startswith("stflow_graph.")
-    if not is_ours and "complete" not in file.attrs and SEAL not in file.attrs:
+    # one of the marks suffices, if its value is ours: others may use the name, too
+    if not (is_ours or _is_checksum(stored) or _is_one(complete)):
         return
-    if "complete" not in file.attrs:
+    if complete is None:
         raise BadInput(path, "complete", unquoted("no mark"), "a completed write", _FIX)
-    stored = file.attrs.get(SEAL)
+    if stored is None:
+        raise BadInput(path, SEAL, unquoted("no checksum"), "that of the content", _FIX)
     with as_bad_input(path, "content", "a file that can be read"):
         changed = not isinstance(stored, str) or stored != content_hash(file)
     if changed:
         found = unquoted("another content than was written")
         raise BadInput(path, SEAL, found, "the content of this checksum", _FIX)
+
+
+def _is_checksum(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, np.integer) and value == 1
 
 
 def content_hash(file: h5py.File) -> str:

@@ -21,7 +21,7 @@ class Versions:
         *files: to be read; of a folder all files are.
 
     Raises:
-        BadInput: one is missing, or no file.
+        BadInput: one is missing, or neither a file nor a folder.
     """
 
     def __init__(self, *files: str | Path) -> None:
@@ -30,7 +30,11 @@ class Versions:
             self.add(file)
 
     def add(self, file: str | Path) -> None:
-        """Note the version of one more file, if it is not noted yet."""
+        """Note the version of one more file or folder, if it is not noted yet.
+
+        Raises:
+            BadInput: it is missing, or neither.
+        """
         path = Path(file) if os.path.isdir(file) else check_file(file)
         self._versions.setdefault(path, _version(path))
 

@@ -20,7 +20,7 @@ from stflow_graph.data.barcodes import rows_of
 from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadInput, OutOfMemory, StflowError, attempt_each, unquoted
+from stflow_graph.errors import BadInput, OutOfMemory, attempt_each, unquoted
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
@@ -60,7 +60,7 @@ def embed_files(
     """
     for _, target in jobs:
         check_output_file(target)
-    engine = Engine(encoder, settings, sum(_count(source) for source, _ in jobs))
+    engine = Engine(encoder, settings, lambda: sum(_count(source) for source, _ in jobs))
     with _readers(settings.workers) as pool:
         run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine)
         return attempt_each(
@@ -121,7 +121,7 @@ def embed_file(
             return Embedded(source.stem, target, n, _check_current(target, attrs), True)
         report = None if progress is None else partial(progress, source.stem)
         batches, n_blank, width = _batches(patches, settings, reader), 0, encoder.width
-        engine = engine or Engine(encoder, settings, n)
+        engine = engine or Engine(encoder, settings, lambda: n)
         with write_embeddings(target, patches.barcodes, placed.coords, width, attrs) as writer:
             for x, blank in _encode(batches, n, engine, report):
                 writer.append(x)
@@ -154,7 +154,7 @@ def embed_slide(
             raise BadInput(slide.file, "patches", found, "(N, height, width, 3) uint8")
         size = settings.batch_size
         parts = (patches[start : start + size] for start in range(0, len(patches), size))
-        engine = Engine(encoder, settings, len(patches))
+        engine = Engine(encoder, settings, lambda: len(patches))
         encoded = list(_encode(parts, len(patches), engine, report))
     else:
         with (
@@ -164,7 +164,7 @@ def embed_slide(
         ):
             rows = rows_of(slide.barcodes, file.barcodes, patches)
             batches = _batches(file, settings, pool)
-            engine = Engine(encoder, settings, len(file))
+            engine = Engine(encoder, settings, lambda: len(file))
             encoded = list(_encode(batches, len(file), engine, report))
     x = np.concatenate([x for x, _ in encoded])[rows]
     return dataclasses.replace(slide, x=x, encoder=encoder.name)
@@ -181,8 +181,8 @@ def _check_current(target: Path, attrs: Mapping[str, object]) -> int:
 
 
 def _count(source: Path) -> int:
-    """Return the number of patches in a file, 0 if it cannot be read, which is said later."""
-    with contextlib.suppress(StflowError), open_patches(source) as patches:
+    """Return the number of patches in a file, 0 if it cannot be read, reported on embedding it."""
+    with contextlib.suppress(Exception), open_patches(source) as patches:
         return len(patches)
     return 0
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +20,8 @@ from stflow_graph.errors import BadConfig, MissingDependency
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 ENGINES = ("auto", "torch", "onnx")
 # patches of a command for which the export, which takes some ten seconds, pays
-_MANY = 1000
-_FEW = 8
+_MIN_FOR_ONNX = 1000
+_MIN_PART = 8  # patches that a CPU computes together, so that its caches hold the activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +57,22 @@ class EmbedSettings:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
-    def by_onnx(self, encoder: Encoder, n_patches: int) -> bool:
-        """Return whether ONNX Runtime computes the embeddings of so many patches.
+    def uses_onnx(self, encoder: Encoder, count: Callable[[], int]) -> bool:
+        """Return whether ONNX Runtime computes the embeddings.
+
+        Args:
+            encoder: the patch encoder.
+            count: returns about how many patches there will be; called if that matters.
 
         Raises:
             BadConfig: an unknown engine, or ONNX Runtime off the CPU or in another precision.
-            MissingDependency: ONNX Runtime is asked for and not installed.
+            MissingDependency: ONNX Runtime is requested and not installed.
         """
         if self.engine not in ENGINES:
             raise BadConfig(f"engine {self.engine!r}: expected {', '.join(ENGINES)}")
         fits = torch.device(self.device).type == "cpu" and self.dtype() is None
         if self.engine == "auto":
-            return fits and n_patches >= _MANY and is_installed() and is_faster(encoder)
+            return fits and is_installed() and is_faster(encoder) and count() >= _MIN_FOR_ONNX
         if self.engine == "onnx":
             if not fits:
                 raise BadConfig(
@@ -89,18 +96,22 @@ class Engine:
     Args:
         encoder: the patch encoder, which is moved to the device.
         settings: device, precision, engine.
-        n_patches: about how many there will be.
+        count: returns about how many patches there will be; called if that matters.
 
     Raises:
         BadConfig: settings that do not go together.
-        MissingDependency: ONNX Runtime is asked for and not installed.
+        MissingDependency: ONNX Runtime is requested and not installed.
     """
 
-    def __init__(self, encoder: Encoder, settings: EmbedSettings, n_patches: int) -> None:
+    def __init__(self, encoder: Encoder, settings: EmbedSettings, count: Callable[[], int]) -> None:
         self.encoder, self.dtype = encoder, settings.dtype()
         self.device = torch.device(settings.device)
-        self._wants_onnx = settings.by_onnx(encoder, n_patches)
+        self._wants_onnx = settings.uses_onnx(encoder, count)
         self._run: Callable[[Tensor], Tensor] = encoder
+        n_parts = 1
+        if self.device.type == "cpu":
+            n_parts = math.ceil(settings.batch_size / max(_MIN_PART, torch.get_num_threads()))
+        self._part = math.ceil(settings.batch_size / n_parts)
         encoder.to(self.device)
 
     @property
@@ -116,18 +127,20 @@ class Engine:
         Raises:
             BadConfig: the encoder gave another width than it states.
         """
-        return self.of(torch.from_numpy(images).to(self.device, non_blocking=True)).cpu().numpy()
+        tensor = torch.from_numpy(images).to(self.device, non_blocking=True)
+        return self.embed_tensor(tensor).cpu().numpy()
 
-    def of(self, images: Tensor) -> Tensor:
+    def embed_tensor(self, images: Tensor) -> Tensor:
         """Return the embeddings of patches on the device, there, float32; as :meth:`__call__`."""
-        encoder, kind, dtype = self.encoder, self.device.type, self.dtype or torch.float32
-        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=self.dtype is not None):
-            # what a CPU computes next should still be in its caches
-            size = max(_FEW, torch.get_num_threads()) if kind == "cpu" else len(images)
+        encoder = self.encoder
+        autocast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.dtype is not None:
+            autocast = torch.autocast(self.device.type, self.dtype)
+        with torch.inference_mode(), autocast:
             if self._wants_onnx:
-                run = compiled(encoder, images[:size], size)
+                run = compiled(encoder, images[: self._part], self._part)
                 self._run, self._wants_onnx = run or encoder, False
-            x = torch.cat([self._run(part) for part in images.split(size)])
+            x = torch.cat([self._run(part) for part in images.split(self._part)])
         if x.shape[1:] != (encoder.width,):
             raise BadConfig(
                 f"encoder {encoder.name!r} gave {list(x.shape)}, expected [B, {encoder.width}]"

@@ -20,15 +20,17 @@ _ARRAY, _IN_ALL = 2**25, 2**26
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep up to 1 GiB of freed arrays of up to 256 MiB within the body; then give it back.
+    """Keep freed arrays of up to 256 MiB within the body, at most 1 GiB at the end of the heap.
 
-    It concerns the whole process, and does nothing where the C library is not glibc.
+    The settings are the process's: bodies must not overlap. After the body free memory is given
+    back. Nothing is done where the C library is not glibc.
     """
     library = _glibc()
     if library is None:
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _KEPT_ARRAY)
+    if not library.mallopt(_MMAP_THRESHOLD, _KEPT_ARRAY):  # before glibc 2.35
+        library.mallopt(_MMAP_THRESHOLD, _ARRAY)
     library.mallopt(_TRIM_THRESHOLD, _KEPT_IN_ALL)
     try:
         yield

@@ -114,7 +114,7 @@ def train(
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
         with lock_results(parent):  # jobs of an array, each with folds of its own
-            done = finished_folds(parent, dataset.name, config.train.epochs)
+            done = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
             tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
             table = results_kfold(tables) | {"protocol": result.protocol}
             write_json(parent / "results_kfold.json", table)

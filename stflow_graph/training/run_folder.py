@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from stflow_graph.config import Config
@@ -69,28 +70,34 @@ def lock_fold(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def lock_results(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the table of a data set's folds for this process alone; others wait for it."""
+    """Hold the table of a data set's folds for this process alone; waits up to a minute for it.
+
+    Raises:
+        StorageFailed: another process holds it for longer.
+    """
     return lock(folder / _LOCK, "another training", wait=_WAIT)
 
 
-def finished_folds(folder: Path, dataset: str, epochs: int) -> list[FoldResult]:
+def finished_folds(folder: Path, dataset: str, epochs: int, protocol: str) -> list[FoldResult]:
     """Return the results of a data set's finished folds by number, whoever trained them.
 
     Args:
         folder: of the run, or of the data set in a run of several.
         dataset: the data set's name.
         epochs: of the run's configuration; folds that were trained for fewer are not finished.
+        protocol: what was measured; folds of another one are left out.
     """
-    found: dict[int, FoldResult] = {}
+    results: list[FoldResult] = []
     for file in folder.glob("fold*/result.json"):
-        number = file.parent.name.removeprefix("fold")
-        with contextlib.suppress(BadInput):  # what trains that fold again says so
+        match = re.fullmatch(r"fold(0|[1-9][0-9]*)", file.parent.name)
+        # damage is reported when that fold is trained again
+        with contextlib.suppress(BadInput):
             content = read_result(file)
             with as_bad_input(file, "content", "the result of a fold"):
-                if content["epochs"] >= epochs:
-                    result = FoldResult.from_json(dataset, int(number), file.parent, content)
-                    found[result.fold] = result
-    return [found[number] for number in sorted(found)]
+                if match and content["epochs"] >= epochs and content["protocol"] == protocol:
+                    number = int(match[1])
+                    results.append(FoldResult.from_json(dataset, number, file.parent, content))
+    return sorted(results, key=lambda result: result.fold)
 
 
 def _fold_folders(out: Path) -> list[Path]:

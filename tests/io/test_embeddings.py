@@ -1,7 +1,7 @@
 import h5py
 import numpy as np
 import pytest
-from artefacts import edit_h5, read_embeddings
+from artefacts import edit_h5, make_foreign, read_embeddings
 
 from stflow_graph.errors import BadInput
 from stflow_graph.io.embeddings import read_attrs, write_embeddings
@@ -82,6 +82,24 @@ def test_a_file_without_the_mark_of_completion_is_refused(tmp_path):
         del file.attrs["complete"]
     with pytest.raises(BadInput, match="completed write"):
         read_embeddings(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("mark", ["format", "complete", "sha256"])
+def test_one_mark_makes_a_file_ours_if_its_value_is(tmp_path, mark):
+    path = tmp_path / "a.h5"
+    write(path)
+    with h5py.File(path, "r+") as file:
+        value = file.attrs[mark]
+    make_foreign(path)
+    read_embeddings(path)
+    for text, refused in ((value, True), ("of others", False)):
+        with h5py.File(path, "r+") as file:
+            file.attrs[mark] = text
+        if refused:
+            with pytest.raises(BadInput, match="found no (mark|checksum)"):
+                read_embeddings(path)
+        else:
+            read_embeddings(path)
 
 
 def test_zero_spots_are_refused(tmp_path):

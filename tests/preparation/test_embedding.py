@@ -120,6 +120,19 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path):
         embed_files(jobs[:1], toy_encoder())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_the_files_fault_in_a_worker_too(tmp_path, workers):
+    path = tmp_path / "A.h5"
+    write_images(path)
+    with h5py.File(path) as file:
+        place = file["img"].id.get_chunk_info_by_coord((3, 0, 0, 0)).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"A.h5: content: .*read"):
+        embed_file(path, tmp_path / "o.h5", toy_encoder(), EmbedSettings(workers=workers))
+
+
 def test_unknown_precisions_are_refused(tmp_path):
     write_images(tmp_path / "A.h5")
     settings = EmbedSettings(precision="int8")

@@ -49,7 +49,7 @@ def cnn(network: nn.Module | None = None) -> Encoder:
 
 
 def by(engine: str, encoder: Encoder, n: int = 7) -> tuple[np.ndarray, str]:
-    run = Engine(encoder, EmbedSettings(engine=engine), n)
+    run = Engine(encoder, EmbedSettings(engine=engine), lambda: n)
     parts = [run(IMAGES[:4]), run(IMAGES[4:])]  # batches of different sizes
     return np.concatenate(parts), run.name
 
@@ -68,7 +68,7 @@ def test_it_is_taken_for_many_patches_of_a_cnn():
     assert by("auto", cnn(), 1000)[1].startswith("onnxruntime ")
     assert by("auto", toy_encoder(), 10**6)[1].startswith("torch ")  # no batch normalisation
     settings = EmbedSettings(precision="bf16")
-    assert not settings.by_onnx(cnn(), 10**6)
+    assert not settings.uses_onnx(cnn(), lambda: 10**6)
 
 
 @needs_onnx
@@ -93,19 +93,19 @@ def test_torch_computes_where_it_differs_or_fails(fault, caplog):
 
 def test_settings_that_do_not_go_together_are_refused(monkeypatch):
     with pytest.raises(BadConfig, match="engine 'x': expected auto, torch, onnx"):
-        Engine(cnn(), EmbedSettings(engine="x"), 1)
+        Engine(cnn(), EmbedSettings(engine="x"), lambda: 1)
     with pytest.raises(BadConfig, match="on CPUs in fp32, not on cpu in bf16"):
-        Engine(cnn(), EmbedSettings(engine="onnx", precision="bf16"), 1)
+        Engine(cnn(), EmbedSettings(engine="onnx", precision="bf16"), lambda: 1)
     monkeypatch.setattr(engine_module, "is_installed", lambda: False)
     with pytest.raises(MissingDependency, match=r"pip install 'stflow-graph\[onnx\]'"):
-        Engine(cnn(), EmbedSettings(engine="onnx"), 1)
+        Engine(cnn(), EmbedSettings(engine="onnx"), lambda: 1)
     assert by("auto", cnn(), 10**6)[1].startswith("torch ")
 
 
 @needs_onnx
 def test_a_command_that_is_run_again_computes_with_the_same(tmp_path, monkeypatch):
     """All files of a command count, also those that are there: the rest gets the same bytes."""
-    monkeypatch.setattr(engine_module, "_MANY", 14)
+    monkeypatch.setattr(engine_module, "_MIN_FOR_ONNX", 14)
     jobs = []
     for name in "AB":
         write_images(tmp_path / f"{name}.h5")

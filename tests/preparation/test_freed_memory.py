@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import subprocess
 import sys
 
 import pytest
 
+_VERSION = platform.libc_ver()[1].split(".")[:2]
+GLIBC = tuple(int(part) for part in _VERSION if part.isdigit())
 CODE = """
 import resource, torch
 from pathlib import Path
@@ -37,8 +40,8 @@ def test_pages_stay_until_the_end():
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     usual, kept, more, after = map(int, run.stdout.split())
     pages = 10 * 2**26 // resource.getpagesize()
-    if usual < pages / 2:
-        pytest.skip("huge pages, or another C library")
+    if usual < pages / 2 or GLIBC < (2, 35):
+        pytest.skip("huge pages, or another C library, or an old one")
     assert kept < pages / 100
     assert more > 2**26 * 0.9
     assert after < 2**24

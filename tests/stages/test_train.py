@@ -237,6 +237,7 @@ def test_the_table_has_all_folds_whoever_trained_them(cohort, tmp_path):
         np.testing.assert_array_equal(alone.pearson, together[fold].pearson)
     assert columns() == expected
     assert {len(row) for row in expected} == {3}
+    shutil.copytree(tmp_path / "run/fold0", tmp_path / "run/fold0_1")  # a user's copy
     (tmp_path / "run/fold2/result.json").write_text("{")
     run(cohort, tmp_path / "run", train__folds=[0])
     assert columns() == [row[:2] for row in expected]  # that of fold 2 names the damage
