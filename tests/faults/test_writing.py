@@ -67,6 +67,9 @@ def fail_some(
         n_trials += 1
         check_answer(trials, kind, found)
         check_files(trials, kind, old, new)
+        if kind == "short":  # it goes on with the rest, and is done
+            assert trials.files() == new, when
+            continue
         again = trials.run(command)
         assert (again["code"], errors(again)) == (0, []), (when, again)
         if kind == "kill":  # a command that has nothing left to write leaves this to the next one
