@@ -58,6 +58,10 @@ class Encoder(nn.Module):
             ``[B, F]``.
         """
         x = self.transform(images).contiguous(memory_format=torch.channels_last)
+        return self.embed_transformed(x)
+
+    def embed_transformed(self, x: Tensor) -> Tensor:
+        """Embed what ``transform`` returned, ``[B, 3, S, S]``; returns ``[B, F]``."""
         features = self.network(x)
         return features if self.pool is None else self.pool(features)
 

@@ -67,16 +67,15 @@ def compiled(encoder: Encoder, images: Tensor, size: int) -> Callable[[Tensor], 
     return run
 
 
-class _Features(nn.Module):
-    """An encoder without its transform."""
+class _Transformed(nn.Module):
+    """An encoder without its transform, as the exporter takes modules only."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.network, self.pool = encoder.network, encoder.pool
+        self.encoder = encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.network(x)
-        return features if self.pool is None else self.pool(features)
+        return self.encoder.embed_transformed(x)
 
 
 @contextlib.contextmanager
@@ -102,7 +101,7 @@ def _session(encoder: Encoder, images: Tensor, size: int) -> Callable[[Tensor], 
     # a size that varies would make the export take three times as long
     example = encoder.transform(images[:1].expand(size, -1, -1, -1))
     with _silence():
-        graph = torch.export.export(_Features(encoder).eval(), (example,))
+        graph = torch.export.export(_Transformed(encoder).eval(), (example,))
         program = torch.onnx.export(graph, dynamo=True)
     assert program is not None
     model = program.model_proto.SerializeToString()

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-DENSE = 500  # rows of a matrix that is made
+DENSE = 500  # rows up to which a matrix is made
 
 
 def leading_eigenvectors(
-    product: Callable[[np.ndarray], np.ndarray], n: int, rank: int, *, dense: int = DENSE
+    product: Callable[[np.ndarray], np.ndarray], n: int, rank: int
 ) -> np.ndarray:
     """Return the eigenvectors ``[n, rank]`` of the largest eigenvalues, in descending order.
 
@@ -19,9 +19,8 @@ def leading_eigenvectors(
         product: of the matrix ``[n, n]`` with ``[n]`` or ``[n, k]``.
         n: rows of the matrix.
         rank: number of eigenvectors; of a matrix that has fewer, all.
-        dense: rows up to which the matrix is made.
     """
-    if n <= max(dense, rank + 1):
+    if n <= max(DENSE, rank + 1):
         vectors = np.linalg.eigh(product(np.eye(n)))[1]
     else:
         operator = LinearOperator((n, n), matvec=product, matmat=product, dtype=np.float64)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from stflow_graph.graph.diffusion import Average
 from stflow_graph.nn.context_embedding import ContextEmbedding
-from stflow_graph.nn.eigenvectors import DENSE, leading_eigenvectors
-
-_DENSE = DENSE  # genes whose products are made as a matrix
+from stflow_graph.nn.eigenvectors import leading_eigenvectors
 
 
 class RidgeHead(nn.Module):
@@ -73,5 +71,5 @@ class RidgeHead(nn.Module):
 def _main_directions(predicted: Tensor, rank: int) -> Tensor:
     """Return ``[G, rank]``: the leading right singular vectors of ``predicted [N, G]``."""
     p = predicted.cpu().numpy()
-    vectors = leading_eigenvectors(lambda v: p.T @ (p @ v), p.shape[1], rank, dense=_DENSE)
+    vectors = leading_eigenvectors(lambda v: p.T @ (p @ v), p.shape[1], rank)
     return torch.from_numpy(vectors).to(predicted.device)

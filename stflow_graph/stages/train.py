@@ -48,7 +48,7 @@ from stflow_graph.training.run_folder import (
     claim,
     finished_folds,
     lock_fold,
-    lock_results,
+    lock_run,
 )
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
@@ -113,7 +113,7 @@ def train(
         with lock_fold(folder):
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
-        with lock_results(parent):  # jobs of an array, each with folds of its own
+        with lock_run(parent):  # jobs of an array, each with folds of its own
             done = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
             tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
             table = results_kfold(tables) | {"protocol": result.protocol}

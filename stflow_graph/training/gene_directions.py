@@ -9,8 +9,6 @@ import numpy as np
 from stflow_graph.nn.eigenvectors import DENSE, leading_eigenvectors
 from stflow_graph.nn.expression_field import RANK
 
-_DENSE = DENSE  # genes of which the correlation matrix is made
-
 
 def gene_directions(
     values: Sequence[np.ndarray], measured: np.ndarray, *, of_unit_variance: bool = False
@@ -30,7 +28,7 @@ def gene_directions(
     if not of_unit_variance:
         centred = [z / np.maximum(z.std(axis=0), 1e-9) for z in centred]
     correlated = _mean_correlation(centred, measured)
-    directions = leading_eigenvectors(correlated, n_genes, RANK, dense=_DENSE)
+    directions = leading_eigenvectors(correlated, n_genes, RANK)
     # an eigenvector's sign is arbitrary: rounding would decide which sample a seed gives
     largest = np.abs(directions).argmax(axis=0)[None]
     directions *= np.copysign(1.0, np.take_along_axis(directions, largest, axis=0))
@@ -69,7 +67,7 @@ def _mean_correlation(
         return total
 
     n_genes = measured.shape[1]
-    if n_genes <= _DENSE:
+    if n_genes <= DENSE:
         # slides that measure both genes of a pair
         matrix = summed(np.eye(n_genes)) / np.maximum(measured.T.astype(float) @ measured, 1)
         return lambda v: matrix @ v

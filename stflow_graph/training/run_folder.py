@@ -46,7 +46,7 @@ def claim(out: Path, config: Config, overwrite: bool) -> None:
         StorageFailed: another process trains one of the folds to be removed.
     """
     # jobs of an array begin at the same time, each with folds of its own
-    with lock(out / _LOCK, "another training", wait=_WAIT):
+    with lock_run(out):
         if not overwrite:
             check_same_run(out, config)
         folds = _fold_folders(out) if overwrite else []
@@ -69,11 +69,11 @@ def lock_fold(folder: Path) -> contextlib.AbstractContextManager[None]:
     return lock(folder / _LOCK, "another training")
 
 
-def lock_results(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the table of a data set's folds for this process alone; waits up to a minute for it.
+def lock_run(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the files beside a run's folds for this process alone; waits up to a minute for them.
 
     Raises:
-        StorageFailed: another process holds it for longer.
+        StorageFailed: another process holds them for longer.
     """
     return lock(folder / _LOCK, "another training", wait=_WAIT)
 

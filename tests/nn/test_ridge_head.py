@@ -44,7 +44,7 @@ def test_it_is_the_linear_map_where_the_rank_is_enough(rank, data, wide):
 @pytest.mark.parametrize("dense", [500, 1])
 def test_a_lower_rank_keeps_the_directions_of_largest_variance(data, wide, dense, monkeypatch):
     """By the matrix of all products of genes, and for many genes without it."""
-    monkeypatch.setattr("stflow_graph.nn.ridge_head._DENSE", dense)
+    monkeypatch.setattr("stflow_graph.nn.eigenvectors.DENSE", dense)
     head, w = RidgeHead(F, G, 2, HOPS).double(), weights(4)
     exact = wide @ w
     head.set_weights(w, torch.zeros(G), exact, mixing_weight=0.5)
