@@ -116,7 +116,7 @@ def test_what_a_killed_container_leaves_is_not_taken_for_ones_own(tmp_path, cont
     writer = containers.start("", WRITER, tmp_path, "a")
     assert writer.stdout.readline() == "1\n"
     os.kill(writer.pid, signal.SIGKILL)
-    writer.communicate()
+    assert writer.stdout.read() == ""  # its end: an earlier end of its input would let it finish
     sweep_stale(tmp_path)
     assert len(list(tmp_path.glob(".*.tmp"))) == 2  # for seven days, see tests/io
 

@@ -180,7 +180,7 @@ def test_constant_genes_have_a_field(smooth):
 
 def test_many_genes_have_the_directions_of_few(monkeypatch, smooth):
     parts, field = smooth
-    monkeypatch.setattr("stflow_graph.training.gene_directions._DENSE", 1)
+    monkeypatch.setattr("stflow_graph.training.gene_directions.DENSE", 1)
     sparse = fitted(parts)
     alike = (sparse.smooth_loadings * field.smooth_loadings).sum(0).abs()[:3]
     np.testing.assert_allclose(alike, 1, atol=1e-3)
@@ -223,7 +223,7 @@ def test_genes_that_are_never_measured_together_have_no_correlation(smooth):
 def test_many_genes_of_panels_have_the_directions_of_few(monkeypatch, smooth):
     parts = [lacking(part, FIRST if i == 1 else slice(0, 0)) for i, part in enumerate(smooth[0])]
     dense = fitted(parts)
-    monkeypatch.setattr("stflow_graph.training.gene_directions._DENSE", 1)
+    monkeypatch.setattr("stflow_graph.training.gene_directions.DENSE", 1)
     sparse = fitted(parts)
     alike = (sparse.smooth_loadings * dense.smooth_loadings).sum(0).abs()[:3]
     np.testing.assert_allclose(alike, 1, atol=1e-3)
