@@ -38,6 +38,7 @@ Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
 Engine = Annotated[str, Option(help="auto, torch or onnx (ONNX Runtime, CNNs on CPUs).")]
 
 # sampling and running
+NetworkPrecision = Annotated[T, Option(help="float32, tf32 or bf16 (GPUs).")]
 Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]

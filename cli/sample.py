@@ -54,6 +54,7 @@ def sample(
     gene_aliases: opt.GeneAliases[Path | None] = None,
     image: Annotated[Path | None, Option(help="H&E image, or folder of <slide>.jpg.")] = None,
     device: opt.Device[str] = "auto",
+    precision: opt.NetworkPrecision[str] = "float32",
     overwrite: opt.Overwrite = False,
     allow_code: Annotated[
         bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
@@ -70,6 +71,7 @@ def sample(
         n_sample_steps=n_sample_steps,
         fold=fold,
         device=device,
+        precision=precision,
         tile_size=tile_size,
         image=image,
         observed=observed,

@@ -52,6 +52,7 @@ def train(
     seed: Annotated[Integer, Option(help="Random seed.")] = None,
     folds: opt.Folds = None,
     device: opt.Device[Text] = None,
+    precision: opt.NetworkPrecision[Text] = None,
     config: Annotated[Path | None, Option(help="TOML file; options override it.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="section.name=value ...")] = None,
     overwrite: opt.Overwrite = False,

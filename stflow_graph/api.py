@@ -144,6 +144,7 @@ def sample(
     n_samples: int = 1,
     seed: int = 0,
     device: str = "auto",
+    precision: str = "float32",
     image: str | Path | None = None,
     observed: str | Path | AnnData | None = None,
     denoise_observed: bool = False,
@@ -156,19 +157,22 @@ def sample(
         n_samples: S; of 1 only the mean is kept.
         seed: of the noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        precision: of networks' arithmetic: ``"float32"``, ``"tf32"`` or ``"bf16"``.
         image: the H&E image, of which the prediction gets a small copy to be drawn on.
         observed: raw counts of some of the spots, which inform the others, see ``data.observed``;
             ``obs["observed"]`` and ``var["observed"]`` of the result say what they are.
         denoise_observed: give the model's estimate of observed values, not the values.
 
     Raises:
-        BadConfig: the model does not fit, or has no field to be informed.
+        BadConfig: the model does not fit, or has no field to be informed, or the device lacks the
+            precision.
         BadInput: too few spots, or observed counts that cannot be used.
     """
     settings = SampleSettings(
         n_samples,
         seed,
         device=device,
+        precision=precision,
         image=image,
         observed=observed,
         denoise_observed=denoise_observed,

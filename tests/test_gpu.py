@@ -191,11 +191,14 @@ def test_gradients(layers, sorted_edges):
         assert difference <= TOLERANCE * max(value.norm(), 0.01 * scale), name
 
 
-def _fitted(kind: str, device: str, folder: Path, epochs: int = 3) -> Fitted:
+def _fitted(
+    kind: str, device: str, folder: Path, epochs: int = 3, precision: str = "float32"
+) -> Fitted:
     """Return what some steps without dropout give, on regions with halos."""
     drop = {"denoiser__dropout": 0.0}
     drop["denoiser__attn_dropout" if kind == "transformer" else "denoiser__input_dropout"] = 0.0
     options = {"train__epochs": epochs, "train__max_spots_per_batch": 20, "train__lr": 1e-3}
+    options["train__precision"] = precision
     config = configured(kind, **drop, **options)
     slides = [linear_slide(name, n) for name, n in (("A", 40), ("B", 30))]
     scaling = scaling_of(slides, config)
@@ -245,6 +248,31 @@ def test_mean_and_samples_of_a_slide(kind, tile_size):
         for far_values, values in ((other.mean, one.mean), (other.samples, one.samples)):
             assert_near(far_values, values, unit=max(1.0, float(np.abs(values).max())))
         assert np.ptp(one.samples, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("kind", ["field", "two-stage", "graph", "transformer"])
+def test_lower_precision(kind, precision):
+    checkpoint, of_slide = checkpoint_of(kind), linear_slide("S", 40)
+    settings = SampleSettings(n_samples=3, seed=1)
+    low = SampleSettings(n_samples=3, seed=1, precision=precision)
+    predictor = Predictor(checkpoint, DEVICE)
+    full, rounded = (next(iter(predictor.blocks(of_slide, each))) for each in (settings, low))
+    for one, other in ((full.mean, rounded.mean), (full.samples, rounded.samples)):
+        assert other.dtype == np.float32
+        distance = np.linalg.norm(other - one) / np.linalg.norm(one - one.mean(-2, keepdims=True))
+        assert distance < {"bf16": 0.05, "tf32": 0.01}[precision]
+        assert distance > 0 or precision == "tf32"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("kind", ["regression", "graph", "transformer"])
+def test_training_in_lower_precision(kind, precision, tmp_path):
+    full = _fitted(kind, DEVICE, tmp_path / "float32")
+    low = _fitted(kind, DEVICE, tmp_path / precision, precision=precision)
+    assert {value.dtype for value in low.weights.values()} <= {torch.float32, torch.int64}
+    for one, other in zip(full.history, low.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=0.05)
 
 
 def test_a_fields_draws():

@@ -11,6 +11,7 @@ from stflow_graph.config.records import (
     FlowConfig,
     GraphConfig,
     GraphDenoiserConfig,
+    Precision,
     TrainConfig,
     TransformerDenoiserConfig,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "FlowConfig",
     "GraphConfig",
     "GraphDenoiserConfig",
+    "Precision",
     "TrainConfig",
     "TransformerDenoiserConfig",
     "load_config",

@@ -27,6 +27,8 @@ def _writable(text: str) -> str:
 
 _Text = Annotated[str, Field(max_length=4096), AfterValidator(_writable)]
 _Name = Annotated[str, Field(max_length=255), AfterValidator(_writable)]
+# of networks' arithmetic, see ``models.precision``
+Precision = Literal["float32", "tf32", "bf16"]
 _Option = bool | Annotated[int, Field(ge=-(10**6), le=10**6)] | float | _Name
 
 
@@ -138,7 +140,8 @@ class TrainConfig(_Record):
     step, of at most ``max_spots_per_batch`` spots, halos apart. With ``smallest_region = 1`` a
     slide that is too large is covered by regions. Training ends after ``patience`` epochs without a
     better validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps
-    of ``flow_spots`` spots.
+    of ``flow_spots`` spots. ``precision`` is that of the network's forward and backward pass in the
+    loop's steps; weights, losses and all that follows them stay float32.
     """
 
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -161,6 +164,7 @@ class TrainConfig(_Record):
         tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)
     ] = ()
     device: _Name = "auto"
+    precision: Precision = "float32"
 
     @property
     def max_region_spots(self) -> int:
@@ -230,7 +234,7 @@ OPTIONS = {
         ("denoiser", "denoiser n_layers n_heads hidden_channels"),
         ("graph", "n_neighbors"),
         ("flow", "prior sampler n_sample_steps"),
-        ("train", "batch_size max_spots_per_batch epochs lr members seed folds device"),
+        ("train", "batch_size max_spots_per_batch epochs lr members seed folds device precision"),
     )
     for name in names.split()
 }

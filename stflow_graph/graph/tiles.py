@@ -113,8 +113,11 @@ class TiledGraph:
         return self.by_rows(lambda part: gate * layer.spread(part, summary), h)
 
     def add(self, h: Tensor, update: Tensor) -> Tensor:
-        """Return ``h + update``, in the memory of the update, which :meth:`run` allocated."""
-        return update.add_(h)
+        """Return ``h + update``, in the memory of the update, which :meth:`run` allocated.
+
+        Under autocast updates are of less precision than ``h``, of whose type the sum is.
+        """
+        return update.add_(h) if update.dtype == h.dtype else h + update
 
     def by_rows(self, function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
         """Return a function of single spots of ``h [N, C]``, made for some rows at a time."""

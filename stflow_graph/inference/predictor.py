@@ -26,6 +26,7 @@ from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.predictions import Block
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.models.precision import check_precision, computing_in
 from stflow_graph.nn.ensemble import DenoiserEnsemble
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.version import __version__
@@ -53,8 +54,9 @@ class Predictor:
         """Refuse a slide or settings that do not fit the checkpoint.
 
         Raises:
-            BadConfig: embeddings of another encoder or width, samples of a regression, or
-                measured spots for a model that they do not inform.
+            BadConfig: embeddings of another encoder or width, samples of a regression,
+                measured spots for a model that they do not inform, or a precision that the device
+                lacks.
             BadInput: too few spots.
         """
         checkpoint, config = self.checkpoint, self.checkpoint.config
@@ -67,6 +69,7 @@ class Predictor:
                 f"expected the checkpoint's {expected!r} with {checkpoint.in_channels}.{fix}"
             )
         check_enough_spots(len(source), config.graph.n_neighbors, file)
+        check_precision(settings.precision, self.device)
         check_samples(config.flow, settings.n_samples)
         if config.flow.kind == "field" and checkpoint.field is None and settings.n_samples > 1:
             raise BadConfig("n_samples: the checkpoint has no field to draw samples from")
@@ -138,7 +141,10 @@ class Predictor:
             members = cast("list[TwoStageDenoiser]", self.members)
             tile_size, name = settings.tile_size, _name_of(source)
             draws |= {"field": self.field, "tile_size": tile_size, "observed": observed}
-            draws["as_measured"] = not settings.denoise_observed
+            draws |= {
+                "as_measured": not settings.denoise_observed,
+                "precision": settings.precision,
+            }
             yield from stream(members, source, name, config, flow, scaling, **draws)
             return
         slide = source if isinstance(source, Slide) else slide_of(source)
@@ -150,7 +156,8 @@ class Predictor:
             tile_size=settings.tile_size,
             above=len(slide) if whole else 0,
         )
-        predicted = predict(DenoiserEnsemble(self.members), inputs, flow, scaling, **draws)
+        with computing_in(settings.precision, self.device):
+            predicted = predict(DenoiserEnsemble(self.members), inputs, flow, scaling, **draws)
         yield Block(slice(0, len(slide)), predicted.mean, predicted.samples)
 
     def provenance(
@@ -179,6 +186,7 @@ class Predictor:
             "gene_list": config.data.gene_list,
             "missing_genes": config.data.missing_genes,
             "seed": settings.seed,
+            "precision": settings.precision,
             "n_samples": settings.n_samples,
             **({} if flow.kind == "field" else steps),
             **_evidence(observed, settings),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from stflow_graph.config import MAX_SAMPLE_STEPS, MAX_SEED, FlowConfig
+from stflow_graph.config import MAX_SAMPLE_STEPS, MAX_SEED, FlowConfig, Precision
 from stflow_graph.errors import BadConfig, StorageFailed, short_repr
 from stflow_graph.images.pictures import read_picture
 from stflow_graph.io.picture import Picture
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MAX_SAMPLES = 10_000
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 SAMPLERS: tuple[str, ...] = get_args(FlowConfig.model_fields["sampler"].annotation)
 _BOUNDS = {
     "n_samples": (1, MAX_SAMPLES),
@@ -38,7 +39,8 @@ class SampleSettings:
     have none, or an AnnData (``data.observed``). They are given back as measured, unless
     ``denoise_observed`` asks for the model's estimate there. ``gene_aliases`` is a table for genes
     that they name otherwise; that of training, which the checkpoint names, is not opened.
-    ``n_samples`` is at most 10,000.
+    ``n_samples`` is at most 10,000. ``precision`` is that of the messages and the first layer (of a
+    flow that passes messages, of the network); what is read out, samples and scores stay float32.
     """
 
     n_samples: int = 1
@@ -47,6 +49,7 @@ class SampleSettings:
     n_sample_steps: int | None = None
     fold: int | None = None
     device: str = "auto"
+    precision: str = "float32"
     tile_size: int | None = None
     image: str | Path | None = None
     observed: str | Path | AnnData | None = None
@@ -63,9 +66,12 @@ class SampleSettings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise BadConfig(f"{name} = {short_repr(value)}: expected {low} to {high}")
-        if self.sampler not in (None, *SAMPLERS):
-            expected = ", ".join(SAMPLERS)
-            raise BadConfig(f"sampler = {short_repr(self.sampler)}: expected {expected}")
+        choices = {"sampler": (None, *SAMPLERS), "precision": PRECISIONS}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                expected = ", ".join(filter(None, known))
+                raise BadConfig(f"{name} = {short_repr(value)}: expected {expected}")
 
     def check_disk(self, out: Path, n_spots: int, n_genes: int) -> None:
         """Refuse a prediction that is larger than the free disk.

@@ -29,6 +29,7 @@ from stflow_graph.inference.predict import as_expression, draw_samples
 from stflow_graph.io.embeddings import EmbeddingFile
 from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.models.build import build_graph
+from stflow_graph.models.precision import computing_in
 from stflow_graph.nn.encoder import GraphEncoder
 from stflow_graph.nn.ensemble import flows_about_the_mean
 from stflow_graph.nn.evidence import InformedDraws, Measured
@@ -59,6 +60,7 @@ def stream(
     tile_size: int | None = None,
     observed: Observed | None = None,
     as_measured: bool = True,
+    precision: str = "float32",
 ) -> Iterator[Block]:
     """Predict a slide's expression in blocks of rows, equal to ``predict`` on the whole slide.
 
@@ -76,6 +78,7 @@ def stream(
             suffice it is halved, with a warning.
         observed: what is measured of the slide and informs the field; None: nothing.
         as_measured: whether measured values are given back as they are.
+        precision: of the first layer and the blocks; the states after them are float32.
 
     Raises:
         BadInput: embeddings that cannot be read or are not finite.
@@ -91,9 +94,12 @@ def stream(
             if graph is None:
                 graph = _tiled_graph(source.coords, config, device, tile_size)
             for member in members[outputs.n_done :]:
+                encoder = member.encoder
                 # the projections are freed before the blocks begin
-                gathered = member.encoder.gather(_project(member.encoder, reader), graph)
-                outputs.add(member.encoder, member.encoder.encode(gathered, graph))
+                gathered = encoder.gather(_project(encoder, reader, precision), graph)
+                with computing_in(precision, device):
+                    code = encoder.encode(gathered, graph)
+                outputs.add(encoder, code)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -224,12 +230,13 @@ def _prefetch(
             yield block
 
 
-def _project(encoder: GraphEncoder, reader: _ScaledReader) -> Tensor:
+def _project(encoder: GraphEncoder, reader: _ScaledReader, precision: str) -> Tensor:
     projected: Tensor | None = None
     for rows, x in reader.blocks():
-        part = encoder.project(x)
+        with computing_in(precision, reader.device):
+            part = encoder.project(x)
         if projected is None:
-            projected = part.new_empty(len(reader.source), part.size(1))
+            projected = x.new_empty(len(reader.source), part.size(1))
         projected[rows] = part
     assert projected is not None
     return projected

@@ -23,6 +23,7 @@ from stflow_graph.io.predictions import Block, read_provenance, write_prediction
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
+from stflow_graph.models.precision import check_precision
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,14 @@ def sample(
 
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
-        BadConfig: an unknown device, the embeddings do not fit the checkpoint, or it names code and
-            ``allow_code`` is not set.
+        BadConfig: an unknown device, one that lacks the precision, embeddings that do not fit the
+            checkpoint, or it names code and ``allow_code`` is not set.
         SomeFailed: some of several slides failed; the others are written.
     """
     settings = settings or SampleSettings()
     check_output_folder(out)
-    pick_device(settings.device)  # refused once, not for every slide
+    # refused once, not for every slide
+    check_precision(settings.precision, pick_device(settings.device))
     folds = _load_folds(source, settings.fold, settings.device, allow_code)
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])

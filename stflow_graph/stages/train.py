@@ -32,6 +32,7 @@ from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import Versions
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stflow_graph.models.precision import check_precision
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
 from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
@@ -87,12 +88,13 @@ def train(
 
     Raises:
         BadInput: data that cannot be used, or ``out`` holds files that are of no run.
-        BadConfig: ``out`` holds another configuration's run, or a fold or device does not exist.
+        BadConfig: ``out`` holds another configuration's run, a fold or device does not
+            exist, or the device lacks the precision.
         Diverged: a loss that is not finite.
         StorageFailed: another process trains one of the folds; the disk is full or broken.
     """
     out = check_output_folder(out)
-    pick_device(config.train.device)
+    check_precision(config.train.precision, pick_device(config.train.device))
     datasets = find_datasets(config.data.source_dataroot, config.data.datasets)
     overlap = config.data.allow_patient_overlap
     work = [

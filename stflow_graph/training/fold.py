@@ -21,6 +21,7 @@ from stflow_graph.inference.inputs import SlideInputs, normalisation_of, slide_d
 from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_context, build_denoiser, pick_device
 from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.models.precision import check_precision
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import join_weights
 from stflow_graph.nn.two_stage import TwoStageDenoiser
@@ -105,6 +106,7 @@ class _FoldData:
 
     def __init__(self, slides: Sequence[Slide], config: Config) -> None:
         self.config, self.device = config, pick_device(config.train.device)
+        check_precision(config.train.precision, self.device)
         self.normalisation = normalisation_of(slides, config.data)
         self.data = functools.cache(self._data)
         self.with_context = functools.cache(self._with_context)
@@ -153,6 +155,7 @@ def fit_fold(
         report: called after every epoch with the history of each member so far.
 
     Raises:
+        BadConfig: the device does not exist or lacks the precision.
         Diverged: a loss is not finite.
     """
     data = _FoldData(slides, config)

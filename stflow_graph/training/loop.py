@@ -25,6 +25,7 @@ from stflow_graph.flow.prior import Prior
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_prior
+from stflow_graph.models.precision import computing_in
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 from stflow_graph.training.batches import Slides
@@ -116,8 +117,9 @@ def fit(
             torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
             network.train()
             for batch in slides.batches(config, generator):
-                y_1 = _estimate(network, batch.to(device), prior, generator)
-                loss = region_loss(y_1, batch, config.train.pcc_weight)
+                with computing_in(config.train.precision, device):
+                    y_1 = _estimate(network, batch.to(device), prior, generator)
+                loss = region_loss(y_1.float(), batch, config.train.pcc_weight)
                 norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(norms) + 1)))
                 losses.append(loss.detach())
         mean_loss = _mean_loss(losses, norms, epoch)

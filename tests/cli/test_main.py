@@ -127,6 +127,11 @@ def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp
         (["sample", tmp_path / "no", cohort.embedding("A"), "--out", out], 3, "checkpoint"),
         (["train", "--out", out, "--lr", "fast"], 2, "--lr"),
         (arguments(cohort, "--out", out, "--device", "meta"), 4, "device 'meta': expected auto"),
+        (
+            arguments(cohort, "--out", out, "--device", "cpu", "--precision", "tf32"),
+            4,
+            "precision 'tf32': device 'cpu' has",
+        ),
         (["embedd"], 2, "embedd"),
     ]
     for step, code, message in cases:
@@ -135,6 +140,19 @@ def test_bad_input_is_one_line_with_its_code_and_leaves_nothing(cli, cohort, tmp
         if code != 2:
             assert run.error.startswith("error: ")
         assert not out.exists()
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_any_slide(
+    cli, trained, cohort, tmp_path
+):
+    step = ["sample", trained, cohort.embedding("A"), "--out", tmp_path / "p", "--device", "cpu"]
+    for precision, message in (
+        ("tf32", "device 'cpu' has none"),
+        ("fp8", "expected float32, tf32"),
+    ):
+        run = cli(*step, "--precision", precision)
+        assert (run.code, message in run.error) == (4, True)
+        assert not (tmp_path / "p").exists()
 
 
 def test_embeddings_of_another_width_end_with_exit_code_4(cli, trained, tmp_path):

@@ -190,6 +190,7 @@ def test_provenance_states_the_model_and_how_it_was_applied():
         "gene_list": "var_50genes.json",
         "missing_genes": "refuse",
         "seed": 2,
+        "precision": "float32",
         "n_samples": 3,
         "n_sample_steps": 2,
         "sampler": "heun",

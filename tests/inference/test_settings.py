@@ -46,6 +46,7 @@ def test_the_image_is_a_file_or_the_slides_in_a_folder(tmp_path):
         {"seed": 2**64},
         {"tile_size": 0},
         {"sampler": "x" * 9999},
+        {"precision": "fp16"},
     ],
 )
 def test_what_would_run_for_ever_is_refused_at_once(wrong):
