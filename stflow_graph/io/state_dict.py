@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 from stflow_graph.errors import BadInput, as_bad_input, one_line, unquoted
 from stflow_graph.io.atomic import check_file
 
+# torch stores without compression, and weights hardly compress
+_MOST_INFLATED = 4
 _EXPECTED = "a state dict of tensors (.safetensors, or torch.save of a state dict)"
 
 
@@ -58,14 +61,23 @@ def read_tensor(path: str | Path) -> Tensor:
 
 
 def _check_plain(tensor: Tensor, path: Path, field: str) -> None:
-    """Refuse sparse, quantised and complex tensors, and those of device ``meta``."""
+    """Refuse sparse, quantised and complex tensors, those of device ``meta``, and repeated values.
+
+    A tensor of any size can be one value, seen over and over.
+    """
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.is_quantized or tensor.is_complex():
         found = unquoted(f"{tensor.dtype}, {tensor.layout}, on {tensor.device}")
         raise BadInput(path, field, found, "a dense tensor of real numbers")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        found = unquoted(
+            f"{list(tensor.shape)} numbers in {tensor.untyped_storage().nbytes()} bytes"
+        )
+        raise BadInput(path, field, found, "a dense tensor")
 
 
 def _unpickled(path: Path, expected: str) -> Any:
+    _check_sizes(path, expected)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -75,6 +87,19 @@ def _unpickled(path: Path, expected: str) -> Any:
     except pickle.UnpicklingError:  # torch's own text advises to unpickle it all
         found = unquoted("pickled objects other than tensors, or another kind of file")
         raise BadInput(path, "content", found, expected) from None
+
+
+def _check_sizes(path: Path, expected: str) -> None:
+    """Refuse an archive whose parts claim to be larger than it is: torch makes room for them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # torch's older format, or damaged in a way that torch notices
+    size = path.stat().st_size
+    if claimed > _MOST_INFLATED * size:
+        found = unquoted(f"parts of {claimed:,} bytes in a file of {size:,}")
+        raise BadInput(path, "content", found, expected)
 
 
 def misfits(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:

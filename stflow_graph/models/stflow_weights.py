@@ -128,13 +128,14 @@ def infer_sizes(state: Mapping[str, Tensor], origin: str | Path = "state dict") 
     _, seen = shape(block + "attn.mlp_attn.fc1.weight")
     # ψ sees one head's share of q, k and f, and all genes
     per_head, both = seen - n_genes, 2 * hidden + edge_channels
-    if per_head < 1 or both % per_head:
+    n_heads = both // per_head if per_head > 0 and both % per_head == 0 else 0
+    if not n_heads or hidden % n_heads or edge_channels % n_heads:
         raise BadConfig(
             f"{origin}: {block}attn.mlp_attn.fc1.weight sees {seen} channels, which no number of "
             f"heads explains (D = {hidden}, D_e = {edge_channels}, G = {n_genes})"
         )
     blocks = {match[1] for key in state if (match := re.match(r"backbone\.blks\.(\d+)\.", key))}
-    return Sizes(in_channels, n_genes, hidden, edge_channels, both // per_head, len(blocks))
+    return Sizes(in_channels, n_genes, hidden, edge_channels, n_heads, len(blocks))
 
 
 def convert_stflow(

@@ -63,6 +63,15 @@ def test_sizes_are_told_by_the_weights(sizes):
         load_stflow(state, n_heads=3)
 
 
+@pytest.mark.parametrize("width", [G + 24, G + 12, G + 16 * 9])
+def test_heads_that_do_not_divide_the_channels_are_refused(width):
+    state = public_state(hidden_channels=32, edge_channels=8)  # 72 numbers of all heads
+    state["backbone.blks.0.attn.mlp_attn.fc1.weight"] = torch.zeros(32, width)
+    for kind in ("transformer", "graph"):
+        with pytest.raises(BadConfig, match="which no number of heads explains"):
+            load_stflow(state, kind)
+
+
 @pytest.mark.parametrize("kind", ["transformer", "graph"])
 @pytest.mark.parametrize("key", list(public_state(n_layers=1)))
 def test_a_missing_or_misshapen_key_names_itself(kind, key):
