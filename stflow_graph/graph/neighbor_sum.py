@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +32,46 @@ def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
     Returns:
         ``[n, C]``, or ``[n, H, D]``.
     """
+    total: Tensor
     if values.dim() == 2 and _by_kernel(values, weight):
         kernel = importlib.import_module("stflow_graph.graph.neighbor_sum_kernel")
-        total: Tensor = kernel.weighted_sum(values, sender, starts, weight)
+        total = kernel.weighted_sum(values, sender, starts, weight)
         return total
     weight = weight.to(values.dtype)
+    learned = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    if learned and not torch.compiler.is_compiling():
+        total = _NeighborSum.apply(values, sender, starts, weight)
+        return total
+    return _sum(values, sender, starts, weight)
+
+
+class _NeighborSum(torch.autograd.Function):
+    """The sum, whose gradient of the values is the same sum over the edges turned round.
+
+    ``embedding_bag`` would sort the edges of every head, and add up row by row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(values, sender, starts, weight)
+        return _sum(values, sender, starts, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
+        values, sender, starts, weight = ctx.saved_tensors
+        (slope,) = slopes
+        receiver = torch.repeat_interleave(starts.diff(), output_size=sender.size(0))
+        of_values = of_weight = None
+        if ctx.needs_input_grad[0]:
+            order = sender.argsort(stable=True)
+            back = edge_starts(sender[order], values.size(0))
+            of_values = neighbor_sum(slope, receiver[order], back, weight[order])
+        if ctx.needs_input_grad[3]:
+            of_weight = (slope.index_select(0, receiver) * values.index_select(0, sender)).sum(-1)
+        return of_values, None, None, of_weight
+
+
+def _sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
     if values.dim() == 2:
         return F.embedding_bag(
             sender, values, starts, mode="sum", per_sample_weights=weight, include_last_offset=True

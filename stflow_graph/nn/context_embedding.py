@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stflow_graph.graph.diffusion import Average, check_hops, diffuse, diffuse_sum
-from stflow_graph.nn.dropout import cheap_dropout
+from stflow_graph.nn.dropout import dropped_linear
 
 
 class ContextEmbedding(nn.Linear):
@@ -50,13 +49,15 @@ class ContextEmbedding(nn.Linear):
             context: ``[N, len(hops) · F]`` from ``graph.NeighbourhoodContext``, or None.
         """
         if not self.hops:
-            return super().forward(cheap_dropout(x, self.dropout, self.training))
+            return self._map([x])
         if context is None:
             if not (self.training and self.dropout):
                 return self.gather(self.project(x), average)
             context = diffuse(x, self.hops, average)
-        wide = torch.cat([x, context], dim=1)
-        return super().forward(cheap_dropout(wide, self.dropout, self.training))
+        return self._map([x, context])
+
+    def _map(self, parts: list[Tensor]) -> Tensor:
+        return dropped_linear(parts, self.dropout, self.weight, self.bias, self.training)
 
     @property
     def project_width(self) -> int:

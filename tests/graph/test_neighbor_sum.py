@@ -35,6 +35,21 @@ def test_sums_and_gradients_equal_those_of_a_loop(shape, dtype):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("learned", ["values", "weight", "both"])
+@pytest.mark.parametrize("heads", [(), (2,)])
+def test_gradients_of_either_and_of_gradients(heads, learned):
+    values = noise(5, *heads, 3).double().requires_grad_(learned != "weight")
+    weight = noise(6, *heads, seed=1).double().requires_grad_(learned != "values")
+    starts = edge_starts(RECEIVER, 4)
+    inputs = [part for part in (values, weight) if part.requires_grad]
+
+    def total(*_: torch.Tensor) -> torch.Tensor:
+        return neighbor_sum(values, SENDER, starts, weight)
+
+    assert torch.autograd.gradcheck(total, inputs)
+    assert torch.autograd.gradgradcheck(total, inputs)
+
+
 def test_the_sum_over_no_edges_is_zero():
     none = torch.zeros(0, dtype=torch.long)
     total = neighbor_sum(torch.randn(2, 3), none, edge_starts(none, 2), torch.zeros(0))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stflow_graph.nn.dropout import CheapDropout, cheap_dropout
+from stflow_graph.nn.dropout import CheapDropout, cheap_dropout, dropped_linear
 
 
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.96])
@@ -42,3 +42,44 @@ def test_the_gradient_is_the_mask():
     out = cheap_dropout(x, 0.5, True)
     out.sum().backward()
     torch.testing.assert_close(x.grad * x, out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_map_of_dropped_inputs_and_its_gradients(dtype, learned):
+    torch.manual_seed(0)
+    parts = [torch.randn(9, width, dtype=dtype, requires_grad=learned) for width in (3, 8)]
+    weight = torch.randn(4, 11, dtype=dtype, requires_grad=True)
+    bias = torch.randn(4, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    out = dropped_linear(parts, 0.4, weight, bias, True)
+    torch.manual_seed(1)
+    dropped = cheap_dropout(torch.cat(parts, 1), 0.4, True)
+    expected = torch.nn.functional.linear(dropped, weight, bias)
+    torch.testing.assert_close(out, expected)
+    assert (dropped == 0).any()
+    up = torch.randn(9, 4, dtype=dtype)
+    inputs = [weight, bias, *(parts if learned else [])]
+    for one, other in zip(
+        torch.autograd.grad(out, inputs, up), torch.autograd.grad(expected, inputs, up), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_map_drops_nothing_outside_of_training():
+    parts, weight, bias = [torch.randn(5, 2), torch.randn(5, 3)], torch.randn(4, 5), torch.zeros(4)
+    expected = torch.cat(parts, 1) @ weight.T
+    torch.testing.assert_close(dropped_linear(parts, 0.5, weight, bias, False), expected)
+    torch.testing.assert_close(dropped_linear(parts, 0.0, weight, bias, True), expected)
+
+
+def test_an_input_in_bfloat16_is_dropped_too():
+    out = dropped_linear(
+        [torch.ones(50, 40, dtype=torch.bfloat16)],
+        0.5,
+        torch.eye(40, dtype=torch.bfloat16),
+        torch.zeros(40, dtype=torch.bfloat16),
+        True,
+    )
+    assert out.dtype == torch.bfloat16
+    assert out.unique().tolist() == [0, 2]
