@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def _is_usable(level: Any) -> bool:
 
 
 def _check_whole(path: Path, page: Any) -> None:
+    """Refuse a level that lacks tiles; those that a file leaves out are in its list, as empty."""
+    listed, needed = len(page.dataoffsets), math.prod(page.chunked)
+    if listed < needed:
+        found = unquoted(f"{listed:,} for an image of {needed:,}")
+        raise BadInput(path, "tiles", found, "a place for each tile", "copy it again")
     stored = path.stat().st_size
     end = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
     if end > stored:

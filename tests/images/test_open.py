@@ -169,6 +169,13 @@ def _truncated(name, keep=0.67):
     return make
 
 
+def _wider(path):
+    """Write tiles of an image that its size makes a hundred times wider."""
+    write(path.parent, "tiles.tif").rename(path)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["ImageWidth"].overwrite(190 * 100)
+
+
 WIDE = PIXELS.astype(np.uint16)
 RGB = {"photometric": "rgb"}
 TILE, LARGE = {"tile": (64, 64)}, {"tile": (16384, 8192), "compression": "zlib"}
@@ -193,6 +200,7 @@ BAD = {
     "truncated png": (_truncated("a.png"), "content: found"),
     "truncated tiles": (_truncated("tiles.tif"), "content: found"),
     "cut tiles": (_truncated("raw.tif", 0.95), "truncated: .* of at least"),
+    "too few tiles": (_wider, r"tiles: found \d+ for an image of \d,?\d+, expected a place"),
     "tiff head": (lambda p: p.write_bytes(b"II*\0"), "content: found"),
     "gif": (lambda p: Image.new("RGB", (9, 9)).save(p, "GIF"), "cannot identify"),
 }
