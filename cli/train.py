@@ -66,9 +66,10 @@ def train(
     with progress("epochs") as bar:
 
         def report(at: Progress) -> None:
-            name = f"{at.dataset} fold {at.fold} member {at.member}"
-            note = f"val PCC {at.epoch.validation_pearson:.3f} (best {at.epoch.best_pearson:.3f})"
-            bar(name, at.epoch.epoch, resolved.train.epochs, note)
+            best = f"{at.epoch.validation_pearson:.3f} (best {at.epoch.best_pearson:.3f})"
+            note = f"member {at.member}: val PCC {best}"
+            total = resolved.train.members * resolved.train.epochs  # fewer if they stop early
+            bar(f"{at.dataset} fold {at.fold}", at.n_epochs, total, note)
 
         results = run(resolved, out, overwrite=overwrite, report=report)
     show(_result_table(results, resolved, out))

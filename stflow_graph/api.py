@@ -116,9 +116,9 @@ def train(
         check_enough_spots(len(slide), resolved.graph.n_neighbors, slide.file or slide.name)
     check_measured(names, learned, "train")
 
-    def on_epoch(histories: list[list[EpochRecord]]) -> None:
+    def on_epoch(histories: list[list[EpochRecord]], member: int) -> None:
         if report:
-            report(len(histories) - 1, histories[-1][-1])
+            report(member, histories[member][-1])
 
     with tempfile.TemporaryDirectory() as temporary:
         states = Path(temporary if folder is None else folder)

@@ -151,17 +151,21 @@ def _deviance(
 ) -> tuple[float, np.ndarray]:
     """Return minus the log likelihood of values, less a constant, and its slope."""
     n, n_values = values.shape
-    covariance = np.tensordot(parameters[:3], kernels, 1) + level
-    covariance[np.diag_indices(n)] += parameters[3] + _MIN_NOISE * level
+    flat = kernels.reshape(3, -1)  # products with it copy nothing
+    covariance = (parameters[:3] @ flat).reshape(n, n)
+    covariance += level
+    covariance.flat[:: n + 1] += parameters[3] + _MIN_NOISE * level
     factor, failed = dpotrf(covariance, lower=1)
     if failed:  # the search tries other parameters
         return np.inf, np.zeros(4)
     half, _ = dpotri(factor, lower=1)  # the lower half of the inverse, of a Cholesky factor
-    inverse = np.tril(half) + np.tril(half, -1).T
+    half *= np.tri(n)
+    inverse = half + half.T
+    inverse.flat[:: n + 1] *= 0.5
     solved = inverse @ values
     log_det = 2 * np.log(np.diagonal(factor)).sum()
     slope = 0.5 * (n_values * inverse - solved @ solved.T)
-    by = [*np.tensordot(kernels, slope, 2), np.trace(slope)]
+    by = [*(flat @ slope.ravel()), np.trace(slope)]
     return float(0.5 * (values * solved).sum() + 0.5 * n_values * log_det), np.array(by)
 
 

@@ -57,13 +57,17 @@ from stflow_graph.version import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Progress of a run, reported after every epoch: the member and its last epoch."""
+    """Progress of a run, reported after every epoch: the member and its last epoch.
+
+    ``n_epochs`` counts those of all members of the fold so far.
+    """
 
     dataset: str
     fold: int
     folder: Path
     member: int
     epoch: EpochRecord
+    n_epochs: int
 
 
 Report = Callable[[Progress], None]
@@ -166,12 +170,13 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
     write_provenance(folder / "provenance.json", provenance)
     with Trackers(folder / "tensorboard") as trackers:
 
-        def on_epoch(histories: list[list[EpochRecord]]) -> None:
-            member, last = len(histories) - 1, histories[-1][-1]
+        def on_epoch(histories: list[list[EpochRecord]], member: int) -> None:
+            last = histories[member][-1]
             write_text(folder / "history.csv", history_csv(histories))
             trackers.log(member, last)
             if report:
-                report(Progress(inputs.dataset, fold.index, folder, member, last))
+                n_epochs = sum(map(len, histories))
+                report(Progress(inputs.dataset, fold.index, folder, member, last, n_epochs))
 
         fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
     checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)

@@ -31,6 +31,7 @@ from stflow_graph.stats.panels import mean_of_measured
 from stflow_graph.stats.ridge import fit_ridge_path
 from stflow_graph.training.expression_field import fit_expression_field
 from stflow_graph.training.loop import EpochRecord, fit
+from stflow_graph.training.members import Training, n_processes, train_members
 from stflow_graph.training.ridge import Paths, choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
 
@@ -138,7 +139,7 @@ def fit_fold(
     folder: Path,
     *,
     fold: int,
-    report: Callable[[list[list[EpochRecord]]], None] | None = None,
+    report: Callable[[list[list[EpochRecord]], int], None] | None = None,
 ) -> FittedFold:
     """Train ``config.train.members`` networks on a fold's training slides.
 
@@ -152,7 +153,7 @@ def fit_fold(
         config: the run's configuration.
         folder: where the state of each member is kept, to resume from.
         fold: the fold's number, a part of the seed.
-        report: called after every epoch with the history of each member so far.
+        report: called after every epoch with the history of each member so far, and the member.
 
     Raises:
         BadConfig: the device does not exist or lacks the precision.
@@ -162,31 +163,11 @@ def fit_fold(
     splits = split_validation(slides, _stream(config, fold), config.train.members)
     paths = _ridge_paths(splits, data)
     config = _with_input_dropout(config, splits, data, paths)
-    members: list[_Member] = []
-    histories: list[list[EpochRecord]] = []
-    for i, (learn, validate) in enumerate(splits):
-        member = _new_member(data, config, learn, validate, _stream(config, fold, i))
-        members.append(member)
-        histories.append([])
-
-        def on_epoch(history: list[EpochRecord], i: int = i) -> None:
-            histories[i] = list(history)
-            if report:
-                report(histories)
-
-        fitted = fit(
-            member.network,
-            [data.with_context(slide) for slide in learn],
-            member.held_out,
-            config,
-            member.normalisation,
-            stream=member.stream,
-            state_file=folder / f"state-{i}.safetensors",
-            report=on_epoch,
-        )
-        histories[i] = fitted.history
-        member.network.load_state_dict(fitted.weights)
-        member.network.eval()
+    members = [
+        _new_member(data, config, learn, validate, _stream(config, fold, i))
+        for i, (learn, validate) in enumerate(splits)
+    ]
+    histories = _train(members, data, config, folder, report)
     _fit_ridges(members, splits, data, paths)
     parts = [pair for member in members for pair in _finish(member, data, config)]
     calibration = Calibration.fit([part for _, part in parts])
@@ -203,6 +184,47 @@ def fit_fold(
         mean_of_defined(calibration.pearson),
         field,
     )
+
+
+def _train(
+    members: Sequence[_Member],
+    data: _FoldData,
+    config: Config,
+    folder: Path,
+    report: Callable[[list[list[EpochRecord]], int], None] | None,
+) -> list[list[EpochRecord]]:
+    """Train the members' networks, which get the weights of their best epochs; return histories."""
+    histories: list[list[EpochRecord]] = [[] for _ in members]
+
+    def on_epoch(member: int, history: list[EpochRecord]) -> None:
+        histories[member] = list(history)
+        if report:
+            report(histories, member)
+
+    def training(i: int, member: _Member) -> Training:
+        learn = [data.with_context(slide) for slide in member.learn]
+        return lambda report: fit(
+            member.network,
+            learn,
+            member.held_out,
+            config,
+            member.normalisation,
+            stream=member.stream,
+            state_file=folder / f"state-{i}.safetensors",
+            report=report,
+        )
+
+    largest = max(len(slide) for member in members for slide in member.learn)
+    n_spots = min(largest * config.train.batch_size, config.train.max_spots_per_batch)
+    fitted = train_members(
+        [training(i, member) for i, member in enumerate(members)],
+        on_epoch,
+        n_processes(len(members), n_spots, data.device),
+    )
+    for member, result in zip(members, fitted, strict=True):
+        member.network.load_state_dict(result.weights)
+        member.network.eval()
+    return [result.history for result in fitted]
 
 
 def _ridge_paths(splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldData) -> Paths:

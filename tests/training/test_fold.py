@@ -205,7 +205,9 @@ def test_a_finished_fold_is_taken_from_its_states(tmp_path):
         "state-1.safetensors",
     ]
     reports: list[Any] = []
-    again = fit_fold(first.slides, first.config, tmp_path, fold=0, report=reports.append)
+    again = fit_fold(
+        first.slides, first.config, tmp_path, fold=0, report=lambda *told: reports.append(told)
+    )
     assert reports == []
     assert same_weights(first.fitted.weights, again.weights)
     assert again.best == first.fitted.best
@@ -213,16 +215,15 @@ def test_a_finished_fold_is_taken_from_its_states(tmp_path):
 
 
 def test_epochs_are_reported_member_by_member(tmp_path):
-    seen: list[list[list[EpochRecord]]] = []
-    config = configured("regression")
-    fit_fold(slides_of()[:3], config, tmp_path, fold=0, report=lambda h: seen.append(list(h)))
-    assert [[len(history) for history in histories] for histories in seen] == [
-        [1],
-        [2],
-        [2, 1],
-        [2, 2],
-    ]
-    assert [record.epoch for record in seen[-1][0]] == [1, 2]
+    seen: list[tuple[int, list[list[EpochRecord]]]] = []
+
+    def report(histories: list[list[EpochRecord]], member: int) -> None:
+        seen.append((member, list(histories)))
+
+    fit_fold(slides_of()[:3], configured("regression"), tmp_path, fold=0, report=report)
+    lengths = [(member, *map(len, histories)) for member, histories in seen]
+    assert lengths == [(0, 1, 0), (0, 2, 0), (1, 2, 1), (1, 2, 2)]
+    assert [record.epoch for record in seen[-1][1][0]] == [1, 2]
 
 
 def test_random_numbers_follow_from_seed_fold_and_member(tmp_path):

@@ -1,0 +1,135 @@
+"""Members trained side by side: on a CPU each in a process of one thread.
+
+The operations of a small network are too small for several threads, and members do not depend on
+each other. A process trains one member and leaves the state of its loop (``training.loop``); then
+the loop is run here, resumes from that state, and has nothing left to do. A process that fails is
+thus no harm: its member goes on here, and what made it fail is raised here if it happens again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+import torch
+
+from stflow_graph.training.loop import EpochRecord, Fitted
+
+# trains a member; it calls back after every epoch with the history so far
+Training = Callable[[Callable[[list[EpochRecord]], None]], Fitted]
+_SET_PDEATHSIG = 1
+_SMALL = 2048  # spots of a step of which a few threads do not take less time than one
+
+
+def n_processes(n_members: int, n_spots: int, device: torch.device) -> int:
+    """Return how many members to train at a time; 1: one after the other, here.
+
+    Args:
+        n_members: of the fold.
+        n_spots: of the largest step.
+        device: of the networks.
+    """
+    n_threads = torch.get_num_threads()
+    if sys.platform != "linux" or device.type != "cpu":  # a GPU does not survive a fork
+        return 1
+    if n_threads > 2 * n_members and n_spots > _SMALL:
+        return 1
+    return min(n_members, n_threads)
+
+
+def train_members(
+    trainings: Sequence[Training],
+    report: Callable[[int, list[EpochRecord]], None],
+    n_at_a_time: int,
+) -> list[Fitted]:
+    """Train all members; with several at a time all of them with one thread.
+
+    Args:
+        trainings: of each member, which resumes from its state.
+        report: called after every epoch with the member and its history.
+        n_at_a_time: number of processes.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    if n_at_a_time == 1:
+        return [train(partial(report, i)) for i, train in enumerate(trainings)]
+    with _threads(1):
+        _train_ahead(trainings, report, n_at_a_time)
+        return [train(partial(report, i)) for i, train in enumerate(trainings)]
+
+
+def _train_ahead(
+    trainings: Sequence[Training],
+    report: Callable[[int, list[EpochRecord]], None],
+    n_at_a_time: int,
+) -> None:
+    waiting, running = list(enumerate(trainings)), dict[Connection, tuple[int, BaseProcess]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_at_a_time:
+                member, train = waiting.pop(0)
+                connection, process = _start(train)
+                running[connection] = member, process
+            ready = wait(list(running))
+            for connection in [each for each in running if each in ready]:
+                member, process = running[connection]
+                try:
+                    history = connection.recv()
+                except EOFError:
+                    process.join()
+                    connection.close()
+                    del running[connection]
+                    continue
+                report(member, history)
+    finally:
+        for connection, (_, process) in running.items():
+            process.terminate()
+            process.join()
+            connection.close()
+
+
+def _start(train: Training) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(train, theirs, os.getpid()), daemon=True)
+    with warnings.catch_warnings():
+        # of threads that hold locks: those here wait, and what they hold no loop takes
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    theirs.close()
+    return ours, process
+
+
+def _run(train: Training, connection: Connection, parent: int) -> None:
+    """Train a member in a process of its own, which ends with its parent and says nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    status = 1
+    try:
+        if os.getppid() == parent:
+            torch.set_num_threads(1)
+            train(connection.send)
+            status = 0
+    finally:
+        os._exit(status)  # what made it fail is found and told by the parent
+
+
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
