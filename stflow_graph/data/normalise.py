@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from stflow_graph.stats.panels import mean_of_measured
 
 Target = Literal["log1p", "log1p_normalised"]
+_ROWS = 64  # whose differences a cache holds
 TARGETS: tuple[Target, ...] = ("log1p", "log1p_normalised")
 
 
@@ -55,9 +56,10 @@ class Moments:
         if not self.n:
             self._origin = x.mean(axis=0, dtype=np.float64)
             self._sum, self._squares = np.zeros((2, x.shape[1]))
-        difference = x - self._origin
-        self._sum += difference.sum(axis=0)
-        self._squares += np.square(difference).sum(axis=0)
+        for start in range(0, len(x), _ROWS):
+            difference = x[start : start + _ROWS] - self._origin
+            self._sum += difference.sum(axis=0)
+            self._squares += np.square(difference, out=difference).sum(axis=0)
         self.n += len(x)
         return self
 

@@ -3,14 +3,13 @@
 Memory grows with the spots, not with spots times embedding channels or many genes: the graph, and
 for each member of the ensemble the states of the spots after every block, or where that is less
 the mean of the members' outputs; for samples of a field up to 16 numbers a spot and sample.
-Embeddings that are not kept are read once for their mean and deviation and once for each member.
+Embeddings are projected in as few passes as memory permits, see ``inference.projections``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from stflow_graph.config import Config, FlowConfig
-from stflow_graph.data.normalise import Moments, Normalisation
+from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.observed import Observed
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import OutOfMemory
@@ -26,6 +25,7 @@ from stflow_graph.flow.field import SlideNoise
 from stflow_graph.flow.noise import spot_keys
 from stflow_graph.graph.tiles import CACHE_SIZED, TiledGraph
 from stflow_graph.inference.predict import as_expression, draw_samples
+from stflow_graph.inference.projections import Projections
 from stflow_graph.io.embeddings import EmbeddingFile
 from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.models.build import build_graph
@@ -38,7 +38,6 @@ from stflow_graph.nn.two_stage import TwoStageDenoiser
 
 logger = logging.getLogger(__name__)
 
-_KEEP_BYTES = 2**29  # embeddings up to this size are read once and kept
 _TILE_BYTES = 2**29  # budget for a tile's estimates of expression
 _BLOCK_BYTES = 2**27  # budget for a block of predictions
 _MIN_TILE = 64
@@ -85,7 +84,8 @@ def stream(
         OutOfMemory: tiles of 64 spots do not fit either.
     """
     device = next(members[0].parameters()).device
-    reader = _ScaledReader(source, normalisation, device)
+    encoders = [member.encoder for member in members]
+    projections = Projections(source, encoders, normalisation, precision)
     outputs = _MemberOutputs(members, with_states=n_samples > 1 and field is None)
     graph: TiledGraph | None = None
     tile_size = tile_size or _automatic_tile_size(members[0].encoder, device)
@@ -93,10 +93,9 @@ def stream(
         try:
             if graph is None:
                 graph = _tiled_graph(source.coords, config, device, tile_size)
-            for member in members[outputs.n_done :]:
-                encoder = member.encoder
-                # the projections are freed before the blocks begin
-                gathered = encoder.gather(_project(encoder, reader, precision), graph)
+            for encoder in encoders[outputs.n_done :]:
+                # its projections are freed before the blocks begin
+                gathered = encoder.gather(projections.take(outputs.n_done), graph)
                 with computing_in(precision, device):
                     code = encoder.encode(gathered, graph)
                 outputs.add(encoder, code)
@@ -105,15 +104,15 @@ def stream(
                 raise
             tile_size, graph = _halved(tile_size, name, error), None
     if field is None or (n_samples == 1 and observed is None):
-        del graph, reader
+        del graph, projections
         yield from _predict_blocks(
             outputs, name, source.barcodes, flow, normalisation, n_samples, seed
         )
         return
     assert graph is not None
-    place = reader.place(normalisation)
+    place = projections.place()
     noise = SlideNoise(spot_keys(name, source.barcodes).to(device), name, graph.average, seed)
-    del graph, reader
+    del graph, projections
     draws: FieldDraws | InformedDraws
     if observed is None:
         draws = field.draw(noise, place, n_samples)
@@ -183,63 +182,6 @@ class _MemberOutputs:
         pairs = zip(self.members, self._codes, strict=True)
         means = [m.encoder.decode([part[rows] for part in code]).mean for m, code in pairs]
         return torch.stack(means).mean(0)
-
-
-class _ScaledReader:
-    """Scaled embeddings of a slide in blocks on a device, any number of times."""
-
-    def __init__(
-        self, source: EmbeddingFile | Slide, normalisation: Normalisation, device: torch.device
-    ) -> None:
-        self.source, self.device = source, device
-        self._kept: list[tuple[slice, np.ndarray]] | None = None
-        if 4 * len(source) * source.width <= _KEEP_BYTES:
-            self._kept = list(source.blocks())
-        moments = Moments()
-        for _, x in self._raw():
-            moments.add(x)
-        mean, factor = normalisation.scaling(moments)
-        self.mean, self.factor = torch.from_numpy(mean), torch.from_numpy(factor)
-        self.slide_mean = moments.mean
-
-    def place(self, normalisation: Normalisation) -> Tensor:
-        """Return the slide's mean embedding ``[F]`` by which a field compares slides."""
-        place = normalisation.place(self.slide_mean)
-        return torch.from_numpy(place).float().to(self.device)
-
-    def _raw(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return iter(self._kept) if self._kept is not None else _prefetch(self.source.blocks())
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ``x [n, F]`` of some rows, block by block."""
-        for rows, raw in self._raw():
-            x = torch.from_numpy(raw)
-            if self.device.type == "cuda":
-                x = x.pin_memory().to(self.device, non_blocking=True)
-            yield rows, (x - self.mean.to(x.device)).mul_(self.factor.to(x.device))
-
-
-def _prefetch(
-    blocks: Iterator[tuple[slice, np.ndarray]],
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the blocks while the next one is being read."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, blocks, None)
-        while (block := pending.result()) is not None:
-            pending = pool.submit(next, blocks, None)
-            yield block
-
-
-def _project(encoder: GraphEncoder, reader: _ScaledReader, precision: str) -> Tensor:
-    projected: Tensor | None = None
-    for rows, x in reader.blocks():
-        with computing_in(precision, reader.device):
-            part = encoder.project(x)
-        if projected is None:
-            projected = x.new_empty(len(reader.source), part.size(1))
-        projected[rows] = part
-    assert projected is not None
-    return projected
 
 
 def _tiled_graph(

@@ -60,14 +60,14 @@ class ContextEmbedding(nn.Linear):
         return dropped_linear(parts, self.dropout, self.weight, self.bias, self.training)
 
     @property
-    def project_width(self) -> int:
-        """Channels of :meth:`project`."""
-        return (1 + len(self.hops)) * self.out_features
+    def project_weight(self) -> Tensor:
+        """The map of :meth:`project`, ``[(1 + len(hops)) · C, F]``."""
+        by_hop = self.weight.view(self.out_features, -1, self.in_channels).transpose(0, 1)
+        return by_hop.reshape(-1, self.in_channels)
 
     def project(self, x: Tensor) -> Tensor:
         """Return each spot's contribution at each distance, ``[N, (1 + len(hops)) · C]``."""
-        by_hop = self.weight.view(self.out_features, -1, self.in_channels).transpose(0, 1)
-        return F.linear(x, by_hop.reshape(-1, self.in_channels))
+        return F.linear(x, self.project_weight)
 
     def gather(self, projected: Tensor, average: Average) -> Tensor:
         """Return the layer's output ``[N, C]`` from the results of :meth:`project`.

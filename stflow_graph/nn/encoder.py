@@ -46,8 +46,8 @@ class GraphEncoder(nn.Module):
 
     A slide may be seen in tiles (``graph.TiledGraph``): layers then run over all tiles one after
     the other, with the same result. For slides of which not all embeddings or expression fit into
-    memory, :meth:`project`, :meth:`gather`, :meth:`encode` and :meth:`decode` are
-    :meth:`forward` in four steps, the first and the last of which take some spots at a time.
+    memory, a product with :attr:`project_weight`, :meth:`gather`, :meth:`encode` and :meth:`decode`
+    are :meth:`forward` in four steps, the first and the last of which take some spots at a time.
 
     Args:
         in_channels: F, embedding channels.
@@ -130,16 +130,16 @@ class GraphEncoder(nn.Module):
     def _run(self, h: Tensor, graph: GraphView) -> tuple[list[Tensor], list[Estimate]]:
         return self.blocks(h, zero_estimate(self.n_genes, h), [graph] * len(self.blocks))
 
-    def project(self, x: Tensor) -> Tensor:
-        """Return all that the network reads of the embeddings ``x [n, F]`` of some spots.
+    @property
+    def project_weight(self) -> Tensor:
+        """The linear map, ``[P, F]``, to all that the network reads of an embedding.
 
-        Returns:
-            ``[n, P]``, P = (1 + number of hops) · (C + rank of the ridge head).
+        P = (1 + number of hops) · (C + rank of the ridge head).
         """
-        parts = [self.embed_x.project(x)]
+        parts = [self.embed_x.project_weight]
         if self.ridge_head is not None:
-            parts.append(self.ridge_head.down.project(x))
-        return torch.cat(parts, dim=1)
+            parts.append(self.ridge_head.down.project_weight)
+        return torch.cat(parts)
 
     def gather(self, projected: Tensor, graph: GraphView) -> Tensor:
         """Average the projections ``[N, P]`` of all spots of a slide along its graph.
@@ -150,7 +150,7 @@ class GraphEncoder(nn.Module):
         if self.ridge_head is None:
             return self.embed_x.gather(projected, graph.average)
         down = self.ridge_head.down
-        own = projected.size(1) - down.project_width
+        own = projected.size(1) - down.project_weight.size(0)
         states = self.embed_x.gather(projected[:, :own], graph.average)
         return torch.cat([states, down.gather(projected[:, own:], graph.average)], dim=1)
 

@@ -25,7 +25,7 @@ def test_projecting_first_and_averaging_first_are_the_same_function(data, averag
         out = layer(data.x, average, context)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     projected = layer.project(data.x)
-    assert projected.shape == (30, layer.project_width) == (30, 15)
+    assert projected.shape == (30, layer.project_weight.size(0)) == (30, 15)
     gathered = layer.gather(projected, average)
     torch.testing.assert_close(gathered, expected, rtol=1e-5, atol=1e-5)
 

@@ -54,7 +54,7 @@ def test_four_steps_over_some_spots_at_a_time_are_the_encoder(layers, view):
     model = network("two stages", layers)
     encoder, data = model.encoder, graph(slide(N, F), layers)
     expected = encoder(data)
-    projected = torch.cat([encoder.project(x) for x in data.x.split(11)])
+    projected = torch.cat([x @ encoder.project_weight.T for x in data.x.split(11)])
     gathered = encoder.gather(projected, view(data))
     code = encoder.encode(gathered, view(data))
     n_hops = len(encoder.embed_x.hops)

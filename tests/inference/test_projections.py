@@ -1,0 +1,134 @@
+"""Projections of embeddings: the same values however many passes they are made in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from linear import CHANNELS, checkpoint_of
+from toy import write_slide
+
+from stflow_graph.data.load import load_slide
+from stflow_graph.inference import projections as module
+from stflow_graph.inference.projections import Projections
+from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
+from stflow_graph.models.checkpoint import Checkpoint
+from stflow_graph.nn.encoder import GraphEncoder
+
+N, MEMBERS = 36, 3
+SCALINGS = ["center", "slide", "train", "none"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write_slide(tmp_path / "A.h5", None, N, seed=0, channels=CHANNELS)
+    return tmp_path / "A.h5"
+
+
+@pytest.fixture
+def count_reads(monkeypatch) -> Callable[[], int]:
+    """Make every block 5 rows of a file; return what counts the passes over a file."""
+    reads, blocks = [], EmbeddingFile.blocks
+
+    def counted(source: EmbeddingFile, n_rows: int | None = None):
+        reads.append(source)
+        return blocks(source, n_rows or 5)
+
+    monkeypatch.setattr(EmbeddingFile, "blocks", counted)
+    return lambda: len(reads)
+
+
+def encoders_of(checkpoint: Checkpoint) -> list[GraphEncoder]:
+    return [member.encoder for member in checkpoint.build()]
+
+
+def expected(checkpoint: Checkpoint, file: Path) -> list[np.ndarray]:
+    """Return the projections in float64, of the embeddings scaled in memory."""
+    slide, scaling = load_slide(file), checkpoint.normalisation
+    x = np.asarray(slide.x, np.float64)
+    if scaling.standardize in ("center", "slide"):
+        std = x.std(axis=0)
+        x = (x - x.mean(axis=0)) / (
+            std if scaling.standardize == "slide" else np.sqrt((std**2).mean())
+        )
+    else:
+        mean, factor = (
+            scaling.scaling(None)
+            if scaling.standardize == "none"
+            else (
+                scaling.x_mean,
+                1 / scaling.x_std,
+            )
+        )
+        x = (x - mean) * factor
+    return [
+        x @ encoder.project_weight.detach().double().numpy().T
+        for encoder in encoders_of(checkpoint)
+    ]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("at_a_time", [1, 2, 3])
+@pytest.mark.parametrize("standardize", SCALINGS)
+@torch.inference_mode()
+def test_values_and_passes(file, count_reads, monkeypatch, standardize, at_a_time, kept):
+    checkpoint = checkpoint_of(n_members=MEMBERS, data__standardize=standardize)
+    encoders = encoders_of(checkpoint)
+    one = 4 * N * encoders[0].project_weight.size(0)
+    monkeypatch.setattr(module, "_PROJECTED_BYTES", at_a_time * one)
+    monkeypatch.setattr(module, "_KEEP_BYTES", 4 * N * CHANNELS - (not kept))
+    with open_embeddings(file) as source:
+        made = Projections(source, encoders, checkpoint.normalisation, "float32")
+        found = [made.take(i).numpy() for i in range(MEMBERS)]
+        place = made.place().numpy()
+    n_passes = -(-MEMBERS // at_a_time) + (standardize == "slide")
+    assert count_reads() == (1 if kept else n_passes)
+    for one, other in zip(found, expected(checkpoint, file), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    mean = load_slide(file).x.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(place, checkpoint.normalisation.place(mean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("standardize", ["center", "slide", "train"])
+@torch.inference_mode()
+def test_a_large_level_costs_no_digits(tmp_path, count_reads, standardize):
+    """Sums of numbers of 1,000 would be right to 1e-4 only."""
+    slide_file = tmp_path / "A.h5"
+    write_slide(slide_file, None, N, seed=0, channels=CHANNELS)
+    checkpoint = checkpoint_of(n_members=1, data__standardize=standardize)
+    slide = load_slide(slide_file)
+    near = np.round(slide.x * 1024) / 1024  # a sum with the level is exact
+    scaling = checkpoint.normalisation
+    scaling.x_mean[:] += 1000
+    high = load_slide(slide_file)
+    object.__setattr__(high, "x", (near + 1000).astype(np.float32))
+    at_level = Projections(high, encoders_of(checkpoint), scaling, "float32").take(0)
+    scaling.x_mean[:] -= 1000
+    object.__setattr__(slide, "x", near.astype(np.float32))
+    here = Projections(slide, encoders_of(checkpoint), scaling, "float32").take(0)
+    np.testing.assert_allclose(at_level.numpy(), here.numpy(), atol=2e-4)
+
+
+@torch.inference_mode()
+def test_what_was_taken_is_made_again_when_it_is_asked_for_again(file, count_reads):
+    checkpoint = checkpoint_of(n_members=MEMBERS)
+    with open_embeddings(file) as source:
+        made = Projections(source, encoders_of(checkpoint), checkpoint.normalisation, "float32")
+        first = [made.take(i) for i in (0, 1, 1, 2)]
+    assert count_reads() == 2
+    torch.testing.assert_close(first[1], first[2], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_in_bfloat16_products_are_rounded_and_results_float32(file):
+    checkpoint = checkpoint_of(n_members=1)
+    with open_embeddings(file) as source:
+        low, full = (
+            Projections(source, encoders_of(checkpoint), checkpoint.normalisation, each).take(0)
+            for each in ("bf16", "float32")
+        )
+    assert low.dtype == torch.float32
+    assert 1e-4 < (low - full).norm() / full.norm() < 0.02
