@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
+import numpy as np
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadInput, as_bad_input
@@ -49,10 +50,20 @@ def _read_h5ad(path: str | Path) -> anndata.AnnData:
                 adata = anndata.read_h5ad(stream)
     for name, matrix in [("X", adata.X), *adata.layers.items()]:
         if sp.issparse(matrix):
-            # an index out of range crashes the interpreter at the first .toarray()
             with as_bad_input(path, name, "valid sparse indices"):
-                matrix.check_format(full_check=True)
+                check_sparse(matrix)
     return adata
+
+
+def check_sparse(matrix: sp.csr_matrix | sp.csc_matrix) -> None:
+    """Refuse indices out of range, which crash the interpreter at the first ``.toarray()``.
+
+    Raises:
+        ValueError: they are, or the pointers to rows or columns decrease.
+    """
+    matrix.check_format(full_check=True)
+    if (np.diff(matrix.indptr) < 0).any():  # of a matrix without values scipy does not look
+        raise ValueError("pointers that decrease")
 
 
 def is_h5ad(path: str | Path) -> bool:

@@ -21,6 +21,7 @@ from stflow_graph.errors import BadConfig, BadInput, as_bad_input, one_line, unq
 from stflow_graph.io.atomic import check_file, required_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered, totals
+from stflow_graph.io.h5ad import check_sparse
 from stflow_graph.io.hdf5 import check_unique, dataset, keys_of, open_h5, read_strings
 
 GENE_EXPRESSION = "Gene Expression"
@@ -167,7 +168,7 @@ def _read_rows(group: h5py.Group, shape: tuple[int, int]) -> sp.csr_matrix:
         indices[part], values[part] = index, block
     with as_bad_input(path, "indptr", f"{shape[0] + 1} pointers, never decreasing from 0"):
         counts = sp.csr_matrix((values, indices, starts), shape)
-        counts.check_format(full_check=True)
+        check_sparse(counts)
     counts.sort_indices()
     if not counts.has_canonical_format:
         found = unquoted("a feature twice in one barcode")

@@ -87,6 +87,20 @@ def test_sparse_indices_out_of_range_are_refused_not_followed(tmp_path, key, val
         read_expression(path)
 
 
+def test_pointers_to_values_that_are_not_there_are_refused(tmp_path):
+    """Scipy's own check looks at the last one, and at the others only if there are values."""
+    path = write(tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        group = file["X"]
+        group["indptr"][-1] = 0
+        for key in ("indices", "data"):
+            values = group[key][:0]
+            del group[key]
+            group[key] = values
+    with pytest.raises(BadInput, match="pointers that decrease"):
+        read_expression(path)
+
+
 def test_other_hdf5_files_are_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5ad", "w") as file:
         file["img"] = np.zeros(3)
