@@ -31,10 +31,10 @@ from speed import machine
 from stflow_graph.encoders import Encoder, PatchTransform
 from stflow_graph.encoders.onnx_runtime import is_installed
 from stflow_graph.encoders.torchvision_shim import import_timm
+from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.patches import write_patches
 from stflow_graph.preparation.embedding import embed_file
 from stflow_graph.preparation.engine import EmbedSettings, Engine
-from stflow_graph.preparation.freed_memory import freed_memory_kept
 
 WIDTH = 1280
 

@@ -126,7 +126,7 @@ def diffuse_sum(parts: Sequence[Tensor], hops: Sequence[int], average: Average) 
     for part, n_steps, before in zip(
         reversed(parts), reversed(hops), reversed((0, *hops[:-1])), strict=True
     ):
-        carried = carried + (1 + n_steps) ** 0.5 * part
+        carried = torch.add(carried, part, alpha=(1 + n_steps) ** 0.5)
         for _ in range(n_steps - before):
             carried = average(carried)
     return carried

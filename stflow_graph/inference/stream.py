@@ -27,6 +27,7 @@ from stflow_graph.graph.tiles import CACHE_SIZED, TiledGraph
 from stflow_graph.inference.predict import as_expression, draw_samples
 from stflow_graph.inference.projections import Projections
 from stflow_graph.io.embeddings import EmbeddingFile
+from stflow_graph.io.freed_memory import give_back_freed_memory
 from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.models.build import build_graph
 from stflow_graph.models.precision import computing_in
@@ -95,7 +96,9 @@ def stream(
                 graph = _tiled_graph(source.coords, config, device, tile_size)
             for encoder in encoders[outputs.n_done :]:
                 # its projections are freed before the blocks begin
+                give_back_freed_memory()  # of the graph's parts, and of the member before
                 gathered = encoder.gather(projections.take(outputs.n_done), graph)
+                give_back_freed_memory()
                 with computing_in(precision, device):
                     code = encoder.encode(gathered, graph)
                 outputs.add(encoder, code)

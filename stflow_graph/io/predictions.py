@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.expression import spatial
 from stflow_graph.io.h5ad import read_h5ad, write_elements
 from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5
@@ -236,8 +236,11 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         BadInput: not such a file.
     """
     with open_h5(path) as file:
-        data = file.get(f"uns/{KEY}/provenance")
-        text = data.asstr()[()] if isinstance(data, h5py.Dataset) and not data.shape else None
+        place = f"uns/{KEY}/provenance"
+        data, text = file.get(place), None
+        if isinstance(data, h5py.Dataset) and data.shape == ():
+            with as_bad_input(path, place, "text"):
+                text = data.asstr()[()]
     return _provenance(path, text, ())
 
 
@@ -277,22 +280,33 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     barcodes, genes = list(adata.obs_names), list(adata.var_names)
     check_unique(barcodes, path, "obs_names")
     check_unique(genes, path, "var_names")
-    mean = np.asarray(adata.X, dtype=np.float32)
+    mean = _numbers(adata.X, path, "X", np.float32)
     if not np.isfinite(mean).all():
         raise BadInput(path, "X", unquoted("values not finite"), "finite predictions")
     coords = spatial(adata, path)
     if coords is None:
         raise BadInput(path, "obsm", list(adata.obsm), "'spatial'")
-    n = sum(name.startswith("sample_") for name in adata.layers)
-    samples = [np.asarray(adata.layers[f"sample_{i}"], np.float32) for i in range(n)]
+    names = [name for name in adata.layers if name.startswith("sample_")]
+    expected_names = [f"sample_{i}" for i in range(len(names))]
+    if set(names) != set(expected_names):
+        raise BadInput(path, "layers", names, f"{len(names)} samples from sample_0 on")
+    samples = [
+        _numbers(adata.layers[name], path, f"layers/{name}", np.float32) for name in expected_names
+    ]
     expected = None
     if "expected_pearson" in adata.var:
-        expected = np.asarray(adata.var["expected_pearson"], dtype=np.float64)
+        column = adata.var["expected_pearson"]
+        expected = _numbers(column, path, "var/expected_pearson", np.float64)
     observed = None
     if OBSERVED in adata.obs and OBSERVED in adata.var:
         observed = _flags(adata.obs, "obs", path), _flags(adata.var, "var", path)
     stacked = np.stack(samples) if samples else None
     return Prediction(mean, barcodes, genes, coords, stacked, provenance, expected, observed)
+
+
+def _numbers(values: Any, path: str | Path, field: str, dtype: type) -> np.ndarray:
+    with as_bad_input(path, field, "numbers"):
+        return np.asarray(values, dtype=dtype)
 
 
 def _flags(table: pd.DataFrame, name: str, path: str | Path) -> np.ndarray:

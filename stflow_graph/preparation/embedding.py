@@ -22,12 +22,12 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadInput, OutOfMemory, attempt_each, unquoted
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
+from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import PatchFile, open_patches, read_images
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
-from stflow_graph.preparation.freed_memory import freed_memory_kept
 from stflow_graph.version import __version__
 
 _BLANK_RANGE = 8  # a patch of a smaller range of grey values shows no tissue

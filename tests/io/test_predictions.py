@@ -2,10 +2,11 @@ import errno
 import os
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from artefacts import write_prediction
+from artefacts import resealed, write_prediction
 
 from stflow_graph.errors import BadInput, StorageFailed
 from stflow_graph.io.expression import write_expression
@@ -134,3 +135,57 @@ def test_a_file_that_is_no_prediction_is_refused(tmp_path):
         read_prediction(path)
     with pytest.raises(BadInput, match=r"uns.*no keys.*stflow-graph sample"):
         read_provenance(path)
+
+
+def _renamed(file):
+    file["layers"].move("sample_1", "sample_01")
+
+
+def _replaced(name, value):
+    def change(file):
+        attributes = dict(file[name].attrs) if name in file else {}
+        if name in file:
+            del file[name]
+        file[name] = value
+        file[name].attrs.update(attributes)
+
+    return change
+
+
+def _with_expected(value):
+    def change(file):
+        _replaced("var/expected_pearson", value)(file)
+        file["var/expected_pearson"].attrs.update(
+            {"encoding-type": "array", "encoding-version": "0.2.0"}
+        )
+        file["var"].attrs["column-order"] = np.array(["expected_pearson"], object)
+
+    return change
+
+
+PLACE = "uns/stflow_graph/provenance"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_renamed, r"layers: found .*'sample_01'.* expected 3 samples from sample_0 on"),
+        (_with_expected(np.array(["x", ""], "S1")), "expected_pearson"),
+        (_replaced("layers/sample_0", np.array([["x", ""]] * 4, "S1")), "sample_0: found"),
+        (_replaced("X", np.array([["x", ""]] * 4, "S1")), "X: found"),
+        (_replaced(PLACE, h5py.Empty("f")), "provenance"),
+        (_replaced(PLACE, 3), "provenance"),
+        (_replaced(PLACE, "[]"), "provenance"),
+    ],
+)
+def test_what_others_made_of_a_prediction_is_refused_in_one_line(tmp_path, change, message):
+    path = write(tmp_path / "a.h5ad")
+    with resealed(path) as file:
+        change(file)
+    with pytest.raises(BadInput, match=f"{message}|expected an .h5ad that anndata can read"):
+        read_prediction(path)
+    if message == "provenance":
+        with pytest.raises(BadInput, match=message):
+            read_provenance(path)
+    else:
+        assert read_provenance(path)["slide"] == "A1"

@@ -1,7 +1,8 @@
-"""Memory that one batch frees and the next needs: kept meanwhile, not given back to the system.
+"""What becomes of freed memory: kept where it is soon needed again, else given back to the system.
 
 The C library returns large arrays to the system at once, which hands them out again page by page,
-zeroed. For the activations of a convolutional encoder that takes as long as computing them.
+zeroed. For the activations of a convolutional encoder that takes as long as computing them. Of
+smaller arrays that were freed between others it returns nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         library.mallopt(_MMAP_THRESHOLD, _ARRAY)
         library.mallopt(_TRIM_THRESHOLD, _IN_ALL)
+        library.malloc_trim(0)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what is free anywhere in the heap; nothing where there is no glibc."""
+    library = _glibc()
+    if library is not None:
         library.malloc_trim(0)
 
 

@@ -14,7 +14,7 @@ GLIBC = tuple(int(part) for part in _VERSION if part.isdigit())
 CODE = """
 import resource, torch
 from pathlib import Path
-from stflow_graph.preparation.freed_memory import freed_memory_kept
+from stflow_graph.io.freed_memory import freed_memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
