@@ -27,7 +27,7 @@ from stflow_graph.graph.tiles import CACHE_SIZED, TiledGraph
 from stflow_graph.inference.predict import as_expression, draw_samples
 from stflow_graph.inference.projections import Projections
 from stflow_graph.io.embeddings import EmbeddingFile
-from stflow_graph.io.freed_memory import give_back_freed_memory
+from stflow_graph.io.freed_memory import freed_memory_kept, give_back_freed_memory
 from stflow_graph.io.predictions import Block, chunk_rows
 from stflow_graph.models.build import build_graph
 from stflow_graph.models.precision import computing_in
@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 _TILE_BYTES = 2**29  # budget for a tile's estimates of expression
 _BLOCK_BYTES = 2**27  # budget for a block of predictions
 _MIN_TILE = 64
+_EDGES_PER_SPOT = 12  # of 8 neighbours, and those nearly as near
+# a CPU's tile has one number of each edge and channel in this: fewer calls, and arrays that memory
+# which is kept (``io.freed_memory``) is there for
+_EDGE_BYTES = 2**23
 _DECODED_SPOTS = 2**15  # spots whose states become expression at a time
 
 
@@ -99,7 +103,7 @@ def stream(
                 give_back_freed_memory()  # of the graph's parts, and of the member before
                 gathered = encoder.gather(projections.take(outputs.n_done), graph)
                 give_back_freed_memory()
-                with computing_in(precision, device):
+                with freed_memory_kept(4 * _EDGE_BYTES), computing_in(precision, device):
                     code = encoder.encode(gathered, graph)
                 outputs.add(encoder, code)
         except RuntimeError as error:
@@ -197,10 +201,11 @@ def _tiled_graph(
 def _automatic_tile_size(encoder: GraphEncoder, device: torch.device) -> int:
     per_gene = 16 * encoder.n_genes  # a few copies of a spot's estimate
     if device.type != "cuda":
-        return max(_MIN_TILE, min(CACHE_SIZED, _TILE_BYTES // per_gene))
+        of_edges = _EDGE_BYTES // (4 * _EDGES_PER_SPOT * encoder.channels)
+        return max(_MIN_TILE, min(max(CACHE_SIZED, of_edges), _TILE_BYTES // per_gene))
     free, _ = torch.cuda.mem_get_info(device)
     per_edge = 40 * encoder.channels  # ten numbers a channel
-    return max(_MIN_TILE, int(free / 3) // (per_gene + 12 * per_edge))
+    return max(_MIN_TILE, int(free / 3) // (per_gene + _EDGES_PER_SPOT * per_edge))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

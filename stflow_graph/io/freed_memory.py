@@ -14,25 +14,27 @@ from collections.abc import Iterator
 
 # parameters of glibc's mallopt
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT_ARRAY, _KEPT_IN_ALL = 2**28, 2**30
 # what glibc itself would come to at most, from larger arrays that are freed
 _ARRAY, _IN_ALL = 2**25, 2**26
 
 
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keep freed arrays of up to 256 MiB within the body, at most 1 GiB at the end of the heap.
+def freed_memory_kept(largest: int = 2**28) -> Iterator[None]:
+    """Keep freed arrays within the body, and four times the largest of them at the heap's end.
 
     The settings are the process's: bodies must not overlap. After the body free memory is given
     back. Nothing is done where the C library is not glibc.
+
+    Args:
+        largest: bytes of an array that is kept; larger ones are given back at once.
     """
     library = _glibc()
     if library is None:
         yield
         return
-    if not library.mallopt(_MMAP_THRESHOLD, _KEPT_ARRAY):  # before glibc 2.35
+    if not library.mallopt(_MMAP_THRESHOLD, largest):  # before glibc 2.35
         library.mallopt(_MMAP_THRESHOLD, _ARRAY)
-    library.mallopt(_TRIM_THRESHOLD, _KEPT_IN_ALL)
+    library.mallopt(_TRIM_THRESHOLD, 4 * largest)
     try:
         yield
     finally:

@@ -212,12 +212,13 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(checkpoint, source, mon
 
 
 def test_tiles_are_as_large_as_memory_allows_within_bounds(monkeypatch):
-    def automatic(n_genes: int) -> int:
-        config = configured(denoiser__ridge_rank=0)
+    def automatic(n_genes: int, channels: int = 8) -> int:
+        config = configured(denoiser__ridge_rank=0, denoiser__hidden_channels=channels)
         encoder = build_denoiser(config, CHANNELS, n_genes).encoder
         return module._automatic_tile_size(encoder, CPU)
 
-    assert automatic(4) == module.CACHE_SIZED
+    assert automatic(4, 64) * 64 * 12 * 4 == pytest.approx(module._EDGE_BYTES, rel=0.01)
+    assert automatic(4, 1024) == module.CACHE_SIZED
     monkeypatch.setattr(module, "_TILE_BYTES", 16 * 4 * 100)
     assert automatic(4) == 100
     assert automatic(5) == 80
