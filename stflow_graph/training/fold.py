@@ -126,6 +126,13 @@ class _FoldData:
         max_spots = self.config.train.max_region_spots
         return slide_inputs(slide, self.data(slide), self.device, above=max_spots)
 
+    def n_numbers(self, slide: Slide) -> int:
+        """Return about how many numbers of a spot a training step has in memory."""
+        inputs = self.with_context(slide)
+        n_inputs = inputs.x.size(1) + (inputs.context.size(1) if "context" in inputs else 0)
+        # the inputs and those not dropped; estimates, targets and what the loss makes of them
+        return 3 * n_inputs + 8 * slide.truth.shape[1]
+
     def features(self, slide: Slide) -> np.ndarray:
         """Return the first layer's input, ``[N, F]`` or with context wider."""
         data = self.with_context(slide)
@@ -219,7 +226,7 @@ def _train(
     fitted = train_members(
         [training(i, member) for i, member in enumerate(members)],
         on_epoch,
-        n_processes(len(members), n_spots, data.device),
+        n_processes(len(members), n_spots, data.n_numbers(members[0].learn[0]), data.device),
     )
     for member, result in zip(members, fitted, strict=True):
         member.network.load_state_dict(result.weights)

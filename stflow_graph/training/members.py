@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 
@@ -30,20 +32,32 @@ _SET_PDEATHSIG = 1
 _SMALL = 2048  # spots of a step of which a few threads do not take less time than one
 
 
-def n_processes(n_members: int, n_spots: int, device: torch.device) -> int:
-    """Return how many members to train at a time; 1: one after the other, here.
+def n_processes(n_members: int, n_spots: int, n_numbers: int, device: torch.device) -> int:
+    """Return how many members to train at a time; 0: one after the other, here.
 
     Args:
         n_members: of the fold.
         n_spots: of the largest step.
+        n_numbers: of each of its spots that are in memory at once.
         device: of the networks.
     """
     n_threads = torch.get_num_threads()
     if sys.platform != "linux" or device.type != "cpu":  # a GPU does not survive a fork
-        return 1
-    if n_threads > 2 * n_members and n_spots > _SMALL:
-        return 1
-    return min(n_members, n_threads)
+        return 0
+    if min(n_members, n_threads) < 2 or (n_threads > 2 * n_members and n_spots > _SMALL):
+        return 0
+    room = _available_memory() / 2 / (4 * n_spots * n_numbers)
+    return max(1, min(n_members, n_threads, int(room)))
+
+
+def _available_memory() -> float:
+    """Return the bytes that can be had without swapping; infinity if that is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (kibibytes,) = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        return int(kibibytes) * 1024
+    except (OSError, ValueError, IndexError):
+        return math.inf
 
 
 def train_members(
@@ -51,19 +65,19 @@ def train_members(
     report: Callable[[int, list[EpochRecord]], None],
     n_at_a_time: int,
 ) -> list[Fitted]:
-    """Train all members; with several at a time all of them with one thread.
+    """Train all members; those of processes with one thread each, however many at a time.
 
     Args:
         trainings: of each member, which resumes from its state.
         report: called after every epoch with the member and its history.
-        n_at_a_time: number of processes.
+        n_at_a_time: number of processes; 0: all members are trained here, by all threads.
 
     Raises:
         Diverged: a loss is not finite.
     """
-    if n_at_a_time == 1:
+    if not n_at_a_time:
         return [train(partial(report, i)) for i, train in enumerate(trainings)]
-    with _threads(1):
+    with _threads(1):  # results must not depend on how many processes there is room for
         _train_ahead(trainings, report, n_at_a_time)
         return [train(partial(report, i)) for i, train in enumerate(trainings)]
 

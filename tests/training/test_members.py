@@ -73,7 +73,7 @@ def train(trainings: list[Member], n: int) -> list[tuple[int, int]]:
     return told
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_every_epoch_is_told_once_and_trained_by_a_process_of_one_thread(tmp_path, n):
     trainings = [Member(tmp_path, i) for i in range(5)]
     told = train(trainings, n)
@@ -84,9 +84,9 @@ def test_every_epoch_is_told_once_and_trained_by_a_process_of_one_thread(tmp_pat
     assert {place[1] for member in trainings for place in member.places} == {1}
 
 
-def test_one_at_a_time_is_trained_here_with_all_threads(tmp_path):
+def test_members_are_trained_here_with_all_threads(tmp_path):
     trainings = [Member(tmp_path, i) for i in range(2)]
-    assert train(trainings, 1) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert train(trainings, 0) == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert [member.places for member in trainings] == [[(os.getpid(), THREADS)]] * 2
 
 
@@ -173,16 +173,23 @@ def test_processes_end_with_their_parent(tmp_path):
             raise AssertionError(f"process {child} goes on")
 
 
-def test_how_many_at_a_time():
-    assert n_processes(3, 400, CPU) == 3
-    assert n_processes(8, 400, CPU) == THREADS
-    assert n_processes(4, 10**6, CPU) == 4
-    assert n_processes(1, 400, CPU) == 1
-    assert n_processes(4, 400, torch.device("cuda")) == 1
+def test_how_many_at_a_time(monkeypatch):
+    monkeypatch.setattr(module, "_available_memory", lambda: 8 * 10**9)
+    assert n_processes(3, 400, 100, CPU) == 3
+    assert n_processes(8, 400, 100, CPU) == THREADS
+    assert n_processes(4, 10**6, 100, CPU) == 4
+    assert n_processes(1, 400, 100, CPU) == 0
+    assert n_processes(4, 400, 100, torch.device("cuda")) == 0
     torch.set_num_threads(16)
-    assert n_processes(4, 400, CPU) == 4
-    assert n_processes(4, 8192, CPU) == 1  # large products have work for all threads
+    assert n_processes(4, 400, 100, CPU) == 4
+    assert n_processes(4, 8192, 100, CPU) == 0  # large products have work for all threads
     torch.set_num_threads(THREADS)
+    assert n_processes(4, 10_000, 50_000, CPU) == 2  # 2 GB each, of half the memory
+    assert n_processes(4, 10_000, 500_000, CPU) == 1
+
+
+def test_the_memory_that_is_available():
+    assert 2**26 < module._available_memory() < 2**50
 
 
 @pytest.mark.parametrize("kind", ["field", "two-stage", "graph"])
@@ -203,7 +210,7 @@ def test_a_fold_is_the_same_however_many_at_a_time(kind, tmp_path, monkeypatch):
         )
         return result, told
 
-    one, told = fitted("one", 1)
+    one, told = fitted("one", 0)
     assert [member for member, _ in told] == [0, 0, 1, 1, 2, 2]
     several, told = fitted("several", 3)
     assert sorted(member for member, _ in told) == [0, 0, 1, 1, 2, 2]
