@@ -110,9 +110,9 @@ class Projections:
     def _correct(self, made: Sequence[Tensor], weights: Sequence[Tensor], origin: Tensor) -> None:
         assert self._moments is not None
         mean, factor = self._normalisation.scaling(self._moments)
-        offset = origin.double() - torch.from_numpy(mean).double().to(origin.device)
+        offset = origin.cpu().double() - torch.from_numpy(mean).double()  # not all devices have it
         for projected, weight in zip(made, weights, strict=True):
-            moved = (weight.double() @ offset).float()
+            moved = (weight.cpu().double() @ offset).float().to(projected.device)
             for part in projected.split(4096):  # parts that a cache holds
                 part.add_(moved).mul_(float(factor.max()))  # one number for all, 0 of none
 
@@ -120,7 +120,7 @@ class Projections:
         tensor = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
+        return tensor.to(self.device)
 
     def _raw(self) -> Iterator[tuple[slice, np.ndarray]]:
         if self._kept is not None:
