@@ -30,7 +30,7 @@ from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
 from stflow_graph.stats.panels import mean_of_measured
 from stflow_graph.stats.ridge import fit_ridge_path
 from stflow_graph.training.expression_field import fit_expression_field
-from stflow_graph.training.loop import EpochRecord, fit
+from stflow_graph.training.loop import EpochRecord, fit, stored_history
 from stflow_graph.training.members import Training, n_processes, train_members
 from stflow_graph.training.ridge import Paths, choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
@@ -201,7 +201,8 @@ def _train(
     report: Callable[[list[list[EpochRecord]], int], None] | None,
 ) -> list[list[EpochRecord]]:
     """Train the members' networks, which get the weights of their best epochs; return histories."""
-    histories: list[list[EpochRecord]] = [[] for _ in members]
+    states = [folder / f"state-{i}.safetensors" for i in range(len(members))]
+    histories = [stored_history(state) for state in states]
 
     def on_epoch(member: int, history: list[EpochRecord]) -> None:
         histories[member] = list(history)
@@ -217,7 +218,7 @@ def _train(
             config,
             member.normalisation,
             stream=member.stream,
-            state_file=folder / f"state-{i}.safetensors",
+            state_file=states[i],
             report=report,
         )
 

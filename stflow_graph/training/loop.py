@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -262,8 +263,30 @@ def _save(state: _State, file: Path) -> None:
     write_state(file, tensors, [dataclasses.asdict(record) for record in state.history])
 
 
-def _restore(state: _State, file: Path) -> None:
+def stored_history(file: Path) -> list[EpochRecord]:
+    """Return the history in the state of a loop; none where there is no state.
+
+    Raises:
+        BadInput: the file is not as it was written.
+    """
+    if not file.exists():
+        return []
+    with _as_state(file):
+        return [EpochRecord(**record) for record in read_state(file)[1]]
+
+
+@contextlib.contextmanager
+def _as_state(file: Path) -> Iterator[None]:
     try:
+        yield
+    except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise BadInput(file, "content", str(error), "the state of this run", STATE_FIX) from None
+
+
+def _restore(state: _State, file: Path) -> None:
+    with _as_state(file):
         tensors, history = read_state(file)
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -279,9 +302,5 @@ def _restore(state: _State, file: Path) -> None:
         state.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
         state.best = parts["best"]
         state.history = [EpochRecord(**record) for record in history]
-    except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise BadInput(file, "content", str(error), "the state of this run", STATE_FIX) from None
     if not all(math.isfinite(record.loss) for record in state.history):
         raise BadInput(file, "history", "a loss that is not finite", "finite losses", STATE_FIX)

@@ -226,6 +226,19 @@ def test_epochs_are_reported_member_by_member(tmp_path):
     assert [record.epoch for record in seen[-1][1][0]] == [1, 2]
 
 
+def test_members_that_were_finished_before_are_reported_with_the_others(tmp_path):
+    slides, config = slides_of()[:3], configured("regression")
+    lengths: list[tuple[int, ...]] = []
+
+    def report(histories: list[list[EpochRecord]], member: int) -> None:
+        lengths.append((member, *map(len, histories)))
+
+    fit_fold(slides, config, tmp_path, fold=0)
+    (tmp_path / "state-1.safetensors").unlink()
+    fit_fold(slides, config, tmp_path, fold=0, report=report)
+    assert lengths == [(1, 2, 1), (1, 2, 2)]
+
+
 def test_random_numbers_follow_from_seed_fold_and_member(tmp_path):
     weights = {}
     cases = {"a": (0, 0, 0), "b": (1, 0, 0), "fold": (0, 1, 0), "seed": (0, 0, 1)}
