@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import math
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ from pathlib import Path
 import torch
 
 from stflow_graph.training.loop import EpochRecord, Fitted
+
+logger = logging.getLogger(__name__)
 
 # trains a member; it calls back after every epoch with the history so far
 Training = Callable[[Callable[[list[EpochRecord]], None]], Fitted]
@@ -103,6 +106,13 @@ def _train_ahead(
                     process.join()
                     connection.close()
                     del running[connection]
+                    if (process.exitcode or 0) < 0:
+                        logger.warning(
+                            "member %d: its process was ended by signal %d, which the system does "
+                            "where memory is short: the member goes on after the others",
+                            member,
+                            -(process.exitcode or 0),
+                        )
                     continue
                 report(member, history)
     finally:

@@ -104,12 +104,15 @@ def out_of_memory() -> None:
 
 
 @pytest.mark.parametrize("act", [killed, out_of_memory])
-def test_a_member_whose_process_ends_goes_on_here(tmp_path, act, capfd):
+def test_a_member_whose_process_ends_goes_on_here(tmp_path, act, capfd, caplog):
     trainings = [Member(tmp_path, i, in_a_process(act) if i == 1 else lambda: None) for i in (0, 1)]
     told = train(trainings, 2)
     assert sorted(told) == [(0, 1), (0, 2), (1, 1), (1, 2)]
     assert trainings[1].places[-1] == (os.getpid(), 1)
     assert capfd.readouterr() == ("", "")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (act is killed)
+    assert all(line.startswith("member 1: its process was ended by signal 9") for line in said)
 
 
 def test_an_error_that_comes_again_is_raised_here(tmp_path, capfd):
