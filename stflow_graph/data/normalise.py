@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from stflow_graph.stats.panels import mean_of_measured
 
 Target = Literal["log1p", "log1p_normalised"]
-_ROWS = 64  # whose differences a cache holds
 TARGETS: tuple[Target, ...] = ("log1p", "log1p_normalised")
+_ROWS = 64  # whose differences a cache holds
 
 
 def to_target(counts: sp.csr_matrix, total: np.ndarray, target: str) -> np.ndarray:

@@ -38,8 +38,7 @@ def neighbor_sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor)
         total = kernel.weighted_sum(values, sender, starts, weight)
         return total
     weight = weight.to(values.dtype)
-    learned = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
-    if learned and not torch.compiler.is_compiling():
+    if _needs_gradient(values, weight) and not torch.compiler.is_compiling():
         total = _NeighborSum.apply(values, sender, starts, weight)
         return total
     return _sum(values, sender, starts, weight)
@@ -91,10 +90,14 @@ def _sum(values: Tensor, sender: Tensor, starts: Tensor, weight: Tensor) -> Tens
     return sums.view(heads, -1, values.size(2)).transpose(0, 1)
 
 
+def _needs_gradient(values: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+
+
 def _by_kernel(values: Tensor, weight: Tensor) -> bool:
     if torch.compiler.is_compiling() or not kernels.wanted(values) or not kernels.is_available():
         return False
-    if torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad):
+    if _needs_gradient(values, weight):
         return False
     if values.dtype not in _KERNEL_DTYPES or values.stride(1) != 1:
         return False

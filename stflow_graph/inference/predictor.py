@@ -141,10 +141,7 @@ class Predictor:
             members = cast("list[TwoStageDenoiser]", self.members)
             tile_size, name = settings.tile_size, _name_of(source)
             draws |= {"field": self.field, "tile_size": tile_size, "observed": observed}
-            draws |= {
-                "as_measured": not settings.denoise_observed,
-                "precision": settings.precision,
-            }
+            draws |= {"precision": settings.precision, "as_measured": not settings.denoise_observed}
             yield from stream(members, source, name, config, flow, scaling, **draws)
             return
         slide = source if isinstance(source, Slide) else slide_of(source)

@@ -77,7 +77,7 @@ class Projections:
         """Project all embeddings by each weight ``[P, F]``, in one pass if scaling permits."""
         if self._moments is None and self._normalisation.standardize == "slide":
             moments = Moments()
-            for _, raw in self._raw():
+            for _, raw in self._raw(again=True):
                 moments.add(raw)
             self._moments = moments
         first = Moments() if self._moments is None else None
@@ -85,7 +85,7 @@ class Projections:
         weight = torch.cat(list(weights))
         made = [w.new_empty(len(self._source), w.size(0)) for w in weights]
         shift: Tensor | None = None
-        for rows, raw in self._raw():
+        for rows, raw in self._raw(again=len(weights) < len(self._weights)):
             if first is not None:
                 first.add(raw)
             if shift is None:
@@ -122,16 +122,12 @@ class Projections:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _raw(self) -> Iterator[tuple[slice, np.ndarray]]:
-        if self._kept is not None:
-            return iter(self._kept)
-        again = self._n_at_a_time() < len(self._weights) or (
-            self._moments is None and self._normalisation.standardize == "slide"
-        )
-        if again and 4 * len(self._source) * self._source.width <= _KEEP_BYTES:
+    def _raw(self, *, again: bool) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the embeddings, which are kept if they will be read again and are small."""
+        small = 4 * len(self._source) * self._source.width <= _KEEP_BYTES
+        if self._kept is None and again and small:
             self._kept = list(self._source.blocks())
-            return iter(self._kept)
-        return _prefetch(self._source.blocks())
+        return _prefetch(self._source.blocks()) if self._kept is None else iter(self._kept)
 
 
 def _prefetch(

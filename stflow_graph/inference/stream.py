@@ -99,13 +99,7 @@ def stream(
             if graph is None:
                 graph = _tiled_graph(source.coords, config, device, tile_size)
             for encoder in encoders[outputs.n_done :]:
-                # its projections are freed before the blocks begin
-                give_back_freed_memory()  # of the graph's parts, and of the member before
-                gathered = encoder.gather(projections.take(outputs.n_done), graph)
-                give_back_freed_memory()
-                with freed_memory_kept(4 * _EDGE_BYTES), computing_in(precision, device):
-                    code = encoder.encode(gathered, graph)
-                outputs.add(encoder, code)
+                outputs.add(encoder, _code(encoder, projections, outputs.n_done, graph, precision))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -189,6 +183,17 @@ class _MemberOutputs:
         pairs = zip(self.members, self._codes, strict=True)
         means = [m.encoder.decode([part[rows] for part in code]).mean for m, code in pairs]
         return torch.stack(means).mean(0)
+
+
+def _code(
+    encoder: GraphEncoder, projections: Projections, i: int, graph: TiledGraph, precision: str
+) -> list[Tensor]:
+    """Return the code of the i-th encoder, with as little else in memory as can be."""
+    give_back_freed_memory()  # of the graph's parts, and of the member before
+    gathered = encoder.gather(projections.take(i), graph)  # projections end with this call
+    give_back_freed_memory()
+    with freed_memory_kept(4 * _EDGE_BYTES), computing_in(precision, projections.device):
+        return encoder.encode(gathered, graph)
 
 
 def _tiled_graph(

@@ -1,4 +1,4 @@
-"""The place of a process: its machine, boot and PID namespace, and whether it still runs.
+"""The place of a process: its machine, boot and PID namespace, whether it still runs, its memory.
 
 A PID means something only in its PID namespace on one boot of one machine. Folders are shared by
 machines (NFS, Lustre) and by containers, which often run under the same few PIDs.
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 import secrets
 import socket
 import sys
@@ -100,6 +101,16 @@ def _status(pid: int) -> list[str]:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return []
+
+
+def available_memory() -> int | None:
+    """Return the bytes that can be had without swapping; None where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    available = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(available[1]) * 1024 if available else None
 
 
 def seconds_since_boot() -> float:

@@ -22,6 +22,7 @@ from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
 from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
 from stflow_graph.io.patches import open_patches
+from stflow_graph.io.process import available_memory
 from stflow_graph.io.renames import sync, sync_folder
 from stflow_graph.io.temporaries import remove, temporary_beside
 from stflow_graph.version import __version__
@@ -132,7 +133,7 @@ def _version(name: str) -> str | None:
 
 def _machine() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = _available_memory()
+    memory = available_memory()
     amount = "" if memory is None else f", {_size(memory)} of memory available"
     yield Check("processor", "ok", f"{cores} cores{amount}")
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
@@ -155,16 +156,6 @@ def _gpu(number: int) -> Check:
         return Check(subject, "failed", _first_line(error), "check the driver with nvidia-smi")
     name = torch.cuda.get_device_name(number)
     return Check(subject, "ok", f"{name}, {_size(free)} of {_size(total)} free")
-
-
-def _available_memory() -> int | None:
-    """Return the bytes that can be had without swapping; None where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    available = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(available[1]) * 1024 if available else None
 
 
 def _weights(root: str | Path | None) -> Iterator[Check]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -21,10 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import torch
 
+from stflow_graph.io.process import available_memory
 from stflow_graph.training.loop import EpochRecord, Fitted
 
 logger = logging.getLogger(__name__)
@@ -49,18 +48,11 @@ def n_processes(n_members: int, n_spots: int, n_numbers: int, device: torch.devi
         return 0
     if min(n_members, n_threads) < 2 or (n_threads > 2 * n_members and n_spots > _SMALL):
         return 0
-    room = _available_memory() / 2 / (4 * n_spots * n_numbers)
-    return max(1, min(n_members, n_threads, int(room)))
-
-
-def _available_memory() -> float:
-    """Return the bytes that can be had without swapping; infinity if that is unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        (kibibytes,) = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-        return int(kibibytes) * 1024
-    except (OSError, ValueError, IndexError):
-        return math.inf
+    n = min(n_members, n_threads)
+    available = available_memory()
+    if available is not None:
+        n = min(n, available // 2 // (4 * n_spots * n_numbers))
+    return max(1, n)
 
 
 def train_members(
@@ -106,12 +98,13 @@ def _train_ahead(
                     process.join()
                     connection.close()
                     del running[connection]
-                    if (process.exitcode or 0) < 0:
+                    status = process.exitcode or 0
+                    if status < 0:
                         logger.warning(
                             "member %d: its process was ended by signal %d, which the system does "
                             "where memory is short: the member goes on after the others",
                             member,
-                            -(process.exitcode or 0),
+                            -status,
                         )
                     continue
                 report(member, history)

@@ -106,7 +106,7 @@ def test_extras_that_are_not_installed_are_absent_not_failed(cli, tmp_path, monk
 
 def test_a_system_without_meminfo(monkeypatch):
     monkeypatch.setattr(doctor.Path, "read_text", lambda *a, **k: builtins.open("/nowhere"))
-    assert doctor._available_memory() is None
+    assert doctor.available_memory() is None
 
 
 @pytest.mark.parametrize(

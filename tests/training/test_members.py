@@ -177,7 +177,7 @@ def test_processes_end_with_their_parent(tmp_path):
 
 
 def test_how_many_at_a_time(monkeypatch):
-    monkeypatch.setattr(module, "_available_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr(module, "available_memory", lambda: 8 * 10**9)
     assert n_processes(3, 400, 100, CPU) == 3
     assert n_processes(8, 400, 100, CPU) == THREADS
     assert n_processes(4, 10**6, 100, CPU) == 4
@@ -192,7 +192,7 @@ def test_how_many_at_a_time(monkeypatch):
 
 
 def test_the_memory_that_is_available():
-    assert 2**26 < module._available_memory() < 2**50
+    assert 2**26 < module.available_memory() < 2**50
 
 
 @pytest.mark.parametrize("kind", ["field", "two-stage", "graph"])
