@@ -106,13 +106,14 @@ class BadInput(StflowError):
 
 
 @contextlib.contextmanager
-def as_bad_input(file: str | Path, field: str, expected: str) -> Iterator[None]:
+def as_bad_input(file: str | Path, field: str, expected: str, fix: str = "") -> Iterator[None]:
     """Turn errors of decoders on a broken file, which can be of any class, into BadInput.
 
     Args:
         file: the file that is decoded.
         field: the part of it.
         expected: a description of valid content.
+        fix: a remedy, one sentence.
 
     Raises:
         BadInput: the body raised; errors of this package, of the disk and of memory pass
@@ -128,7 +129,7 @@ def as_bad_input(file: str | Path, field: str, expected: str) -> Iterator[None]:
         if is_out_of_memory(error) or of_disk:
             raise
         found = unquoted(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        raise BadInput(file, field, found, expected) from None
+        raise BadInput(file, field, found, expected, fix) from None
 
 
 class BadConfig(StflowError):

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch_geometric.data import Batch, Data
 
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadInput, Diverged, is_out_of_memory
+from stflow_graph.errors import BadInput, Diverged, as_bad_input
 from stflow_graph.flow.loss import flow_loss, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
@@ -35,6 +33,7 @@ from stflow_graph.training.state_file import STATE_FIX, read_state, write_state
 # seconds of training that an interrupted run may lose; epochs of small cohorts take less time than
 # writing the state
 _SAVE_EVERY = 10.0
+_STATE = ("content", "the state of this run", STATE_FIX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,22 +270,12 @@ def stored_history(file: Path) -> list[EpochRecord]:
     """
     if not file.exists():
         return []
-    with _as_state(file):
+    with as_bad_input(file, *_STATE):
         return [EpochRecord(**record) for record in read_state(file)[1]]
 
 
-@contextlib.contextmanager
-def _as_state(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise BadInput(file, "content", str(error), "the state of this run", STATE_FIX) from None
-
-
 def _restore(state: _State, file: Path) -> None:
-    with _as_state(file):
+    with as_bad_input(file, *_STATE):
         tensors, history = read_state(file)
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
