@@ -7,6 +7,7 @@ means to change results, and say in its message why.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import tempfile
@@ -102,14 +103,24 @@ def machine() -> list[str]:
 
 def check(name: str, found: dict[str, list[float]]) -> None:
     stored = json.loads(GOLDEN.read_text())
-    # another instruction set rounds otherwise, and training magnifies it
-    tolerance = 1e-6 if stored["machine"] == machine() else 1e-2
-    golden = stored[name]
+    golden, here = stored[name], stored["machine"] == machine()
     assert found.keys() == golden.keys()
     for key, values in golden.items():
-        np.testing.assert_allclose(
-            np.array(found[key], float), values, rtol=tolerance, atol=tolerance, err_msg=key
-        )
+        if here:
+            assert_near(key, found[key], values, 1e-6)
+            continue
+        # another instruction set rounds otherwise, and training magnifies it; single draws near a
+        # step of a gene's distribution, as between a count of 0 and of 1, move further than others
+        assert_near(key, found[key], values, 0.2)
+        share = 0.95 if re.search("/(sample_|std)", key) else 1
+        order = np.argsort(np.abs(np.array(found[key]) - values))[: math.ceil(share * len(values))]
+        assert_near(key, np.array(found[key])[order], np.array(values)[order], 1e-2)
+
+
+def assert_near(key: str, found, expected, tolerance: float) -> None:
+    np.testing.assert_allclose(
+        np.array(found, float), expected, rtol=tolerance, atol=tolerance, err_msg=key
+    )
 
 
 @pytest.fixture(autouse=True)
