@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ _STAY = 1 / 7  # a step's weight of the spot itself, as of one with six neighbou
 # columns of random signs that measure variances: 128, fewer of large slides
 _N_PROBES = (16, 128)
 _PROBE_NUMBERS = 2**20
+_AVERAGED = 2**25  # numbers that are averaged at a time; three or four such arrays are in memory
+_DRAWN = 2**18  # numbers of spots that are drawn at a time
 
 
 # z [N, C] -> the mean over each spot's neighbours, one step along a graph
@@ -42,11 +44,14 @@ class Smoothing:
     def __init__(self, average: Average, keys: Tensor) -> None:
         self.average = average
         n_probes = min(max(_PROBE_NUMBERS // max(len(keys), 1), _N_PROBES[0]), _N_PROBES[1])
-        signs = spot_uniform(keys, n_probes, seed=0).sub(0.5).sign()
-        variances = []
-        for before, n in _STRETCHES:
-            signs = _walk(average, signs, n - before)
-            variances.append(signs.square().mean(1, keepdim=True))
+        squares = [torch.zeros(len(keys), 1, device=keys.device) for _ in STEPS]
+        for columns in _columns(n_probes, len(keys)):
+            width = columns.stop - columns.start
+            signs = spot_uniform(keys, width, seed=0, first=columns.start).sub(0.5).sign()
+            for (before, n), total in zip(_STRETCHES, squares, strict=True):
+                signs = _walk(average, signs, n - before)
+                total += signs.square().sum(1, keepdim=True)
+        variances = [total / n_probes for total in squares]
         # variances of neighbours are about the same, the errors of their estimates less so
         self.scales = [
             _walk(average, variance, n // 4).rsqrt()
@@ -61,6 +66,13 @@ class Smoothing:
             carried = _walk(self.average, torch.cat([part, carried], dim=1), n - after)
         pairs = zip(carried.split(widths, dim=1), self.scales, strict=True)
         return [part * scale for part, scale in pairs]
+
+
+def _columns(n_columns: int, n_spots: int) -> Iterator[slice]:
+    """Yield the columns that are averaged at a time, of an array with a row for every spot."""
+    width = max(1, _AVERAGED // max(n_spots, 1))
+    for start in range(0, n_columns, width):
+        yield slice(start, min(start + width, n_columns))
 
 
 def _walk(step: Average, z: Tensor, n_steps: int) -> Tensor:
@@ -110,8 +122,13 @@ class SlideNoise:
         self, width: int, sample: int, *, first: int = 0, rows: Tensor | slice = slice(None)
     ) -> Tensor:
         """Return ``[n, width]`` independent numbers of spots, of their columns from one on."""
-        uniform = spot_uniform(self.keys[rows], width, self.seed, sample, first=first)
-        return torch.special.ndtri(uniform)
+        keys = self.keys[rows]
+        drawn = torch.empty(len(keys), width, device=keys.device)
+        n_rows = max(1, _DRAWN // max(width, 1))
+        for part, out in zip(keys.split(n_rows), drawn.split(n_rows), strict=True):
+            uniform = spot_uniform(part, width, self.seed, sample, first=first)
+            torch.special.ndtri(uniform, out=out)
+        return drawn
 
     def slide(self, width: int, sample: int, *, first: int = 0) -> Tensor:
         """Return ``[width]`` numbers of the slide, of its columns from one on."""
@@ -127,11 +144,18 @@ class SlideNoise:
             first: column of the spots' numbers to begin with; 3 C are taken.
         """
         n_fields, n_ranges = variances.shape
-        white = self.spots(n_ranges * n_fields, sample, first=first).split(n_fields, dim=1)
-        drawn = torch.zeros_like(white[0])
-        for variance, part in zip(variances.unbind(1), self.smoothing(white), strict=True):
-            drawn = drawn + variance.sqrt() * part
-        return drawn
+        parts = []
+        for columns in _columns(n_fields, n_ranges * len(self.keys)):
+            starts = range(first + columns.start, first + n_ranges * n_fields, n_fields)
+            width = columns.stop - columns.start
+            white = [self.spots(width, sample, first=start) for start in starts]
+            drawn = torch.zeros_like(white[0])
+            for variance, part in zip(
+                variances[columns].unbind(1), self.smoothing(white), strict=True
+            ):
+                drawn = drawn + variance.sqrt() * part
+            parts.append(drawn)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +203,7 @@ class SpotNoise:
     variances: Tensor
     own: Tensor
 
-    def scores(self, noise: SlideNoise, sample: int, rows: slice) -> Tensor:
+    def scores(self, noise: SlideNoise, sample: int, rows: Tensor | slice) -> Tensor:
         """Return a draw of z ``[n, G]`` for some spots."""
         n_genes, rank = self.loadings.shape
         smooth = len(STEPS) * rank  # columns that smooth fields are made of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,17 +49,24 @@ class Averaging:
     Args:
         edge_index: ``[2, E]`` neighbours (row 0) and spots (row 1).
         edge_weight: ``[E]``; None means 1.
-        n_spots: number of spots averaged; those that are only neighbours stand behind them.
+        n_spots: number of spots averaged, numbered from 0 in the second row.
+        first: row of the first of them among the values, to which the first row of edges points;
+            those that are only neighbours stand elsewhere.
     """
 
-    def __init__(self, edge_index: Tensor, edge_weight: Tensor | None, n_spots: int) -> None:
+    def __init__(
+        self, edge_index: Tensor, edge_weight: Tensor | None, n_spots: int, first: int = 0
+    ) -> None:
+        in_order = isinstance(edge_index, EdgeIndex) and edge_index.is_sorted_by_col
         if isinstance(edge_index, EdgeIndex):
             edge_index = edge_index.as_tensor()
         sender, receiver = edge_index
         if edge_weight is None:
             edge_weight = torch.ones(sender.size(0), device=edge_index.device)
-        order = receiver.argsort(stable=True)  # a compiled graph cannot ask whether it is needed
-        self.sender, receiver, edge_weight = sender[order], receiver[order], edge_weight[order]
+        if not in_order:  # a compiled graph cannot ask whether plain edges are
+            order = receiver.argsort(stable=True)
+            sender, receiver, edge_weight = sender[order], receiver[order], edge_weight[order]
+        self.sender = sender
         total = scatter(edge_weight, receiver, dim_size=n_spots)
         self.starts = edge_starts(receiver, n_spots)
         self.share = edge_weight / total.clamp(min=1e-30)[receiver]
@@ -67,14 +74,14 @@ class Averaging:
         # what few slides need is left out of every step; a compiled graph cannot ask
         needed = torch.compiler.is_compiling() or bool(alone.any())
         self.alone = alone if needed else None
-        self.n_spots = n_spots
+        self.rows = slice(first, first + n_spots)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return the averages ``[n_spots, C]`` of ``z``, which has the neighbours' rows too."""
         average = neighbor_sum(z, self.sender, self.starts, self.share)
         if self.alone is None:
             return average
-        return torch.addcmul(average, self.alone.to(z.dtype), z[: self.n_spots])
+        return torch.addcmul(average, self.alone.to(z.dtype), z[self.rows])
 
 
 def diffuse(x: Tensor, hops: Sequence[int], average: Average) -> Tensor:
@@ -105,34 +112,34 @@ def diffuse(x: Tensor, hops: Sequence[int], average: Average) -> Tensor:
     return torch.cat(results, dim=1)
 
 
-def diffuse_sum(parts: Sequence[Tensor], hops: Sequence[int], average: Average) -> Tensor:
+def diffuse_sum(parts: Iterable[Tensor], hops: Sequence[int], average: Average) -> Tensor:
     r"""Return :math:`\sum_p \sqrt{1 + n_p} A^{n_p} z_p`, A the averaging, by Horner's rule.
 
     The part that goes furthest is carried first and the others join it on the way, so the number
     of steps is the largest of them and one tensor is carried.
 
     Args:
-        parts: tensors ``[N, C]``, one for each entry of ``hops``, at least one.
-        hops: numbers of steps, ascending.
+        parts: tensors ``[N, C]``, one for each entry of ``hops``, at least one, the furthest first.
+        hops: numbers of steps n, ascending from 0 or more.
         average: one step.
 
     Raises:
         ValueError: hops that do not ascend or are not as many as the parts.
     """
-    check_hops(hops)
-    if len(parts) != len(hops) or not parts:
-        raise ValueError(f"{len(parts)} parts do not fit the hops {list(hops)}")
-    carried = torch.zeros_like(parts[-1])
-    for part, n_steps, before in zip(
-        reversed(parts), reversed(hops), reversed((0, *hops[:-1])), strict=True
-    ):
-        carried = torch.add(carried, part, alpha=(1 + n_steps) ** 0.5)
+    check_hops(hops, least=0)
+    if not hops:
+        raise ValueError("a sum needs one part or more")
+    carried: Tensor | None = None
+    for part, n_steps, before in zip(parts, reversed(hops), reversed((0, *hops[:-1])), strict=True):
+        scale = (1 + n_steps) ** 0.5
+        carried = part * scale if carried is None else torch.add(carried, part, alpha=scale)
         for _ in range(n_steps - before):
             carried = average(carried)
+    assert carried is not None
     return carried
 
 
-def check_hops(hops: Sequence[int]) -> None:
-    """Raise ValueError unless hops ascend from 1."""
-    if list(hops) != sorted(set(hops)) or min(hops, default=1) < 1:
-        raise ValueError(f"hops must ascend from 1, got {list(hops)}")
+def check_hops(hops: Sequence[int], least: int = 1) -> None:
+    """Raise ValueError unless hops ascend from 1, or another least number."""
+    if list(hops) != sorted(set(hops)) or min(hops, default=least) < least:
+        raise ValueError(f"hops must ascend from {least}, got {list(hops)}")

@@ -50,6 +50,7 @@ def nearest_neighbors(
     same_place: float = 0.0,
     backend: str = "auto",
     search: Search | None = None,
+    rows: Tensor | None = None,
 ) -> Neighbors:
     """Connect every spot with its nearest neighbours of the same slide, itself excluded.
 
@@ -69,9 +70,11 @@ def nearest_neighbors(
         backend: one of ``graph.backends.BACKENDS``; all give equal edges.
         search: a search made from these spots' positions in any unit, without ``batch``; it takes
             the place of the backend's.
+        rows: the spots whose neighbours are sought, of one slide; None: all.
 
     Raises:
-        ValueError: shapes that do not fit, k < 1, slack < 0, positions not finite.
+        ValueError: shapes that do not fit, rows of several slides, k < 1, slack < 0, positions
+            not finite.
     """
     if pos.dim() != 2 or pos.size(1) != 2:
         raise ValueError(f"pos must be [N, 2], got {list(pos.shape)}")
@@ -82,13 +85,20 @@ def nearest_neighbors(
             f"k must be >= 1, slack and same_place >= 0, got k = {k}, slack = {slack}, "
             f"same_place = {same_place}"
         )
+    if rows is not None and batch is not None:
+        raise ValueError("rows are of one slide, got a batch")
     lost = int((~pos.isfinite()).any(dim=1).sum())
     if lost:
         raise ValueError(f"pos {list(pos.shape)} has {lost} rows that are not finite")
     parts, start = [], 0
     for part in _split(pos.detach().double(), batch):
         target, source, *lengths = _search_slide(
-            part, min(k, len(part) - 1), slack, same_place, search or make_search(part, backend)
+            part,
+            min(k, len(part) - 1),
+            slack,
+            same_place,
+            search or make_search(part, backend),
+            torch.arange(len(part), device=pos.device) if rows is None else rows,
         )
         parts.append((target + start, source + start, *lengths))
         start += len(part)
@@ -179,11 +189,11 @@ _SlideEdges = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _search_slide(
-    pos: Tensor, k: int, slack: float, same_place: float, search: Search
+    pos: Tensor, k: int, slack: float, same_place: float, search: Search, rows: Tensor
 ) -> _SlideEdges:
-    """Return (target, source, distance, d_k of the target) of all edges of one slide."""
+    """Return (target, source, distance, d_k of the target) of the edges of spots of one slide."""
     n = len(pos)
-    rows, width = torch.arange(n, device=pos.device), _first_width(n, k)
+    width = _first_width(n, k)
     edges: list[_SlideEdges] = [(rows[:0], rows[:0], pos[:0, 0], pos[:0, 0])]
     while k > 0 and len(rows):
         remaining = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from stflow_graph.graph.frames import edge_geometry
 from stflow_graph.graph.neighbors import in_pitches, nearest_neighbors, rows_at_a_time
+from stflow_graph.graph.whole import Edges
 
 # in pitches; cells or bins that the segmentation put on top of each other
 _SAME_PLACE = 1e-3
@@ -33,23 +37,36 @@ class SpatialGraph(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``edge_index [2, E]``, ``edge_weight [E]``, ``edge_attr [E, 6]``."""
-        pos, search = in_pitches(data.pos, self.n_neighbors, self.backend)
-        near = nearest_neighbors(
-            pos,
-            self.n_neighbors,
-            slack=self.slack,
-            same_place=_SAME_PLACE,
-            search=search,
-        )
-        data.edge_index = near.edge_index
-        data.edge_weight = near.weight.to(torch.float32)
-        n_rows = rows_at_a_time(pos.device)  # in float64 their edges take a dozen tensors
-        ends = torch.arange(n_rows, max(n_rows, len(pos)), n_rows, device=pos.device)
-        cuts = torch.searchsorted(near.edge_index[1].contiguous(), ends).tolist()
-        sizes = [b - a for a, b in zip([0, *cuts], [*cuts, near.weight.size(0)], strict=True)]
-        parts = zip(near.edge_index.split(sizes, dim=1), near.weight.split(sizes), strict=True)
-        data.edge_attr = torch.cat([edge_geometry(pos, *each).to(torch.float32) for each in parts])
+        rows = torch.arange(len(data.pos), device=data.pos.device)
+        data.edge_index, data.edge_attr, data.edge_weight = self.edges_of(data.pos)(rows)
         return data
+
+    def edges_of(self, pos: Tensor) -> Callable[[Tensor], Edges]:
+        """Return what gives the edges that end on some spots, sorted by (spot, neighbour).
+
+        Args:
+            pos: ``[N, 2]`` positions of one slide.
+        """
+        pos, search = in_pitches(pos, self.n_neighbors, self.backend)
+
+        def edges(rows: Tensor) -> Edges:
+            near = nearest_neighbors(
+                pos,
+                self.n_neighbors,
+                slack=self.slack,
+                same_place=_SAME_PLACE,
+                search=search,
+                rows=rows,
+            )
+            spot = near.edge_index[1].contiguous()
+            n_rows = rows_at_a_time(pos.device)  # in float64 their edges take a dozen tensors
+            cuts = torch.searchsorted(spot, rows[n_rows::n_rows].contiguous()).tolist()
+            sizes = [b - a for a, b in zip([0, *cuts], [*cuts, len(spot)], strict=True)]
+            parts = zip(near.edge_index.split(sizes, dim=1), near.weight.split(sizes), strict=True)
+            geometry = [edge_geometry(pos, *each).to(torch.float32) for each in parts]
+            return Edges(near.edge_index, torch.cat(geometry), near.weight.to(torch.float32))
+
+        return edges
 
     def __repr__(self) -> str:
         return (

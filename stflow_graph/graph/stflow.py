@@ -8,13 +8,17 @@ On exact lattices its frames are arbitrary; ``SpatialGraph`` is the graph withou
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from stflow_graph.graph.backends import make_search
 from stflow_graph.graph.neighbors import nearest_neighbors
+from stflow_graph.graph.points import take_points
+from stflow_graph.graph.whole import Edges
 
 STFLOW_EDGE_FEATURES = 3
 # decomposed at a time: cuSOLVER refuses more than about 32,000
@@ -146,10 +150,25 @@ class STFlowGraph(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Return ``data`` with ``edge_index [2, E]`` and ``edge_attr [E, 3]``."""
-        near = nearest_neighbors(data.pos, self.n_neighbors, slack=0.0, backend=self.backend)
-        data.edge_index = near.edge_index
-        data.edge_attr = stflow_edge_geometry(data.pos, near.edge_index).to(torch.float32)
+        rows = torch.arange(len(data.pos), device=data.pos.device)
+        data.edge_index, data.edge_attr, _ = self.edges_of(data.pos)(rows)
         return data
+
+    def edges_of(self, pos: Tensor) -> Callable[[Tensor], Edges]:
+        """Return what gives the edges that end on some spots, sorted by (spot, neighbour).
+
+        Args:
+            pos: ``[N, 2]`` positions of one slide.
+        """
+        search = make_search(pos.detach().double(), self.backend)
+
+        def edges(rows: Tensor) -> Edges:
+            near = nearest_neighbors(pos, self.n_neighbors, slack=0.0, search=search, rows=rows)
+            nodes, local = near.edge_index.unique(return_inverse=True)
+            geometry = stflow_edge_geometry(take_points(pos, nodes), local)
+            return Edges(near.edge_index, geometry.to(torch.float32), None)
+
+        return edges
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n_neighbors={self.n_neighbors}, backend={self.backend!r})"

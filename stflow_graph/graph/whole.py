@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from stflow_graph.graph.arrays import Rows
 from stflow_graph.graph.diffusion import Averaging
 from stflow_graph.graph.neighbor_sum import is_sorted, sorted_edges
-
-# rows of a slide: all of them as ``slice(None)``, or ``[n]`` indices
-Rows = Tensor | slice
 
 
 class Edges(NamedTuple):
@@ -75,21 +73,19 @@ class WholeGraph:
         """N."""
         return self.batch.size(0)
 
-    def run(self, layer: Layer) -> Tensor:
-        """Return a layer's values of all spots."""
-        return layer(slice(None), self.edges)
+    def run(self, layer: Layer, to: Tensor | None = None) -> Tensor:
+        """Return a layer's values of all spots, added to ``to [N, C]`` if that is given."""
+        return _sum(to, layer(slice(None), self.edges))
 
     def attend(self, layer: Any, h: Tensor, gate: Tensor) -> Tensor:
-        """Return the values ``[N, C]`` of a layer that sees whole slides, times ``gate [C]``."""
-        return gate * layer(h, self.batch, self.n_slides)
+        """Return ``h [N, C]`` and the values of a layer that sees whole slides, times ``gate``."""
+        return h + gate * layer(h, self.batch, self.n_slides)
 
-    def by_rows(self, function: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
-        """Return a function of single spots of ``h [N, C]``."""
-        return function(h)
-
-    def add(self, h: Tensor, update: Tensor) -> Tensor:
-        """Return ``h + update``."""
-        return h + update
+    def by_rows(
+        self, function: Callable[[Tensor], Tensor], h: Tensor, to: Tensor | None = None
+    ) -> Tensor:
+        """Return a function of single spots of ``h [N, C]``, added to ``to``."""
+        return _sum(to, function(h))
 
     def estimate(self, read_out: Callable[[Tensor], Tensor], h: Tensor) -> Callable[[Rows], Tensor]:
         """Return what is read out of the states ``h``, by rows; here it is computed once."""
@@ -108,6 +104,10 @@ class WholeGraph:
         """Return the view with ``edge_attr`` replaced by what ``encode`` makes of it."""
         edges = self.edges._replace(edge_attr=encode(self.edges.edge_attr))
         return type(self)(edges, self.batch, self.n_slides)
+
+
+def _sum(to: Tensor | None, values: Tensor) -> Tensor:
+    return values if to is None else to + values
 
 
 def slide_of_spots(data: Data) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -111,6 +112,7 @@ class Predictor:
         source: EmbeddingFile | Slide,
         settings: SampleSettings | None = None,
         observed: Observed | None = None,
+        scratch: Path | None = None,
     ) -> Iterator[Block]:
         """Yield a slide's prediction block by block, its samples calibrated.
 
@@ -118,12 +120,15 @@ class Predictor:
             source: the slide, which :meth:`check` has accepted.
             settings: number of samples, seed, sampler; None: the mean alone.
             observed: from :meth:`observed`.
+            scratch: folder for the arrays of a slide of more than half a million spots, which are
+                gone afterwards; None: they are in memory.
 
         Raises:
             BadInput: embeddings that cannot be read, or that make the prediction overflow.
+            StorageFailed: the folder's disk is full.
         """
         settings, calibration = settings or SampleSettings(), self.checkpoint.calibration
-        for rows, mean, samples in self._blocks(source, settings, observed):
+        for rows, mean, samples in self._blocks(source, settings, observed, scratch):
             if not (np.isfinite(mean).all() and (samples is None or np.isfinite(samples).all())):
                 overflow = unquoted("values that make the prediction overflow")
                 raise BadInput(_file_of(source), "embeddings", overflow, "embeddings")
@@ -132,7 +137,11 @@ class Predictor:
             yield Block(rows, mean, samples)
 
     def _blocks(
-        self, source: EmbeddingFile | Slide, settings: SampleSettings, observed: Observed | None
+        self,
+        source: EmbeddingFile | Slide,
+        settings: SampleSettings,
+        observed: Observed | None,
+        scratch: Path | None,
     ) -> Iterator[Block]:
         config, scaling = self.checkpoint.config, self.checkpoint.normalisation
         flow = settings.flow(config.flow)
@@ -142,6 +151,7 @@ class Predictor:
             tile_size, name = settings.tile_size, _name_of(source)
             draws |= {"field": self.field, "tile_size": tile_size, "observed": observed}
             draws |= {"precision": settings.precision, "as_measured": not settings.denoise_observed}
+            draws |= {"scratch": scratch}
             yield from stream(members, source, name, config, flow, scaling, **draws)
             return
         slide = source if isinstance(source, Slide) else slide_of(source)

@@ -1,20 +1,25 @@
 """A slide of any size through two-stage denoisers: embeddings in blocks, expression in blocks.
 
-Memory grows with the spots, not with spots times embedding channels or many genes: the graph, and
-for each member of the ensemble the states of the spots after every block, or where that is less
-the mean of the members' outputs; for samples of a field up to 16 numbers a spot and sample.
-Embeddings are projected in as few passes as memory permits, see ``inference.projections``.
+What grows with the spots: the graph, a first layer's projections of the embeddings, and for each
+member of the ensemble the states of the spots after every block, or where that is less the mean of
+the members' outputs; for samples of a field up to 16 numbers a spot and sample. Of slides of more
+than half a million spots it is in files (``io.scratch``), so that memory hardly grows with them.
+Inside, spots stand along a Hilbert curve: whatever the order of the file, what a tile reads is in
+few places. Embeddings are projected in as few passes as memory permits, see
+``inference.projections``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from stflow_graph.config import Config, FlowConfig
 from stflow_graph.data.normalise import Normalisation
@@ -23,13 +28,16 @@ from stflow_graph.data.slide import Slide
 from stflow_graph.errors import OutOfMemory
 from stflow_graph.flow.field import SlideNoise
 from stflow_graph.flow.noise import spot_keys
+from stflow_graph.graph.arrays import IN_MEMORY, Arrays
+from stflow_graph.graph.hilbert import hilbert_order
 from stflow_graph.graph.tiles import CACHE_SIZED, TiledGraph
 from stflow_graph.inference.predict import as_expression, draw_samples
 from stflow_graph.inference.projections import Projections
+from stflow_graph.inference.scratch import ScratchFiles
 from stflow_graph.io.embeddings import EmbeddingFile
 from stflow_graph.io.freed_memory import freed_memory_kept, give_back_freed_memory
 from stflow_graph.io.predictions import Block, chunk_rows
-from stflow_graph.models.build import build_graph
+from stflow_graph.models.build import build_slide_graph
 from stflow_graph.models.precision import computing_in
 from stflow_graph.nn.encoder import GraphEncoder
 from stflow_graph.nn.ensemble import flows_about_the_mean
@@ -47,6 +55,7 @@ _EDGES_PER_SPOT = 12  # of 8 neighbours, and those nearly as near
 # which is kept (``io.freed_memory``) is there for
 _EDGE_BYTES = 2**23
 _DECODED_SPOTS = 2**15  # spots whose states become expression at a time
+_IN_MEMORY = 2**19  # spots of a slide whose arrays are in memory
 
 
 @torch.inference_mode()
@@ -65,6 +74,7 @@ def stream(
     observed: Observed | None = None,
     as_measured: bool = True,
     precision: str = "float32",
+    scratch: Path | None = None,
 ) -> Iterator[Block]:
     """Predict a slide's expression in blocks of rows, equal to ``predict`` on the whole slide.
 
@@ -83,47 +93,83 @@ def stream(
         observed: what is measured of the slide and informs the field; None: nothing.
         as_measured: whether measured values are given back as they are.
         precision: of the first layer and the blocks; the states after them are float32.
+        scratch: folder for a large slide's arrays on a CPU; None: they are in memory.
 
     Raises:
         BadInput: embeddings that cannot be read or are not finite.
         OutOfMemory: tiles of 64 spots do not fit either.
+        StorageFailed: the folder's disk is full.
     """
     device = next(members[0].parameters()).device
-    encoders = [member.encoder for member in members]
-    projections = Projections(source, encoders, normalisation, precision)
-    outputs = _MemberOutputs(members, with_states=n_samples > 1 and field is None)
-    graph: TiledGraph | None = None
-    tile_size = tile_size or _automatic_tile_size(members[0].encoder, device)
-    while outputs.n_done < len(members):
-        try:
-            if graph is None:
-                graph = _tiled_graph(source.coords, config, device, tile_size)
-            for encoder in encoders[outputs.n_done :]:
-                outputs.add(encoder, _code(encoder, projections, outputs.n_done, graph, precision))
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            tile_size, graph = _halved(tile_size, name, error), None
-    if field is None or (n_samples == 1 and observed is None):
+    with _arrays(len(source), device, scratch) as arrays:
+        encoders = [member.encoder for member in members]
+        spots = _SpotOrder.of(source.coords, device)
+        projections = Projections(source, encoders, normalisation, precision, arrays=arrays)
+        outputs = _MemberOutputs(members, arrays, with_states=n_samples > 1 and field is None)
+        graph: TiledGraph | None = None
+        tile_size = tile_size or _automatic_tile_size(members[0].encoder, device)
+        while outputs.n_done < len(members):
+            try:
+                if graph is None:
+                    graph = _tiled_graph(spots.pos, config, device, tile_size, arrays)
+                for encoder in encoders[outputs.n_done :]:
+                    code = _code(encoder, projections, outputs.n_done, spots.rows, graph, precision)
+                    outputs.add(encoder, code)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                tile_size, graph = _halved(tile_size, name, error), None
+        if field is None or (n_samples == 1 and observed is None):
+            del graph, projections
+            yield from _predict_blocks(
+                outputs, spots, name, source.barcodes, flow, normalisation, n_samples, seed
+            )
+            return
+        assert graph is not None
+        place, keys = projections.place(), spot_keys(name, source.barcodes).to(device)
+        noise = SlideNoise(keys[spots.rows], name, graph.average, seed)
         del graph, projections
-        yield from _predict_blocks(
-            outputs, name, source.barcodes, flow, normalisation, n_samples, seed
-        )
-        return
-    assert graph is not None
-    place = projections.place()
-    noise = SlideNoise(spot_keys(name, source.barcodes).to(device), name, graph.average, seed)
-    del graph, projections
-    draws: FieldDraws | InformedDraws
-    if observed is None:
-        draws = field.draw(noise, place, n_samples)
-    else:
-        measured = _measured(observed, outputs, normalisation, device)
-        n_drawn = n_samples if n_samples > 1 else 0
-        draws = InformedDraws(
-            field, noise, source.coords, measured, n_drawn, as_measured=as_measured
-        )
-    yield from _field_blocks(outputs, draws, normalisation)
+        draws: FieldDraws | InformedDraws
+        if observed is None:
+            draws = field.draw(noise, place, n_samples, arrays)
+        else:
+            measured = _measured(observed, outputs, spots, normalisation)
+            n_drawn = n_samples if n_samples > 1 else 0
+            draws = InformedDraws(
+                field, noise, spots.pos, measured, n_drawn, as_measured=as_measured
+            )
+        yield from _field_blocks(outputs, spots, draws, normalisation)
+
+
+def _arrays(
+    n_spots: int, device: torch.device, scratch: Path | None
+) -> contextlib.AbstractContextManager[Arrays]:
+    if scratch is None or n_spots <= _IN_MEMORY or device.type != "cpu":
+        return contextlib.nullcontext(IN_MEMORY)
+    return ScratchFiles(scratch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SpotOrder:
+    """The spots of a slide along a curve.
+
+    Attributes:
+        pos: ``[N, 2]`` float64 positions along it.
+        rows: ``[N]`` the source's rows along it.
+        places: ``[N]`` places on it of the source's rows.
+    """
+
+    pos: np.ndarray
+    rows: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, coords: np.ndarray, device: torch.device) -> _SpotOrder:
+        rows = hilbert_order(coords)
+        places = np.empty_like(rows)
+        places[rows] = np.arange(len(rows))
+        there = (torch.from_numpy(each).to(device) for each in (rows, places))
+        return cls(coords[rows], *there)
 
 
 class _MemberOutputs:
@@ -134,19 +180,23 @@ class _MemberOutputs:
 
     Args:
         members: the denoisers.
+        arrays: where outputs are.
         with_states: whether samples will be drawn.
     """
 
-    def __init__(self, members: Sequence[TwoStageDenoiser], *, with_states: bool) -> None:
-        self.members, self.with_states = members, with_states
+    def __init__(
+        self, members: Sequence[TwoStageDenoiser], arrays: Arrays, *, with_states: bool
+    ) -> None:
+        self.members, self.arrays, self.with_states = members, arrays, with_states
         self._codes: list[list[Tensor]] = []
         self._total: Tensor | None = None
         self._states: list[Tensor] = []
+        self._n_added = 0
 
     @property
     def n_done(self) -> int:
         """Number of members whose outputs are here."""
-        return len(self._codes) + len(self._states)
+        return len(self._codes) + self._n_added
 
     def add(self, encoder: GraphEncoder, code: list[Tensor]) -> None:
         """Add the code of the next member, tensors ``[N, ...]``."""
@@ -155,52 +205,70 @@ class _MemberOutputs:
         if n_members * width <= encoder.n_genes + self.with_states * n_members * encoder.channels:
             self._codes.append(code)
             return
-        mean = code[0].new_empty(n_spots, encoder.n_genes)
-        states = code[0].new_empty(n_spots if self.with_states else 0, encoder.channels)
+        total, states = self.arrays.growing(n_spots), self.arrays.growing(n_spots)
         for start in range(0, n_spots, _DECODED_SPOTS):
             rows = slice(start, start + _DECODED_SPOTS)
             encoding = encoder.decode([part[rows] for part in code])
-            mean[rows] = encoding.mean
+            before = 0.0 if self._total is None else self._total[rows]
+            total.put(rows, encoding.mean + before)
             if self.with_states:
-                states[rows] = encoding.states
+                states.put(rows, encoding.states)
         # added when complete: if memory gave out on the way, the member is run again
-        self._total = mean if self._total is None else self._total.add_(mean)
-        self._states.append(states)
+        self._total = total.whole()
+        self._n_added += 1
+        if self.with_states:
+            self._states.append(states.whole())
 
-    def of(self, rows: slice) -> tuple[Tensor, list[Tensor]]:
-        """Return the members' mean ``[n, G]`` for some spots, and the states of each."""
+    def of(self, spots: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the members' mean ``[n, G]`` of spots ``[n]``, and the states of each, if any."""
         if self._total is not None:
-            return self._total[rows] / self.n_done, [states[rows] for states in self._states]
+            return self._total[spots] / self.n_done, [states[spots] for states in self._states]
         pairs = zip(self.members, self._codes, strict=True)
-        encodings = [m.encoder.decode([part[rows] for part in code]) for m, code in pairs]
+        encodings = [m.encoder.decode([part[spots] for part in code]) for m, code in pairs]
         mean = torch.stack([encoding.mean for encoding in encodings]).mean(0)
         return mean, [encoding.states for encoding in encodings]
 
-    def mean_of(self, rows: Tensor) -> Tensor:
-        """Return the members' mean ``[n, G]`` for some spots by their numbers."""
-        if self._total is not None:
-            return self._total[rows] / self.n_done
-        pairs = zip(self.members, self._codes, strict=True)
-        means = [m.encoder.decode([part[rows] for part in code]).mean for m, code in pairs]
-        return torch.stack(means).mean(0)
-
 
 def _code(
-    encoder: GraphEncoder, projections: Projections, i: int, graph: TiledGraph, precision: str
+    encoder: GraphEncoder,
+    projections: Projections,
+    i: int,
+    rows: Tensor,
+    graph: TiledGraph,
+    precision: str,
 ) -> list[Tensor]:
     """Return the code of the i-th encoder, with as little else in memory as can be."""
     give_back_freed_memory()  # of the graph's parts, and of the member before
-    gathered = encoder.gather(projections.take(i), graph)  # projections end with this call
+    taken, gathered = projections.take(i), []
+    with freed_memory_kept():
+        for columns, distances in taken:
+            furthest_first = (distances.pop().of(rows) for _ in range(len(distances)))
+            gathered.append(encoder.gather(furthest_first, graph.average, columns))
+            if len(taken) > 1:
+                gathered[-1] = graph.arrays.keep(gathered[-1])
+    states = _joined(gathered, graph)
+    del gathered
     give_back_freed_memory()
     with freed_memory_kept(4 * _EDGE_BYTES), computing_in(precision, projections.device):
-        return encoder.encode(gathered, graph)
+        return encoder.encode(states, graph)
+
+
+def _joined(columns: Sequence[Tensor], graph: TiledGraph) -> Tensor:
+    """Return columns ``[N, c]`` side by side."""
+    if len(columns) == 1:
+        return columns[0]
+    joined = graph.arrays.growing(graph.n_spots)
+    for start in range(0, graph.n_spots, _DECODED_SPOTS):
+        rows = slice(start, start + _DECODED_SPOTS)
+        joined.put(rows, torch.cat([part[rows] for part in columns], dim=1))
+    return joined.whole()
 
 
 def _tiled_graph(
-    coords: np.ndarray, config: Config, device: torch.device, tile_size: int
+    pos: np.ndarray, config: Config, device: torch.device, tile_size: int, arrays: Arrays
 ) -> TiledGraph:
-    data = Data(pos=torch.from_numpy(coords).to(device), num_nodes=len(coords))
-    return TiledGraph.of(build_graph(config)(data), tile_size)
+    edges_of = build_slide_graph(config).edges_of(torch.from_numpy(pos).to(device))
+    return TiledGraph.along(len(pos), edges_of, tile_size, arrays, device)
 
 
 def _automatic_tile_size(encoder: GraphEncoder, device: torch.device) -> int:
@@ -235,6 +303,7 @@ def _halved(tile_size: int, name: str, error: RuntimeError) -> int:
 
 def _predict_blocks(
     outputs: _MemberOutputs,
+    spots: _SpotOrder,
     name: str,
     barcodes: Sequence[str],
     flow: FlowConfig,
@@ -244,7 +313,7 @@ def _predict_blocks(
 ) -> Iterator[Block]:
     members, n_drawn = outputs.members, n_samples if n_samples > 1 else 0
     for rows in _row_blocks(len(barcodes), len(normalisation.y_mean), n_drawn + len(members)):
-        mean, states = outputs.of(rows)
+        mean, states = outputs.of(spots.places[rows])
         samples = None
         if n_drawn:
             keys = spot_keys(name, barcodes[rows]).to(mean.device)
@@ -254,28 +323,32 @@ def _predict_blocks(
 
 
 def _measured(
-    observed: Observed, outputs: _MemberOutputs, normalisation: Normalisation, device: torch.device
+    observed: Observed, outputs: _MemberOutputs, spots: _SpotOrder, normalisation: Normalisation
 ) -> Measured:
-    rows = torch.from_numpy(observed.rows).to(device)
+    at = spots.places[torch.from_numpy(observed.rows).to(spots.places.device)]
     expected = [
-        as_expression(outputs.mean_of(part), normalisation) for part in rows.split(_DECODED_SPOTS)
+        as_expression(outputs.of(part)[0], normalisation) for part in at.split(_DECODED_SPOTS)
     ]
     genes, values, means = (
-        torch.from_numpy(x).to(device)
+        torch.from_numpy(x).to(at.device)
         for x in (observed.genes, observed.values, np.concatenate(expected))
     )
-    return Measured(rows, genes, values, means)
+    return Measured(at, genes, values, means)
 
 
 def _field_blocks(
-    outputs: _MemberOutputs, draws: FieldDraws | InformedDraws, normalisation: Normalisation
+    outputs: _MemberOutputs,
+    spots: _SpotOrder,
+    draws: FieldDraws | InformedDraws,
+    normalisation: Normalisation,
 ) -> Iterator[Block]:
     n_arrays = len(draws) + len(outputs.members)
-    for rows in _row_blocks(len(draws.noise.keys), len(normalisation.y_mean), n_arrays):
-        mean, _ = outputs.of(rows)
+    for rows in _row_blocks(len(spots.rows), len(normalisation.y_mean), n_arrays):
+        at = spots.places[rows]
+        mean, _ = outputs.of(at)
         before = torch.from_numpy(as_expression(mean, normalisation)).to(mean.device)
-        expected = draws.expected(before, rows).cpu().numpy()
-        drawn = [each.cpu().numpy() for each in draws.expression(before, rows)]
+        expected = draws.expected(before, at).cpu().numpy()
+        drawn = [each.cpu().numpy() for each in draws.expression(before, at)]
         yield Block(rows, expected, np.stack(drawn) if drawn else None)
 
 

@@ -74,8 +74,10 @@ class EmbeddingFile:
             x = self.data[rows] if self.data.ndim == 2 else self.data[0, rows]
             with np.errstate(over="ignore"):  # infinite ones are refused
                 x = x.astype(np.float32, copy=False)
-            check_finite(x, self.path, self.field, len(self), start)
-            if (largest := np.abs(x).max(initial=0)) > _MAX_CHANNEL:
+            # of a number that is not finite, one of the two is not; nothing else is allocated
+            largest = max(x.max(initial=0), -x.min(initial=0))
+            if not largest <= _MAX_CHANNEL:
+                check_finite(x, self.path, self.field, len(self), start)
                 found = unquoted(f"values up to {largest:g}")
                 raise BadInput(self.path, self.field, found, f"embeddings below {_MAX_CHANNEL:g}")
             yield rows, x

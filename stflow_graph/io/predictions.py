@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Required, TypeAlias, TypedDict, Unpack
 
@@ -16,7 +17,9 @@ from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.expression import spatial
 from stflow_graph.io.h5ad import read_h5ad, write_elements
 from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5
+from stflow_graph.io.packed_chunks import write_rows
 from stflow_graph.io.picture import Picture
+from stflow_graph.io.process import available_cores
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -171,17 +174,21 @@ def _fill(
         check: called after every block, to raise errors of the disk.
     """
     n_written = 0
-    for rows, mean, samples in blocks:
-        if not np.isfinite(mean).all():
-            raise ValueError(f"{file}: a prediction is not finite")
-        means[rows] = mean
-        if layers:
-            assert samples is not None
-            deviation = samples.std(axis=0, dtype=np.float64)
-            for layer, values in zip(layers, [*samples, deviation], strict=True):
-                layer[rows] = values
-        n_written += len(mean)
-        check()
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for rows, mean, samples in blocks:
+            if not np.isfinite(mean).all():
+                raise ValueError(f"{file}: a prediction is not finite")
+            written = [mean]
+            if layers:
+                assert samples is not None
+                written += [*samples, samples.std(axis=0, dtype=np.float64)]
+            for matrix, values in zip([means, *layers], written, strict=True):
+                if isinstance(matrix, h5py.Dataset):
+                    write_rows(matrix, rows, values, threads)
+                else:
+                    matrix[rows] = values
+            n_written += len(mean)
+            check()
     if n_written != len(means):
         raise ValueError(f"{file}: {n_written} of {len(means)} rows were predicted")
 

@@ -103,6 +103,13 @@ def _status(pid: int) -> list[str]:
         return []
 
 
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def available_memory() -> int | None:
     """Return the bytes that can be had without swapping; None where the system does not tell."""
     try:

@@ -177,10 +177,15 @@ class Unchanged(BaseTransform):
 
 def build_graph(config: Config) -> BaseTransform:
     """Return the ``Data -> Data`` transform that gives a slide what the denoiser reads."""
-    graph = config.graph
     if not isinstance(config.denoiser, GraphDenoiserConfig):
         return Unchanged()
-    if config.denoiser.conv == "stflow":
+    return build_slide_graph(config)
+
+
+def build_slide_graph(config: Config) -> SpatialGraph | STFlowGraph:
+    """Return what makes the graph of a denoiser that passes messages."""
+    graph = config.graph
+    if isinstance(config.denoiser, GraphDenoiserConfig) and config.denoiser.conv == "stflow":
         return STFlowGraph(graph.n_neighbors, graph.backend)
     return SpatialGraph(graph.n_neighbors, graph.slack, graph.backend)
 

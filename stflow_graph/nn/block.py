@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stflow_graph.graph.arrays import Rows
 from stflow_graph.graph.tiles import GraphView
-from stflow_graph.graph.whole import Edges, Rows
+from stflow_graph.graph.whole import Edges
 from stflow_graph.nn.conv import CONVS, STFlowConv
 from stflow_graph.nn.dropout import CheapDropout
 from stflow_graph.nn.global_attention import LatentAttention
@@ -77,10 +78,10 @@ class GraphBlock(nn.Module):
             update: Tensor = self.conv(h[rows], y(rows), *edges)
             return update
 
-        h = graph.add(h, graph.run(local))
+        h = graph.run(local, h)
         if self.global_attention is not None and self.gate is not None:
-            h = graph.add(h, graph.attend(self.global_attention, h, self.gate))
-        return graph.add(h, graph.by_rows(self.mlp, h))
+            h = graph.attend(self.global_attention, h, self.gate)
+        return graph.by_rows(self.mlp, h, h)
 
 
 class BlockStack(nn.ModuleList):

@@ -52,7 +52,8 @@ class ContextEmbedding(nn.Linear):
             return self._map([x])
         if context is None:
             if not (self.training and self.dropout):
-                return self.gather(self.project(x), average)
+                parts = self.project(x).split(self.out_features, dim=1)
+                return self.bias + diffuse_sum(reversed(parts), (0, *self.hops), average)
             context = diffuse(x, self.hops, average)
         return self._map([x, context])
 
@@ -68,17 +69,6 @@ class ContextEmbedding(nn.Linear):
     def project(self, x: Tensor) -> Tensor:
         """Return each spot's contribution at each distance, ``[N, (1 + len(hops)) · C]``."""
         return F.linear(x, self.project_weight)
-
-    def gather(self, projected: Tensor, average: Average) -> Tensor:
-        """Return the layer's output ``[N, C]`` from the results of :meth:`project`.
-
-        Args:
-            projected: ``[N, (1 + len(hops)) · C]``.
-            average: the mean over the spots' neighbours.
-        """
-        own, *around = projected.split(self.out_features, dim=1)
-        own = own + self.bias
-        return own + diffuse_sum(around, self.hops, average) if around else own
 
     def __repr__(self) -> str:
         return (

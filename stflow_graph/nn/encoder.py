@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from stflow_graph.graph.diffusion import Average, diffuse_sum
 from stflow_graph.graph.tiles import GraphView
 from stflow_graph.graph.whole import WholeGraph
 from stflow_graph.nn.block import (
@@ -134,25 +135,38 @@ class GraphEncoder(nn.Module):
     def project_weight(self) -> Tensor:
         """The linear map, ``[P, F]``, to all that the network reads of an embedding.
 
-        P = (1 + number of hops) · (C + rank of the ridge head).
+        P = (1 + number of hops) · (C + rank of the ridge head), distance by distance.
         """
-        parts = [self.embed_x.project_weight]
-        if self.ridge_head is not None:
-            parts.append(self.ridge_head.down.project_weight)
-        return torch.cat(parts)
+        weights = [first.project_weight for first in self._first]
+        parts = zip(*(w.chunk(1 + len(self.hops)) for w in weights), strict=True)
+        return torch.cat([rows for part in parts for rows in part])
 
-    def gather(self, projected: Tensor, graph: GraphView) -> Tensor:
-        """Average the projections ``[N, P]`` of all spots of a slide along its graph.
+    @property
+    def hops(self) -> tuple[int, ...]:
+        """Numbers of averaging steps that the first layer sees beside the spot itself."""
+        return self.embed_x.hops
+
+    @property
+    def _first(self) -> list[ContextEmbedding]:
+        return [self.embed_x] if self.ridge_head is None else [self.embed_x, self.ridge_head.down]
+
+    def gather(
+        self, projected: Iterable[Tensor], average: Average, columns: slice = slice(None)
+    ) -> Tensor:
+        """Average what was projected of all spots of a slide along its graph.
+
+        Args:
+            projected: of each distance ``[N, C + rank]``, or some columns of them, the furthest
+                first.
+            average: the mean over the spots' neighbours.
+            columns: which ones.
 
         Returns:
-            ``[N, C + rank]``: the states before the first block, and the ridge head's.
+            These columns of ``[N, C + rank]``: the states before the first block, and the ridge
+            head's.
         """
-        if self.ridge_head is None:
-            return self.embed_x.gather(projected, graph.average)
-        down = self.ridge_head.down
-        own = projected.size(1) - down.project_weight.size(0)
-        states = self.embed_x.gather(projected[:, :own], graph.average)
-        return torch.cat([states, down.gather(projected[:, own:], graph.average)], dim=1)
+        bias = torch.cat([first.bias for first in self._first])[columns]
+        return bias + diffuse_sum(projected, (0, *self.hops), average)
 
     def encode(self, gathered: Tensor, graph: GraphView) -> list[Tensor]:
         """Run the blocks on the result of :meth:`gather`.

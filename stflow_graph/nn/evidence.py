@@ -13,6 +13,7 @@ from torch import Tensor
 from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise, squared_ranges
 from stflow_graph.flow.kriging import Kriging, Sites
 from stflow_graph.flow.levels import GeneLevels, at_level
+from stflow_graph.graph.arrays import Rows
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.measured_genes import MeasuredGenes
 
@@ -109,12 +110,12 @@ class InformedDraws:
         self._draws = [_Draw(self, sample) for sample in range(n_samples)]
         self._expected_factors = self._inform()
         self._expected_level = self._expected_factors.mean(0)
-        self._last: tuple[slice, tuple[Tensor, Tensor]] | None = None
+        self._last: tuple[Rows, tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._draws)
 
-    def expected(self, mean: Tensor, rows: slice) -> Tensor:
+    def expected(self, mean: Tensor, rows: Rows) -> Tensor:
         """Return the expected expression ``[n, G]`` of some spots, log1p units.
 
         Args:
@@ -129,7 +130,7 @@ class InformedDraws:
             self._give_back(about, rows)
         return about
 
-    def expression(self, mean: Tensor, rows: slice) -> Iterator[Tensor]:
+    def expression(self, mean: Tensor, rows: Rows) -> Iterator[Tensor]:
         """Yield each draw's expression ``[n, G]`` of some spots, log1p units.
 
         Args:
@@ -151,7 +152,7 @@ class InformedDraws:
                 self._give_back(drawn, rows)
             yield drawn
 
-    def _tell_noise(self, about: Tensor, rows: slice) -> None:
+    def _tell_noise(self, about: Tensor, rows: Rows) -> None:
         """Add to the expectation of measured spots what their measured genes say of the others."""
         here, at = self._measured_among(rows)
         if len(here) and len(self._others):
@@ -161,7 +162,7 @@ class InformedDraws:
             place = here[:, None], self._others
             about[place] = (about[place] + change).clamp(min=0)
 
-    def _give_back(self, values: Tensor, rows: slice) -> None:
+    def _give_back(self, values: Tensor, rows: Rows) -> None:
         here, at = self._measured_among(rows)
         values[here[:, None], self.measured.genes] = self.measured.values[at]
 
@@ -172,16 +173,17 @@ class InformedDraws:
         error[:, self._others] -= loadings[self._others] @ level
         return (mean + self._scale * error).clamp(min=0)
 
-    def _measured_among(self, rows: slice) -> tuple[Tensor, Tensor]:
+    def _measured_among(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return places of measured spots among some rows, and among the measured."""
         at = self._at_measured[rows]
         here = (at >= 0).nonzero()[:, 0]
         return here, at[here]
 
-    def _weights_of_genes(self, rows: slice) -> tuple[Tensor, Tensor]:
+    def _weights_of_genes(self, rows: Rows) -> tuple[Tensor, Tensor]:
         # expectation and draws of a block need the same, the dearest part of both
-        if self._last is None or self._last[0] != rows:
-            index, weights = self._kriging.weights(self.pos[rows], slice(-1, None))
+        if self._last is None or self._last[0] is not rows:
+            at = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+            index, weights = self._kriging.weights(self.pos[at], slice(-1, None))
             self._last = rows, (index, weights[:, 0])
         return self._last[1]
 

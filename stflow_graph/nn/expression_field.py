@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stflow_graph.flow.field import STEPS, SlideNoise, SmoothField, SpotNoise
 from stflow_graph.flow.kriging import Processes
 from stflow_graph.flow.marginals import Marginals
+from stflow_graph.graph.arrays import IN_MEMORY, Arrays, Rows
 
 RANK = 16
 # distances of slides' mean embeddings, in deviations of single spots: sections of one tumour of
@@ -114,18 +115,21 @@ class ExpressionField(nn.Module):
         weights[-1] += _ALWAYS_UNKNOWN
         return weights
 
-    def draw(self, noise: SlideNoise, place: Tensor, n_samples: int) -> FieldDraws:
+    def draw(
+        self, noise: SlideNoise, place: Tensor, n_samples: int, arrays: Arrays = IN_MEMORY
+    ) -> FieldDraws:
         """Return draws for a slide.
 
         Args:
             noise: of the slide.
             place: see :meth:`likeness`.
             n_samples: S.
+            arrays: where the draws keep what they have of all spots.
         """
         ends = self.likeness(place).cumsum(0)
         steps = (torch.arange(n_samples, device=ends.device) * _GOLDEN + 0.5) % 1
         numbers = torch.searchsorted(ends, steps).clamp(max=len(ends) - 1)
-        return FieldDraws(self, noise, numbers.tolist())
+        return FieldDraws(self, noise, numbers.tolist(), arrays)
 
 
 class FieldDraws:
@@ -135,23 +139,30 @@ class FieldDraws:
         field: its distribution.
         noise: of the slide.
         numbers: which of the fields each draw is of.
+        arrays: where the factors of all spots are kept.
     """
 
-    def __init__(self, field: ExpressionField, noise: SlideNoise, numbers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        field: ExpressionField,
+        noise: SlideNoise,
+        numbers: Sequence[int],
+        arrays: Arrays = IN_MEMORY,
+    ) -> None:
         self.field, self.noise, self.numbers = field, noise, list(numbers)
         self.factors = [
-            field.smooth(number).factors(noise, sample)
+            arrays.keep(field.smooth(number).factors(noise, sample))
             for sample, number in enumerate(self.numbers)
         ]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def expected(self, mean: Tensor, rows: slice) -> Tensor:
+    def expected(self, mean: Tensor, rows: Rows) -> Tensor:
         """Return the expected expression ``[n, G]`` of some spots: the mean that is given."""
         return mean
 
-    def expression(self, mean: Tensor, rows: slice) -> Iterator[Tensor]:
+    def expression(self, mean: Tensor, rows: Rows) -> Iterator[Tensor]:
         """Yield each draw's expression ``[n, G]`` of some spots, log1p units.
 
         Args:

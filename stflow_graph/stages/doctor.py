@@ -22,7 +22,7 @@ from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
 from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
 from stflow_graph.io.patches import open_patches
-from stflow_graph.io.process import available_memory
+from stflow_graph.io.process import available_cores, available_memory
 from stflow_graph.io.renames import sync, sync_folder
 from stflow_graph.io.temporaries import remove, temporary_beside
 from stflow_graph.version import __version__
@@ -132,7 +132,7 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     memory = available_memory()
     amount = "" if memory is None else f", {_size(memory)} of memory available"
     yield Check("processor", "ok", f"{cores} cores{amount}")

@@ -177,7 +177,7 @@ def _sample_slide(
         settings.check_disk(out, len(source), len(fold.checkpoint.genes))
         write_prediction_blocks(
             path,
-            _then_check(predictor.blocks(source, settings, observed), versions),
+            _then_check(predictor.blocks(source, settings, observed, out), versions),
             source.barcodes,
             fold.checkpoint.genes,
             source.coords,

@@ -332,12 +332,12 @@ def test_sigterm_ends_a_run_with_143_and_it_resumes(cli, cohort, tmp_path, monke
 @pytest.mark.parametrize(
     ("own", "expected"),
     [
-        ({}, ["PASSIVE", "0", "0", "False"]),
+        ({}, ["PASSIVE", "3000", "0", "False"]),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None", "None", "False"]),
         ({"GOMP_SPINCOUNT": "100"}, ["PASSIVE", "100", "0", "False"]),
     ],
 )
-def test_openmp_threads_sleep_while_they_wait_unless_the_user_set_it(own, expected):
+def test_openmp_threads_soon_sleep_while_they_wait_unless_the_user_set_it(own, expected):
     names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"]
     code = (
         "import os, sys, stflow_graph_cli.main\n"

@@ -119,6 +119,18 @@ def test_noise_is_the_spots_whatever_the_order_and_the_part_asked_for():
     torch.testing.assert_close(noise.scores(NOISE, 1, slice(100, 137)), z[100:137])
 
 
+@pytest.mark.parametrize("n_columns", [1, 5])
+def test_columns_that_are_averaged_and_rows_that_are_drawn_at_a_time_do_not_count(
+    n_columns, monkeypatch
+):
+    field = smooth_field(level=0.5, own=0.5)
+    expected, white = drawn(field, noise_of(), 2), NOISE.spots(7, 1, first=3)
+    monkeypatch.setattr("stflow_graph.flow.field._AVERAGED", n_columns * N)
+    monkeypatch.setattr("stflow_graph.flow.field._DRAWN", 7 * 10)
+    torch.testing.assert_close(drawn(field, noise_of(), 2), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(NOISE.spots(7, 1, first=3), white)
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"slide": "T"}])
 def test_seed_slide_and_sample_make_other_noise(other):
     field = smooth_field(smooth=(0, 0, 0), level=1.0, own=1.0)

@@ -12,8 +12,9 @@ from stflow_graph.graph import (
     WholeGraph,
     view_of,
 )
+from stflow_graph.graph.arrays import InMemory, Rows
 from stflow_graph.graph.tiles import CACHE_SIZED, split_in_space
-from stflow_graph.graph.whole import Edges, Rows, n_slides_of
+from stflow_graph.graph.whole import Edges, n_slides_of
 
 N = 60
 SIZES = [1, 7, 25, N - 1, N, 1000]
@@ -52,6 +53,36 @@ def test_tiles_hold_every_spot_once_and_every_edge_with_its_geometry(data, tile_
         rows += sorted_rows(edges.T, tile.edges.edge_attr, tile.edges.edge_weight)
     assert sorted(rows) == sorted_rows(data.edge_index.T, data.edge_attr, data.edge_weight)
     assert data.num_edges == len(rows)  # the slide itself stays as it was
+
+
+@pytest.mark.parametrize("graph", [SpatialGraph(4), STFlowGraph(4)], ids=["spatial", "stflow"])
+@pytest.mark.parametrize("tile_size", SIZES)
+@pytest.mark.parametrize("piece", [1, 20, 1000])
+def test_a_graph_made_piece_by_piece_is_the_same(graph, tile_size, piece, monkeypatch):
+    monkeypatch.setattr("stflow_graph.graph.tiles._PIECE", piece)
+    data = graph(slide(N))
+    kept: list[torch.Tensor] = []
+
+    class Remembers(InMemory):
+        def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor)
+            return tensor.clone()
+
+    tiled = TiledGraph.along(N, graph.edges_of(data.pos), tile_size, Remembers())
+    whole = WholeGraph.of(data)
+    assert torch.equal(torch.cat([t.spots for t in tiled.tiles]), torch.arange(N))
+    assert all(0 < len(tile) <= tile_size for tile in tiled.tiles)
+    edges = torch.cat([t.nodes[t.edges.edge_index.as_tensor()] for t in tiled.tiles], dim=1)
+    assert torch.equal(edges, data.edge_index)
+    attr = torch.cat([tile.edges.edge_attr for tile in tiled.tiles])
+    torch.testing.assert_close(attr, data.edge_attr)
+    if data.edge_weight is None:
+        assert all(tile.edges.edge_weight is None for tile in tiled.tiles)
+    else:
+        weight = torch.cat([tile.edges.edge_weight for tile in tiled.tiles])
+        assert torch.equal(weight, data.edge_weight)
+    torch.testing.assert_close(tiled.average(data.x), whole.average(data.x))
+    assert sum(each.numel() for each in kept) >= data.num_edges * (2 + data.edge_attr.size(1))
 
 
 class Local:
@@ -93,10 +124,12 @@ def test_every_view_computes_the_same(view, data, monkeypatch):
     monkeypatch.setattr("stflow_graph.graph.tiles.CACHE_SIZED", 16)
     x, whole = data.x, WholeGraph.of(data)
     torch.testing.assert_close(view.run(Local(x)), whole.run(Local(x)))
+    torch.testing.assert_close(view.run(Local(x), 3 * x), 3 * x + whole.run(Local(x)))
     for layer in (Mean(), MeanByParts()):
-        torch.testing.assert_close(view.attend(layer, x, torch.ones(x.size(1))), x + x.mean(0))
+        attended = view.attend(layer, x, 2 * torch.ones(x.size(1)))
+        torch.testing.assert_close(attended, x + 2 * (x + x.mean(0)))
     torch.testing.assert_close(view.by_rows(torch.exp, x), x.exp())
-    torch.testing.assert_close(view.add(x, x.clone()), 2 * x)
+    torch.testing.assert_close(view.by_rows(torch.exp, x, x), x + x.exp())
     rows = torch.tensor([3, 50])
     torch.testing.assert_close(view.estimate(torch.exp, x)(rows), x[rows].exp())
     expected = Averaging(data.edge_index, data.edge_weight, N)(x)

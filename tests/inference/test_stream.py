@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +17,16 @@ from toy import write_slide
 from stflow_graph.data.load import load_slide
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
-from stflow_graph.errors import BadInput, OutOfMemory
+from stflow_graph.errors import BadInput, OutOfMemory, StorageFailed
 from stflow_graph.flow.field import SlideNoise
 from stflow_graph.flow.noise import spot_keys
+from stflow_graph.graph.arrays import IN_MEMORY
 from stflow_graph.graph.whole import WholeGraph
 from stflow_graph.inference import projections
 from stflow_graph.inference import stream as module
 from stflow_graph.inference.inputs import slide_data
 from stflow_graph.inference.predict import as_expression, draw_samples
+from stflow_graph.inference.scratch import ScratchFiles
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.stream import stream
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
@@ -130,6 +134,55 @@ def test_a_slide_in_blocks_and_tiles_is_predicted_as_a_whole(
     assert_near(samples, expected[1])
     alone, _, _ = streamed(checkpoint, read, tile_size=tile_size, n_samples=1)
     np.testing.assert_allclose(alone, mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["flow", "field"])
+def test_arrays_in_files_hold_the_same_values(
+    checkpoint, with_field, source, monkeypatch, tmp_path, of
+):
+    checkpoint = with_field if of == "field" else checkpoint
+    expected = streamed(checkpoint, source, tile_size=11)
+    made, of_bytes = [], ScratchFiles._file
+    monkeypatch.setattr(ScratchFiles, "_file", lambda *a: (made.append(a[1]), of_bytes(*a))[1])
+    monkeypatch.setattr("stflow_graph.inference.scratch._BRIEFLY", 0)
+    monkeypatch.setattr(projections, "_AVERAGED", 3 * 36)
+    monkeypatch.setattr(module, "_IN_MEMORY", 35)
+    found = streamed(checkpoint, source, tile_size=11, scratch=tmp_path / "out")
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(made) > 10
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_is_full_of_temporary_arrays_leaves_nothing(
+    checkpoint, file, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stflow_graph.inference.scratch._allocate", full)
+    save_checkpoint(tmp_path / "checkpoint", checkpoint)
+    sample(tmp_path / "checkpoint", [file], tmp_path / "out")  # in memory
+    (tmp_path / "out" / "A.h5ad").unlink()
+    monkeypatch.setattr(module, "_IN_MEMORY", 35)
+    with pytest.raises(StorageFailed, match="temporary arrays"):
+        sample(tmp_path / "checkpoint", [file], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_order_of_the_spots_does_not_count(with_field, file, tmp_path):
+    slide = load_slide(file)
+    order = np.random.default_rng(0).permutation(len(slide))
+    shuffled = dataclasses.replace(
+        slide,
+        x=slide.x[order],
+        coords=slide.coords[order],
+        barcodes=[slide.barcodes[i] for i in order],
+    )
+    mean, samples, _ = streamed(with_field, slide, tile_size=7)
+    found = streamed(with_field, shuffled, tile_size=7)
+    np.testing.assert_allclose(found[0], mean[order], atol=1e-5)
+    assert_near(found[1], samples[:, order])
 
 
 def test_blocks_are_whole_chunks_that_memory_has_room_for(checkpoint, source, monkeypatch):
@@ -304,7 +357,7 @@ def test_tiles_are_cut_from_the_same_graph_whatever_their_size():
     edges = [
         sorted(
             pair
-            for tile in module._tiled_graph(coords, config, CPU, size).tiles
+            for tile in module._tiled_graph(coords, config, CPU, size, IN_MEMORY).tiles
             for pair in map(tuple, tile.nodes[tile.edges.edge_index.as_tensor()].T.tolist())
         )
         for size in (7, 1000)

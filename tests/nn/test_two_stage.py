@@ -55,9 +55,16 @@ def test_four_steps_over_some_spots_at_a_time_are_the_encoder(layers, view):
     encoder, data = model.encoder, graph(slide(N, F), layers)
     expected = encoder(data)
     projected = torch.cat([x @ encoder.project_weight.T for x in data.x.split(11)])
-    gathered = encoder.gather(projected, view(data))
+    n_hops = len(encoder.hops)
+    distances, average = projected.chunk(1 + n_hops, dim=1), view(data).average
+    gathered = torch.cat(
+        [
+            encoder.gather([each[:, columns] for each in reversed(distances)], average, columns)
+            for columns in (slice(0, 9), slice(9, None))
+        ],
+        dim=1,
+    )
     code = encoder.encode(gathered, view(data))
-    n_hops = len(encoder.embed_x.hops)
     rank = 0 if layers == "no ridge" else G  # at most as many directions as genes
     assert projected.shape == (N, (1 + n_hops) * (16 + rank))
     assert gathered.shape == (N, 16 + rank)

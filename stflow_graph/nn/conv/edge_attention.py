@@ -169,10 +169,9 @@ class EdgeAttentionConv(MessagePassing):
     ) -> Tensor:
         """Return the sum of all messages to each spot, ``[N, C + D_e]``, of sorted edges."""
         (starts, sender), _ = edge_index.get_csc()
-        receiver = edge_index.as_tensor()[1]
-        weighted = (alpha[..., None] * f).flatten(1)
-        edges = weighted.new_zeros(v.size(0), weighted.size(1)).index_add_(0, receiver, weighted)
-        return torch.cat([neighbor_sum(v, sender, starts, alpha).flatten(1), edges], dim=1)
+        own = torch.arange(f.size(0), device=f.device)
+        sums = (neighbor_sum(v, sender, starts, alpha), neighbor_sum(f, own, starts, alpha))
+        return torch.cat([each.flatten(1) for each in sums], dim=1)
 
     def _check(
         self,
