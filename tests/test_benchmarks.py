@@ -180,6 +180,21 @@ def test_memory_measures_each_cell_in_a_process_and_streams_slides_from_disk(tmp
 
 
 @pytest.mark.slow
+def test_limits_of_each_part_are_measured_on_the_same_machine(script, tmp_path):
+    out = script("limits.py", "--quick", "--sizes", "60", "--threads", "1", "--out", tmp_path)
+    found = json.loads((tmp_path / "limits.json").read_text())
+    assert set(found["machine"]) >= {"products", "copy", "disk", "cache", "sha256", "packing"}
+    assert all(speed > 1e5 for speed in found["machine"].values())
+    parts = {(part["stage"], part["name"]): part for part in found["parts"]}
+    of_sample = [part for (stage, _), part in parts.items() if stage == "sample"]
+    assert {part["name"] for part in of_sample} >= {"hash", "projection", "graph", "blocks"}
+    total = sum(part["seconds"] for part in of_sample if part["name"] != "all")
+    assert total == pytest.approx(parts["sample", "all"]["seconds"])
+    assert all(part["limit"] > 0 for part in found["parts"] if part["name"] != "other")
+    assert "times the limit" in out
+
+
+@pytest.mark.slow
 def test_equality_finds_the_two_denoisers_equal(script):
     out = script("equality.py", "--quick")
     found = [float(number) for number in re.findall(r"\d\.\de[-+]\d\d", out)]

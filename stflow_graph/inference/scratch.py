@@ -29,15 +29,15 @@ from stflow_graph.graph.arrays import GrowingInMemory, Rows
 _SHARED = 2**26  # bytes of a file that holds several arrays
 _ALIGNED = 64
 _BRIEFLY = 2**29  # bytes of an array that is needed briefly, up to which it is in memory
-_RESIDENT = 2**28  # bytes of files that are mapped in at most
-_EVERY = 0.05  # seconds between looks at how much is
+_RESIDENT = 2**29  # bytes of files that are mapped in at most
+_EVERY = 0.1  # seconds between looks at how much is
 _STATM = Path("/proc/self/statm")
 
 
 class ScratchFiles:
     """Makes arrays on the CPU in files of a folder; a context, which may end before they do.
 
-    Within it about a quarter of a gigabyte of their pages counts as the process's memory, where the
+    Within it about half a gigabyte of their pages counts as the process's memory, where the
     system tells (Linux): more is handed to the system's cache of files.
 
     Args:
@@ -117,13 +117,15 @@ class ScratchFiles:
         before = _mapped() or 0
         while not self._stop.wait(_EVERY):
             if (_mapped() or 0) > before + _RESIDENT:
-                with self._lock:
-                    maps = [each() for each in self._maps]
-                for each in maps:
-                    if each is not None:
-                        # what was written stays in the system's cache of the file
-                        each.madvise(mmap.MADV_DONTNEED)
-                del maps
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give all pages to the system's cache of files, where what was written stays."""
+        with self._lock:
+            maps = [each() for each in self._maps]
+        for each in maps:
+            if each is not None:
+                each.madvise(mmap.MADV_DONTNEED)
 
 
 class _MappedFile:

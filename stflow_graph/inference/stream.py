@@ -113,8 +113,10 @@ def stream(
                 if graph is None:
                     graph = _tiled_graph(spots.pos, config, device, tile_size, arrays)
                 for encoder in encoders[outputs.n_done :]:
-                    code = _code(encoder, projections, outputs.n_done, spots.rows, graph, precision)
-                    outputs.add(encoder, code)
+                    i = outputs.n_done
+                    outputs.add(
+                        encoder, _code(encoder, projections, i, spots.rows, graph, precision)
+                    )
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
