@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import hashlib
 import json
@@ -189,13 +190,12 @@ def sampling(n: int, speeds: Machine, options: argparse.Namespace) -> Iterator[P
     settings, target = SampleSettings(device="cpu"), options.out / "predictions"
     sample(run, [slide], target, settings, overwrite=True)  # files are in the system's cache
     timers = Timers()
-    for patch in timers.patches:
-        patch.start()
-    began = time.perf_counter()
-    sample(run, [slide], target, settings, overwrite=True)
-    total = time.perf_counter() - began
-    for patch in timers.patches:
-        patch.stop()
+    with contextlib.ExitStack() as watched:
+        for patch in timers.patches:
+            watched.enter_context(patch)
+        began = time.perf_counter()
+        sample(run, [slide], target, settings, overwrite=True)
+        total = time.perf_counter() - began
     encoder = checkpoint.build()[0].encoder
     a_spot = operations(encoder, checkpoint.config)
     with open_embeddings(slide) as source:

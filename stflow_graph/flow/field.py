@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Smoothing:
         self.average = average
         n_probes = min(max(_PROBE_NUMBERS // max(len(keys), 1), _N_PROBES[0]), _N_PROBES[1])
         squares = [torch.zeros(len(keys), 1, device=keys.device) for _ in STEPS]
-        for columns in _columns(n_probes, len(keys)):
+        for columns in averaged_columns(n_probes, len(keys)):
             width = columns.stop - columns.start
             signs = spot_uniform(keys, width, seed=0, first=columns.start).sub(0.5).sign()
             for (before, n), total in zip(_STRETCHES, squares, strict=True):
@@ -68,11 +68,11 @@ class Smoothing:
         return [part * scale for part, scale in pairs]
 
 
-def _columns(n_columns: int, n_spots: int) -> Iterator[slice]:
-    """Yield the columns that are averaged at a time, of an array with a row for every spot."""
-    width = max(1, _AVERAGED // max(n_spots, 1))
-    for start in range(0, n_columns, width):
-        yield slice(start, min(start + width, n_columns))
+def averaged_columns(n_columns: int, n_spots: int) -> list[slice]:
+    """Return the columns that are averaged at a time, of an array with a row for every spot."""
+    n_parts = max(1, -(-n_columns // max(1, _AVERAGED // max(n_spots, 1))))
+    ends = [n_columns * part // n_parts for part in range(n_parts + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def _walk(step: Average, z: Tensor, n_steps: int) -> Tensor:
@@ -145,7 +145,7 @@ class SlideNoise:
         """
         n_fields, n_ranges = variances.shape
         parts = []
-        for columns in _columns(n_fields, n_ranges * len(self.keys)):
+        for columns in averaged_columns(n_fields, n_ranges * len(self.keys)):
             starts = range(first + columns.start, first + n_ranges * n_fields, n_fields)
             width = columns.stop - columns.start
             white = [self.spots(width, sample, first=start) for start in starts]

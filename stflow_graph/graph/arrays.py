@@ -25,7 +25,7 @@ class GrowingArray(Protocol):
 
 
 class Arrays(Protocol):
-    """Makes the arrays that are as long as a slide, such as ``io.scratch.ScratchFiles``."""
+    """Makes the arrays that are as long as a slide, such as ``inference.scratch.ScratchFiles``."""
 
     def growing(self, n_rows: int, *, briefly: bool = False) -> GrowingArray:
         """Return an array of N rows, as wide as the first ones that are put into it.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stflow_graph.data.normalise import Moments, Normalisation
 from stflow_graph.data.slide import Slide
+from stflow_graph.flow.field import averaged_columns
 from stflow_graph.graph.arrays import IN_MEMORY, Arrays
 from stflow_graph.io.embeddings import EmbeddingFile
 from stflow_graph.models.precision import computing_in
@@ -23,8 +24,6 @@ _KEEP_BYTES = 2**29  # embeddings up to this size are kept where they are read s
 _PROJECTED_BYTES = 2**30  # budget for projections on a CPU
 _IN_FILES = 2**33  # and for those in files
 _SHARE = 0.25  # of a GPU's free memory for them
-# numbers of an array that is averaged along the graph: three or four are in memory at a time
-_AVERAGED = 2**25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,9 +83,7 @@ class Projections:
         self._weights = [encoder.project_weight for encoder in encoders]
         self._n_distances = 1 + len(encoders[0].hops)
         width = self._weights[0].size(0) // self._n_distances
-        n_parts = -(-width // max(1, _AVERAGED // max(len(source), 1)))
-        ends = [width * part // n_parts for part in range(n_parts + 1)]
-        self._columns = [slice(*pair) for pair in itertools.pairwise(ends)]
+        self._columns = averaged_columns(width, len(source))
         self.device = self._weights[0].device
         self._moments: Moments | None = None
         self._kept: list[tuple[slice, np.ndarray]] | None = None

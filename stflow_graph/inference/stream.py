@@ -3,9 +3,9 @@
 What grows with the spots: the graph, a first layer's projections of the embeddings, and for each
 member of the ensemble the states of the spots after every block, or where that is less the mean of
 the members' outputs; for samples of a field up to 16 numbers a spot and sample. Of slides of more
-than half a million spots it is in files (``io.scratch``), so that memory hardly grows with them.
-Inside, spots stand along a Hilbert curve: whatever the order of the file, what a tile reads is in
-few places. Embeddings are projected in as few passes as memory permits, see
+than half a million spots it is in files (``inference.scratch``), so that memory hardly grows with
+them. Inside, spots stand along a Hilbert curve: whatever the order of the file, what a tile reads
+is in few places. Embeddings are projected in as few passes as memory permits, see
 ``inference.projections``.
 """
 

@@ -80,7 +80,7 @@ def test_values_and_passes(file, count_reads, monkeypatch, standardize, at_a_tim
     one = 4 * N * encoders[0].project_weight.size(0)
     monkeypatch.setattr(module, "_PROJECTED_BYTES", at_a_time * one)
     monkeypatch.setattr(module, "_KEEP_BYTES", 4 * N * CHANNELS - (not kept))
-    monkeypatch.setattr(module, "_AVERAGED", n_columns * N)
+    monkeypatch.setattr("stflow_graph.flow.field._AVERAGED", n_columns * N)
     rows = torch.randperm(N)
     with open_embeddings(file) as source:
         scaling = checkpoint.normalisation

@@ -141,11 +141,11 @@ def test_arrays_in_files_hold_the_same_values(
     checkpoint, with_field, source, monkeypatch, tmp_path, of
 ):
     checkpoint = with_field if of == "field" else checkpoint
+    monkeypatch.setattr("stflow_graph.flow.field._AVERAGED", 3 * 36)
     expected = streamed(checkpoint, source, tile_size=11)
     made, of_bytes = [], ScratchFiles._file
     monkeypatch.setattr(ScratchFiles, "_file", lambda *a: (made.append(a[1]), of_bytes(*a))[1])
     monkeypatch.setattr("stflow_graph.inference.scratch._BRIEFLY", 0)
-    monkeypatch.setattr(projections, "_AVERAGED", 3 * 36)
     monkeypatch.setattr(module, "_IN_MEMORY", 35)
     found = streamed(checkpoint, source, tile_size=11, scratch=tmp_path / "out")
     for one, other in zip(found, expected, strict=True):
