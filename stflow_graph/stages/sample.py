@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,21 +168,31 @@ def _sample_slide(
 ) -> Sampled:
     predictor, calibration = fold.predictor, fold.checkpoint.calibration
     name, path = file.stem, out / f"{file.stem}.h5ad"
-    with unchanged(file) as versions, open_embeddings(file) as source:
+    with (
+        unchanged(file) as versions,
+        open_embeddings(file) as source,
+        ThreadPoolExecutor(1) as threads,
+    ):
         predictor.check(source, settings)
         observed = predictor.observed(source, settings)
         provenance = _provenance(fold, source, settings, observed, versions)
+        hashed = threads.submit(versions.sha256, file)  # large: takes its time beside the rest
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
-        if not overwrite and _is_there(path, provenance):
+
+        def late() -> dict[str, str]:
+            return {"embeddings_sha256": hashed.result()}
+
+        if not overwrite and _is_there(path, provenance, late):
             return dataclasses.replace(result, up_to_date=True)
         settings.check_disk(out, len(source), len(fold.checkpoint.genes))
         write_prediction_blocks(
             path,
-            _then_check(predictor.blocks(source, settings, observed, out), versions),
+            _then(predictor.blocks(source, settings, observed, out), late, versions.check),
             source.barcodes,
             fold.checkpoint.genes,
             source.coords,
             provenance=provenance,
+            late_provenance=late,
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson,
             picture=settings.picture(name),
@@ -190,10 +201,11 @@ def _sample_slide(
     return result
 
 
-def _then_check(blocks: Iterator[Block], versions: Versions) -> Iterator[Block]:
-    """Yield blocks and check, before the output takes its place, that inputs have not changed."""
+def _then(blocks: Iterator[Block], *work: Callable[[], Any]) -> Iterator[Block]:
+    """Yield blocks, and do something before the output takes its place."""
     yield from blocks
-    versions.check()
+    for each in work:
+        each()
 
 
 def _provenance(
@@ -203,12 +215,11 @@ def _provenance(
     observed: Observed | None,
     versions: Versions,
 ) -> dict[str, Any]:
-    """Return the origin of a prediction with the hashes of all files behind it."""
+    """Return the origin of a prediction with the hashes of files behind it but the embeddings'."""
     file = source.path
     provenance = {
         **fold.predictor.provenance(file.stem, settings, observed),
         "checkpoint_sha256": fold.sha256,
-        "embeddings_sha256": versions.sha256(file),
         "um_per_px": um_per_px(source.attrs),
         "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
     }
@@ -222,7 +233,7 @@ def _provenance(
     return provenance
 
 
-def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
+def _is_there(path: Path, provenance: dict[str, Any], late: Callable[[], dict[str, str]]) -> bool:
     if not path.exists():
         return False
     try:
@@ -233,4 +244,4 @@ def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
         found = unquoted("an .h5ad that is no prediction")
         fix = "give another --out, or --overwrite to replace it"
         raise BadInput(path, "output", found, "a free name or a prediction", fix) from error
-    return {**stored, "format": None} == {**provenance, "format": None}
+    return {**stored, "format": None} == {**provenance, **late(), "format": None}
