@@ -7,9 +7,9 @@ one that may be left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from typer import Option
+from typer import BadParameter, Option
 
 T = TypeVar("T")
 
@@ -18,7 +18,8 @@ SourceDataroot = Annotated[T, Option(help="HEST-bench root or data set folder.")
 EmbedDataroot = Annotated[T, Option(help="Root of the embeddings.")]
 Datasets = Annotated[list[str] | None, Option(help="Data sets, one or more. (default: all)")]
 Folds = Annotated[
-    list[int] | None, Option("--folds", "--fold", help="Folds, one or more. (default: all)")
+    list[str] | None,
+    Option("--folds", "--fold", help="Folds, one or more; all: one model of all slides."),
 ]
 AllowPatientOverlap = Annotated[
     T, Option("--allow-patient-overlap", help="Accept patients in both training and test slides.")
@@ -43,3 +44,12 @@ Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]
+
+
+def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
+    """Return the folds that ``--folds`` names; none stand for those of ``splits/``."""
+    if folds == ["all"]:
+        return "all"
+    if not all(text.isdecimal() and len(text) < 10 for text in folds or ()):
+        raise BadParameter(f"--folds: {' '.join(folds or ())[:99]!r}: expected numbers, or all")
+    return tuple(map(int, folds or ()))

@@ -160,9 +160,10 @@ class TrainConfig(_Record):
     flow_steps: int = Field(200, ge=1, le=1_000_000)
     flow_spots: int = Field(2048, ge=1, le=10_000_000)
     flow_lr: float = Field(3e-3, gt=0)
-    folds: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)
-    ] = ()
+    folds: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)]
+        | Literal["all"]
+    ) = ()
     device: _Name = "auto"
     precision: Precision = "float32"
 

@@ -153,7 +153,7 @@ class EncoderProbe:
         )
 
     def _genes(self, fold: Fold) -> Path:
-        return self.dataset.gene_list_path(self.settings.gene_list, fold.index)
+        return self.dataset.gene_list_path(self.settings.gene_list, fold)
 
     def _load(self, sample: Sample, genes: tuple[str, ...]) -> Slide:
         return load_sample(sample, self.embed_dataroot, self.encoder, genes, self.settings.target)

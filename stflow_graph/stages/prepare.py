@@ -166,7 +166,7 @@ def _write_splits(folder: Path, slides: Sequence[SlideSource]) -> None:
 def _write_gene_lists(out: Path, overwrite: bool) -> None:
     folds = Dataset(out.resolve().name, out).folds()
     if not overwrite:
-        folds = [fold for fold in folds if not (out / DEFAULT_RULE.file_name(fold.index)).exists()]
+        folds = [fold for fold in folds if not (out / DEFAULT_RULE.file_name(fold)).exists()]
     try:
         write_gene_lists(folds, out, overwrite=overwrite)
     except BadInput as error:  # few spots, shallow counts: patches and counts are good all the same

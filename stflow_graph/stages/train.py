@@ -63,7 +63,7 @@ class Progress:
     """
 
     dataset: str
-    fold: int
+    fold: int | None
     folder: Path
     member: int
     epoch: EpochRecord
@@ -80,7 +80,9 @@ def train(
 
     Writes ``out/fold<i>/`` (with several data sets ``out/<data set>/fold<i>/``): ``checkpoint/``,
     ``history.csv``, ``config.toml``, ``provenance.json``, ``result.json``, TensorBoard logs; and
-    ``results_kfold.json`` in HEST's form, with all folds that are finished. An interrupted run is
+    ``results_kfold.json`` in HEST's form, with all folds that are finished. With ``train.folds =
+    "all"`` it trains on every slide, tests none and writes ``out/all/``; members hold slides out in
+    turn all the same. An interrupted run is
     resumed; complete folds are skipped. Test slides are read with the others, so that a bad one is
     refused before hours of training, but training is not given them.
 
@@ -115,10 +117,12 @@ def train(
         if not results:  # nothing is written before the first fold's data have proved good
             claim(out, config, overwrite)
         parent = out if len(datasets) == 1 else out / dataset.name
-        folder = parent / f"fold{fold.index}"
+        folder = parent / fold.name
         with lock_fold(folder):
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
+        if fold.index is None:
+            continue
         with lock_run(parent):  # jobs of an array, each with folds of its own
             done = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
             tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
@@ -141,7 +145,7 @@ class _Inputs:
 
 
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
-    gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
+    gene_file = dataset.gene_list_path(config.data.gene_list, fold)
     data, versions = config.data, Versions(gene_file)
     genes = read_gene_list(gene_file)
     check_not_chosen_on(gene_file, [sample.id for sample in fold.test])
@@ -156,7 +160,8 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     check_one_width([*slides, *tests], config.data.embed_dataroot)
     check_measured(genes, slides, gene_file)
     versions.check()
-    protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes)
+    folds = [fold] if fold.index is None else None
+    protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes, folds)
     return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
 
 
@@ -178,7 +183,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
                 n_epochs = sum(map(len, histories))
                 report(Progress(inputs.dataset, fold.index, folder, member, last, n_epochs))
 
-        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
+        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index or 0, report=on_epoch)
     checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
     write_provenance(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
@@ -207,6 +212,8 @@ def _score_test(
 
     A slide counts for the genes that it measures.
     """
+    if not slides:
+        return np.full(len(checkpoint.genes), np.nan), {}
     train = checkpoint.config.train
     predictor = Predictor(checkpoint, train.device)
     settings = SampleSettings(seed=train.seed)
