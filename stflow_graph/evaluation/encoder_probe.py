@@ -146,7 +146,7 @@ class EncoderProbe:
         return Cell(
             self.dataset.name,
             self.encoder,
-            [fold.index for fold in folds],
+            [fold.index or 0 for fold in folds],
             np.array(table["mean_per_split"], dtype=float),
             n_embedded=0,
             up_to_date=n_skipped == len(folds),

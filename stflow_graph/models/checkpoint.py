@@ -106,12 +106,8 @@ def find_checkpoints(source: str | Path) -> list[Path]:
     source = Path(source)
     for pattern in ("", "checkpoint/", "{}/checkpoint/", "*/{}/checkpoint/"):
         # sorted, the model of all slides comes before those of folds
-        files = {
-            f
-            for name in ("all", "fold*")
-            for f in source.glob(f"{pattern.format(name)}config.json")
-        }
-        if files:
+        places = [pattern.format(name) + "config.json" for name in ("all", "fold*")]
+        if files := {file for place in places for file in source.glob(place)}:
             return sorted(file.parent for file in files)
     fix = "give what `stflow-graph train --out` wrote"
     raise BadInput(source, "checkpoint", unquoted("none"), "a run or checkpoint folder", fix)

@@ -50,7 +50,7 @@ class GeneRule:
     min_slides: int | None = None
 
     def file_name(self, fold: Fold) -> str:
-        """Return the list's name, such as ``var_50genes_fold0.json`` or ``var_50genes_all.json``."""
+        """Return the list's name: ``var_50genes_fold0.json``, or ``var_50genes_all.json``."""
         return f"{PREFIXES[self.method]}_{self.n_genes}genes_{fold.name}.json"
 
 
@@ -71,7 +71,7 @@ class ChosenGenes:
     """
 
     dataset: str
-    fold: int
+    fold: int | None
     file: Path
     genes: pd.DataFrame
     n_qualified: int

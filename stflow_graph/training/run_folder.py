@@ -98,7 +98,7 @@ def finished_folds(folder: Path, dataset: str, epochs: int, protocol: str) -> li
                 if match and content["epochs"] >= epochs and content["protocol"] == protocol:
                     number = int(match[1])
                     results.append(FoldResult.from_json(dataset, number, file.parent, content))
-    return sorted(results, key=lambda result: result.fold)
+    return sorted(results, key=lambda result: result.fold or 0)
 
 
 def _fold_folders(out: Path) -> list[Path]:
