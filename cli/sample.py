@@ -13,7 +13,7 @@ from . import options as opt
 from .display import show, show_next, state
 
 if TYPE_CHECKING:
-    from stflow_graph.stages.sample import Sampled
+    from stflow_graph.inference.sampling import Sampled
 
 
 def _tile_size(text: str) -> int | None:

@@ -161,7 +161,7 @@ class Dataset:
             return [self.all_slides()]
         folds = self.folds()
         indices = [fold.index for fold in folds]
-        absent = sorted(set(numbers) - set(indices))
+        absent = sorted(number for number in map(int, numbers) if number not in indices)
         if absent:
             present = ", ".join(map(str, indices))
             raise BadConfig(f"folds: {absent} not in {self.name}, which has folds {present}")
