@@ -96,17 +96,18 @@ def _slide_table(slides: Sequence[Prepared], out: Path) -> Group:
     """Return the kept and excluded spots of each slide."""
     rows = []
     for slide in slides:
-        excluded = (slide.not_selected, slide.only_in_spots, slide.only_in_counts)
+        excluded = (slide.not_selected, slide.only_in_spots, slide.only_in_counts, slide.outside)
         numbers = map(str, (slide.n_spots, *excluded, slide.n_padded))
         files = state(slide.up_to_date).removeprefix("is ")
         rows.append([slide.slide, *numbers, f"{slide.pitch_um:.1f}", files])
-    counts = ("spots", "not selected", "no counts", "no position", "padded", "pitch µm")
+    counts = ("spots", "unselected", "no counts", "no place", "outside", "padded", "pitch µm")
     return table(
         f"{out}/patches/<slide>.h5 and {out}/adata/<slide>.h5ad",
         ("slide", *counts, "files"),
         rows,
-        left=(0, 7),
-        note="excluded: not selected, no counts, no position; padded: patches over the edge",
+        left=(0, 8),
+        note="excluded: unselected, no counts, no place, outside the image; padded: patches over "
+        f"the edge.\nWhere the spots lie: {out}/overlays/<slide>.png",
     )
 
 

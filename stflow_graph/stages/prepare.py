@@ -45,6 +45,7 @@ class Prepared:
         pitch_um: median distance of a spot to the nearest other one, µm; NaN for a lone spot. A
             wrong scale shows here.
         um_per_px: micrometres per pixel of the image.
+        outside: spots left out because they lie outside the image.
         up_to_date: both files existed, made from the same inputs; nothing was done.
     """
 
@@ -58,6 +59,7 @@ class Prepared:
     n_padded: int
     pitch_um: float
     um_per_px: float
+    outside: int = 0
     up_to_date: bool = False
 
 
