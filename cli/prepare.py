@@ -100,7 +100,7 @@ def _slide_table(slides: Sequence[Prepared], out: Path) -> Group:
         numbers = map(str, (slide.n_spots, *excluded, slide.n_padded))
         files = state(slide.up_to_date).removeprefix("is ")
         rows.append([slide.slide, *numbers, f"{slide.pitch_um:.1f}", files])
-    counts = ("spots", "unselected", "no counts", "no place", "outside", "padded", "pitch µm")
+    counts = ("spots", "unselected", "no\ncounts", "no\nplace", "outside", "padded", "pitch\nµm")
     return table(
         f"{out}/patches/<slide>.h5 and {out}/adata/<slide>.h5ad",
         ("slide", *counts, "files"),

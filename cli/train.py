@@ -57,7 +57,7 @@ def train(
     set_: Annotated[list[str] | None, Option("--set", help="section.name=value ...")] = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Train a model on every fold, or one on all slides; an interrupted run resumes."""
+    """Train a model on every fold, or on all slides; resumes a run."""
     options = {**locals(), "folds": opt.numbers_or_all(folds) or None}
     from stflow_graph.config import load_config
     from stflow_graph.stages.train import train as run

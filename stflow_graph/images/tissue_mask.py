@@ -8,8 +8,8 @@ from scipy.ndimage import median_filter, uniform_filter
 # of 255: glass of any cast is below the first, stained tissue above the second; in between the
 # threshold depends on the slide
 _LIMITS = (12, 24)
-# of 255: as bright as the slide's glass is what is less than the first below it; there tissue varies
-# by more than the second between neighbouring pixels, glass that eosin has tinted by one or two
+# of 255: as bright as the slide's glass is what is less than the first below it; there tissue
+# varies by more than the second between neighbouring pixels, glass tinted by eosin by one or two
 _AS_BRIGHT, _MIN_DEVIATION = 12, 3.5
 _BRIGHT = 180  # of 255: darker ones without colour are frames and pen
 _SOME_GLASS = 0.02  # of the image; less may be noise
