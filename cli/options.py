@@ -30,6 +30,9 @@ DuplicateGenes = Annotated[T, Option(help="Duplicate gene names: refuse, sum or 
 MissingGenes = Annotated[
     T, Option(help="Genes of the list that a slide lacks: refuse, or mask them there.")
 ]
+AllowPatchSize = Annotated[
+    T, Option("--allow-patch-size", help="Accept patches of another physical size.")
+]
 Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
 
 # encoders

@@ -39,6 +39,7 @@ class SampleSettings:
     have none, or an AnnData (``data.observed``). They are given back as measured, unless
     ``denoise_observed`` asks for the model's estimate there. ``gene_aliases`` is a table for genes
     that they name otherwise; that of training, which the checkpoint names, is not opened.
+    ``allow_patch_size`` accepts patches of another physical size than in training.
     ``n_samples`` is at most 10,000. ``precision`` is that of the messages and the first layer (of a
     flow that passes messages, of the network); what is read out, samples and scores stay float32.
     """
@@ -55,6 +56,7 @@ class SampleSettings:
     observed: str | Path | AnnData | None = None
     denoise_observed: bool = False
     gene_aliases: str | Path | None = None
+    allow_patch_size: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers and names.

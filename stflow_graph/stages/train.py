@@ -16,7 +16,7 @@ from stflow_graph.config import Config
 from stflow_graph.config.stored import check_same_run
 from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
-from stflow_graph.data.load import check_one_width, load_sample
+from stflow_graph.data.load import check_one_patch_size, check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
@@ -26,6 +26,7 @@ from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_json, write_text
+from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
@@ -158,6 +159,8 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
         for side in (fold.train, fold.test)
     )
     check_one_width([*slides, *tests], config.data.embed_dataroot)
+    if not data.allow_patch_size:
+        check_one_patch_size([*slides, *tests])
     check_measured(genes, slides, gene_file)
     versions.check()
     folds = [fold] if fold.index is None else None
@@ -245,6 +248,7 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
         **missing_genes(inputs.slides, config),
+        **physical_sizes(inputs.slides),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
@@ -261,6 +265,18 @@ def missing_genes(slides: Sequence[Slide], config: Config) -> dict[str, Any]:
         return {}
     absent = {slide.name: int((~measured_genes(slide.truth)).sum()) for slide in slides}
     return {"missing_genes": {name: number for name, number in absent.items() if number}}
+
+
+def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
+    """Return the medians of the patches' edge and of the spots' pitch, µm, where known."""
+    patches = [slide.patch_um for slide in slides if slide.patch_um is not None]
+    pitches = [
+        median_pitch(slide.coords) * slide.um_per_px
+        for slide in slides
+        if slide.um_per_px is not None
+    ]
+    sizes = {"patch_um": patches, "pitch_um": pitches}
+    return {name: float(np.median(values)) for name, values in sizes.items() if values}
 
 
 def surroundings(config: Config) -> dict[str, Any]:
