@@ -25,6 +25,9 @@ AllowPatientOverlap = Annotated[
     T, Option("--allow-patient-overlap", help="Accept patients in both training and test slides.")
 ]
 GeneList = Annotated[T, Option(help="JSON file of gene names.")]
+ChosenGenes = Annotated[
+    str | None, Option("--genes", help="Write these genes only: ERBB2,FASN or a gene list.")
+]
 GeneAliases = Annotated[T, Option(help="Table of gene aliases, or a GTF file.")]
 DuplicateGenes = Annotated[T, Option(help="Duplicate gene names: refuse, sum or first.")]
 MissingGenes = Annotated[
@@ -56,3 +59,14 @@ def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
     if not all(text.isdecimal() and len(text) < 10 for text in folds or ()):
         raise BadParameter(f"--folds: {' '.join(folds or ())[:99]!r}: expected numbers, or all")
     return tuple(map(int, folds or ()))
+
+
+def gene_names(genes: str | None) -> tuple[str, ...]:
+    """Return the genes that ``--genes`` names, with commas between them or in a file."""
+    from stflow_graph.data.genes import read_gene_list
+
+    if genes is None:
+        return ()
+    if genes.endswith(".json"):
+        return tuple(read_gene_list(genes))
+    return tuple(name.strip() for name in genes.split(",") if name.strip())

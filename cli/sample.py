@@ -53,6 +53,7 @@ def sample(
     ] = False,
     gene_aliases: opt.GeneAliases[Path | None] = None,
     image: Annotated[Path | None, Option(help="H&E image, or folder of <slide>.jpg.")] = None,
+    genes: opt.ChosenGenes = None,
     allow_patch_size: opt.AllowPatchSize[bool] = False,
     device: opt.Device[str] = "auto",
     precision: opt.NetworkPrecision[str] = "float32",
@@ -79,6 +80,7 @@ def sample(
         denoise_observed=denoise_observed,
         gene_aliases=gene_aliases,
         allow_patch_size=allow_patch_size,
+        genes=opt.gene_names(genes),
     )
     done = run(
         source, embeddings, out, settings, overwrite=overwrite, allow_code=allow_code, report=_show

@@ -207,6 +207,7 @@ class Predictor:
             "seed": settings.seed,
             "precision": settings.precision,
             "n_samples": settings.n_samples,
+            **({"genes": [*settings.genes]} if settings.genes else {}),
             **({} if flow.kind == "field" else steps),
             **_evidence(observed, settings),
             "version": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stflow_graph.data.load import um_per_px
 from stflow_graph.data.observed import Observed
@@ -18,7 +21,12 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.h5ad import is_h5ad
 from stflow_graph.io.patches import TOP_LEFT
-from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
+from stflow_graph.io.predictions import (
+    Block,
+    n_spots_of,
+    read_provenance,
+    write_prediction_blocks,
+)
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 
@@ -131,6 +139,7 @@ def sample_file(
         ThreadPoolExecutor(1) as threads,
     ):
         predictor.check(source, settings)
+        columns = settings.columns(fold.checkpoint.genes)
         observed = predictor.observed(source, settings)
         provenance = {**_provenance(fold, source, settings, observed, versions), **origin}
         hashed = threads.submit(versions.sha256, file)  # large: takes its time beside the rest
@@ -141,21 +150,58 @@ def sample_file(
 
         if not overwrite and _is_there(path, provenance, late):
             return dataclasses.replace(result, up_to_date=True)
-        settings.check_disk(out, len(source), len(fold.checkpoint.genes))
+        settings.check_disk(out, len(source), len(columns))
+        blocks = _of_genes(predictor.blocks(source, settings, observed, out), columns)
         write_prediction_blocks(
             path,
-            _then(predictor.blocks(source, settings, observed, out), late, versions.check),
+            _then(blocks, late, versions.check),
             source.barcodes,
-            fold.checkpoint.genes,
+            [fold.checkpoint.genes[i] for i in columns],
             source.coords,
             provenance=provenance,
             late_provenance=late,
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
-            expected_pearson=None if calibration is None else calibration.pearson,
+            expected_pearson=None if calibration is None else calibration.pearson[columns],
             picture=settings.picture(name),
-            observed=None if observed is None else (observed.rows, observed.genes),
+            observed=None if observed is None else _observed_places(observed, columns),
         )
     return result
+
+
+def _of_genes(blocks: Iterator[Block], columns: np.ndarray) -> Iterator[Block]:
+    for rows, mean, samples in blocks:
+        yield Block(rows, mean[:, columns], None if samples is None else samples[:, :, columns])
+
+
+def _observed_places(observed: Observed, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return observed.rows, np.flatnonzero(np.isin(columns, observed.genes))
+
+
+def is_predicted(
+    path: Path, fold: FoldModel, settings: SampleSettings, origin: Mapping[str, Any]
+) -> int | None:
+    """Return the spots of a prediction that is there, None where none is or it is of other inputs.
+
+    Unlike :func:`sample_file` it does not need the embeddings, only what they are made of.
+
+    Args:
+        path: of the prediction.
+        fold: the model.
+        settings: number of samples, seed.
+        origin: what the embeddings are made of, as :func:`sample_file` took it.
+    """
+    if not path.is_file():
+        return None
+    expected = {
+        **fold.predictor.provenance(path.stem, settings),
+        "checkpoint_sha256": fold.sha256,
+        **origin,
+    }
+    with contextlib.suppress(BadInput):
+        stored = read_provenance(path)
+        if all(stored.get(key) == value for key, value in expected.items()):
+            return n_spots_of(path)
+    return None
 
 
 def _then(blocks: Iterator[Block], *work: Callable[[], Any]) -> Iterator[Block]:

@@ -16,7 +16,7 @@ import pandas as pd
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.expression import spatial
 from stflow_graph.io.h5ad import read_h5ad, write_elements
-from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5
+from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, keys_of, open_h5
 from stflow_graph.io.packed_chunks import write_rows
 from stflow_graph.io.picture import Picture
 from stflow_graph.io.process import available_cores
@@ -259,6 +259,16 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
             with as_bad_input(path, place, "text"):
                 text = data.asstr()[()]
     return _provenance(path, text, ())
+
+
+def n_spots_of(path: str | Path) -> int:
+    """Return the number of spots of a prediction without reading its values.
+
+    Raises:
+        BadInput: not a prediction.
+    """
+    with open_h5(path) as file:
+        return len(dataset(file, ["X"]))
 
 
 def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, Any]:
