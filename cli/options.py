@@ -44,6 +44,19 @@ PatchBatch = Annotated[int, Option(min=1, max=65_536, help="Patches per batch.")
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
 Engine = Annotated[str, Option(help="auto, torch or onnx (ONNX Runtime, CNNs on CPUs).")]
 
+# spots and patches of an image
+UmPerPx = Annotated[
+    float | None, Option(help="Micrometres per pixel. (default: of the image's metadata)")
+]
+PatchPx = Annotated[int, Option(min=8, max=4096, help="Patch width, px.")]
+PatchUm = Annotated[T, Option(min=0.001, max=1e5, help="Physical patch width, µm.")]
+PitchUm = Annotated[T, Option(min=0.001, max=1e5, help="Grid spacing, µm.")]
+Layout = Annotated[Literal["hexagonal", "square"], Option(help="Layout of the grid.")]
+MinTissue = Annotated[float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")]
+Spots = Annotated[
+    Path | None, Option(help="Spot table of the image. (default: a grid on the tissue)")
+]
+
 # sampling and running
 NetworkPrecision = Annotated[T, Option(help="float32, tf32 or bf16 (GPUs).")]
 Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]

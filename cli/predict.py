@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
@@ -25,23 +25,15 @@ def predict(
     slides: Annotated[list[Path], Argument(help=SLIDES)],
     model: Annotated[Path, Option(help="Run, fold or checkpoint folder.")],
     out: Annotated[Path, Option(help="Output folder.")],
-    um_per_px: Annotated[
-        float | None, Option(help="Micrometres per pixel. (default: of the image's metadata)")
-    ] = None,
-    spots: Annotated[
-        Path | None, Option(help="Spot table of the only image. (default: a grid on the tissue)")
-    ] = None,
+    um_per_px: opt.UmPerPx = None,
+    spots: opt.Spots = None,
     image: Annotated[Path | None, Option(help="Full-resolution H&E image of the folder.")] = None,
     name: Annotated[str | None, Option("--id", help="Name of the only slide.")] = None,
     pitch_um: Annotated[
         float | None, Option(min=0.001, max=1e5, help="Grid spacing, µm. (default: as in training)")
     ] = None,
-    layout: Annotated[
-        Literal["hexagonal", "square"], Option(help="Layout of the grid.")
-    ] = "hexagonal",
-    min_tissue: Annotated[
-        float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")
-    ] = 0.1,
+    layout: opt.Layout = "hexagonal",
+    min_tissue: opt.MinTissue = 0.1,
     genes: opt.ChosenGenes = None,
     n_samples: Annotated[
         int,

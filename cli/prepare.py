@@ -41,15 +41,14 @@ def prepare(
     ] = "symbols",
     bin_um: Annotated[int | None, Option(help="Bins of Visium HD, µm. (default: 8)")] = None,
     alignment: Annotated[Path | None, Option(help="H&E alignment matrix (Xenium), csv.")] = None,
-    patch_px: Annotated[int, Option(min=8, max=4096, help="Patch width, px.")] = 224,
-    patch_um: Annotated[float, Option(min=0.001, max=1e5, help="Physical patch width, µm.")] = 112,
+    patch_px: opt.PatchPx = 224,
+    patch_um: opt.PatchUm[float] = 112,
     grid: Annotated[bool, Option("--grid", help="Grid over the tissue of --image.")] = False,
     pitch_um: Annotated[
         float | None, Option(min=0.001, max=1e5, help="Grid spacing, µm. (default: --patch-um)")
     ] = None,
-    min_tissue: Annotated[
-        float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")
-    ] = 0.1,
+    layout: opt.Layout = "square",
+    min_tissue: opt.MinTissue = 0.1,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Cut patches of H&E slides around spots, or on a grid.
@@ -61,6 +60,7 @@ def prepare(
         if image is None or name is None or source or spots or counts:
             raise BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
         shared |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
+        shared["layout"] = layout
         _prepare_grid(image, out, name, shared)
         return
     if pitch_um is not None:

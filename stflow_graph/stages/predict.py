@@ -17,7 +17,7 @@ import numpy as np
 
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, attempt_each
-from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
+from stflow_graph.images.overlay import overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.inference.sampling import (
     FoldModel,
@@ -27,17 +27,15 @@ from stflow_graph.inference.sampling import (
     sample_file,
 )
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import write_bytes
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
 from stflow_graph.models.precision import check_precision
 from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
-from stflow_graph.preparation.embedding import embed_patches, patch_readers
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
-from stflow_graph.preparation.patch_sources import ImagePatches
-from stflow_graph.preparation.places import Layout, Places, warn_of_places
+from stflow_graph.preparation.image_embedding import embed_image, write_overlay
+from stflow_graph.preparation.places import Layout, Places
 from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
 
 _MAX_UM = 1e5
@@ -279,14 +277,23 @@ class _Work:
                 return PredictedSlide(slide.name, n, number, path, overlay, True)
             with slide.open() as image:
                 places = slide.places(image, self.patch_um, self.grid)
-                self._draw(image, places, overlay)
+                write_overlay(slide, image, places, overlay)
                 if self.settings.keep_patches:
                     self._write_patches(image, places, origin, versions)
-                digest = origin.get("image_sha256") or origin["counts_sha256"]
-                here = None if self.settings.embed.workers else image
-                size = self.settings.patch_px
-                source = ImagePatches(slide.name, slide.image, places, size, digest, here)
-                self._embed(source, embeddings, engine, progress, versions.check)
+                embed_image(
+                    slide,
+                    image,
+                    places,
+                    embeddings,
+                    self.encoder,
+                    self.settings.embed,
+                    patch_px=self.settings.patch_px,
+                    image_sha256=origin.get("image_sha256") or origin["counts_sha256"],
+                    overwrite=self.overwrite,
+                    progress=progress,
+                    engine=engine(len(places)),
+                    check=versions.check,
+                )
             done = sample_file(
                 self.fold, embeddings, out, sample, origin=origin, overwrite=self.overwrite
             )
@@ -299,13 +306,6 @@ class _Work:
     def _picture(self) -> Path | None:
         """Return the image file for the prediction to carry along, None where it is none."""
         return self.slide.image if "image" in self.slide.inputs else None
-
-    def _draw(self, image: ImageReader, places: Places, overlay: Path) -> None:
-        overview = Overview.of(image)
-        if self.slide.read_spots is not None:
-            warn_of_places(overview, places.coords, places.edge, self.slide.image)
-        drawn = draw_overlay(overview, places.coords, places.um_per_px, name=self.slide.name)
-        write_bytes(overlay, drawn)
 
     def _write_patches(
         self, image: ImageReader, places: Places, origin: Mapping[str, Any], versions: Versions
@@ -322,25 +322,3 @@ class _Work:
             record,
             check=versions.check,
         )
-
-    def _embed(
-        self,
-        source: ImagePatches,
-        target: Path,
-        engine: Callable[[int], Engine],
-        progress: Progress | None,
-        check: Callable[[], None],
-    ) -> None:
-        settings = self.settings.embed
-        with patch_readers(settings.workers) as pool:
-            embed_patches(
-                source,
-                target,
-                self.encoder,
-                settings,
-                overwrite=self.overwrite,
-                progress=progress,
-                pool=pool,
-                engine=engine(len(source.barcodes)),
-                check=check,
-            )
