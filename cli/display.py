@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -22,6 +23,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from stflow_graph.inference.in_range import InRange
 
 _LOG_WIDTH = 160
 
@@ -49,6 +53,17 @@ def show_next(command: str) -> None:
 def state(up_to_date: bool) -> str:
     """Return the end of a sentence about an output: left as it was, or written."""
     return "is up to date" if up_to_date else "written"
+
+
+def range_note(in_range: InRange | None) -> str:
+    """Return what to add to a slide's line: the share of its spots that are in range."""
+    return "" if in_range is None else f", {in_range.share:.0%} in range"
+
+
+def show_range(slide: str, in_range: InRange | None) -> None:
+    """Print a line where a slide is out of its model's range."""
+    if in_range is not None and not in_range.slide:
+        show(f"{slide}: OUT OF RANGE of the model: {in_range.warning()}", style="yellow")
 
 
 def table(

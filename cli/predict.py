@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, show, show_next, state
+from .display import progress, range_note, show, show_next, show_range, state
 
 if TYPE_CHECKING:
     from stflow_graph.platforms.source import SourceOptions
@@ -117,8 +117,9 @@ def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> li
 
 
 def _show(done: PredictedSlide) -> None:
-    fold = "" if done.fold is None else f", fold {done.fold}"
+    note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
     show(
-        f"{done.slide}: {done.n_spots:,} spots{fold}: {done.path} {state(done.up_to_date)}; "
+        f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {state(done.up_to_date)}; "
         f"where they lie: {done.overlay}"
     )
+    show_range(done.slide, done.in_range)

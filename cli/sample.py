@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import show, show_next, state
+from .display import range_note, show, show_next, show_range, state
 
 if TYPE_CHECKING:
     from stflow_graph.inference.sampling import Sampled
@@ -116,4 +116,6 @@ def _next_step(done: list[Sampled], out: Path) -> str:
 def _show(done: Sampled) -> None:
     fold = "" if done.fold is None else f", fold {done.fold}"
     fold += " (held out)" if done.held_out else ""
-    show(f"{done.slide}: {done.n_spots} spots{fold}: {done.path} {state(done.up_to_date)}")
+    note = fold + range_note(done.in_range)
+    show(f"{done.slide}: {done.n_spots} spots{note}: {done.path} {state(done.up_to_date)}")
+    show_range(done.slide, done.in_range)

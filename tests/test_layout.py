@@ -33,7 +33,7 @@ RANKS = {
     "stages": 8,
     "api": 9,
 }
-MAX_ARROWS = 125
+MAX_ARROWS = 132
 FILES = sorted((ROOT / "stflow_graph").rglob("*.py"))
 OUTSIDE = sorted([*(ROOT / "cli").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 

@@ -129,7 +129,17 @@ def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") 
         file=str(source.path),
         encoder=source.encoder or "",
         patch_um=patch_um(source.attrs),
+        stain=stain_of(source.attrs),
     )
+
+
+def stain_of(attrs: Mapping[str, Any]) -> np.ndarray | None:
+    """Return the stain in an embedding file's attributes, see ``images.stain``, or None."""
+    try:
+        stain = np.asarray(attrs.get("stain"), dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return stain if stain.shape == (3,) and np.isfinite(stain).all() else None
 
 
 def patch_um(attrs: Mapping[str, Any]) -> float | None:

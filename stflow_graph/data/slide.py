@@ -43,6 +43,8 @@ class Slide:
         file: the file it was read from, for messages; "" for a slide in memory.
         encoder: the encoder of ``x``, "" if unknown.
         patches: a patch file, or ``[N, P, P, 3]`` uint8; None if there are none.
+        stain: ``[3]`` shares of red, green and blue in the optical density of its patches, None if
+            unknown.
         adata: the same N spots with raw counts in ``X``, all genes; None if not measured.
     """
 
@@ -58,6 +60,7 @@ class Slide:
     patches: Path | np.ndarray | None = None
     adata: AnnData | None = None
     patch_um: float | None = None
+    stain: np.ndarray | None = None
 
     @classmethod
     def from_hest(

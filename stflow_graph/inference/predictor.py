@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from stflow_graph.data.load import patch_um, same_patch_size, slide_of
+from stflow_graph.data.load import patch_um, same_patch_size, slide_of, stain_of
 from stflow_graph.data.observed import Observed, read_observed
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.inference.in_range import RangeMeter
 from stflow_graph.inference.inputs import (
     check_enough_spots,
     slide_data,
@@ -30,6 +31,7 @@ from stflow_graph.models.checkpoint import Checkpoint
 from stflow_graph.models.precision import check_precision, computing_in
 from stflow_graph.nn.ensemble import DenoiserEnsemble
 from stflow_graph.nn.two_stage import TwoStageDenoiser
+from stflow_graph.stats.training_range import LEVELS
 from stflow_graph.version import __version__
 
 
@@ -90,6 +92,19 @@ class Predictor:
                 f"{_file_of(source)}: patches show {size:.4g} µm, those of training {trained:.4g}. "
                 f"Fix: cut patches of {trained:.4g} µm, or give --allow-patch-size"
             )
+
+    def meter(self, source: EmbeddingFile | Slide) -> RangeMeter | None:
+        """Return what measures how far a slide lies from those of training, None if unknown."""
+        known = self.checkpoint.training_range
+        if known is None:
+            return None
+        stain = source.stain if isinstance(source, Slide) else stain_of(source.attrs)
+        return RangeMeter(known, len(source), stain)
+
+    def quantiles(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return quantiles of some genes' predictions for training slides, and their levels."""
+        known = self.checkpoint.training_range
+        return None if known is None else (known.expression[columns], LEVELS)
 
     def observed(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Observed | None:
         """Read what is measured of a slide, None where nothing is.
@@ -215,6 +230,17 @@ class Predictor:
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }
+
+
+def of_genes(blocks: Iterator[Block], columns: np.ndarray) -> Iterator[Block]:
+    """Yield blocks with some of the genes."""
+    for rows, mean, samples in blocks:
+        yield Block(rows, mean[:, columns], None if samples is None else samples[:, :, columns])
+
+
+def observed_places(observed: Observed, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows, and the places among some genes, of measured values."""
+    return observed.rows, np.flatnonzero(np.isin(columns, observed.genes))
 
 
 def _evidence(observed: Observed | None, settings: SampleSettings) -> dict[str, Any]:

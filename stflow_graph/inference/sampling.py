@@ -11,18 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stflow_graph.data.load import um_per_px
 from stflow_graph.data.observed import Observed
 from stflow_graph.errors import BadConfig, BadInput, unquoted
-from stflow_graph.inference.predictor import Predictor
+from stflow_graph.inference.in_range import IN_RANGE, OBS_COLUMNS, InRange
+from stflow_graph.inference.predictor import Predictor, observed_places, of_genes
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.h5ad import is_h5ad
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import (
     Block,
+    Late,
     n_spots_of,
     read_provenance,
     write_prediction_blocks,
@@ -37,7 +37,10 @@ NO_ORIGIN: Mapping[str, Any] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """A slide's prediction on disk; ``up_to_date`` if there was nothing to do."""
+    """A slide's prediction on disk; ``up_to_date`` if there was nothing to do.
+
+    ``in_range`` says how far the slide lies from those of training; None: the model does not know.
+    """
 
     slide: str
     n_spots: int
@@ -45,6 +48,7 @@ class Sampled:
     held_out: bool
     path: Path
     up_to_date: bool
+    in_range: InRange | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,46 +145,49 @@ def sample_file(
         predictor.check(source, settings)
         columns = settings.columns(fold.checkpoint.genes)
         observed = predictor.observed(source, settings)
+        meter = predictor.meter(source)
+        if meter is not None:
+            source = dataclasses.replace(source, watch=meter.see)
         provenance = {**_provenance(fold, source, settings, observed, versions), **origin}
         hashed = threads.submit(versions.sha256, file)  # large: takes its time beside the rest
         result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
 
-        def late() -> dict[str, str]:
+        def digest() -> dict[str, str]:
             return {"embeddings_sha256": hashed.result()}
 
-        if not overwrite and _is_there(path, provenance, late):
-            return dataclasses.replace(result, up_to_date=True)
+        if not overwrite and (stored := _stored(path, provenance, digest)) is not None:
+            in_range = InRange.of_record(stored.get(IN_RANGE))
+            return dataclasses.replace(result, up_to_date=True, in_range=in_range)
+
+        def late() -> Late:
+            if meter is None:
+                return Late(digest(), {})
+            return Late({**digest(), IN_RANGE: meter.result().record()}, meter.columns())
+
         settings.check_disk(out, len(source), len(columns))
-        blocks = _of_genes(predictor.blocks(source, settings, observed, out), columns)
+        blocks = of_genes(predictor.blocks(source, settings, observed, out), columns)
         write_prediction_blocks(
             path,
-            _then(blocks, late, versions.check),
+            _then(blocks, digest, versions.check),
             source.barcodes,
             [fold.checkpoint.genes[i] for i in columns],
             source.coords,
             provenance=provenance,
-            late_provenance=late,
+            late=late,
+            late_obs={} if meter is None else OBS_COLUMNS,
+            quantiles=predictor.quantiles(columns),
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
             expected_pearson=None if calibration is None else calibration.pearson[columns],
             picture=settings.picture(name),
-            observed=None if observed is None else _observed_places(observed, columns),
+            observed=None if observed is None else observed_places(observed, columns),
         )
-    return result
+    return result if meter is None else dataclasses.replace(result, in_range=meter.result())
 
 
-def _of_genes(blocks: Iterator[Block], columns: np.ndarray) -> Iterator[Block]:
-    for rows, mean, samples in blocks:
-        yield Block(rows, mean[:, columns], None if samples is None else samples[:, :, columns])
-
-
-def _observed_places(observed: Observed, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return observed.rows, np.flatnonzero(np.isin(columns, observed.genes))
-
-
-def is_predicted(
+def predicted(
     path: Path, fold: FoldModel, settings: SampleSettings, origin: Mapping[str, Any]
-) -> int | None:
-    """Return the spots of a prediction that is there, None where none is or it is of other inputs.
+) -> Sampled | None:
+    """Return a prediction that is there, None where none is or it is of other inputs.
 
     Unlike :func:`sample_file` it does not need the embeddings, only what they are made of.
 
@@ -190,17 +197,18 @@ def is_predicted(
         settings: number of samples, seed.
         origin: what the embeddings are made of, as :func:`sample_file` took it.
     """
-    if not path.is_file():
-        return None
+    name, held_out = path.stem, fold.holds_out(path.stem)
     expected = {
-        **fold.predictor.provenance(path.stem, settings),
+        **fold.predictor.provenance(name, settings),
         "checkpoint_sha256": fold.sha256,
         **origin,
     }
     with contextlib.suppress(BadInput):
-        stored = read_provenance(path)
-        if all(stored.get(key) == value for key, value in expected.items()):
-            return n_spots_of(path)
+        if path.is_file():
+            stored, n = read_provenance(path), n_spots_of(path)
+            in_range = InRange.of_record(stored.get(IN_RANGE))
+            if all(stored.get(key) == value for key, value in expected.items()):
+                return Sampled(name, n, fold.number, held_out, path, True, in_range)
     return None
 
 
@@ -236,15 +244,20 @@ def _provenance(
     return provenance
 
 
-def _is_there(path: Path, provenance: dict[str, Any], late: Callable[[], dict[str, str]]) -> bool:
+def _stored(
+    path: Path, provenance: dict[str, Any], late: Callable[[], dict[str, str]]
+) -> dict[str, Any] | None:
+    """Return the provenance of a prediction that is there, None where it is of other inputs."""
     if not path.exists():
-        return False
+        return None
     try:
         stored = read_provenance(path)
     except BadInput as error:
         if not is_h5ad(path):
-            return False
+            return None
         found = unquoted("an .h5ad that is no prediction")
         fix = "give another --out, or --overwrite to replace it"
         raise BadInput(path, "output", found, "a free name or a prediction", fix) from error
-    return {**stored, "format": None} == {**provenance, **late(), "format": None}
+    measured = {"format": None, IN_RANGE: None}
+    same = {**stored, **measured} == {**provenance, **late(), **measured}
+    return stored if same else None

@@ -10,7 +10,8 @@ from torch import nn
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, unquoted
-from stflow_graph.inference.predictor import Predictor
+from stflow_graph.inference.in_range import IN_RANGE
+from stflow_graph.inference.predictor import Predictor, observed_places, of_genes
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.predictions import prediction_anndata
 from stflow_graph.io.pretrained import HubOptions, PushOptions, fetch, push
@@ -116,17 +117,24 @@ class SlideModel:
         predictor.check(slide, settings)
         observed = predictor.observed(slide, settings)
         provenance = predictor.provenance(slide.name, settings, observed)
+        columns, meter = settings.columns(self.genes), predictor.meter(slide)
+        if meter is not None:
+            meter.see(slice(0, len(slide)), slide.x)
+            provenance[IN_RANGE] = meter.result().record()
         prediction = prediction_anndata(
-            predictor.blocks(slide, settings, observed),
+            of_genes(predictor.blocks(slide, settings, observed), columns),
             slide.barcodes,
-            self.genes,
+            [self.genes[i] for i in columns],
             slide.coords,
             provenance={**provenance, "um_per_px": slide.um_per_px},
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
-            expected_pearson=None if calibration is None else calibration.pearson,
+            expected_pearson=None if calibration is None else calibration.pearson[columns],
+            quantiles=predictor.quantiles(columns),
             picture=settings.picture(slide.name),
-            observed=None if observed is None else (observed.rows, observed.genes),
+            observed=None if observed is None else observed_places(observed, columns),
         )
+        for name, values in ({} if meter is None else meter.columns()).items():
+            prediction.obs[name] = values
         if settings.image is None and slide.adata is not None and "spatial" in slide.adata.uns:
             prediction.uns["spatial"] = slide.adata.uns["spatial"]
         return prediction

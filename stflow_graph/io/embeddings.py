@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class EmbeddingFile:
         attrs: the file's attributes.
         encoder: our name of the encoder, None if the file does not identify it.
         field: the key of ``data``, for messages.
+        watch: called with the rows and the embeddings of every block that is read.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class EmbeddingFile:
     attrs: dict[str, Any]
     encoder: str | None = None
     field: str = "embeddings"
+    watch: Callable[[slice, np.ndarray], None] | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -80,6 +82,8 @@ class EmbeddingFile:
                 check_finite(x, self.path, self.field, len(self), start)
                 found = unquoted(f"values up to {largest:g}")
                 raise BadInput(self.path, self.field, found, f"embeddings below {_MAX_CHANNEL:g}")
+            if self.watch is not None:
+                self.watch(rows, x)
             yield rows, x
 
     def read(self) -> np.ndarray:

@@ -28,6 +28,7 @@ FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
 OBSERVED = "observed"
 _CHUNK_BYTES = 2**20
+_NOTHING: Mapping[str, Any] = {}
 _Matrix: TypeAlias = h5py.Dataset | np.ndarray
 
 
@@ -81,13 +82,28 @@ def chunk_rows(n_genes: int) -> int:
     return max(1, _CHUNK_BYTES // (4 * n_genes))
 
 
+class Late(NamedTuple):
+    """What is known of a prediction when all its blocks are there.
+
+    Attributes:
+        provenance: further entries.
+        obs: ``[N]`` columns of the spots.
+    """
+
+    provenance: Mapping[str, Any]
+    obs: Mapping[str, np.ndarray]
+
+
 class PredictionInfo(TypedDict, total=False):
     """Information stored with the values of a prediction.
 
     Attributes:
         provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
             ``uns["stflow_graph"]`` so that lists and None survive.
-        late_provenance: called when all blocks are there, for values that take their time.
+        quantiles: ``[G, L]`` of the expression predicted for training slides, and their levels
+            ``[L]``; stored as ``varm["training_quantiles"]`` and in ``uns["stflow_graph"]``.
+        late_obs: names of columns of the spots, and their types, that :class:`Late` gives.
+        late: called when all blocks are there, for what is known only then.
         n_samples: S of every block; 0 without samples.
         expected_pearson: ``[G]`` scores of the model on held-out training slides, stored as
             ``var["expected_pearson"]``.
@@ -97,7 +113,9 @@ class PredictionInfo(TypedDict, total=False):
     """
 
     provenance: Required[Mapping[str, Any]]
-    late_provenance: Callable[[], Mapping[str, Any]]
+    quantiles: tuple[np.ndarray, np.ndarray] | None
+    late_obs: Mapping[str, type[np.generic]]
+    late: Callable[[], Late]
     n_samples: int
     expected_pearson: np.ndarray | None
     picture: Picture | None
@@ -135,8 +153,11 @@ def write_prediction_blocks(
         means = _matrix(file, "X", adata.shape)
         layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(info)]
         _fill(means, layers, blocks, path, output.check)
-        if "late_provenance" in info:
-            file[f"uns/{KEY}/provenance"][()] = _provenance_text(info, late=True)
+        if "late" in info:
+            late = info["late"]()
+            file[f"uns/{KEY}/provenance"][()] = _provenance_text(info, late.provenance)
+            for name, values in late.obs.items():
+                file[f"obs/{name}"][...] = values
 
 
 def prediction_anndata(
@@ -150,6 +171,11 @@ def prediction_anndata(
     adata = _without_values(barcodes, genes, coords, info)
     means, *layers = (np.empty(adata.shape, np.float32) for _ in ("X", *_layers(info)))
     _fill(means, layers, blocks, f"prediction of {info['provenance']['slide']}")
+    if "late" in info:
+        late = info["late"]()
+        adata.uns[KEY]["provenance"] = _provenance_text(info, late.provenance)
+        for name, values in late.obs.items():
+            adata.obs[name] = values
     adata.X = means
     for name, layer in zip(_layers(info), layers, strict=True):
         adata.layers[name] = layer
@@ -215,17 +241,20 @@ def _without_values(
     if observed := info.get("observed"):
         for table, places in zip((adata.obs, adata.var), observed, strict=True):
             table[OBSERVED] = np.isin(np.arange(len(table)), places)
+    for name, dtype in info.get("late_obs", _NOTHING).items():
+        adata.obs[name] = np.zeros(len(barcodes), dtype)
+    if quantiles := info.get("quantiles"):
+        adata.varm["training_quantiles"] = np.asarray(quantiles[0], dtype=np.float32)
     if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     adata.uns[KEY] = {"format": FORMAT, "provenance": _provenance_text(info)}
+    if quantiles:
+        adata.uns[KEY]["quantile_levels"] = np.asarray(quantiles[1], dtype=np.float64)
     return adata
 
 
-def _provenance_text(info: PredictionInfo, *, late: bool = False) -> str:
-    values = {"format": FORMAT, **info["provenance"]}
-    if late:
-        values |= info["late_provenance"]()
-    return json.dumps(values, sort_keys=True)
+def _provenance_text(info: PredictionInfo, late: Mapping[str, Any] = _NOTHING) -> str:
+    return json.dumps({"format": FORMAT, **info["provenance"], **late}, sort_keys=True)
 
 
 def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:

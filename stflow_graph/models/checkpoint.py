@@ -3,7 +3,8 @@
 ``config.json`` (configuration, provenance, SHA-256 of the other files), ``model.safetensors``,
 ``normalisation.safetensors``, ``genes.json``, ``calibration.csv`` (per-gene results on held-out
 training slides; not of converted weights), ``field.safetensors`` (the field of the
-residuals, where samples come from one) and ``README.md``.
+residuals, where samples come from one), ``training_range.safetensors`` (what the training slides
+look like; not of converted weights) and ``README.md``.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ from stflow_graph.nn.pretrained import (
     weights_of_member,
 )
 from stflow_graph.stats.calibration import Calibration
+from stflow_graph.stats.training_range import TrainingRange
 
 FORMAT = "stflow_graph.checkpoint/5"
 _FILES = ("model.safetensors", "normalisation.safetensors", "genes.json")
 _CALIBRATION = "calibration.csv"
 _FIELD = "field.safetensors"
+_RANGE = "training_range.safetensors"
 _COLUMNS = ("spread", "pearson", "pearson_sd")
 
 
@@ -67,6 +70,7 @@ class Checkpoint:
         n_members: ensemble size.
         calibration: spread of the samples and expected accuracy per gene; None if unknown.
         field: of the residuals, on the CPU; None where samples come from a flow.
+        training_range: what the training slides look like; None if unknown.
     """
 
     config: Config
@@ -78,6 +82,7 @@ class Checkpoint:
     n_members: int = 1
     calibration: Calibration | None = None
     field: ExpressionField | None = None
+    training_range: TrainingRange | None = None
 
     def build(self, device: str | torch.device = "cpu") -> list[Pretrained]:
         """Return the members with their weights, in eval mode.
@@ -141,6 +146,9 @@ def save_checkpoint(
         if checkpoint.field is not None:
             write_bytes(temporary / _FIELD, save(checkpoint.field.state_dict()))
             files.append(_FIELD)
+        if checkpoint.training_range is not None:
+            write_bytes(temporary / _RANGE, save_arrays(checkpoint.training_range.arrays()))
+            files.append(_RANGE)
         content = {
             "format": FORMAT,
             "in_channels": checkpoint.in_channels,
@@ -196,12 +204,13 @@ def _load(folder: Path, allow_code: bool) -> Checkpoint:
         config = parse_config(content["config"], folder / "config.json")
     if not allow_code:
         check_no_custom_code(config, folder / "config.json")
-    extra = [name for name in (_CALIBRATION, _FIELD) if name in hashes]
+    extra = [name for name in (_CALIBRATION, _FIELD, _RANGE) if name in hashes]
     for name in (*_FILES, *extra):
         if sha256(folder / name) != hashes.get(name):
             raise BadInput(
                 folder / name, "sha256", unquoted("another hash"), "the one in config.json"
             )
+    genes = read_gene_list(folder / "genes.json")
     try:
         weights = load_file(folder / "model.safetensors")
         arrays = load_arrays(folder / "normalisation.safetensors")
@@ -213,6 +222,10 @@ def _load(folder: Path, allow_code: bool) -> Checkpoint:
         field = (
             ExpressionField.from_weights(load_file(folder / _FIELD)) if _FIELD in extra else None
         )
+        known = None
+        if _RANGE in extra:
+            shape = in_channels, len(genes)
+            known = TrainingRange.from_arrays(load_arrays(folder / _RANGE), *shape)
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
@@ -220,7 +233,7 @@ def _load(folder: Path, allow_code: bool) -> Checkpoint:
         raise BadInput(folder, "content", text, "the tensors of a checkpoint") from None
     return Checkpoint(
         config,
-        read_gene_list(folder / "genes.json"),
+        genes,
         in_channels,
         scaling,
         weights,
@@ -228,6 +241,7 @@ def _load(folder: Path, allow_code: bool) -> Checkpoint:
         n_members,
         _read_table(folder / _CALIBRATION) if _CALIBRATION in extra else None,
         field,
+        known,
     )
 
 

@@ -30,7 +30,7 @@ MODEL_FOLDER = marked(
     (_CHECKPOINT, "stflow_graph.network/"),
     (
         *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
-        *("calibration.csv", "field.safetensors"),
+        *("calibration.csv", "field.safetensors", "training_range.safetensors"),
     ),
 )
 

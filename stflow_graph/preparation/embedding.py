@@ -21,6 +21,7 @@ from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadInput, OutOfMemory, attempt_each, unquoted
+from stflow_graph.images.stain import StainMeter
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
@@ -169,11 +170,14 @@ def embed_patches(
         readers as reader,
         write_embeddings(target, source.barcodes, source.coords, encoder.width, attrs) as writer,
     ):
-        n_blank = 0
-        for x, blank in _encode(_batches(source, n, settings, reader), n, engine, report):
+        n_blank, stain = 0, StainMeter()
+        batches = _batches(source, n, settings, reader)
+        for x, blank in _encode(batches, n, engine, report, stain):
             writer.append(x)
             n_blank += blank
         writer.attrs.update(n_blank=n_blank, engine=engine.name)
+        if stain.shares is not None:
+            writer.attrs["stain"] = stain.shares
         check()
     return Embedded(source.slide, target, n, n_blank, False)
 
@@ -190,7 +194,7 @@ def embed_slide(
     Raises:
         BadInput: the slide has no patches, or they cannot be used.
     """
-    patches, rows = slide.patches, np.arange(len(slide))
+    patches, rows, stain = slide.patches, np.arange(len(slide)), StainMeter()
     report = None if progress is None else partial(progress, slide.name)
     if patches is None:
         fix = "Slide.from_hest reads a patch file, Slide.from_anndata takes patches="
@@ -202,7 +206,7 @@ def embed_slide(
         size = settings.batch_size
         parts = (patches[start : start + size] for start in range(0, len(patches), size))
         engine = Engine(encoder, settings, lambda: len(patches))
-        encoded = list(_encode(parts, len(patches), engine, report))
+        encoded = list(_encode(parts, len(patches), engine, report, stain))
     else:
         with (
             unchanged(patches),
@@ -213,9 +217,9 @@ def embed_slide(
             stored = StoredPatches(patches, file.barcodes, file.coords)
             batches = _batches(stored, n, settings, pool)
             engine = Engine(encoder, settings, lambda: n)
-            encoded = list(_encode(batches, n, engine, report))
+            encoded = list(_encode(batches, n, engine, report, stain))
     x = np.concatenate([x for x, _ in encoded])[rows]
-    return dataclasses.replace(slide, x=x, encoder=encoder.name)
+    return dataclasses.replace(slide, x=x, encoder=encoder.name, stain=stain.shares)
 
 
 def _check_current(target: Path, attrs: Mapping[str, object], hashes: Sequence[str]) -> int:
@@ -240,6 +244,7 @@ def _encode(
     n: int,
     engine: Engine,
     report: Callable[[int, int], None] | None,
+    stain: StainMeter,
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the embeddings ``[B, F]`` of each batch and how many of its patches are blank."""
     done = 0
@@ -247,6 +252,7 @@ def _encode(
         for images in batches:
             flat = images.reshape(len(images), -1)
             n_blank = int((np.ptp(flat, axis=1) < _BLANK_RANGE).sum())
+            stain.add(images)
             yield engine(images), n_blank
             done += len(images)
             if report:

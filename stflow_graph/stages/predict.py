@@ -19,11 +19,13 @@ from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, attempt_each
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.images.reader import ImageReader
+from stflow_graph.inference.in_range import InRange
 from stflow_graph.inference.sampling import (
     FoldModel,
-    is_predicted,
+    Sampled,
     load_models,
     model_for,
+    predicted,
     sample_file,
 )
 from stflow_graph.inference.settings import SampleSettings
@@ -83,6 +85,7 @@ class PredictedSlide:
         path: the prediction.
         overlay: a picture of where the spots lie.
         up_to_date: both existed, made from the same inputs; nothing was done.
+        in_range: how far the slide lies from those of training; None: the model does not know.
     """
 
     slide: str
@@ -91,6 +94,7 @@ class PredictedSlide:
     path: Path
     overlay: Path
     up_to_date: bool
+    in_range: InRange | None
 
 
 def predict(
@@ -271,10 +275,9 @@ class _Work:
         sample = dataclasses.replace(self.settings.sample, image=self._picture())
         with unchanged(*slide.inputs.values()) as versions:
             origin = self.origin()
-            n = None if self.overwrite else is_predicted(path, self.fold, sample, origin)
-            if n is not None and overlay.is_file():
-                number = self.fold.number
-                return PredictedSlide(slide.name, n, number, path, overlay, True)
+            done = None if self.overwrite else predicted(path, self.fold, sample, origin)
+            if done is not None and overlay.is_file():
+                return self._result(done, overlay)
             with slide.open() as image:
                 places = slide.places(image, self.patch_um, self.grid)
                 write_overlay(slide, image, places, overlay)
@@ -301,7 +304,13 @@ class _Work:
             embeddings.unlink()
             with contextlib.suppress(OSError):  # others are there
                 embeddings.parent.rmdir()
-        return PredictedSlide(slide.name, done.n_spots, done.fold, path, overlay, False)
+        return self._result(done, overlay)
+
+    def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:
+        numbers = done.n_spots, done.fold
+        return PredictedSlide(
+            done.slide, *numbers, done.path, overlay, done.up_to_date, done.in_range
+        )
 
     def _picture(self) -> Path | None:
         """Return the image file for the prediction to carry along, None where it is none."""

@@ -29,6 +29,7 @@ from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
 from stflow_graph.stats.panels import mean_of_measured
 from stflow_graph.stats.ridge import fit_ridge_path
+from stflow_graph.stats.training_range import TrainingRange
 from stflow_graph.training.expression_field import fit_expression_field
 from stflow_graph.training.loop import EpochRecord, fit, stored_history
 from stflow_graph.training.members import Training, n_processes, train_members
@@ -52,6 +53,7 @@ class FittedFold:
         validation_pearson: mean PCC, over genes and held-out slides, of each slide's prediction by
             the member that held it out.
         field: of the residuals, if the configuration asks for it.
+        training_range: what the slides' embeddings look like.
     """
 
     config: Config
@@ -62,6 +64,7 @@ class FittedFold:
     held_out: list[list[str]]
     validation_pearson: float
     field: ExpressionField | None
+    training_range: TrainingRange
 
     def checkpoint(
         self, genes: Sequence[str], in_channels: int, provenance: Mapping[str, Any]
@@ -88,6 +91,7 @@ class FittedFold:
             len(self.best),
             self.calibration,
             self.field,
+            self.training_range,
         )
 
 
@@ -190,6 +194,11 @@ def fit_fold(
         [sorted({slide.name for slide in validate}) for _, validate in splits],
         mean_of_defined(calibration.pearson),
         field,
+        TrainingRange.fit(
+            [slide.x for slide in slides],
+            [part.mean for _, part in parts],
+            [slide.stain for slide in slides],
+        ),
     )
 
 
