@@ -52,7 +52,7 @@ class InRange:
         """Return why a slide is out of range, "" if it is not."""
         reasons = []
         if not self.embeddings or self.share < _MIN_SHARE:
-            reasons.append(f"its patches differ from those of training ({self.share:.0%} in range)")
+            reasons.append("its patches are further from the training slides than these are apart")
         if self.stain is False:
             reasons.append("its stain has another colour")
         return " and ".join(reasons)

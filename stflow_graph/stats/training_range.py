@@ -115,8 +115,9 @@ class TrainingRange:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all fields as arrays, for a file."""
-        fields = dataclasses.fields(self)
-        return {field.name: np.asarray(getattr(self, field.name), np.float32) for field in fields}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        # in C's order: safetensors writes the bytes as they lie
+        return {name: np.array(value, np.float32, order="C") for name, value in values.items()}
 
     @classmethod
     def from_arrays(

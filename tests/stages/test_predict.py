@@ -8,12 +8,15 @@ import anndata
 import numpy as np
 import pytest
 from artefacts import read_embeddings
+from foreign import tissue_on_glass, write_svs
 from imaged import PATCH_PX, PATCH_UM, PATCHES, PITCH_UM, write_image, write_imaged
 from PIL import Image
 from toy import GENES, toy_encoder
 
+from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.platforms.source import SourceOptions
@@ -245,3 +248,48 @@ def test_a_slide_read_anew_is_another(imaged):
     assert not run(imaged, "images/S3.svs")[0].up_to_date
     stored = json.loads(anndata.read_h5ad(imaged / "out/S3.h5ad").uns["stflow_graph"]["provenance"])
     assert len(stored["image_sha256"]) == 64
+
+
+def test_predictions_say_whether_their_slide_is_like_those_of_training(imaged):
+    noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(imaged / "noise.png")
+    (same,) = run(imaged, "images/S3.svs")
+    (other,) = run(imaged, "noise.png", options=SourceOptions(um_per_px=0.5))
+    assert same.in_range.slide
+    assert same.in_range.share > 0.9
+    assert not other.in_range.slide
+    assert "patches" in other.in_range.warning()
+    adata = anndata.read_h5ad(other.path)
+    assert adata.obs["in_range"].dtype == bool
+    assert adata.obs["in_range"].mean() == pytest.approx(other.in_range.share)
+    assert ((adata.obs["range_distance"] <= 1) == adata.obs["in_range"]).all()
+    stored = json.loads(adata.uns["stflow_graph"]["provenance"])["in_range"]
+    assert stored == other.in_range.record()
+    assert adata.varm["training_quantiles"].shape == (len(GENES), 11)
+    assert (np.diff(adata.varm["training_quantiles"], axis=1) >= 0).all()
+    # as of a run that has nothing to do
+    assert run(imaged, "images/S3.svs")[0].in_range == same.in_range
+
+
+def test_the_stain_of_a_slide_is_compared(imaged):
+    pixels = np.asarray(Image.fromarray(tissue_on_glass()))
+    write_svs(imaged / "images/S3.svs", pixels[..., [1, 0, 2]], "0.5")  # green for red
+    (done,) = run(imaged, "images/S3.svs")
+    assert done.in_range.stain is False
+    assert "stain" in done.in_range.warning()
+
+
+def test_in_memory_it_is_the_same(imaged):
+    """SlideModel.predict and sample."""
+    (slide,) = slides_of(imaged / "images/S3.svs")
+    embed_from_image(slide, imaged / "S3.h5", toy_encoder(), PATCHES)
+    (done,) = sample(imaged / "run", [imaged / "S3.h5"], imaged / "out")
+    on_disk = anndata.read_h5ad(done.path)
+    model = SlideModel.from_pretrained(imaged / "run")
+    in_memory = model.predict(load_slide(imaged / "S3.h5"), SampleSettings(genes=("G2",)))
+    np.testing.assert_array_equal(in_memory.X, on_disk[:, "G2"].X)
+    for name in ("in_range", "range_distance"):
+        np.testing.assert_array_equal(in_memory.obs[name], on_disk.obs[name])
+    np.testing.assert_array_equal(
+        in_memory.varm["training_quantiles"], on_disk[:, "G2"].varm["training_quantiles"]
+    )
