@@ -6,6 +6,7 @@ They lie beside each other, or as her2st is published, in ``ST-spotfiles/``, ``S
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,9 @@ def _source(
     names = [name + ending for ending in _COUNTS]
     inputs = {"counts": required_file(counts, f"counts of {name}", names), "spots": spots}
     beside = [images / f"{name}{ending}" for ending in _IMAGES]
-    inside = [p for p in sorted(images.glob(f"*/{name}/*")) if p.suffix.lower() in _IMAGES]
+    inside = [
+        p for p in sorted(images.glob(f"*/{glob.escape(name)}/*")) if p.suffix.lower() in _IMAGES
+    ]
     if image := next((path for path in (*beside, *inside) if path.is_file()), None):
         inputs["image"] = image
     return SlideSource(
