@@ -53,7 +53,9 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
     try:
         file = _open(path)
     except BlockingIOError:
-        raise BadInput(path, "file", unquoted("a lock"), "a file that nobody is writing") from None
+        fix = "wait for the program that writes it; if none does, set HDF5_USE_FILE_LOCKING=FALSE"
+        expected = "a file that nobody is writing"
+        raise BadInput(path, "file", unquoted("a lock"), expected, fix) from None
     except OSError as error:
         text = " ".join(str(error).split())
         if "truncated" in text:

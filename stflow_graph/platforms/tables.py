@@ -143,7 +143,8 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
 
     A table's first row names the genes and its first column the spots. It is read row by row, so
     memory follows the counts that are not zero. Genes keep their names; a gene that stands twice
-    in a table is refused, as it is not clear whether its counts should be summed.
+    in a table is refused, as it is not clear whether its counts should be summed. In an .h5ad,
+    which scanpy reads so from 10x's files, both are kept.
 
     Args:
         path: the file.
@@ -156,7 +157,7 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
     """
     path = Path(path)
     if path.suffix == ".h5ad":
-        return read_expression(path)
+        return read_expression(path, number_duplicates=True)
     rows = read_rows(path)
     genes = next(rows)[1:]
     if number_duplicates:

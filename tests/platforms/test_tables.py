@@ -1,5 +1,7 @@
 import gzip
+import warnings
 
+import anndata
 import h5py
 import numpy as np
 import pytest
@@ -46,6 +48,18 @@ def test_counts_are_read_as_written_from_every_format(tmp_path, name):
     assert result.counts.nnz == np.count_nonzero(COUNTS)
     np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
     np.testing.assert_array_equal(result.total, COUNTS.sum(axis=1))
+
+
+def test_genes_that_stand_twice_in_an_h5ad_are_both_kept(tmp_path):
+    """scanpy reads 10x's files so; ``prepare`` has no option for them."""
+    adata = anndata.AnnData(sp.csr_matrix(COUNTS.astype(np.float32)))
+    adata.obs_names, adata.var_names = BARCODES, ["A", "B", "A", "C"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are not unique
+        adata.write_h5ad(tmp_path / "c.h5ad")
+        result = read_counts(tmp_path / "c.h5ad")
+    assert result.genes == ["A", "B", "A-1", "C"]
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
 
 
 def test_whole_numbers_may_be_written_as_decimals_and_lines_may_end_in_crlf(tmp_path):
