@@ -46,6 +46,14 @@ def test_spots_without_expression_are_left_out_and_said(tmp_path, caplog):
     assert "2 of 6 spots" in caplog.text
 
 
+def test_measured_spots_without_embeddings_are_left_out_and_said(tmp_path, caplog):
+    measured = [f"b{i}" for i in range(N)]
+    with caplog.at_level(logging.WARNING):
+        slide = load_slide(*write(tmp_path, measured[2:], measured))
+    assert slide.barcodes == measured[2:]
+    assert "2 of 6 measured spots have no embeddings in" in caplog.text
+
+
 def test_barcodes_that_do_not_match_are_counted_and_three_shown(tmp_path):
     embedded = [f"b{i}" for i in range(N)]
     files = write(tmp_path, embedded, [f"{b}-1" for b in embedded])
