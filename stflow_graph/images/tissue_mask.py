@@ -9,6 +9,9 @@ from scipy.ndimage import median_filter
 # threshold depends on the slide
 _LIMITS = (12, 24)
 _DUST = 3  # edge of the median filter, px of the overview
+# of glass under a coloured light: bright, even, and not of a stain's colour, which lacks green
+_BRIGHT, _EVEN, _LACK_OF_GREEN = 200, 16, 8
+_CAST = 8  # of tissue over the glass's own colour
 
 
 def tissue_mask(overview: np.ndarray) -> np.ndarray:
@@ -16,7 +19,8 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
 
     The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue
     is above Otsu's threshold of it (1979), clipped to 12 .. 24 of 255: an empty slide has no tissue
-    and one full of tissue has no hole.
+    and one full of tissue has no hole. Where the pixels below the threshold are glass of a cast,
+    tissue must exceed the cast, too, and the threshold may be higher.
 
     Args:
         overview: ``[height, width, 3]`` uint8.
@@ -26,8 +30,22 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
     """
     colour = overview.max(axis=2) - overview.min(axis=2)
     colour = median_filter(colour, size=_DUST)
-    threshold = np.clip(otsu(np.bincount(colour.reshape(-1), minlength=256)), *_LIMITS)
-    return colour > threshold
+    threshold = otsu(np.bincount(colour.reshape(-1), minlength=256))
+    cast = _cast_of_glass(overview[colour <= threshold])
+    if cast is None:
+        return colour > np.clip(threshold, *_LIMITS)
+    return colour > max(threshold, _LIMITS[0], cast + _CAST)
+
+
+def _cast_of_glass(pixels: np.ndarray) -> float | None:
+    """Return the colour, max - min, of pixels ``[N, 3]`` if they are glass, else None."""
+    if not len(pixels):
+        return None
+    low, (red, green, blue), high = np.percentile(pixels, (25, 50, 75), axis=0)
+    even = (high - low).max() <= _EVEN and min(red, green, blue) >= _BRIGHT
+    if not even or (red + blue) / 2 - green > _LACK_OF_GREEN:
+        return None
+    return float(max(red, green, blue) - min(red, green, blue))
 
 
 def otsu(histogram: np.ndarray) -> int:
