@@ -148,7 +148,7 @@ def run_baselines(target: str, seed: int, options: argparse.Namespace) -> None:
         file = options.out / target / "baselines" / f"fold{fold.index}-seed{seed}.npz"
         if file.exists():
             continue
-        genes = read_gene_list(dataset.gene_list_path(options.gene_list, fold.index))
+        genes = read_gene_list(dataset.gene_list_path(options.gene_list, fold))
         learn, test = (
             [load_sample(s, options.embeddings, options.encoder, genes, target) for s in part]
             for part in (fold.train, fold.test)
@@ -187,7 +187,7 @@ def read_truths(target: str, options: argparse.Namespace) -> dict[str, Truth]:
     (dataset,) = find_datasets(options.root, options.datasets)
     truths = {}
     for fold in wanted_folds(dataset, options):
-        genes = read_gene_list(dataset.gene_list_path(options.gene_list, fold.index))
+        genes = read_gene_list(dataset.gene_list_path(options.gene_list, fold))
         for each in fold.test:
             slide = load_sample(each, options.embeddings, options.encoder, genes, target)
             expression = read_expression(each.expr_path, genes)

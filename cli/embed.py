@@ -22,6 +22,16 @@ def embed(
     embed_dataroot: opt.EmbedDataroot[Path | None] = None,
     out: Annotated[Path | None, Option(help="Output file or folder, for patch files.")] = None,
     datasets: opt.Datasets = None,
+    image: Annotated[
+        Path | None, Option(help="H&E image, instead of patches (with --out FILE.h5).")
+    ] = None,
+    spots: opt.Spots = None,
+    um_per_px: opt.UmPerPx = None,
+    patch_px: opt.PatchPx = 224,
+    patch_um: opt.PatchUm[float] = 112,
+    pitch_um: opt.PitchUm[float] = 100,
+    layout: opt.Layout = "hexagonal",
+    min_tissue: opt.MinTissue = 0.1,
     encoder: Annotated[
         str, Option(help="Name in `stflow-graph encoders` or timm, or module:factory.")
     ] = "efficientnet_lite0",
@@ -34,23 +44,41 @@ def embed(
     workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Compute embeddings of patches with a patch encoder."""
-    by_root = source_dataroot is not None and embed_dataroot is not None
-    if by_root == bool(patches and out) or (patches and (source_dataroot or embed_dataroot)):
+    """Compute embeddings of patches, or of an image's, with a patch encoder."""
+    roots = source_dataroot or embed_dataroot
+    given = [way for way in (roots, patches, image) if way]
+    complete = out is not None if patches else bool(source_dataroot and embed_dataroot)
+    if image:
+        complete = out is not None and out.suffix == ".h5"
+    if len(given) != 1 or not complete:
         raise BadParameter(
-            "give --source-dataroot with --embed-dataroot, or patch files with --out"
+            "give --source-dataroot with --embed-dataroot, or patch files with --out, or --image "
+            "with --out FILE.h5"
         )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
+    from stflow_graph.platforms.source import SourceOptions
     from stflow_graph.preparation.embedding import embed_files
     from stflow_graph.preparation.engine import EmbedSettings
+    from stflow_graph.preparation.image_embedding import PatchOptions
+    from stflow_graph.preparation.slide_places import GridOptions, slides_of
     from stflow_graph.stages.embed import embed as run
+    from stflow_graph.stages.embed import embed_from_image
 
     network = create_encoder(encoder, weights, weights_root)
     settings = EmbedSettings(batch_size, str(pick_device(device)), precision, workers, engine)
     start = time.perf_counter()
     with progress() as report:
-        if source_dataroot and embed_dataroot:
+        if image and out:
+            slide = slides_of(image, spots, SourceOptions(out.stem, um_per_px=um_per_px))[0]
+            grid = GridOptions(pitch_um, layout, min_tissue)
+            options = PatchOptions(grid, patch_um, patch_px)
+            done = [
+                embed_from_image(
+                    slide, out, network, options, settings, overwrite=overwrite, progress=report
+                )
+            ]
+        elif source_dataroot and embed_dataroot:
             done = run(
                 source_dataroot,
                 embed_dataroot,

@@ -51,19 +51,20 @@ def genes(
         root,
         GeneRule(method, n_genes, min_fraction, panel, min_slides),
         datasets=datasets or (),
-        folds=folds or (),
+        folds=opt.numbers_or_all(folds),
         out=out,
         allow_patient_overlap=allow_patient_overlap,
         matching=gene_matching(None, duplicate_genes),
         overwrite=overwrite,
         report=lambda chosen: _show(chosen, _SCORES[method], top),
     )
+    everything = done[0].fold is None
     option = done[0].file.name.replace(f"_fold{done[0].fold}", "_fold{fold}")
     option = option if out is None else str(done[0].file.with_name(option))
     masked = "" if min_slides is None else " --missing-genes mask"
     show_next(
         f"train --source-dataroot {root} --embed-dataroot EMB --gene-list '{option}'{masked} "
-        "--out RUN"
+        f"{'--folds all ' if everything else ''}--out RUN"
     )
 
 
@@ -75,7 +76,8 @@ def _show(chosen: ChosenGenes, score: str, top: int) -> None:
                 chosen.genes.head(top).itertuples(), 1
             )
         ]
-        title = f"{chosen.dataset}, fold {chosen.fold}: {chosen.n_qualified} genes qualify"
+        which = "all slides" if chosen.fold is None else f"fold {chosen.fold}"
+        title = f"{chosen.dataset}, {which}: {chosen.n_qualified} genes qualify"
         headings = ["", "gene", "mean count", "min. fraction", score, "slides"]
         show(table(title, headings, rows, left=(1,)))
     show(f"{chosen.file} {state(chosen.up_to_date)}: {len(chosen.genes)} genes")

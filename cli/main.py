@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -33,6 +33,7 @@ from .encoders import encoders
 from .evaluate import evaluate
 from .export import export
 from .genes import genes
+from .predict import predict
 from .prepare import prepare
 from .probe import probe
 from .sample import sample
@@ -51,12 +52,25 @@ app = typer.Typer(
     # STFlow's own scripts spell options with underscores; both spellings work here
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
-for command in (download, simulate, prepare, split, genes, embed, encoders, probe, train, sample):
+_BEFORE_EVAL: tuple[Callable[..., None], ...] = (
+    predict,
+    download,
+    simulate,
+    prepare,
+    split,
+    genes,
+    embed,
+    encoders,
+    probe,
+    train,
+    sample,
+)
+_AFTER_EVAL: tuple[Callable[..., None], ...] = (export, convert, doctor)
+for command in _BEFORE_EVAL:
     app.command()(command)
 app.command("eval")(evaluate)
-app.command()(export)
-app.command()(convert)
-app.command()(doctor)
+for command in _AFTER_EVAL:
+    app.command()(command)
 
 
 def _version(value: bool) -> None:

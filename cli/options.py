@@ -7,9 +7,9 @@ one that may be left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from typer import Option
+from typer import BadParameter, Option
 
 T = TypeVar("T")
 
@@ -18,16 +18,23 @@ SourceDataroot = Annotated[T, Option(help="HEST-bench root or data set folder.")
 EmbedDataroot = Annotated[T, Option(help="Root of the embeddings.")]
 Datasets = Annotated[list[str] | None, Option(help="Data sets, one or more. (default: all)")]
 Folds = Annotated[
-    list[int] | None, Option("--folds", "--fold", help="Folds, one or more. (default: all)")
+    list[str] | None,
+    Option("--folds", "--fold", help="Folds, one or more; all: one model of all slides."),
 ]
 AllowPatientOverlap = Annotated[
     T, Option("--allow-patient-overlap", help="Accept patients in both training and test slides.")
 ]
 GeneList = Annotated[T, Option(help="JSON file of gene names.")]
+ChosenGenes = Annotated[
+    str | None, Option("--genes", help="Write these genes only: ERBB2,FASN or a gene list.")
+]
 GeneAliases = Annotated[T, Option(help="Table of gene aliases, or a GTF file.")]
 DuplicateGenes = Annotated[T, Option(help="Duplicate gene names: refuse, sum or first.")]
 MissingGenes = Annotated[
     T, Option(help="Genes of the list that a slide lacks: refuse, or mask them there.")
+]
+AllowPatchSize = Annotated[
+    T, Option("--allow-patch-size", help="Accept patches of another physical size.")
 ]
 Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
 
@@ -37,9 +44,42 @@ PatchBatch = Annotated[int, Option(min=1, max=65_536, help="Patches per batch.")
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16.")]
 Engine = Annotated[str, Option(help="auto, torch or onnx (ONNX Runtime, CNNs on CPUs).")]
 
+# spots and patches of an image
+UmPerPx = Annotated[
+    float | None, Option(help="Micrometres per pixel. (default: of the image's metadata)")
+]
+PatchPx = Annotated[int, Option(min=8, max=4096, help="Patch width, px.")]
+PatchUm = Annotated[T, Option(min=0.001, max=1e5, help="Physical patch width, µm.")]
+PitchUm = Annotated[T, Option(min=0.001, max=1e5, help="Grid spacing, µm.")]
+Layout = Annotated[Literal["hexagonal", "square"], Option(help="Layout of the grid.")]
+MinTissue = Annotated[float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")]
+Spots = Annotated[
+    Path | None, Option(help="Spot table of the image. (default: a grid on the tissue)")
+]
+
 # sampling and running
 NetworkPrecision = Annotated[T, Option(help="float32, tf32 or bf16 (GPUs).")]
 Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]
+
+
+def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
+    """Return the folds that ``--folds`` names; none stand for those of ``splits/``."""
+    if folds == ["all"]:
+        return "all"
+    if not all(text.isdecimal() and len(text) < 10 for text in folds or ()):
+        raise BadParameter(f"--folds: {' '.join(folds or ())[:99]!r}: expected numbers, or all")
+    return tuple(map(int, folds or ()))
+
+
+def gene_names(genes: str | None) -> tuple[str, ...]:
+    """Return the genes that ``--genes`` names, with commas between them or in a file."""
+    from stflow_graph.data.genes import read_gene_list
+
+    if genes is None:
+        return ()
+    if genes.endswith(".json"):
+        return tuple(read_gene_list(genes))
+    return tuple(name.strip() for name in genes.split(",") if name.strip())

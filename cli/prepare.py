@@ -41,15 +41,14 @@ def prepare(
     ] = "symbols",
     bin_um: Annotated[int | None, Option(help="Bins of Visium HD, µm. (default: 8)")] = None,
     alignment: Annotated[Path | None, Option(help="H&E alignment matrix (Xenium), csv.")] = None,
-    patch_px: Annotated[int, Option(min=8, max=4096, help="Patch width, px.")] = 224,
-    patch_um: Annotated[float, Option(min=0.001, max=1e5, help="Physical patch width, µm.")] = 112,
+    patch_px: opt.PatchPx = 224,
+    patch_um: opt.PatchUm[float] = 112,
     grid: Annotated[bool, Option("--grid", help="Grid over the tissue of --image.")] = False,
     pitch_um: Annotated[
         float | None, Option(min=0.001, max=1e5, help="Grid spacing, µm. (default: --patch-um)")
     ] = None,
-    min_tissue: Annotated[
-        float, Option(min=0, max=1, help="Minimum tissue fraction of a grid patch.")
-    ] = 0.1,
+    layout: opt.Layout = "square",
+    min_tissue: opt.MinTissue = 0.1,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Cut patches of H&E slides around spots, or on a grid.
@@ -61,6 +60,7 @@ def prepare(
         if image is None or name is None or source or spots or counts:
             raise BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
         shared |= {"um_per_px": um_per_px, "pitch_um": pitch_um, "min_tissue": min_tissue}
+        shared["layout"] = layout
         _prepare_grid(image, out, name, shared)
         return
     if pitch_um is not None:
@@ -96,17 +96,18 @@ def _slide_table(slides: Sequence[Prepared], out: Path) -> Group:
     """Return the kept and excluded spots of each slide."""
     rows = []
     for slide in slides:
-        excluded = (slide.not_selected, slide.only_in_spots, slide.only_in_counts)
+        excluded = (slide.not_selected, slide.only_in_spots, slide.only_in_counts, slide.outside)
         numbers = map(str, (slide.n_spots, *excluded, slide.n_padded))
         files = state(slide.up_to_date).removeprefix("is ")
         rows.append([slide.slide, *numbers, f"{slide.pitch_um:.1f}", files])
-    counts = ("spots", "not selected", "no counts", "no position", "padded", "pitch µm")
+    counts = ("spots", "unselected", "no\ncounts", "no\nplace", "outside", "padded", "pitch\nµm")
     return table(
         f"{out}/patches/<slide>.h5 and {out}/adata/<slide>.h5ad",
         ("slide", *counts, "files"),
         rows,
-        left=(0, 7),
-        note="excluded: not selected, no counts, no position; padded: patches over the edge",
+        left=(0, 8),
+        note="excluded: unselected, no counts, no place, outside the image; padded: patches over "
+        f"the edge.\nWhere the spots lie: {out}/overlays/<slide>.png",
     )
 
 

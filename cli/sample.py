@@ -13,7 +13,7 @@ from . import options as opt
 from .display import show, show_next, state
 
 if TYPE_CHECKING:
-    from stflow_graph.stages.sample import Sampled
+    from stflow_graph.inference.sampling import Sampled
 
 
 def _tile_size(text: str) -> int | None:
@@ -53,6 +53,8 @@ def sample(
     ] = False,
     gene_aliases: opt.GeneAliases[Path | None] = None,
     image: Annotated[Path | None, Option(help="H&E image, or folder of <slide>.jpg.")] = None,
+    genes: opt.ChosenGenes = None,
+    allow_patch_size: opt.AllowPatchSize[bool] = False,
     device: opt.Device[str] = "auto",
     precision: opt.NetworkPrecision[str] = "float32",
     overwrite: opt.Overwrite = False,
@@ -77,6 +79,8 @@ def sample(
         observed=observed,
         denoise_observed=denoise_observed,
         gene_aliases=gene_aliases,
+        allow_patch_size=allow_patch_size,
+        genes=opt.gene_names(genes),
     )
     done = run(
         source, embeddings, out, settings, overwrite=overwrite, allow_code=allow_code, report=_show

@@ -32,6 +32,7 @@ def train(
     gene_aliases: opt.GeneAliases[Text] = None,
     duplicate_genes: opt.DuplicateGenes[Text] = None,
     missing_genes: opt.MissingGenes[Text] = None,
+    allow_patch_size: opt.AllowPatchSize[bool | None] = None,
     denoiser: Annotated[Text, Option(help="graph or transformer.")] = None,
     n_layers: Annotated[Integer, Option(help="Number of layers.")] = None,
     n_heads: Annotated[Integer, Option(help="Number of attention heads.")] = None,
@@ -57,8 +58,8 @@ def train(
     set_: Annotated[list[str] | None, Option("--set", help="section.name=value ...")] = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Train a model on every fold; an interrupted run resumes."""
-    options = dict(locals())
+    """Train a model on every fold, or on all slides; resumes a run."""
+    options = {**locals(), "folds": opt.numbers_or_all(folds) or None}
     from stflow_graph.config import load_config
     from stflow_graph.stages.train import train as run
 
@@ -69,7 +70,8 @@ def train(
             best = f"{at.epoch.validation_pearson:.3f} (best {at.epoch.best_pearson:.3f})"
             note = f"member {at.member}: val PCC {best}"
             total = resolved.train.members * resolved.train.epochs  # fewer if they stop early
-            bar(f"{at.dataset} fold {at.fold}", at.n_epochs, total, note)
+            fold = "all slides" if at.fold is None else f"fold {at.fold}"
+            bar(f"{at.dataset} {fold}", at.n_epochs, total, note)
 
         results = run(resolved, out, overwrite=overwrite, report=report)
     show(_result_table(results, resolved, out))
@@ -100,11 +102,11 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
     rows = [
         [
             result.dataset,
-            str(result.fold),
+            "all" if result.fold is None else str(result.fold),
             ", ".join(str(record.epoch) for record in result.best),
             f"{result.validation_pearson:.3f}",
-            ", ".join(result.test_pearson),
-            f"{mean_of_defined(result.pearson):.3f}",
+            ", ".join(result.test_pearson) or "no test slides",
+            f"{mean_of_defined(result.pearson):.3f}" if result.test_pearson else "",
             "up to date" if result.up_to_date else "",
         ]
         for result in results

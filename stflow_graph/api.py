@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stflow_graph.config import OPTIONS, Config, load_config
 from stflow_graph.data.genes import check_measured, read_gene_list
+from stflow_graph.data.load import check_one_patch_size
 from stflow_graph.data.protocol import MASKED
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder, create_encoder
@@ -26,7 +27,7 @@ from stflow_graph.models.build import pick_device
 from stflow_graph.preparation.embedding import embed_slide
 from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.stages.evaluate import evaluate as run_evaluation
-from stflow_graph.stages.train import missing_genes, surroundings
+from stflow_graph.stages.train import missing_genes, physical_sizes, surroundings
 from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.loop import EpochRecord
 
@@ -115,6 +116,8 @@ def train(
     for slide in learned:
         check_enough_spots(len(slide), resolved.graph.n_neighbors, slide.file or slide.name)
     check_measured(names, learned, "train")
+    if not data.allow_patch_size:
+        check_one_patch_size(learned)
 
     def on_epoch(histories: list[list[EpochRecord]], member: int) -> None:
         if report:
@@ -129,6 +132,7 @@ def train(
         "train_slides": [slide.name for slide in slides],
         "test_slides": [],
         **missing_genes(learned, resolved),
+        **physical_sizes(learned),
         "protocol": " | ".join(
             [data.target, data.gene_list or "genes given", *masked, "no test slides"]
         ),

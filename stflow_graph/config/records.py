@@ -46,6 +46,7 @@ class DataConfig(_Record):
     the slides name genes otherwise; ``duplicate_genes``: what becomes of a gene of the list that a
     slide has several times. ``missing_genes``: whether a slide that lacks genes of the list is
     refused, or these genes are masked there, in the loss and in all that is fitted.
+    ``allow_patch_size``: train on patches of different physical sizes.
     """
 
     source_dataroot: _Text
@@ -60,6 +61,7 @@ class DataConfig(_Record):
     gene_aliases: _Text = ""
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
     missing_genes: Literal["refuse", "mask"] = "refuse"
+    allow_patch_size: bool = False
 
 
 class GraphConfig(_Record):
@@ -160,9 +162,10 @@ class TrainConfig(_Record):
     flow_steps: int = Field(200, ge=1, le=1_000_000)
     flow_spots: int = Field(2048, ge=1, le=10_000_000)
     flow_lr: float = Field(3e-3, gt=0)
-    folds: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)
-    ] = ()
+    folds: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)]
+        | Literal["all"]
+    ) = ()
     device: _Name = "auto"
     precision: Precision = "float32"
 
@@ -230,7 +233,10 @@ OPTIONS = {
     name: f"{section}.{name.replace('denoiser', 'name')}"
     for section, names in (
         ("data", "source_dataroot embed_dataroot datasets encoder gene_list target"),
-        ("data", "allow_patient_overlap gene_aliases duplicate_genes missing_genes"),
+        (
+            "data",
+            "allow_patient_overlap gene_aliases duplicate_genes missing_genes allow_patch_size",
+        ),
         ("denoiser", "denoiser n_layers n_heads hidden_channels"),
         ("graph", "n_neighbors"),
         ("flow", "prior sampler n_sample_steps"),

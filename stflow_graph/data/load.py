@@ -25,6 +25,8 @@ from stflow_graph.io.patches import open_patches
 
 logger = logging.getLogger(__name__)
 
+_SAME_SIZE = 0.1  # relative difference of patches' physical sizes
+
 
 def load_slide(
     embedding_file: str | Path,
@@ -126,7 +128,14 @@ def slide_of(source: EmbeddingFile, name: str | None = None, dataset: str = "") 
         um_per_px=um_per_px(source.attrs),
         file=str(source.path),
         encoder=source.encoder or "",
+        patch_um=patch_um(source.attrs),
     )
+
+
+def patch_um(attrs: Mapping[str, Any]) -> float | None:
+    """Return the edge of the area that a patch shows, µm, by an embedding file's attributes."""
+    edge, scale = _number(attrs, "patch_size_level0"), um_per_px(attrs)
+    return None if edge is None or scale is None else edge * scale
 
 
 def um_per_px(attrs: Mapping[str, Any]) -> float | None:
@@ -140,6 +149,26 @@ def _number(attrs: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 < value < np.inf else None
+
+
+def check_one_patch_size(slides: Sequence[Slide]) -> None:
+    """Refuse patches of different physical sizes, where these are known.
+
+    Raises:
+        BadInput: they differ by more than a tenth.
+    """
+    sizes = {slide: slide.patch_um for slide in slides if slide.patch_um is not None}
+    for slide, size in sizes.items():
+        first = next(iter(sizes.values()))
+        if not same_patch_size(size, first):
+            expected = f"{first:.4g} µm as of {next(iter(sizes)).name}"
+            fix = "embed patches of one size, or give --allow-patch-size"
+            raise BadInput(slide.file, "patches", unquoted(f"{size:.4g} µm"), expected, fix)
+
+
+def same_patch_size(one: float | None, other: float | None) -> bool:
+    """Return whether two physical sizes of patches are the same within a tenth, or unknown."""
+    return one is None or other is None or abs(one / other - 1) <= _SAME_SIZE
 
 
 def check_one_width(slides: Sequence[Slide], embed_root: str | Path) -> None:
@@ -218,4 +247,7 @@ def _unembedded(file: Path, name: str, dataset: str) -> Slide:
             um_per_px=patches.um_per_px,
             file=str(file),
             patches=file,
+            patch_um=patch_um(
+                {"patch_size_level0": patches.size_level0, "um_per_px": patches.um_per_px}
+            ),
         )

@@ -15,7 +15,11 @@ MASKED = "missing genes masked"
 
 
 def protocol_name(
-    dataset: Dataset, target: str, gene_list: str, missing_genes: str = "refuse"
+    dataset: Dataset,
+    target: str,
+    gene_list: str,
+    missing_genes: str = "refuse",
+    folds: Sequence[Fold] | None = None,
 ) -> str:
     """Return a name such as ``log1p | var_50genes.json | patient-grouped 3-fold | 1f0a93c2``.
 
@@ -29,13 +33,14 @@ def protocol_name(
         target: see ``data.normalise``.
         gene_list: as in ``Dataset.gene_list_path``.
         missing_genes: ``refuse`` or ``mask``.
+        folds: None takes those of ``splits/``.
     """
-    folds = dataset.folds()
+    folds = dataset.folds() if folds is None else folds
     content = [
         [
             sorted(sample.id for sample in fold.train),
             sorted(sample.id for sample in fold.test),
-            _genes(dataset.gene_list_path(gene_list, fold.index)),
+            _genes(dataset.gene_list_path(gene_list, fold)),
         ]
         for fold in folds
     ]
@@ -46,6 +51,8 @@ def protocol_name(
 
 def _split_rule(folds: Sequence[Fold]) -> str:
     """Return what the folds hold out, and whether patients are on both sides."""
+    if not any(fold.test for fold in folds):
+        return "no test slides"
     n = f"{len(folds)}-fold"
     if any(fold.shared_patients for fold in folds):
         return f"slide-grouped {n}, patients on both sides"

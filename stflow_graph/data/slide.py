@@ -39,6 +39,7 @@ class Slide:
             slide does not measure; None without expression.
         dataset: the data set's name, "" if none.
         um_per_px: micrometres per pixel, None if unknown.
+        patch_um: edge of the area that a patch shows, µm, None if unknown.
         file: the file it was read from, for messages; "" for a slide in memory.
         encoder: the encoder of ``x``, "" if unknown.
         patches: a patch file, or ``[N, P, P, 3]`` uint8; None if there are none.
@@ -56,6 +57,7 @@ class Slide:
     encoder: str = ""
     patches: Path | np.ndarray | None = None
     adata: AnnData | None = None
+    patch_um: float | None = None
 
     @classmethod
     def from_hest(

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.hdf5 import check_unique
 
 _COLUMNS = ("sample_id", "patches_path", "expr_path")
+# stands for one fold that trains on every slide, beside the numbers of those that test some
+ALL = "all"
+Folds = Sequence[int] | Literal["all"]
 _SPLIT_FILE = re.compile(r"(train|test)_\d+\.csv")
 
 
@@ -36,11 +40,21 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Training and test slides of one split."""
+    """Training and test slides of one split; of all slides, none tested, the index is None."""
 
-    index: int
+    index: int | None
     train: tuple[Sample, ...]
     test: tuple[Sample, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, and of its gene list."""
+        return ALL if self.index is None else f"fold{self.index}"
+
+    @property
+    def title(self) -> str:
+        """The fold's name in messages."""
+        return "all slides" if self.index is None else f"fold {self.index}"
 
     @property
     def shared_patients(self) -> list[str]:
@@ -61,16 +75,18 @@ class Dataset:
     name: str
     path: Path
 
-    def gene_list_path(self, gene_list: str, fold: int) -> Path:
+    def gene_list_path(self, gene_list: str, fold: Fold) -> Path:
         """Return the path of a fold's gene list.
 
         Args:
             gene_list: a file name in the folder, or a path; ``{fold}`` stands for the fold's
-                number. Where ``<name>.json`` is absent, ``<name>_fold<i>.json`` is taken.
-            fold: the fold's number.
+                number, or "all". Where ``<name>.json`` is absent, ``<name>_fold<i>.json`` is taken,
+                or ``<name>_all.json`` of all slides.
+            fold: the fold.
         """
-        name = Path(gene_list.replace("{fold}", str(fold)))
-        of_fold = name.with_name(f"{name.stem}_fold{fold}{name.suffix}")
+        number = ALL if fold.index is None else str(fold.index)
+        name = Path(gene_list.replace("{fold}", number))
+        of_fold = name.with_name(f"{name.stem}_{fold.name}{name.suffix}")
         paths = [self.path / name, self.path / of_fold, name]
         return next((path for path in paths if path.exists()), paths[0])
 
@@ -94,17 +110,46 @@ class Dataset:
             found, expected = unquoted("no train_<i>.csv"), "train_0.csv, test_0.csv"
             fix = f"stflow-graph split {self.path} --leave-one-out"
             raise BadInput(folder, "splits", found, expected, fix)
-        table = find_table(self.path)
-        patients = {} if table is None else read_groups(table)
+        patients = self._patients()
         return [self._fold(number, patients) for number in numbers]
 
+    def _patients(self) -> Mapping[str, str]:
+        table = find_table(self.path)
+        return {} if table is None else read_groups(table)
+
+    def all_slides(self) -> Fold:
+        """Return every slide of ``adata/``, to train on; needs no ``splits/``.
+
+        Raises:
+            BadInput: no slides there.
+        """
+        files = sorted((self.path / "adata").glob("*.h5ad"))
+        if not files:
+            found, expected = unquoted("no .h5ad file"), "a data set's slides"
+            raise BadInput(self.path / "adata", "folder", found, expected)
+        patients = self._patients()
+        return Fold(
+            None,
+            tuple(
+                Sample(
+                    check_name(file.stem, file),
+                    self.name,
+                    self.path / "patches" / f"{file.stem}.h5",
+                    file,
+                    patients.get(file.stem, ""),
+                )
+                for file in files
+            ),
+            (),
+        )
+
     def training_folds(
-        self, numbers: Sequence[int] = (), *, allow_patient_overlap: bool = False
+        self, numbers: Folds = (), *, allow_patient_overlap: bool = False
     ) -> list[Fold]:
-        """Read the folds to train on; see :meth:`folds`.
+        """Read the folds to train on; see :meth:`folds` and :meth:`all_slides`.
 
         Args:
-            numbers: numbers of folds; none means all.
+            numbers: numbers of folds; none means those of ``splits/``, ``"all"`` all slides as one.
             allow_patient_overlap: accept folds with a patient on both sides. Folds of unknown
                 patients are always accepted.
 
@@ -112,9 +157,11 @@ class Dataset:
             BadInput: a patient is on both sides, and that is not allowed.
             BadConfig: a fold that does not exist.
         """
+        if numbers == ALL:
+            return [self.all_slides()]
         folds = self.folds()
         indices = [fold.index for fold in folds]
-        absent = sorted(set(numbers) - set(indices))
+        absent = sorted(number for number in map(int, numbers) if number not in indices)
         if absent:
             present = ", ".join(map(str, indices))
             raise BadConfig(f"folds: {absent} not in {self.name}, which has folds {present}")
@@ -240,7 +287,8 @@ def write_splits(folder: str | Path, files: Mapping[str, str]) -> None:
 def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
     """Find the data sets of a HEST-bench root, or the one data set that ``root`` itself is.
 
-    A data set is a folder with ``patches/``, as ``prepare`` writes it, or ``splits/``.
+    A data set is a folder with ``patches/`` or ``adata/``, as ``prepare`` writes them, or
+    ``splits/``.
 
     Args:
         root: a folder with data set folders, or a data set folder.
@@ -268,7 +316,7 @@ def find_datasets(root: str | Path, names: Sequence[str] = ()) -> list[Dataset]:
 
 
 def _is_dataset(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in ("splits", "patches"))
+    return any((folder / name).is_dir() for name in ("splits", "patches", "adata"))
 
 
 def embedding_path(root: str | Path, dataset: str, encoder: str, sample: str) -> Path:

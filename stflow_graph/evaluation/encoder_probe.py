@@ -146,14 +146,14 @@ class EncoderProbe:
         return Cell(
             self.dataset.name,
             self.encoder,
-            [fold.index for fold in folds],
+            [fold.index or 0 for fold in folds],
             np.array(table["mean_per_split"], dtype=float),
             n_embedded=0,
             up_to_date=n_skipped == len(folds),
         )
 
     def _genes(self, fold: Fold) -> Path:
-        return self.dataset.gene_list_path(self.settings.gene_list, fold.index)
+        return self.dataset.gene_list_path(self.settings.gene_list, fold)
 
     def _load(self, sample: Sample, genes: tuple[str, ...]) -> Slide:
         return load_sample(sample, self.embed_dataroot, self.encoder, genes, self.settings.target)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import median_filter
+from scipy.ndimage import median_filter, uniform_filter
 
 # of 255: glass of any cast is below the first, stained tissue above the second; in between the
 # threshold depends on the slide
 _LIMITS = (12, 24)
-_DUST = 3  # edge of the median filter, px of the overview
-# of glass under a coloured light: bright, even, and not of a stain's colour, which lacks green
-_BRIGHT, _EVEN, _LACK_OF_GREEN = 200, 16, 8
-_CAST = 8  # of tissue over the glass's own colour
+# of 255: as bright as the slide's glass is what is less than the first below it; there tissue
+# varies by more than the second between neighbouring pixels, glass tinted by eosin by one or two
+_AS_BRIGHT, _MIN_DEVIATION = 12, 3.5
+_BRIGHT = 180  # of 255: darker ones without colour are frames and pen
+_SOME_GLASS = 0.02  # of the image; less may be noise
+# of glass under a coloured light, which is even and not of a stain's colour, which lacks green; and
+# of tissue over such a cast
+_EVEN, _LACK_OF_GREEN, _OVER_CAST = 16, 8, 8
+_DUST, _NEIGHBOURS = 3, 5  # edge of the median filter, and of that for deviations, px
 
 
 def tissue_mask(overview: np.ndarray) -> np.ndarray:
@@ -19,22 +24,33 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
 
     The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue
     is above Otsu's threshold of it (1979), clipped to 12 .. 24 of 255: an empty slide has no tissue
-    and one full of tissue has no hole. Where the pixels below the threshold are glass of a cast,
-    tissue must exceed the cast, too, and the threshold may be higher.
+    and one full of tissue has no hole; where a coloured light has cast a tint on the glass, tissue
+    exceeds the tint. What is as bright as the slide's glass and as smooth is glass too, though
+    eosin may have tinted it.
 
     Args:
-        overview: ``[height, width, 3]`` uint8.
+        overview: ``[height, width, 3]`` uint8, best of some 5 to 20 µm a pixel.
 
     Returns:
         ``[height, width]`` bool.
     """
-    colour = overview.max(axis=2) - overview.min(axis=2)
-    colour = median_filter(colour, size=_DUST)
+    light = overview.max(axis=2)
+    colour = median_filter(light - overview.min(axis=2), size=_DUST)
+    mask: np.ndarray = colour > _threshold(overview, colour)
+    glass = light[~mask & (light >= _BRIGHT)]
+    if len(glass) > _SOME_GLASS * mask.size:
+        bright = median_filter(light, size=_DUST) >= np.median(glass) - _AS_BRIGHT
+        mask &= ~bright | (_deviation(light) > _MIN_DEVIATION)
+    return mask
+
+
+def _threshold(overview: np.ndarray, colour: np.ndarray) -> float:
+    """Return the colour of 255 that tissue exceeds, which glass may have under a coloured light."""
     threshold = otsu(np.bincount(colour.reshape(-1), minlength=256))
     cast = _cast_of_glass(overview[colour <= threshold])
     if cast is None:
-        return colour > np.clip(threshold, *_LIMITS)
-    return colour > max(threshold, _LIMITS[0], cast + _CAST)
+        return float(np.clip(threshold, *_LIMITS))
+    return max(threshold, _LIMITS[0], cast + _OVER_CAST)
 
 
 def _cast_of_glass(pixels: np.ndarray) -> float | None:
@@ -46,6 +62,14 @@ def _cast_of_glass(pixels: np.ndarray) -> float | None:
     if not even or (red + blue) / 2 - green > _LACK_OF_GREEN:
         return None
     return float(max(red, green, blue) - min(red, green, blue))
+
+
+def _deviation(light: np.ndarray) -> np.ndarray:
+    """Return the standard deviation about each pixel, ``[height, width]``."""
+    values = light.astype(np.float32)
+    mean = uniform_filter(values, _NEIGHBOURS)
+    variance = uniform_filter(values**2, _NEIGHBOURS) - mean**2
+    return np.sqrt(np.maximum(variance, 0))
 
 
 def otsu(histogram: np.ndarray) -> int:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from stflow_graph.data.load import slide_of
+from stflow_graph.data.load import patch_um, same_patch_size, slide_of
 from stflow_graph.data.observed import Observed, read_observed
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadConfig, BadInput, unquoted
@@ -56,8 +56,8 @@ class Predictor:
 
         Raises:
             BadConfig: embeddings of another encoder or width, samples of a regression,
-                measured spots for a model that they do not inform, or a precision that the device
-                lacks.
+                of patches of another physical size, measured spots for a model that they do not
+                inform, or a precision that the device lacks.
             BadInput: too few spots.
         """
         checkpoint, config = self.checkpoint, self.checkpoint.config
@@ -69,6 +69,8 @@ class Predictor:
                 f"{file}: embeddings: found encoder {encoder!r} with {source.width} channels, "
                 f"expected the checkpoint's {expected!r} with {checkpoint.in_channels}.{fix}"
             )
+        if not settings.allow_patch_size:
+            self._check_patch_size(source)
         check_enough_spots(len(source), config.graph.n_neighbors, file)
         check_precision(settings.precision, self.device)
         check_samples(config.flow, settings.n_samples)
@@ -78,6 +80,16 @@ class Predictor:
         for name, value in asked.items():
             if config.flow.kind == "field" and value is not None:
                 raise BadConfig(f"{name} = {value!r}: samples of this checkpoint have no steps")
+
+    def _check_patch_size(self, source: EmbeddingFile | Slide) -> None:
+        trained = self.checkpoint.provenance.get("patch_um")
+        size = source.patch_um if isinstance(source, Slide) else patch_um(source.attrs)
+        known = isinstance(trained, int | float) and trained > 0
+        if known and not same_patch_size(size, trained):
+            raise BadConfig(
+                f"{_file_of(source)}: patches show {size:.4g} µm, those of training {trained:.4g}. "
+                f"Fix: cut patches of {trained:.4g} µm, or give --allow-patch-size"
+            )
 
     def observed(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Observed | None:
         """Read what is measured of a slide, None where nothing is.
@@ -195,6 +207,7 @@ class Predictor:
             "seed": settings.seed,
             "precision": settings.precision,
             "n_samples": settings.n_samples,
+            **({"genes": [*settings.genes]} if settings.genes else {}),
             **({} if flow.kind == "field" else steps),
             **_evidence(observed, settings),
             "version": __version__,

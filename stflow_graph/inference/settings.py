@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -39,6 +41,8 @@ class SampleSettings:
     have none, or an AnnData (``data.observed``). They are given back as measured, unless
     ``denoise_observed`` asks for the model's estimate there. ``gene_aliases`` is a table for genes
     that they name otherwise; that of training, which the checkpoint names, is not opened.
+    ``allow_patch_size`` accepts patches of another physical size than in training. ``genes`` are
+    those to write, in this order; none means all of the model.
     ``n_samples`` is at most 10,000. ``precision`` is that of the messages and the first layer (of a
     flow that passes messages, of the network); what is read out, samples and scores stay float32.
     """
@@ -55,6 +59,8 @@ class SampleSettings:
     observed: str | Path | AnnData | None = None
     denoise_observed: bool = False
     gene_aliases: str | Path | None = None
+    allow_patch_size: bool = False
+    genes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers and names.
@@ -95,6 +101,27 @@ class SampleSettings:
                 f"need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free. Fix: fewer samples, "
                 "or another disk"
             )
+
+    def columns(self, genes: Sequence[str]) -> np.ndarray:
+        """Return which of a model's genes to write.
+
+        Raises:
+            BadConfig: the model lacks one, or one is asked for twice.
+        """
+        if not self.genes:
+            return np.arange(len(genes))
+        place = {gene: i for i, gene in enumerate(genes)}
+        unknown = [gene for gene in self.genes if gene not in place]
+        if unknown:
+            shown = ", ".join(map(short_repr, unknown[:5]))
+            similar = difflib.get_close_matches(unknown[0], genes, 3, 0.5) or list(genes[:3])
+            raise BadConfig(
+                f"genes: the model, of {len(genes)} genes, does not have {shown}; it has "
+                f"{', '.join(similar)}, ..."
+            )
+        if len({*self.genes}) < len(self.genes):
+            raise BadConfig("genes: one is asked for twice")
+        return np.array([place[gene] for gene in self.genes])
 
     def image_of(self, slide: str) -> Path | None:
         """Return the file of the slide's image, None if none was asked for."""

@@ -13,6 +13,9 @@ _MAX_AT_ONE_PLACE = 1000  # all of them are neighbours: their edges grow with th
 _MAX_PLACE = 1e9  # a thousand times the longest slides, whose squares are exact
 
 
+_MANY = 64  # spots of an array most of which are not at its border
+
+
 def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
     """Return coordinates as float64 ``[N, 2]``.
 
@@ -80,11 +83,16 @@ def check_finite(
 
 
 def median_pitch(coords: np.ndarray) -> float:
-    """Return the median distance of a spot to its nearest other one, 0 for a single spot.
+    """Return the distance of neighbouring spots, 0 for a single spot.
+
+    It is the median distance to the four nearest others, which are neighbours on square and
+    hexagonal arrays; to the nearest alone it would be too short where places vary. Of few spots,
+    most of them at the border, the nearest alone counts.
 
     Args:
         coords: ``[N, 2]``.
     """
     if len(coords) < 2:
         return 0.0
-    return float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
+    k = 4 if len(coords) >= _MANY else 1
+    return float(np.median(cKDTree(coords).query(coords, k=k + 1)[0][:, 1:]))

@@ -16,14 +16,16 @@ from collections.abc import Iterator
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # what glibc itself would come to at most, from larger arrays that are freed
 _ARRAY, _IN_ALL = 2**25, 2**26
+_kept: list[int] = []  # the largest arrays of the bodies that are running, outermost first
 
 
 @contextlib.contextmanager
 def freed_memory_kept(largest: int = 2**28) -> Iterator[None]:
     """Keep freed arrays within the body, and four times the largest of them at the heap's end.
 
-    The settings are the process's: bodies must not overlap. After the body free memory is given
-    back. Nothing is done where the C library is not glibc.
+    The settings are the process's: of bodies within one another the innermost's hold, and bodies of
+    several threads must not overlap. After the outermost, free memory is given back. Nothing is
+    done where the C library is not glibc.
 
     Args:
         largest: bytes of an array that is kept; larger ones are given back at once.
@@ -32,15 +34,24 @@ def freed_memory_kept(largest: int = 2**28) -> Iterator[None]:
     if library is None:
         yield
         return
-    if not library.mallopt(_MMAP_THRESHOLD, largest):  # before glibc 2.35
-        library.mallopt(_MMAP_THRESHOLD, _ARRAY)
-    library.mallopt(_TRIM_THRESHOLD, 4 * largest)
+    _keep(library, largest)
+    _kept.append(largest)
     try:
         yield
     finally:
+        _kept.pop()
+        if _kept:
+            _keep(library, _kept[-1])
+        else:
+            library.mallopt(_MMAP_THRESHOLD, _ARRAY)
+            library.mallopt(_TRIM_THRESHOLD, _IN_ALL)
+            library.malloc_trim(0)
+
+
+def _keep(library: ctypes.CDLL, largest: int) -> None:
+    if not library.mallopt(_MMAP_THRESHOLD, largest):  # before glibc 2.35
         library.mallopt(_MMAP_THRESHOLD, _ARRAY)
-        library.mallopt(_TRIM_THRESHOLD, _IN_ALL)
-        library.malloc_trim(0)
+    library.mallopt(_TRIM_THRESHOLD, 4 * largest)
 
 
 def give_back_freed_memory() -> None:

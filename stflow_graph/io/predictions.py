@@ -16,7 +16,7 @@ import pandas as pd
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.expression import spatial
 from stflow_graph.io.h5ad import read_h5ad, write_elements
-from stflow_graph.io.hdf5 import check_unique, create_h5, keys_of, open_h5
+from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, keys_of, open_h5
 from stflow_graph.io.packed_chunks import write_rows
 from stflow_graph.io.picture import Picture
 from stflow_graph.io.process import available_cores
@@ -87,6 +87,7 @@ class PredictionInfo(TypedDict, total=False):
     Attributes:
         provenance: JSON-like values; must name ``slide`` and ``target``. Stored as JSON text in
             ``uns["stflow_graph"]`` so that lists and None survive.
+        late_provenance: called when all blocks are there, for values that take their time.
         n_samples: S of every block; 0 without samples.
         expected_pearson: ``[G]`` scores of the model on held-out training slides, stored as
             ``var["expected_pearson"]``.
@@ -96,6 +97,7 @@ class PredictionInfo(TypedDict, total=False):
     """
 
     provenance: Required[Mapping[str, Any]]
+    late_provenance: Callable[[], Mapping[str, Any]]
     n_samples: int
     expected_pearson: np.ndarray | None
     picture: Picture | None
@@ -133,6 +135,8 @@ def write_prediction_blocks(
         means = _matrix(file, "X", adata.shape)
         layers = [_matrix(file, f"layers/{name}", adata.shape) for name in _layers(info)]
         _fill(means, layers, blocks, path, output.check)
+        if "late_provenance" in info:
+            file[f"uns/{KEY}/provenance"][()] = _provenance_text(info, late=True)
 
 
 def prediction_anndata(
@@ -213,9 +217,15 @@ def _without_values(
             table[OBSERVED] = np.isin(np.arange(len(table)), places)
     if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
-    text = json.dumps({"format": FORMAT, **provenance}, sort_keys=True)
-    adata.uns[KEY] = {"format": FORMAT, "provenance": text}
+    adata.uns[KEY] = {"format": FORMAT, "provenance": _provenance_text(info)}
     return adata
+
+
+def _provenance_text(info: PredictionInfo, *, late: bool = False) -> str:
+    values = {"format": FORMAT, **info["provenance"]}
+    if late:
+        values |= info["late_provenance"]()
+    return json.dumps(values, sort_keys=True)
 
 
 def _matrix(file: h5py.File, name: str, shape: tuple[int, int]) -> h5py.Dataset:
@@ -249,6 +259,16 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
             with as_bad_input(path, place, "text"):
                 text = data.asstr()[()]
     return _provenance(path, text, ())
+
+
+def n_spots_of(path: str | Path) -> int:
+    """Return the number of spots of a prediction without reading its values.
+
+    Raises:
+        BadInput: not a prediction.
+    """
+    with open_h5(path) as file:
+        return len(dataset(file, ["X"]))
 
 
 def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, Any]:

@@ -104,10 +104,11 @@ def find_checkpoints(source: str | Path) -> list[Path]:
         BadInput: there is none.
     """
     source = Path(source)
-    for pattern in ("", "checkpoint/", "fold*/checkpoint/", "*/fold*/checkpoint/"):
-        folders = sorted(file.parent for file in source.glob(pattern + "config.json"))
-        if folders:
-            return folders
+    for pattern in ("", "checkpoint/", "{}/checkpoint/", "*/{}/checkpoint/"):
+        # sorted, the model of all slides comes before those of folds
+        places = [pattern.format(name) + "config.json" for name in ("all", "fold*")]
+        if files := {file for place in places for file in source.glob(place)}:
+            return sorted(file.parent for file in files)
     fix = "give what `stflow-graph train --out` wrote"
     raise BadInput(source, "checkpoint", unquoted("none"), "a run or checkpoint folder", fix)
 

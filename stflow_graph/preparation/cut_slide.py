@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import agreed_scale
+from stflow_graph.io.atomic import write_bytes
 from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
@@ -29,6 +31,7 @@ from stflow_graph.preparation.cut_patches import (
     patches_record,
     up_to_date_record,
 )
+from stflow_graph.preparation.places import rows_inside, warn_of_places
 from stflow_graph.version import __version__
 
 _KEY = "stflow_graph"  # the record of an .h5ad is uns[_KEY]["provenance"]
@@ -53,6 +56,17 @@ class _Joined:
     def coords(self) -> np.ndarray:
         return self.data.spots.coords[self.rows]
 
+    @property
+    def unused(self) -> np.ndarray:
+        """The centres of the table's spots that are left out."""
+        return np.delete(self.data.spots.coords, self.rows, axis=0)
+
+    def inside(self, size: Sequence[int], file: Path) -> _Joined:
+        """Return the spots that lie in an image; see ``places.rows_inside``."""
+        rows = rows_inside(self.coords, size, file)
+        left_out = self.left_out | {"outside": len(self.rows) - len(rows)}
+        return _Joined(self.data, self.rows[rows], self.expression_rows[rows], left_out)
+
 
 def cut_slide(
     source: SlideSource,
@@ -65,8 +79,9 @@ def cut_slide(
 ) -> dict[str, Any]:
     """Write a slide's patch file and expression file, each with a record of how it was made.
 
-    A spot must be in both tables. Where the source has patches of the requested size, they are
-    copied, and a spot must be among those, too.
+    Beside them ``overlays/<slide>.png`` shows where the spots lie. A spot must be in both tables.
+    Where the source has patches of the requested size, they are copied, and a spot must be among
+    those, too.
 
     Args:
         source: the slide.
@@ -81,7 +96,7 @@ def cut_slide(
         The record of the patch file.
 
     Raises:
-        BadInput: an input is bad, or spots lie outside the image.
+        BadInput: an input is bad, or over a twentieth of the spots lie outside the image.
     """
     with contextlib.ExitStack() as stack:
         stored = _stored_patches(stack, source, request)
@@ -89,6 +104,8 @@ def cut_slide(
         image = stack.enter_context(source.image()) if stored is None else None
         data = source.read()
         kept = _join(data, source, stored)
+        if image is not None:
+            kept = kept.inside(image.size, source.spots_file)
         coords, scale = kept.coords, _um_per_px(source, data, image)
         um_per_px = check_scale(scale, request["patch_um"], source.image_file)
         edge = request["patch_um"] / um_per_px  # level-0 px
@@ -101,7 +118,8 @@ def cut_slide(
                 notice(f"{source.name}: {recognised}")
         n_padded = 0
         if image is not None:
-            _check_inside(coords, image.size, source.spots_file)
+            overview = Overview.of(image)
+            warn_of_places(overview, coords, edge, source.spots_file)
             read = patch_reader(image, coords, edge, request["patch_px"])
             padded = (coords < edge / 2) | (coords > np.array(image.size) - edge / 2)
             n_padded = int(padded.any(axis=1).sum())
@@ -116,6 +134,11 @@ def cut_slide(
             "pitch_um": median_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
         }
         cut_patches(patches, read, kept.barcodes, coords, edge, record, progress, check)
+        if image is not None:
+            drawn = draw_overlay(
+                overview, coords, um_per_px, name=request["slide"], unused=kept.unused
+            )
+            write_bytes(overlay_path(patches.parents[1], request["slide"]), drawn)
     _write_adata(adata, kept, provenance)
     return record
 
@@ -176,6 +199,7 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
         "not_selected": n - len(chosen),
         "only_in_spots": len(chosen) - len(rows),
         "only_in_counts": len(set(expression.barcodes) - set(table.barcodes)),
+        "outside": 0,
     }
     return _Joined(data, chosen[rows], expression_rows, left_out)
 
@@ -200,26 +224,6 @@ def _stored_reader(
         expected = f"0, or {edge / 2:.0f} px for corners of patches"
         raise BadInput(stored.path, "coords", found, expected)
     return lambda first, last: np.stack([stored.images[i] for i in rows[first:last]])
-
-
-def _check_inside(coords: np.ndarray, size: tuple[int, int], file: str | Path) -> None:
-    outside = _outside(coords, size)
-    if not outside.any():
-        return
-    (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
-    found = unquoted(
-        f"{outside.sum()} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
-        f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
-    )
-    if _outside(coords[:, ::-1], size).any():
-        fix = "give positions in pixels of this image; these look like those of another resolution"
-    else:
-        fix = "swap x and y: exchanged, all lie inside"
-    raise BadInput(file, "coordinates", found, "centres inside the image", fix)
-
-
-def _outside(coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.any((coords < 0) | (coords > np.array(size)), axis=1)
 
 
 def _write_adata(path: Path, kept: _Joined, record: dict[str, Any]) -> None:

@@ -24,10 +24,11 @@ from stflow_graph.errors import BadInput, OutOfMemory, attempt_each, unquoted
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
-from stflow_graph.io.patches import PatchFile, open_patches, read_images
+from stflow_graph.io.patches import open_patches
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
+from stflow_graph.preparation.patch_sources import PatchSource, StoredPatches
 from stflow_graph.version import __version__
 
 _BLANK_RANGE = 8  # a patch of a smaller range of grey values shows no tissue
@@ -61,7 +62,7 @@ def embed_files(
     for _, target in jobs:
         check_output_file(target)
     engine = Engine(encoder, settings, lambda: sum(_count(source) for source, _ in jobs))
-    with _readers(settings.workers) as pool:
+    with patch_readers(settings.workers) as pool:
         run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine)
         return attempt_each(
             [
@@ -82,14 +83,58 @@ def embed_file(
     pool: Executor | None = None,
     engine: Engine | None = None,
 ) -> Embedded:
-    """Embed one patch file.
+    """Embed one patch file; see :func:`embed_patches`.
+
+    Raises:
+        BadInput: the patches cannot be used, were replaced meanwhile, or the target holds other
+            embeddings.
+        OutOfMemory: a worker died.
+    """
+    source = Path(source)
+    with unchanged(source) as version, open_patches(source) as patches:
+        placed = patch_centres(patches)
+        stored = StoredPatches(
+            source,
+            patches.barcodes,
+            placed.coords,
+            placed.convention,
+            patches.um_per_px,
+            patches.size_level0,
+            {"patches_sha256": version.sha256(source)},
+        )
+        return embed_patches(
+            stored,
+            target,
+            encoder,
+            settings,
+            overwrite=overwrite,
+            progress=progress,
+            pool=pool,
+            engine=engine,
+            check=version.check,
+        )
+
+
+def embed_patches(
+    source: PatchSource,
+    target: str | Path,
+    encoder: Encoder,
+    settings: EmbedSettings = DEFAULT_SETTINGS,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    pool: Executor | None = None,
+    engine: Engine | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Embedded:
+    """Embed the patches of one slide, batch by batch.
 
     A target made from the same patches with the same weights is kept. Embeddings do not depend on
     the workers, nor on the batch size beyond rounding, and are stored as float32 with the centres
     of the patches, see ``data.coordinates``.
 
     Args:
-        source: the patch file.
+        source: the patches.
         target: the embedding file.
         encoder: the patch encoder.
         settings: batch size, device, precision, workers, engine.
@@ -97,38 +142,40 @@ def embed_file(
         progress: called with (slide, spots done, spots in all).
         pool: reads the batches, ``settings.workers`` ahead; None makes one.
         engine: computes the embeddings; None makes one of the encoder.
+        check: called when all patches are read; what it raises keeps the file from being written.
 
     Raises:
-        BadInput: the patches cannot be used, were replaced meanwhile, or the target holds other
-            embeddings.
+        BadInput: the patches cannot be used, or the target holds other embeddings.
         OutOfMemory: a worker died.
     """
-    source, target = Path(source), Path(target)
-    readers = contextlib.nullcontext(pool) if pool else _readers(settings.workers)
-    with unchanged(source) as version, open_patches(source) as patches, readers as reader:
-        placed, dtype, n = patch_centres(patches), settings.dtype(), len(patches)
-        attrs = {
-            "encoder": encoder.name,
-            "weights_sha256": encoder.weights_sha256,
-            "patches_sha256": version.sha256(source),
-            "precision": "fp32" if dtype is None else str(dtype).removeprefix("torch."),
-            "um_per_px": patches.um_per_px,
-            "convention": placed.convention,
-            "patch_size_level0": patches.size_level0,
-            "version": __version__,
-        }
-        if target.exists() and not overwrite:
-            return Embedded(source.stem, target, n, _check_current(target, attrs), True)
-        report = None if progress is None else partial(progress, source.stem)
-        batches, n_blank, width = _batches(patches, settings, reader), 0, encoder.width
-        engine = engine or Engine(encoder, settings, lambda: n)
-        with write_embeddings(target, patches.barcodes, placed.coords, width, attrs) as writer:
-            for x, blank in _encode(batches, n, engine, report):
-                writer.append(x)
-                n_blank += blank
-            writer.attrs.update(n_blank=n_blank, engine=engine.name)
-            version.check()
-    return Embedded(source.stem, target, n, n_blank, False)
+    target, dtype, n = Path(target), settings.dtype(), len(source.barcodes)
+    attrs = {
+        "encoder": encoder.name,
+        "weights_sha256": encoder.weights_sha256,
+        **source.hashes,
+        "precision": "fp32" if dtype is None else str(dtype).removeprefix("torch."),
+        "um_per_px": source.um_per_px,
+        "convention": source.convention,
+        "patch_size_level0": source.edge,
+        "version": __version__,
+    }
+    if target.exists() and not overwrite:
+        blank = _check_current(target, attrs, [*source.hashes])
+        return Embedded(source.slide, target, n, blank, True)
+    report = None if progress is None else partial(progress, source.slide)
+    readers = contextlib.nullcontext(pool) if pool else patch_readers(settings.workers)
+    engine = engine or Engine(encoder, settings, lambda: n)
+    with (
+        readers as reader,
+        write_embeddings(target, source.barcodes, source.coords, encoder.width, attrs) as writer,
+    ):
+        n_blank = 0
+        for x, blank in _encode(_batches(source, n, settings, reader), n, engine, report):
+            writer.append(x)
+            n_blank += blank
+        writer.attrs.update(n_blank=n_blank, engine=engine.name)
+        check()
+    return Embedded(source.slide, target, n, n_blank, False)
 
 
 def embed_slide(
@@ -160,20 +207,21 @@ def embed_slide(
         with (
             unchanged(patches),
             open_patches(patches) as file,
-            _readers(settings.workers) as pool,
+            patch_readers(settings.workers) as pool,
         ):
-            rows = rows_of(slide.barcodes, file.barcodes, patches)
-            batches = _batches(file, settings, pool)
-            engine = Engine(encoder, settings, lambda: len(file))
-            encoded = list(_encode(batches, len(file), engine, report))
+            rows, n = rows_of(slide.barcodes, file.barcodes, patches), len(file)
+            stored = StoredPatches(patches, file.barcodes, file.coords)
+            batches = _batches(stored, n, settings, pool)
+            engine = Engine(encoder, settings, lambda: n)
+            encoded = list(_encode(batches, n, engine, report))
     x = np.concatenate([x for x, _ in encoded])[rows]
     return dataclasses.replace(slide, x=x, encoder=encoder.name)
 
 
-def _check_current(target: Path, attrs: Mapping[str, object]) -> int:
+def _check_current(target: Path, attrs: Mapping[str, object], hashes: Sequence[str]) -> int:
     """Return the blank patches of an existing target, which must have these attributes."""
     stored = read_attrs(target)
-    for key in ("encoder", "weights_sha256", "patches_sha256", "precision", "convention"):
+    for key in ("encoder", "weights_sha256", *hashes, "precision", "convention"):
         if stored.get(key) != attrs[key] or stored.get("format") != FORMAT:
             fix = "--overwrite to embed anew, or another output"
             raise BadInput(target, key, stored.get(key), f"{attrs[key]!r}", fix)
@@ -206,7 +254,7 @@ def _encode(
 
 
 @contextlib.contextmanager
-def _readers(workers: int) -> Iterator[Executor]:
+def patch_readers(workers: int) -> Iterator[Executor]:
     """Yield a pool that reads patches: processes, or one thread if ``workers`` is 0."""
     pool: Executor = ThreadPoolExecutor(1)
     if workers:  # neither CUDA nor HDF5 survives a fork
@@ -220,13 +268,12 @@ def _readers(workers: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(patches: PatchFile, settings: EmbedSettings, pool: Executor) -> Iterator[np.ndarray]:
+def _batches(
+    source: PatchSource, n: int, settings: EmbedSettings, pool: Executor
+) -> Iterator[np.ndarray]:
     """Yield ``[B, P, P, 3]`` uint8 in order; more are read while the caller works on one."""
     size = settings.batch_size
-    jobs = (
-        pool.submit(read_images, patches.path, start, start + size)
-        for start in range(0, len(patches), size)
-    )
+    jobs = (pool.submit(source.reading(start, min(start + size, n))) for start in range(0, n, size))
     try:
         pending = deque(itertools.islice(jobs, max(1, settings.workers)))
         while pending:
@@ -235,6 +282,6 @@ def _batches(patches: PatchFile, settings: EmbedSettings, pool: Executor) -> Ite
             yield images
     except BrokenProcessPool:
         raise OutOfMemory(
-            f"{patches.path}: a worker that reads patches died, most likely out of memory. "
+            f"{source.file}: a worker that reads patches died, most likely out of memory. "
             "Fix: fewer --workers or a smaller --batch-size"
         ) from None

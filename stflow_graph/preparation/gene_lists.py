@@ -49,9 +49,9 @@ class GeneRule:
     panel: str | Path | None = None
     min_slides: int | None = None
 
-    def file_name(self, fold: int) -> str:
-        """Return the list's name, such as ``var_50genes_fold0.json``."""
-        return f"{PREFIXES[self.method]}_{self.n_genes}genes_fold{fold}.json"
+    def file_name(self, fold: Fold) -> str:
+        """Return the list's name: ``var_50genes_fold0.json``, or ``var_50genes_all.json``."""
+        return f"{PREFIXES[self.method]}_{self.n_genes}genes_{fold.name}.json"
 
 
 DEFAULT_RULE = GeneRule()
@@ -63,7 +63,7 @@ class ChosenGenes:
 
     Attributes:
         dataset: the data set's name.
-        fold: the fold's number.
+        fold: the fold's number; None of all slides.
         file: the gene list.
         genes: the chosen genes, the best first, as ``rank_genes`` returns them.
         n_qualified: number of genes that qualified.
@@ -71,7 +71,7 @@ class ChosenGenes:
     """
 
     dataset: str
-    fold: int
+    fold: int | None
     file: Path
     genes: pd.DataFrame
     n_qualified: int
@@ -104,7 +104,7 @@ def write_gene_lists(
             if sample.id not in statistics:
                 statistics[sample.id] = _statistics(sample, rule, matching)
         ranked = _rank(fold, statistics, rule, panel)
-        file, best = folder / rule.file_name(fold.index), ranked.head(rule.n_genes)
+        file, best = folder / rule.file_name(fold), ranked.head(rule.n_genes)
         names = [sample.id for sample in fold.train]
         before = _write(file, list(best.index), names, rule.method, overwrite)
         n_qualified = len(ranked)
@@ -145,12 +145,12 @@ def _rank(
     if rule.min_slides is None:
         measured = [set(statistics[sample.id].table.index) for sample in (*fold.train, *fold.test)]
         shared = set.intersection(*measured, *([] if panel is None else [panel]))
-        which, fix = f"the slides of fold {fold.index} share", "give a lower --min-fraction"
+        which, fix = f"the slides of {fold.title} share", "give a lower --min-fraction"
     else:
         measured = [set(slide.table.index) for slide in training]
         anywhere = set.union(*measured)
         shared = anywhere if panel is None else anywhere & panel
-        which = f"the training slides of fold {fold.index} have"
+        which = f"the training slides of {fold.title} have"
         fix = f"give a lower --min-fraction, or --min-slides of at most {len(training)}"
     ranked = rank_genes(
         training,
@@ -167,9 +167,7 @@ def _rank(
             expected += f" that measures them, of {rule.min_slides} or more"
         raise BadInput(source, "genes", found, expected, fix)
     if len(ranked) < rule.n_genes:
-        logger.warning(
-            "fold %d: only %d of %d genes qualify", fold.index, len(ranked), rule.n_genes
-        )
+        logger.warning("%s: only %d of %d genes qualify", fold.title, len(ranked), rule.n_genes)
     return ranked
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stflow_graph.data.splits import find_datasets
+from stflow_graph.data.splits import Folds, find_datasets
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.preparation.gene_lists import (
@@ -21,7 +21,7 @@ def choose_genes(
     rule: GeneRule = DEFAULT_RULE,
     *,
     datasets: Sequence[str] = (),
-    folds: Sequence[int] = (),
+    folds: Folds = (),
     out: str | Path | None = None,
     allow_patient_overlap: bool = False,
     matching: GeneMatching = DEFAULT_MATCHING,
@@ -37,7 +37,8 @@ def choose_genes(
         root: HEST-bench root or data set folder.
         rule: how to choose.
         datasets: names of data sets; none means all.
-        folds: numbers of folds; none means all.
+        folds: numbers of folds; none means those of ``splits/``, ``"all"`` all slides at once, of
+            which the list is named ``var_50genes_all.json``.
         out: folder of the lists; None means the data set's own.
         allow_patient_overlap: choose also for folds that test patients of training slides.
         matching: how genes that a slide has several times are resolved.

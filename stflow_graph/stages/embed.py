@@ -1,4 +1,4 @@
-"""The embed stage: every patch file of a HEST-bench root to embeddings."""
+"""The embed stage: every patch file of a HEST-bench root, or a slide's image, to embeddings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from stflow_graph.data.splits import embedding_path, find_datasets
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.images.overlay import overlay_path
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.outputs import check_output_file, check_output_folder
+from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.embedding import Embedded, embed_files
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings
+from stflow_graph.preparation.image_embedding import PatchOptions, embed_image, write_overlay
+from stflow_graph.preparation.slide_places import SlideImage
 
 
 def embed(
@@ -49,3 +53,49 @@ def embed(
     if not jobs:
         raise BadInput(source_dataroot, "patches", unquoted("no .h5 file"), "patches/<slide>.h5")
     return embed_files(jobs, encoder, settings, overwrite=overwrite, progress=progress)
+
+
+def embed_from_image(
+    slide: SlideImage,
+    target: str | Path,
+    encoder: Encoder,
+    patches: PatchOptions,
+    settings: EmbedSettings = DEFAULT_SETTINGS,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Embed a slide from its image; ``overlays/<slide>.png`` beside shows where its spots lie.
+
+    Args:
+        slide: see ``preparation.slide_places.slides_of``.
+        target: the embedding file.
+        encoder: the patch encoder.
+        patches: their size, and where they are.
+        settings: batch size, device, precision, engine.
+        overwrite: replace existing embeddings.
+        progress: called with (slide, spots done, spots in all).
+
+    Raises:
+        BadInput: the image cannot be used: no scale, no tissue, spots outside it; or the target
+            holds other embeddings.
+    """
+    check_output_file(target)
+    inputs = slide.inputs.values()
+    with unchanged(*inputs) as versions, slide.open() as image:
+        hashes = slide.hashes()
+        places = slide.places(image, patches.um, patches.grid)
+        write_overlay(slide, image, places, overlay_path(Path(target).parent, slide.name))
+        return embed_image(
+            slide,
+            image,
+            places,
+            Path(target),
+            encoder,
+            settings,
+            patch_px=patches.px,
+            image_sha256=hashes.get("image_sha256") or hashes["counts_sha256"],
+            overwrite=overwrite,
+            progress=progress,
+            check=versions.check,
+        )

@@ -45,6 +45,7 @@ class Prepared:
         pitch_um: median distance of a spot to the nearest other one, µm; NaN for a lone spot. A
             wrong scale shows here.
         um_per_px: micrometres per pixel of the image.
+        outside: spots left out because they lie outside the image.
         up_to_date: both files existed, made from the same inputs; nothing was done.
     """
 
@@ -58,6 +59,7 @@ class Prepared:
     n_padded: int
     pitch_um: float
     um_per_px: float
+    outside: int = 0
     up_to_date: bool = False
 
 
@@ -166,7 +168,7 @@ def _write_splits(folder: Path, slides: Sequence[SlideSource]) -> None:
 def _write_gene_lists(out: Path, overwrite: bool) -> None:
     folds = Dataset(out.resolve().name, out).folds()
     if not overwrite:
-        folds = [fold for fold in folds if not (out / DEFAULT_RULE.file_name(fold.index)).exists()]
+        folds = [fold for fold in folds if not (out / DEFAULT_RULE.file_name(fold)).exists()]
     try:
         write_gene_lists(folds, out, overwrite=overwrite)
     except BadInput as error:  # few spots, shallow counts: patches and counts are good all the same

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from stflow_graph.data.load import um_per_px
-from stflow_graph.data.observed import Observed
 from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
-from stflow_graph.inference.predictor import Predictor
+from stflow_graph.inference.sampling import Sampled, load_models, model_for, sample_file
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
-from stflow_graph.io.h5ad import is_h5ad
 from stflow_graph.io.outputs import check_output_folder
-from stflow_graph.io.patches import TOP_LEFT
-from stflow_graph.io.predictions import Block, read_provenance, write_prediction_blocks
-from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
-from stflow_graph.models.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 from stflow_graph.models.precision import check_precision
-
-logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-    """A slide's prediction on disk; ``up_to_date`` if there was nothing to do."""
-
-    slide: str
-    n_spots: int
-    fold: int | None
-    held_out: bool
-    path: Path
-    up_to_date: bool
 
 
 def sample(
@@ -74,56 +49,18 @@ def sample(
     check_output_folder(out)
     # refused once, not for every slide
     check_precision(settings.precision, pick_device(settings.device))
-    folds = _load_folds(source, settings.fold, settings.device, allow_code)
+    models = load_models(source, settings.fold, settings.device, allow_code)
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])
 
     def one(file: Path) -> Sampled:
-        fold = next((fold for fold in folds if fold.holds_out(file.stem)), folds[0])
-        result = _sample_slide(fold, file, Path(out), settings, overwrite)
+        model = model_for(file.stem, models)
+        result = sample_file(model, file, Path(out), settings, overwrite=overwrite)
         if report:
             report(result)
         return result
 
     return attempt_each([(file.stem, functools.partial(one, file)) for file in files])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Fold:
-    """A fold's checkpoint, its hash, and its device; the predictor is built when first needed."""
-
-    checkpoint: Checkpoint
-    sha256: str
-    device: str
-
-    @classmethod
-    def load(cls, path: Path, device: str, allow_code: bool) -> _Fold:
-        file = path / "config.json"  # it holds the hashes of the other files
-        with unchanged(file) as version:
-            checkpoint = load_checkpoint(path, allow_code=allow_code)
-            return cls(checkpoint, version.sha256(file), device)
-
-    @property
-    def number(self) -> int | None:
-        return self.checkpoint.provenance.get("fold")
-
-    def holds_out(self, slide: str) -> bool:
-        return slide in self.checkpoint.provenance.get("test_slides", [])
-
-    @functools.cached_property
-    def predictor(self) -> Predictor:
-        return Predictor(self.checkpoint, self.device)
-
-
-def _load_folds(
-    source: str | Path, number: int | None, device: str, allow_code: bool
-) -> list[_Fold]:
-    folds = [_Fold.load(path, device, allow_code) for path in find_checkpoints(source)]
-    chosen = [fold for fold in folds if number is None or fold.number == number]
-    if not chosen:
-        present = ", ".join(str(fold.number) for fold in folds)
-        raise BadConfig(f"{source}: fold {number} is not there; it has {present}")
-    return chosen
 
 
 def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -160,77 +97,3 @@ def _check_observed(settings: SampleSettings, slides: Sequence[str]) -> None:
     elif all(settings.observed_of(slide) is None for slide in slides):
         found = unquoted(f"no file of {', '.join(slides[:3])}")
         raise BadInput(folder, "observed", found, "<slide>.h5ad of one or more of the slides")
-
-
-def _sample_slide(
-    fold: _Fold, file: Path, out: Path, settings: SampleSettings, overwrite: bool
-) -> Sampled:
-    predictor, calibration = fold.predictor, fold.checkpoint.calibration
-    name, path = file.stem, out / f"{file.stem}.h5ad"
-    with unchanged(file) as versions, open_embeddings(file) as source:
-        predictor.check(source, settings)
-        observed = predictor.observed(source, settings)
-        provenance = _provenance(fold, source, settings, observed, versions)
-        result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
-        if not overwrite and _is_there(path, provenance):
-            return dataclasses.replace(result, up_to_date=True)
-        settings.check_disk(out, len(source), len(fold.checkpoint.genes))
-        write_prediction_blocks(
-            path,
-            _then_check(predictor.blocks(source, settings, observed, out), versions),
-            source.barcodes,
-            fold.checkpoint.genes,
-            source.coords,
-            provenance=provenance,
-            n_samples=settings.n_samples if settings.n_samples > 1 else 0,
-            expected_pearson=None if calibration is None else calibration.pearson,
-            picture=settings.picture(name),
-            observed=None if observed is None else (observed.rows, observed.genes),
-        )
-    return result
-
-
-def _then_check(blocks: Iterator[Block], versions: Versions) -> Iterator[Block]:
-    """Yield blocks and check, before the output takes its place, that inputs have not changed."""
-    yield from blocks
-    versions.check()
-
-
-def _provenance(
-    fold: _Fold,
-    source: EmbeddingFile,
-    settings: SampleSettings,
-    observed: Observed | None,
-    versions: Versions,
-) -> dict[str, Any]:
-    """Return the origin of a prediction with the hashes of all files behind it."""
-    file = source.path
-    provenance = {
-        **fold.predictor.provenance(file.stem, settings, observed),
-        "checkpoint_sha256": fold.sha256,
-        "embeddings_sha256": versions.sha256(file),
-        "um_per_px": um_per_px(source.attrs),
-        "um_per_px_estimated": bool(source.attrs.get("um_per_px_estimated", False)),
-    }
-    image = settings.image_of(file.stem)
-    if image is not None:
-        provenance["image_sha256"] = versions.sha256(image)
-        if source.attrs.get("convention") == TOP_LEFT:
-            logger.warning(
-                "%s: its coords are corners of patches: spots are drawn half a patch off", file
-            )
-    return provenance
-
-
-def _is_there(path: Path, provenance: dict[str, Any]) -> bool:
-    if not path.exists():
-        return False
-    try:
-        stored = read_provenance(path)
-    except BadInput as error:
-        if not is_h5ad(path):
-            return False
-        found = unquoted("an .h5ad that is no prediction")
-        fix = "give another --out, or --overwrite to replace it"
-        raise BadInput(path, "output", found, "a free name or a prediction", fix) from error
-    return {**stored, "format": None} == {**provenance, "format": None}

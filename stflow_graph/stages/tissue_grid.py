@@ -10,14 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
-from stflow_graph.images.reader import ImageReader
+from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
 from stflow_graph.images.scale import agreed_scale
-from stflow_graph.images.tissue_mask import tissue_mask, tissue_share
-from stflow_graph.io.atomic import check_name, sha256
+from stflow_graph.io.atomic import check_name, sha256, write_bytes
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import (
@@ -28,11 +24,8 @@ from stflow_graph.preparation.cut_patches import (
     patches_record,
     up_to_date_record,
 )
+from stflow_graph.preparation.places import Layout, grid_places
 from stflow_graph.version import __version__
-
-# of the overview along a patch's edge: the share of tissue is right within a few percent
-_OVERVIEW_PX = 16
-_MAX_PATCHES = 10_000_000  # of a grid, before tissue is looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +62,15 @@ def prepare_grid(
     patch_px: int = 224,
     patch_um: float = 112.0,
     pitch_um: float | None = None,
+    layout: Layout = "square",
     min_tissue: float = 0.1,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PreparedGrid:
     """Cut patches on a grid over a slide's tissue and write ``out/patches/<name>.h5``.
 
-    The grid starts in the top-left corner, and its patches lie inside the image; a patch is named
-    ``<row>x<column>``. Tissue is segmented by ``images.tissue_mask``.
+    ``out/overlays/<name>.png`` shows where they lie; the grid is that of
+    ``preparation.places.grid_places``.
 
     Args:
         image: H&E image or whole slide at full resolution.
@@ -86,6 +80,7 @@ def prepare_grid(
         patch_px: edge of a stored patch, px.
         patch_um: edge of the area that a patch shows, µm.
         pitch_um: from one patch to the next, µm; None leaves no gap and no overlap.
+        layout: ``"square"`` or ``"hexagonal"``.
         min_tissue: share of a patch that must be tissue, 0 .. 1; 0 keeps all.
         overwrite: replace an existing output.
         progress: called with the slide's name, the patches written and all its patches.
@@ -107,6 +102,8 @@ def prepare_grid(
         }
         if um_per_px is not None:
             request["um_per_px"] = float(um_per_px)
+        if layout != "square":
+            request["layout"] = layout
         stored = None if overwrite else up_to_date_record(path, patches_record, request)
         record = stored or _write(path, image, request, progress, versions.check)
     fields = dataclasses.fields(PreparedGrid)
@@ -125,39 +122,14 @@ def _write(
     with open_image(image) as reader:
         um_per_px = agreed_scale(image, request.get("um_per_px"), reader.um_per_px)
         um_per_px = check_scale(um_per_px, request["patch_um"], image)
-        edge, pitch = request["patch_um"] / um_per_px, request["pitch_um"] / um_per_px
-        n_columns, n_rows = (int((length - edge) // pitch) + 1 for length in reader.size)
-        if min(n_columns, n_rows) < 1:
-            found = unquoted(f"{reader.size[0]} x {reader.size[1]} px")
-            raise BadInput(image, "size", found, f"at least one patch of {edge:.0f} px")
-        if n_columns * n_rows > _MAX_PATCHES:
-            found = unquoted(f"a grid of {n_columns:,} x {n_rows:,} patches")
-            fix = "a larger --pitch-um"
-            raise BadInput(image, "pitch", found, f"at most {_MAX_PATCHES:,}", fix)
-        rows, columns = (part.ravel() for part in np.mgrid[:n_rows, :n_columns])
-        centres = edge / 2 + pitch * np.stack([columns, rows], axis=1)
-        tissue, share = _tissue(reader, centres, edge)
-        kept = np.flatnonzero(share >= request["min_tissue"])
-        if not len(kept):
-            found = unquoted(f"0 of {len(centres)} patches with {request['min_tissue']:.0%} of it")
-            raise BadInput(image, "tissue", found, "at least one", "lower --min-tissue")
-        record = {
-            **request,
-            "um_per_px": um_per_px,
-            "n_rows": n_rows,
-            "n_columns": n_columns,
-            "n_patches": len(kept),
-            "tissue": tissue,
-            "version": __version__,
-        }
-        barcodes = [f"{rows[i]}x{columns[i]}" for i in kept]
-        read = patch_reader(reader, centres[kept], edge, request["patch_px"])
-        cut_patches(path, read, barcodes, centres[kept], edge, record, progress, check)
+        options = {key: request[key] for key in ("patch_um", "pitch_um", "min_tissue")}
+        layout = request.get("layout", "square")
+        places = grid_places(reader, um_per_px, layout=layout, **options)
+        record = {**request, "um_per_px": um_per_px, **places.record, "version": __version__}
+        read = patch_reader(reader, places.coords, places.edge, request["patch_px"])
+        cut_patches(
+            path, read, places.barcodes, places.coords, places.edge, record, progress, check
+        )
+        drawn = draw_overlay(Overview.of(reader), places.coords, um_per_px, name=request["slide"])
+    write_bytes(overlay_path(path.parents[1], request["slide"]), drawn)
     return record
-
-
-def _tissue(reader: ImageReader, centres: np.ndarray, edge: float) -> tuple[float, np.ndarray]:
-    """Return the share of tissue in the whole image and in each patch."""
-    shrinkage = max(1.0, edge / _OVERVIEW_PX)
-    mask = tissue_mask(reader.read_overview(shrinkage))
-    return float(mask.mean()), tissue_share(mask, centres / shrinkage, edge / shrinkage)

@@ -16,7 +16,7 @@ from stflow_graph.config import Config
 from stflow_graph.config.stored import check_same_run
 from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
-from stflow_graph.data.load import check_one_width, load_sample
+from stflow_graph.data.load import check_one_patch_size, check_one_width, load_sample
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
@@ -26,6 +26,7 @@ from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_json, write_text
+from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
@@ -63,7 +64,7 @@ class Progress:
     """
 
     dataset: str
-    fold: int
+    fold: int | None
     folder: Path
     member: int
     epoch: EpochRecord
@@ -80,7 +81,9 @@ def train(
 
     Writes ``out/fold<i>/`` (with several data sets ``out/<data set>/fold<i>/``): ``checkpoint/``,
     ``history.csv``, ``config.toml``, ``provenance.json``, ``result.json``, TensorBoard logs; and
-    ``results_kfold.json`` in HEST's form, with all folds that are finished. An interrupted run is
+    ``results_kfold.json`` in HEST's form, with all folds that are finished. With ``train.folds =
+    "all"`` it trains on every slide, tests none and writes ``out/all/``; members hold slides out in
+    turn all the same. An interrupted run is
     resumed; complete folds are skipped. Test slides are read with the others, so that a bad one is
     refused before hours of training, but training is not given them.
 
@@ -115,10 +118,12 @@ def train(
         if not results:  # nothing is written before the first fold's data have proved good
             claim(out, config, overwrite)
         parent = out if len(datasets) == 1 else out / dataset.name
-        folder = parent / f"fold{fold.index}"
+        folder = parent / fold.name
         with lock_fold(folder):
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
+        if fold.index is None:
+            continue
         with lock_run(parent):  # jobs of an array, each with folds of its own
             done = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
             tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
@@ -141,7 +146,7 @@ class _Inputs:
 
 
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
-    gene_file = dataset.gene_list_path(config.data.gene_list, fold.index)
+    gene_file = dataset.gene_list_path(config.data.gene_list, fold)
     data, versions = config.data, Versions(gene_file)
     genes = read_gene_list(gene_file)
     check_not_chosen_on(gene_file, [sample.id for sample in fold.test])
@@ -154,9 +159,12 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
         for side in (fold.train, fold.test)
     )
     check_one_width([*slides, *tests], config.data.embed_dataroot)
+    if not data.allow_patch_size:
+        check_one_patch_size([*slides, *tests])
     check_measured(genes, slides, gene_file)
     versions.check()
-    protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes)
+    folds = [fold] if fold.index is None else None
+    protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes, folds)
     return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
 
 
@@ -178,7 +186,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
                 n_epochs = sum(map(len, histories))
                 report(Progress(inputs.dataset, fold.index, folder, member, last, n_epochs))
 
-        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index, report=on_epoch)
+        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index or 0, report=on_epoch)
     checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
     write_provenance(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
@@ -207,6 +215,8 @@ def _score_test(
 
     A slide counts for the genes that it measures.
     """
+    if not slides:
+        return np.full(len(checkpoint.genes), np.nan), {}
     train = checkpoint.config.train
     predictor = Predictor(checkpoint, train.device)
     settings = SampleSettings(seed=train.seed)
@@ -238,6 +248,7 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
         **missing_genes(inputs.slides, config),
+        **physical_sizes(inputs.slides),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
@@ -254,6 +265,18 @@ def missing_genes(slides: Sequence[Slide], config: Config) -> dict[str, Any]:
         return {}
     absent = {slide.name: int((~measured_genes(slide.truth)).sum()) for slide in slides}
     return {"missing_genes": {name: number for name, number in absent.items() if number}}
+
+
+def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
+    """Return the medians of the patches' edge and of the spots' pitch, µm, where known."""
+    patches = [slide.patch_um for slide in slides if slide.patch_um is not None]
+    pitches = [
+        median_pitch(slide.coords) * slide.um_per_px
+        for slide in slides
+        if slide.um_per_px is not None
+    ]
+    sizes = {"patch_um": patches, "pitch_um": pitches}
+    return {name: float(np.median(values)) for name, values in sizes.items() if values}
 
 
 def surroundings(config: Config) -> dict[str, Any]:

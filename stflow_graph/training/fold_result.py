@@ -25,21 +25,21 @@ class FoldResult:
 
     Attributes:
         dataset: the data set's name.
-        fold: the split's number.
+        fold: the split's number; None of all slides, none of them tested.
         folder: where its checkpoint is.
         best: the epoch that each member chose on the slides it held out.
         validation_pearson: PCC, mean over genes and training slides, of each slide's prediction by
             the member that held it out.
         genes: G names.
         pearson: ``[G]`` PCC over the spots of all test slides, as HEST-bench scores a fold; NaN
-            for constant genes.
+            for constant genes, and without test slides.
         test_pearson: the same for each test slide alone.
         up_to_date: whether there was nothing left to do.
         protocol: what was measured, see ``data.protocol``.
     """
 
     dataset: str
-    fold: int
+    fold: int | None
     folder: Path
     best: list[EpochRecord]
     validation_pearson: float
@@ -70,7 +70,7 @@ class FoldResult:
 
     @classmethod
     def from_json(
-        cls, dataset: str, fold: int, folder: Path, content: Mapping[str, Any]
+        cls, dataset: str, fold: int | None, folder: Path, content: Mapping[str, Any]
     ) -> FoldResult:
         """Return a complete fold's result from the content of ``result.json``."""
         return cls(

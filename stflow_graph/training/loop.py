@@ -23,6 +23,7 @@ from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
 from stflow_graph.inference.inputs import SlideInputs
 from stflow_graph.inference.predict import predict
+from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.models.build import build_prior
 from stflow_graph.models.precision import computing_in
 from stflow_graph.nn.two_stage import TwoStageDenoiser
@@ -103,36 +104,47 @@ def fit(
     Raises:
         Diverged: a loss or a gradient is not finite; the state kept last stays.
     """
-    device = next(network.parameters()).device
-    slides = Slides(learn, device)
+    slides = Slides(learn, next(network.parameters()).device)
     state, prior = _start(network, config.train), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)
     saved = -math.inf
-    while not _finished(state.history, config.train):
-        epoch, start = len(state.history) + 1, time.perf_counter()
-        generator = torch.Generator().manual_seed(_mix(stream, epoch))
-        losses, norms = list[Tensor](), list[Tensor]()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
-            network.train()
-            for batch in slides.batches(config, generator):
-                with computing_in(config.train.precision, device):
-                    y_1 = _estimate(network, batch.to(device), prior, generator)
-                loss = region_loss(y_1.float(), batch, config.train.pcc_weight)
-                norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(norms) + 1)))
-                losses.append(loss.detach())
-        mean_loss = _mean_loss(losses, norms, epoch)
-        mse, pearson = validation_score(
-            state.average.module, validate, config, normalisation, seed=stream
-        )
-        _record(state, epoch, mean_loss, mse, pearson, start)
-        if _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY:
-            _save(state, state_file)
-            saved = time.monotonic()
-        if report:
-            report(state.history)
+    with freed_memory_kept():
+        while not _finished(state.history, config.train):
+            start = time.perf_counter()
+            mean_loss = _epoch(state, slides, prior, config, stream)
+            mse, pearson = validation_score(
+                state.average.module, validate, config, normalisation, seed=stream
+            )
+            _record(state, mean_loss, mse, pearson, start)
+            if _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY:
+                _save(state, state_file)
+                saved = time.monotonic()
+            if report:
+                report(state.history)
     return Fitted(state.best, state.history)
+
+
+def _epoch(state: _State, slides: Slides, prior: Prior, config: Config, stream: int) -> float:
+    """Train on every region of the next epoch; return the mean loss.
+
+    Raises:
+        Diverged: a loss or a gradient is not finite.
+    """
+    epoch, network = len(state.history) + 1, state.network
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(_mix(stream, epoch))
+    losses, norms = list[Tensor](), list[Tensor]()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
+        network.train()
+        for batch in slides.batches(config, generator):
+            with computing_in(config.train.precision, device):
+                y_1 = _estimate(network, batch.to(device), prior, generator)
+            loss = region_loss(y_1.float(), batch, config.train.pcc_weight)
+            norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(norms) + 1)))
+            losses.append(loss.detach())
+    return _mean_loss(losses, norms, epoch)
 
 
 def _estimate(network: nn.Module, batch: Batch, prior: Prior, generator: torch.Generator) -> Tensor:
@@ -240,9 +252,8 @@ def _mix(stream: int, epoch: int) -> int:
     return int(np.random.SeedSequence([stream, epoch]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _record(
-    state: _State, epoch: int, loss: float, mse: float, pearson: float, start: float
-) -> None:
+def _record(state: _State, loss: float, mse: float, pearson: float, start: float) -> None:
+    epoch = len(state.history) + 1
     best = (state.history[-1].best_epoch, state.history[-1].best_pearson) if state.history else None
     if best is None or pearson > best[1]:
         best = (epoch, pearson)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stflow_graph.config import Config
 from stflow_graph.config.stored import RUN_FORMAT, check_same_run, identity
+from stflow_graph.data.splits import ALL
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.folders import read_mark
 from stflow_graph.io.locks import check_unlocked, lock
@@ -97,10 +98,16 @@ def finished_folds(folder: Path, dataset: str, epochs: int, protocol: str) -> li
                 if match and content["epochs"] >= epochs and content["protocol"] == protocol:
                     number = int(match[1])
                     results.append(FoldResult.from_json(dataset, number, file.parent, content))
-    return sorted(results, key=lambda result: result.fold)
+    return sorted(results, key=lambda result: result.fold or 0)
 
 
 def _fold_folders(out: Path) -> list[Path]:
     """Return the folds of a run, of one data set or several, and none of other runs inside it."""
-    inside = [path for path in out.glob("*/fold[0-9]*") if not (path.parent / "run.json").exists()]
-    return [*out.glob("fold[0-9]*"), *inside]
+    patterns = ("fold[0-9]*", ALL)
+    inside = [
+        path
+        for pattern in patterns
+        for path in out.glob(f"*/{pattern}")
+        if not (path.parent / "run.json").exists()
+    ]
+    return [*(path for pattern in patterns for path in out.glob(pattern)), *inside]

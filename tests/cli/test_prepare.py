@@ -47,10 +47,10 @@ def single(prepare, kit):
 def test_a_kit_gives_a_table_and_the_next_command(prepare, kit, tmp_path):
     run = prepare(kit, *SIZES)
     assert run.code == 0, run.err
-    # slide, spots, not selected, no counts, no position, padded, pitch, files
+    # slide, spots, not selected, no counts, no position, outside, padded, pitch, files
     assert run.rows == [
-        ["S0", "3", "0", "1", "0", "1", "10.0", "written"],
-        ["S1", "3", "0", "1", "0", "1", "10.0", "written"],
+        ["S0", "3", "0", "1", "0", "0", "1", "10.0", "written"],
+        ["S1", "3", "0", "1", "0", "0", "1", "10.0", "written"],
     ]
     following = f"next: stflow-graph embed --source-dataroot {tmp_path}/root --embed-dataroot"
     assert following in run.out

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stflow_graph.data.splits import (
+    Fold,
     embedding_path,
     find_datasets,
     find_embedding,
@@ -133,16 +134,34 @@ def test_absent_embeddings_name_the_first_place_and_the_command(tmp_path):
 
 
 def test_gene_lists_may_be_of_a_fold(tmp_path):
-    found = find_datasets(dataset(tmp_path / "D"))[0]
-    assert found.gene_list_path("g.json", 2) == tmp_path / "D/g.json"  # named if nothing is there
+    found, fold = find_datasets(dataset(tmp_path / "D"))[0], Fold(2, (), ())
+    assert (
+        found.gene_list_path("g.json", fold) == tmp_path / "D/g.json"
+    )  # named if nothing is there
     (tmp_path / "D/g_fold2.json").write_text("")
-    assert found.gene_list_path("g.json", 2) == tmp_path / "D/g_fold2.json"
-    assert found.gene_list_path("g_fold{fold}.json", 2) == tmp_path / "D/g_fold2.json"
+    assert found.gene_list_path("g.json", fold) == tmp_path / "D/g_fold2.json"
+    assert found.gene_list_path("g_fold{fold}.json", fold) == tmp_path / "D/g_fold2.json"
     (tmp_path / "D/g.json").write_text("")
-    assert found.gene_list_path("g.json", 2) == tmp_path / "D/g.json"
+    assert found.gene_list_path("g.json", fold) == tmp_path / "D/g.json"
     elsewhere = tmp_path / "own.json"
     elsewhere.write_text("")
-    assert found.gene_list_path(str(elsewhere), 0) == elsewhere
+    assert found.gene_list_path(str(elsewhere), fold) == elsewhere
+
+
+def test_all_slides_need_no_splits(tmp_path):
+    (tmp_path / "D/adata").mkdir(parents=True)
+    for name in "BA":
+        (tmp_path / f"D/adata/{name}.h5ad").touch()
+    (tmp_path / "D/patients.csv").write_text("sample_id,patient\nA,P1\nB,P2\n")
+    (found,) = find_datasets(tmp_path)
+    (fold,) = found.training_folds("all")
+    assert ([s.id for s in fold.train], fold.test, fold.index) == (["A", "B"], (), None)
+    assert [s.patient for s in fold.train] == ["P1", "P2"]
+    assert fold.train[0].expr_path == tmp_path / "D/adata/A.h5ad"
+    (tmp_path / "D/g_all.json").touch()
+    assert found.gene_list_path("g.json", fold) == tmp_path / "D/g_all.json"
+    with pytest.raises(BadInput, match=r"no \.h5ad file"):
+        find_datasets(dataset(tmp_path / "E"))[0].training_folds("all")
 
 
 def test_what_is_written_is_read_with_its_patients(tmp_path):

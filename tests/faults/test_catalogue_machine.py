@@ -144,7 +144,7 @@ def test_39_clocks_and_the_current_folder_play_no_part(cli, here, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "where"),
     [
-        (SAMPLE, "stflow_graph.stages.sample.open_embeddings"),
+        (SAMPLE, "stflow_graph.inference.sampling.open_embeddings"),
         (EVAL, "stflow_graph.evaluation.files.read_prediction"),
         (EMBED, "stflow_graph.preparation.embedding.open_patches"),
     ],

@@ -18,7 +18,7 @@ def paint(colour, shape=(120, 160), spread=3):
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
 def test_stain_on_glass_is_found_whatever_its_share(stain, share):
     image, wide = paint(GLASS), max(4, int(share * 160))
-    image[:, :wide] = paint(stain, (120, wide))
+    image[:, :wide] = paint(stain, (120, wide), spread=8)
     truth = np.zeros((120, 160), bool)
     truth[:, :wide] = True
     assert (tissue_mask(image) == truth).mean() > 0.98
@@ -29,13 +29,25 @@ def test_what_has_no_colour_is_no_tissue(colour):
     assert tissue_mask(paint(colour)).mean() < 0.01
 
 
+def test_glass_that_eosin_has_tinted_is_left_out():
+    image = paint(
+        (233, 218, 232), (200, 200), spread=1
+    )  # as measured on a slide of her2st, as below
+    image[100:, 50:] = paint((231, 205, 228), (100, 150), spread=1)
+    image[20:100, 20:100] = paint((140, 126, 170), (80, 80), spread=20)
+    mask = tissue_mask(image)
+    assert mask[22:98, 22:98].mean() > 0.8
+    mask[19:101, 19:101] = False
+    assert mask.mean() < 0.01
+
+
 @pytest.mark.parametrize("cast", [(243, 235, 212), (215, 228, 240), (238, 240, 214)])
 @pytest.mark.parametrize("stain", [None, PALE, PINK, PURPLE])
 def test_glass_under_a_coloured_light_is_no_tissue(cast, stain):
     """Its colour alone is above the limit for glass."""
     image, truth = paint(np.array(cast)), np.zeros((120, 160), bool)
     if stain is not None:
-        image[:, :60] = paint(stain, (120, 60))
+        image[:, :60] = paint(stain, (120, 60), spread=8)
         truth[:, :60] = stain is not PALE  # too close to the cast to be told
     agree = tissue_mask(image) == truth
     assert agree[:, 62:].mean() > 0.98

@@ -40,7 +40,7 @@ def cohort(tmp_path_factory) -> SimulatedCohort:
 
 def test_layout_is_read_by_our_readers(cohort):
     (dataset,) = find_datasets(cohort.path)
-    genes = read_gene_list(dataset.gene_list_path("var_50genes.json", 0))
+    genes = read_gene_list(dataset.gene_list_path("var_50genes.json", dataset.folds()[0]))
     assert len(genes) == 50
     assert [sample.id for sample in dataset.samples()] == [slide.id for slide in cohort.slides]
     for sample in dataset.samples():

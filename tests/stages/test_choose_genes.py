@@ -10,10 +10,16 @@ from toy import GENES
 
 from stflow_graph.data.genes import read_gene_list, slides_chosen_on, write_gene_list
 from stflow_graph.data.load import load_slide
+from stflow_graph.data.splits import Fold
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.preparation.gene_lists import GeneRule
 from stflow_graph.stages.choose_genes import choose_genes
 from stflow_graph.stats.metrics import morans_i, neighbour_mean
+
+
+def fold(index):
+    return Fold(index, (), ())
+
 
 FEW = GeneRule(n_genes=3)
 
@@ -32,7 +38,7 @@ def change(cohort, slide, factor):
 def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method):
     rule = GeneRule(method, n_genes=3)
     done = choose_genes(cohort.root, rule)
-    assert [chosen.file.name for chosen in done] == [rule.file_name(i) for i in range(4)]
+    assert [chosen.file.name for chosen in done] == [rule.file_name(fold(i)) for i in range(4)]
     before = lists(cohort)
     for chosen in done:
         assert set(read_gene_list(chosen.file)) == set(chosen.genes.index)
@@ -42,9 +48,10 @@ def test_every_fold_gets_a_list_that_has_not_seen_its_test_slides(cohort, method
     change(cohort, "A", np.array([1, 1, 1, 0, 0, 0]))
     choose_genes(cohort.root, rule, overwrite=True)
     after = lists(cohort)
-    assert after[rule.file_name(0)] == before[rule.file_name(0)]
+    assert after[rule.file_name(fold(0))] == before[rule.file_name(fold(0))]
     assert all(
-        set(json.loads(after[rule.file_name(i)])["genes"]) <= set(GENES[:3]) for i in (1, 2, 3)
+        set(json.loads(after[rule.file_name(fold(i))])["genes"]) <= set(GENES[:3])
+        for i in (1, 2, 3)
     )
 
 
@@ -59,7 +66,7 @@ def test_morans_i_is_that_of_the_metrics(cohort):
 def test_again_writes_nothing_and_another_list_is_kept(cohort):
     choose_genes(cohort.root, FEW)
     assert all(chosen.up_to_date for chosen in choose_genes(cohort.root, FEW))
-    own = cohort.root / FEW.file_name(0)
+    own = cohort.root / FEW.file_name(fold(0))
     write_gene_list(own, ["mine", *GENES[:2]])
     with pytest.raises(BadInput, match="genes: found a list without .* of the 3 genes chosen now"):
         choose_genes(cohort.root, FEW)
@@ -70,7 +77,7 @@ def test_again_writes_nothing_and_another_list_is_kept(cohort):
 
 def test_a_list_names_its_slides_and_is_written_anew_for_others(cohort):
     choose_genes(cohort.root, FEW)
-    file = cohort.root / FEW.file_name(0)
+    file = cohort.root / FEW.file_name(fold(0))
     assert slides_chosen_on(file) == ["B", "C", "D"]
     genes = read_gene_list(file)
     write_gene_list(file, genes, ["A", "B", "C"])

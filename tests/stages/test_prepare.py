@@ -379,7 +379,11 @@ def test_splits_that_are_there_are_kept_and_lists_follow_them(tmp_path):
 
 def test_a_single_slide_makes_no_split(tmp_path, caplog):
     prepare(write_kit(tmp_path / "kit", "A"), tmp_path / "out", **SIZES)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adata", "patches"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "adata",
+        "overlays",
+        "patches",
+    ]
     assert "one slide makes no split" in caplog.text
 
 
@@ -396,7 +400,11 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path):
     assert error.value.exit_code == 5
     assert "\n" not in str(error.value)
     assert [done.slide for done in reports] == ["S0"]
-    assert sorted(map(str, contents(out))) == ["adata/S0.h5ad", "patches/S0.h5"]
+    assert sorted(map(str, contents(out))) == [
+        "adata/S0.h5ad",
+        "overlays/S0.png",
+        "patches/S0.h5",
+    ]
     image.write_bytes(whole)
     (tmp_path / "away").rename(kit / "counts/S2.tsv.gz")
     states = [slide.up_to_date for slide in prepare(kit, out, **SIZES)]

@@ -64,6 +64,37 @@ def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
     assert table["pearson_mean"] == pytest.approx(np.mean([r.pearson.mean() for r in results]))
 
 
+def test_all_slides_train_one_model_and_none_is_tested(cohort, tmp_path):
+    shutil.rmtree(cohort.root / "splits")
+    out = tmp_path / "run"
+    (result,) = run(cohort, out, train__folds="all", train__members=2)
+    assert (result.fold, result.test_pearson, result.folder) == (None, {}, out / "all")
+    assert np.isnan(result.pearson).all()
+    assert np.isfinite(result.validation_pearson)
+    assert not (out / "results_kfold.json").exists()
+    checkpoint = load_checkpoint(out / "all/checkpoint")
+    assert checkpoint.provenance["train_slides"] == ["A", "B", "C", "D"]
+    assert checkpoint.provenance["held_out_slides"] == ["A", "B", "C", "D"]  # each by one member
+    assert checkpoint.provenance["test_slides"] == []
+    assert " | no test slides | " in result.protocol
+    assert run(cohort, out, train__folds="all", train__members=2)[0].up_to_date
+    (done,) = sample(out, [cohort.embedding("A")], tmp_path / "predictions")
+    assert (done.fold, done.held_out) == (None, False)
+
+
+def test_a_run_may_hold_folds_and_a_model_of_all_slides(cohort, tmp_path):
+    run(cohort, tmp_path / "run", train__folds=[1])
+    run(cohort, tmp_path / "run", train__folds="all")
+    embeddings = [cohort.embedding(name) for name in "AB"]
+    tested, trained = sample(tmp_path / "run", embeddings, tmp_path / "out")[::-1]
+    assert (tested.fold, tested.held_out) == (1, True)  # B: by the fold that has not seen it
+    assert trained.fold is None
+    with pytest.raises(BadConfig, match="another --out"):
+        run(cohort, tmp_path / "run", train__folds="all", train__seed=5)
+    run(cohort, tmp_path / "run", train__folds="all", train__seed=5, overwrite=True)
+    assert not (tmp_path / "run/fold1/result.json").exists()
+
+
 def test_a_finished_run_is_left_as_it_is(cohort, tmp_path):
     run(cohort, tmp_path / "run")
     before = sha256(tmp_path / "run" / WEIGHTS)

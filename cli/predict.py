@@ -1,0 +1,124 @@
+"""``stflow-graph predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, BadParameter, Option
+
+from . import options as opt
+from .display import progress, show, show_next, state
+
+if TYPE_CHECKING:
+    from stflow_graph.platforms.source import SourceOptions
+    from stflow_graph.preparation.slide_places import SlideImage
+    from stflow_graph.stages.predict import PredictedSlide
+
+SLIDES = (
+    "H&E images (SVS, NDPI, TIFF, JPEG, ...), folders of them, or folders of Space Ranger, "
+    "Xenium, HEST-1k, ... whose spots are predicted."
+)
+
+
+def predict(
+    slides: Annotated[list[Path], Argument(help=SLIDES)],
+    model: Annotated[Path, Option(help="Run, fold or checkpoint folder.")],
+    out: Annotated[Path, Option(help="Output folder.")],
+    um_per_px: opt.UmPerPx = None,
+    spots: opt.Spots = None,
+    image: Annotated[Path | None, Option(help="Full-resolution H&E image of the folder.")] = None,
+    name: Annotated[str | None, Option("--id", help="Name of the only slide.")] = None,
+    pitch_um: Annotated[
+        float | None, Option(min=0.001, max=1e5, help="Grid spacing, µm. (default: as in training)")
+    ] = None,
+    layout: opt.Layout = "hexagonal",
+    min_tissue: opt.MinTissue = 0.1,
+    genes: opt.ChosenGenes = None,
+    n_samples: Annotated[
+        int,
+        Option(min=1, help="Samples to draw per spot (1: mean only; 16 or more for uncertainty)."),
+    ] = 1,
+    seed: opt.Seed = 0,
+    fold: Annotated[int | None, Option(help="Fold of the run to use.")] = None,
+    weights: Annotated[Path | None, Option(help="Weights file of the encoder.")] = None,
+    weights_root: opt.WeightsRoot = None,
+    batch_size: opt.PatchBatch = 64,
+    device: opt.Device[str] = "auto",
+    precision: opt.Precision = "auto",
+    engine: opt.Engine = "auto",
+    workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
+    keep_patches: Annotated[
+        bool, Option("--keep-patches", help="Write OUT/patches/<slide>.h5 too.")
+    ] = False,
+    keep_embeddings: Annotated[
+        bool, Option("--keep-embeddings", help="Keep OUT/embeddings/<slide>.h5.")
+    ] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what would be done, how long it takes, its size.")
+    ] = False,
+    overwrite: opt.Overwrite = False,
+    allow_code: Annotated[
+        bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
+    ] = False,
+) -> None:
+    """Predict expression from H&E images alone."""
+    from stflow_graph.encoders import create_encoder
+    from stflow_graph.inference.settings import SampleSettings
+    from stflow_graph.models.build import pick_device
+    from stflow_graph.platforms.source import SourceOptions
+    from stflow_graph.preparation.engine import EmbedSettings
+    from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate
+    from stflow_graph.stages.predict import predict as run
+
+    found = _slides(slides, spots, SourceOptions(name, image, um_per_px))
+    network = create_encoder(encoder_of(model), weights, weights_root)
+    settings = PredictSettings(
+        SampleSettings(n_samples, seed, fold=fold, device=device, genes=opt.gene_names(genes)),
+        EmbedSettings(batch_size, str(pick_device(device)), precision, workers, engine),
+        pitch_um,
+        layout,
+        min_tissue,
+        keep_patches=keep_patches,
+        keep_embeddings=keep_embeddings,
+    )
+    if dry_run:
+        for line in estimate(found, model, out, network, settings, allow_code=allow_code):
+            show(line)
+        return
+    with progress() as bar:
+        done = run(
+            found,
+            model,
+            out,
+            network,
+            settings,
+            overwrite=overwrite,
+            allow_code=allow_code,
+            progress=bar,
+            report=_show,
+        )
+    first = done[0].path
+    show_next(f"export {first} --to {first.with_suffix('.csv')}")
+
+
+def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> list[SlideImage]:
+    """Return the slides of all paths; options of one slide are refused for several."""
+    from stflow_graph.preparation.slide_places import slides_of
+
+    single = {"--spots": spots, "--id": options.name, "--image": options.image}
+    named = [option for option, value in single.items() if value is not None]
+    if len(paths) > 1 and named:
+        raise BadParameter(f"{named[0]} is of one slide; there are {len(paths)}")
+    found = [slide for path in paths for slide in slides_of(path, spots, options)]
+    if len(found) > 1 and named:
+        raise BadParameter(f"{named[0]} is of one slide; {paths[0]} has {len(found)}")
+    return found
+
+
+def _show(done: PredictedSlide) -> None:
+    fold = "" if done.fold is None else f", fold {done.fold}"
+    show(
+        f"{done.slide}: {done.n_spots:,} spots{fold}: {done.path} {state(done.up_to_date)}; "
+        f"where they lie: {done.overlay}"
+    )

@@ -1,0 +1,107 @@
+"""Pictures of where a slide's spots lie on its image, to be looked at before any work."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from stflow_graph.images.reader import ImageReader
+from stflow_graph.io.coords import median_pitch
+
+_LONGEST_EDGE = 1400
+_CAPTION = 30  # px of height
+_USED, _UNUSED = (0, 90, 181), (220, 50, 32)  # blue and red, told apart also by the colour-blind
+_RADIUS = 0.3  # of the pitch
+_MIN_RADIUS, _MAX_RADIUS = 1.0, 12.0  # px
+_FADED = 0.35  # of the way to white, so that spots stand out
+_BAR_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+def overlay_path(folder: str | Path, slide: str) -> Path:
+    """Return where the overlay of a slide lies in a data set's or a prediction's folder."""
+    return Path(folder) / "overlays" / f"{slide}.png"
+
+
+class Overview(NamedTuple):
+    """A whole image made small.
+
+    Attributes:
+        pixels: ``[height, width, 3]`` uint8.
+        shrinkage: pixels of level 0 per pixel of it.
+    """
+
+    pixels: np.ndarray
+    shrinkage: float
+
+    @classmethod
+    def of(cls, image: ImageReader) -> Self:
+        """Read the overview of an image, 1,400 pixels at its longer edge."""
+        shrinkage = max(1.0, max(image.size) / _LONGEST_EDGE)
+        return cls(image.read_overview(shrinkage), shrinkage)
+
+
+def draw_overlay(
+    overview: Overview,
+    coords: np.ndarray,
+    um_per_px: float,
+    *,
+    name: str,
+    unused: np.ndarray | None = None,
+) -> bytes:
+    """Return a PNG of the image with a ring at every spot, a scale bar and a caption.
+
+    Args:
+        overview: of the image.
+        coords: ``[N, 2]`` centres of the spots in use, level-0 px (x, y).
+        um_per_px: micrometres per level-0 pixel.
+        name: the slide's, for the caption.
+        unused: ``[M, 2]`` centres of spots that are left out, drawn in another colour.
+    """
+    unused = np.empty((0, 2)) if unused is None else unused
+    shrinkage, pixels = overview.shrinkage, overview.pixels.astype(np.float32)
+    faded = (pixels + _FADED * (255 - pixels)).astype(np.uint8)
+    height, width = faded.shape[:2]
+    picture = Image.new("RGB", (max(width, 560), height + _CAPTION), "white")
+    picture.paste(Image.fromarray(faded), (0, 0))
+    drawing = ImageDraw.Draw(picture)
+    pitch = median_pitch(coords) if len(coords) > 1 else np.nan
+    radius = _RADIUS * pitch / shrinkage if np.isfinite(pitch) else _MAX_RADIUS
+    radius = min(max(radius, _MIN_RADIUS), _MAX_RADIUS)
+    for points, colour in ((coords, _USED), (unused, _UNUSED)):
+        for x, y in points / shrinkage:
+            drawing.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
+    _draw_bar(drawing, (width, height), um_per_px * shrinkage)
+    text = f"{name}: {len(coords):,} spots, {um_per_px:.4g} \u00b5m/px"
+    if np.isfinite(pitch):
+        text += f", pitch {pitch * um_per_px:.4g} \u00b5m"
+    if len(unused):
+        text += f"; left out (red): {len(unused):,}"
+    drawing.text((6, height + 7), text, fill="black", font=_font(16))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own has no Greek letters
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size
+    )
+
+
+def _draw_bar(drawing: ImageDraw.ImageDraw, size: tuple[int, int], um_per_px: float) -> None:
+    """Draw a scale bar of a fifth of the width or less in the lower right corner."""
+    fitting = [um for um in _BAR_UM if um <= size[0] * um_per_px / 5]
+    if not fitting:
+        return
+    length = fitting[-1] / um_per_px
+    right, bottom = size[0] - 12, size[1] - 12
+    drawing.rectangle((right - length, bottom - 5, right, bottom), fill="black")
+    text = f"{fitting[-1]} \u00b5m" if fitting[-1] < 1000 else f"{fitting[-1] // 1000} mm"
+    font = _font(14)
+    drawing.text((right, bottom - 8), text, fill="black", anchor="rs", font=font)

@@ -1,0 +1,324 @@
+"""The predict stage: from H&E images to predictions, without patches on the disk.
+
+It does what ``prepare``, ``embed`` and ``sample`` do, slide by slide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stflow_graph.encoders import Encoder
+from stflow_graph.errors import BadConfig, attempt_each
+from stflow_graph.images.overlay import overlay_path
+from stflow_graph.images.reader import ImageReader
+from stflow_graph.inference.sampling import (
+    FoldModel,
+    is_predicted,
+    load_models,
+    model_for,
+    sample_file,
+)
+from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.versions import Versions, unchanged
+from stflow_graph.models.build import pick_device
+from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
+from stflow_graph.models.precision import check_precision
+from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
+from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
+from stflow_graph.preparation.image_embedding import embed_image, write_overlay
+from stflow_graph.preparation.places import Layout, Places
+from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
+
+_MAX_UM = 1e5
+_PATCH_UM, _PITCH_UM = 112.0, 100.0  # where the model does not state those of its training
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictSettings:
+    """How to predict slides from their images.
+
+    Attributes:
+        sample: number of samples, seed, device.
+        embed: batch size, device, precision, workers, engine.
+        pitch_um: from one spot to the next where a grid is laid, µm; None: as in training.
+        layout: of such a grid, ``"hexagonal"`` or ``"square"``.
+        min_tissue: share of a patch that must be tissue, on such a grid.
+        patch_px: edge of a patch as the encoder gets it, px.
+        patch_um: edge of the area that it shows, µm; None: as in training.
+        keep_patches: write ``out/patches/<slide>.h5``.
+        keep_embeddings: keep ``out/embeddings/<slide>.h5``.
+    """
+
+    sample: SampleSettings = SampleSettings()
+    embed: EmbedSettings = DEFAULT_SETTINGS
+    pitch_um: float | None = None
+    layout: Layout = "hexagonal"
+    min_tissue: float = 0.1
+    patch_px: int = 224
+    patch_um: float | None = None
+    keep_patches: bool = False
+    keep_embeddings: bool = False
+
+
+DEFAULT = PredictSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedSlide:
+    """A slide's outputs.
+
+    Attributes:
+        slide: its name.
+        n_spots: of the prediction.
+        fold: the fold of the model, None of a model of all slides.
+        path: the prediction.
+        overlay: a picture of where the spots lie.
+        up_to_date: both existed, made from the same inputs; nothing was done.
+    """
+
+    slide: str
+    n_spots: int
+    fold: int | None
+    path: Path
+    overlay: Path
+    up_to_date: bool
+
+
+def predict(
+    slides: Sequence[SlideImage],
+    model: str | Path,
+    out: str | Path,
+    encoder: Encoder,
+    settings: PredictSettings = DEFAULT,
+    *,
+    overwrite: bool = False,
+    allow_code: bool = False,
+    progress: Progress | None = None,
+    report: Callable[[PredictedSlide], None] | None = None,
+) -> list[PredictedSlide]:
+    """Predict the expression of slides from their images; write ``out/<slide>.h5ad``.
+
+    Patches go from the image through the encoder without touching the disk; embeddings are in
+    ``out/embeddings`` until the slide is predicted. ``out/overlays/<slide>.png`` shows where the
+    spots lie. Slides that are complete are skipped.
+
+    Args:
+        slides: see ``preparation.slide_places.slides_of``.
+        model: run, fold or checkpoint folder.
+        out: folder of the outputs.
+        encoder: of the model's embeddings.
+        settings: spots, samples, device, what to keep.
+        overwrite: overwrite existing predictions.
+        allow_code: run the code of a layer that is neither ours nor PyG's.
+        progress: called with (slide, spots embedded, spots in all).
+        report: called after every slide.
+
+    Raises:
+        BadInput: the only slide cannot be used: no scale, no tissue, spots outside the image.
+        BadConfig: the encoder is not the model's, or a device lacks the precision.
+        SomeFailed: some of several slides failed; the others are written.
+    """
+    check_names(slides)
+    out = check_output_folder(out)
+    sample = settings.sample
+    check_precision(sample.precision, pick_device(sample.device))
+    models = load_models(model, sample.fold, sample.device, allow_code)
+    _check_encoder(models, encoder)
+
+    engines: list[Engine] = []
+
+    def engine(n_spots: int) -> Engine:
+        if not engines:
+            engines.append(Engine(encoder, settings.embed, lambda: n_spots * len(slides)))
+        return engines[0]
+
+    def one(slide: SlideImage) -> PredictedSlide:
+        fold = model_for(slide.name, models)
+        work = _Work(slide, fold, out, encoder, settings, overwrite)
+        result = work.run(engine, progress)
+        if report:
+            report(result)
+        return result
+
+    return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
+
+
+def encoder_of(model: str | Path) -> str:
+    """Return the name of the encoder whose embeddings a model takes.
+
+    Raises:
+        BadInput: no checkpoint there.
+        BadConfig: the checkpoint does not state it.
+    """
+    folder = find_checkpoints(model)[0]
+    name = load_checkpoint(folder, allow_code=True).config.data.encoder
+    if not name:
+        raise BadConfig(f"{folder}: the checkpoint states no encoder")
+    return name
+
+
+def estimate(
+    slides: Sequence[SlideImage],
+    model: str | Path,
+    out: str | Path,
+    encoder: Encoder,
+    settings: PredictSettings = DEFAULT,
+    *,
+    allow_code: bool = False,
+) -> list[str]:
+    """Return lines on what :func:`predict` would do: slides, spots, time, disk.
+
+    The time is that of the encoder, measured on a batch.
+
+    Raises:
+        BadInput: a slide cannot be used.
+    """
+    check_names(slides)
+    models = load_models(model, settings.sample.fold, settings.sample.device, allow_code)
+    _check_encoder(models, encoder)
+    engine = Engine(encoder, dataclasses.replace(settings.embed, engine="torch"), lambda: 0)
+    patches = np.zeros((settings.embed.batch_size, *2 * [settings.patch_px], 3), np.uint8)
+    engine(patches)
+    began = time.perf_counter()
+    engine(patches)
+    seconds = (time.perf_counter() - began) / len(patches)
+    lines, n_all, n_bytes, largest = list[str](), 0, 0, 0
+    for slide in slides:
+        fold = model_for(slide.name, models)
+        work = _Work(slide, fold, Path(out), encoder, settings, overwrite=False)
+        with slide.open() as image:
+            places = slide.places(image, work.patch_um, work.grid)
+        n = len(places)
+        largest = max(largest, n)
+        n_genes = len(settings.sample.columns(fold.checkpoint.genes))
+        n_layers = settings.sample.n_samples + 1 if settings.sample.n_samples > 1 else 0
+        n_all, n_bytes = n_all + n, n_bytes + 4 * n * n_genes * (1 + n_layers)
+        kept = settings.keep_embeddings * 4 * encoder.width
+        kept += settings.keep_patches * 3 * settings.patch_px**2
+        n_bytes += n * kept
+        scale = f"{places.um_per_px:.4g} \u00b5m/px, patches of {work.patch_um:.4g} \u00b5m"
+        lines.append(f"{slide.name}: {n:,} spots, {scale}: {Path(out) / slide.name}.h5ad")
+    meanwhile = 4 * largest * encoder.width
+    return [
+        *lines,
+        f"{n_all:,} patches at {1 / seconds:,.0f} a second: about {n_all * seconds / 60:,.1f} "
+        f"minutes on {settings.embed.device}",
+        f"at most {n_bytes / 1e6:,.1f} MB for outputs, and {meanwhile / 1e6:,.1f} MB meanwhile",
+    ]
+
+
+def _check_encoder(models: Sequence[FoldModel], encoder: Encoder) -> None:
+    for fold in models:
+        expected = fold.checkpoint.config.data.encoder
+        if expected and expected != encoder.name:
+            raise BadConfig(f"encoder: found {encoder.name!r}, expected the model's {expected!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """One slide to predict."""
+
+    slide: SlideImage
+    fold: FoldModel
+    out: Path
+    encoder: Encoder
+    settings: PredictSettings
+    overwrite: bool
+
+    @property
+    def grid(self) -> GridOptions:
+        settings = self.settings
+        pitch_um = settings.pitch_um or self._as_trained("pitch_um", _PITCH_UM)
+        return GridOptions(pitch_um, settings.layout, settings.min_tissue)
+
+    @property
+    def patch_um(self) -> float:
+        return self.settings.patch_um or self._as_trained("patch_um", _PATCH_UM)
+
+    def _as_trained(self, name: str, default: float) -> float:
+        stored = self.fold.checkpoint.provenance.get(name)
+        if isinstance(stored, int | float) and 0 < stored < _MAX_UM:
+            return float(stored)
+        return default
+
+    def origin(self) -> dict[str, Any]:
+        """Return what the embeddings are made of, for the provenance."""
+        origin: dict[str, Any] = {
+            **self.slide.hashes(),
+            "encoder_sha256": self.encoder.weights_sha256,
+            "patch_px": self.settings.patch_px,
+            "patch_um": self.patch_um,
+        }
+        if self.slide.read_spots is None:
+            origin |= {"grid": dataclasses.asdict(self.grid)}
+        if self.slide.um_per_px is not None:
+            origin |= {"um_per_px_given": self.slide.um_per_px}
+        return origin
+
+    def run(self, engine: Callable[[int], Engine], progress: Progress | None) -> PredictedSlide:
+        slide, out = self.slide, self.out
+        path, overlay = out / f"{slide.name}.h5ad", overlay_path(out, slide.name)
+        embeddings = out / "embeddings" / f"{slide.name}.h5"
+        sample = dataclasses.replace(self.settings.sample, image=self._picture())
+        with unchanged(*slide.inputs.values()) as versions:
+            origin = self.origin()
+            n = None if self.overwrite else is_predicted(path, self.fold, sample, origin)
+            if n is not None and overlay.is_file():
+                number = self.fold.number
+                return PredictedSlide(slide.name, n, number, path, overlay, True)
+            with slide.open() as image:
+                places = slide.places(image, self.patch_um, self.grid)
+                write_overlay(slide, image, places, overlay)
+                if self.settings.keep_patches:
+                    self._write_patches(image, places, origin, versions)
+                embed_image(
+                    slide,
+                    image,
+                    places,
+                    embeddings,
+                    self.encoder,
+                    self.settings.embed,
+                    patch_px=self.settings.patch_px,
+                    image_sha256=origin.get("image_sha256") or origin["counts_sha256"],
+                    overwrite=self.overwrite,
+                    progress=progress,
+                    engine=engine(len(places)),
+                    check=versions.check,
+                )
+            done = sample_file(
+                self.fold, embeddings, out, sample, origin=origin, overwrite=self.overwrite
+            )
+        if not self.settings.keep_embeddings:
+            embeddings.unlink()
+            with contextlib.suppress(OSError):  # others are there
+                embeddings.parent.rmdir()
+        return PredictedSlide(slide.name, done.n_spots, done.fold, path, overlay, False)
+
+    def _picture(self) -> Path | None:
+        """Return the image file for the prediction to carry along, None where it is none."""
+        return self.slide.image if "image" in self.slide.inputs else None
+
+    def _write_patches(
+        self, image: ImageReader, places: Places, origin: Mapping[str, Any], versions: Versions
+    ) -> None:
+        settings, name = self.settings, self.slide.name
+        attrs = {key: value for key, value in origin.items() if not isinstance(value, dict)}
+        record = {**attrs, "slide": name, "um_per_px": places.um_per_px}
+        cut_patches(
+            self.out / "patches" / f"{name}.h5",
+            patch_reader(image, places.coords, places.edge, settings.patch_px),
+            places.barcodes,
+            places.coords,
+            places.edge,
+            record,
+            check=versions.check,
+        )

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import anndata
+import numpy as np
+import pytest
+from artefacts import read_embeddings
+from imaged import PATCH_PX, PATCH_UM, PATCHES, PITCH_UM, write_image, write_imaged
+from PIL import Image
+from toy import GENES, toy_encoder
+
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.io.patches import open_patches
+from stflow_graph.io.predictions import read_prediction
+from stflow_graph.platforms.source import SourceOptions
+from stflow_graph.preparation.embedding import embed_file
+from stflow_graph.preparation.engine import EmbedSettings
+from stflow_graph.preparation.slide_places import slides_of
+from stflow_graph.stages.embed import embed_from_image
+from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate, predict
+from stflow_graph.stages.sample import sample
+from stflow_graph.stages.tissue_grid import prepare_grid
+
+SETTINGS = PredictSettings(patch_px=PATCH_PX)
+
+
+@pytest.fixture(scope="module")
+def imaged_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imaged")
+    write_imaged(folder)
+    return folder
+
+
+@pytest.fixture
+def imaged(imaged_files, tmp_path):
+    shutil.copytree(imaged_files, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def run(folder, *images, settings=SETTINGS, options=None, spots=None, **others):
+    slides = [s for image in images for s in slides_of(folder / image, spots, options)]
+    others.setdefault("encoder", toy_encoder())
+    return predict(slides, folder / "run", folder / "out", settings=settings, **others)
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_an_image_becomes_a_prediction_and_nothing_else_stays(imaged):
+    (done,) = run(imaged, "images/S3.svs")
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png"]
+    assert not (imaged / "out/embeddings").exists()
+    adata = anndata.read_h5ad(done.path)
+    assert (adata.n_obs, list(adata.var_names)) == (done.n_spots, GENES)
+    assert done.n_spots > 100
+    with Image.open(done.overlay) as overlay:
+        assert overlay.size[0] >= 560
+    provenance = read_prediction(done.path).provenance
+    # sizes as in training
+    assert provenance["patch_um"] == pytest.approx(PATCH_UM)
+    assert provenance["grid"]["pitch_um"] == pytest.approx(PITCH_UM, rel=0.03)
+    assert provenance["slide"] == "S3"
+    assert adata.uns["spatial"]["S3"]["images"]["hires"].shape[2] == 3
+
+
+def test_it_equals_prepare_embed_and_sample(imaged):
+    """The four commands, with patches on the disk."""
+    settings = dataclasses.replace(
+        SETTINGS,
+        pitch_um=PITCH_UM,
+        patch_um=PATCH_UM,
+        sample=SampleSettings(n_samples=4),
+        keep_embeddings=True,
+    )
+    (done,) = run(imaged, "images/S3.svs", settings=settings)
+    prepared = prepare_grid(
+        imaged / "images/S3.svs",
+        imaged / "root",
+        name="S3",
+        patch_px=PATCH_PX,
+        patch_um=PATCH_UM,
+        pitch_um=PITCH_UM,
+        layout="hexagonal",
+    )
+    embeddings = imaged / "by hand/S3.h5"
+    embed_file(prepared.patches, embeddings, toy_encoder())
+    (by_hand,) = sample(
+        imaged / "run", [embeddings], imaged / "by hand/out", SampleSettings(n_samples=4)
+    )
+    ours, theirs = (read_embeddings(p) for p in (imaged / "out/embeddings/S3.h5", embeddings))
+    np.testing.assert_array_equal(ours.x, theirs.x)
+    assert ours.barcodes == theirs.barcodes
+    one, other = read_prediction(done.path), read_prediction(by_hand.path)
+    np.testing.assert_array_equal(one.mean, other.mean)
+    np.testing.assert_array_equal(one.samples, other.samples)
+
+
+def test_processes_that_read_give_the_same(imaged):
+    options = (PATCHES, EmbedSettings(batch_size=16))
+    (slide,) = slides_of(imaged / "images/S3.svs")
+    embed_from_image(slide, imaged / "a/S3.h5", toy_encoder(), *options)
+    workers = EmbedSettings(batch_size=16, workers=2)
+    embed_from_image(slide, imaged / "b/S3.h5", toy_encoder(), PATCHES, workers)
+    one, other = (read_embeddings(imaged / f"{folder}/S3.h5") for folder in "ab")
+    np.testing.assert_array_equal(one.x, other.x)
+    assert (imaged / "a/overlays/S3.png").is_file()
+    assert embed_from_image(slide, imaged / "a/S3.h5", toy_encoder(), *options).up_to_date
+    moved = dataclasses.replace(PATCHES, um=PATCH_UM + 1)
+    with pytest.raises(BadInput, match="places_sha256"):
+        embed_from_image(slide, imaged / "a/S3.h5", toy_encoder(), moved)
+
+
+def test_what_is_complete_is_skipped_and_anything_else_is_not(imaged):
+    run(imaged, "images/S3.svs")
+    before = (imaged / "out/S3.h5ad").read_bytes()
+    encoder = toy_encoder()
+    encoder.forward = None  # it is not called again
+    assert run(imaged, "images/S3.svs", encoder=encoder)[0].up_to_date
+    assert (imaged / "out/S3.h5ad").read_bytes() == before
+    for changes in ({"pitch_um": 30.0}, {"sample": SampleSettings(genes=("G1",))}):
+        settings = dataclasses.replace(SETTINGS, **changes)
+        (done,) = run(imaged, "images/S3.svs", settings=settings)
+        assert not done.up_to_date
+    (imaged / "out/overlays/S3.png").unlink()
+    assert not run(imaged, "images/S3.svs")[0].up_to_date
+    assert (imaged / "out/S3.h5ad").read_bytes() == before
+
+
+def test_embeddings_of_an_interrupted_run_are_used(imaged, monkeypatch):
+    def stopped(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stflow_graph.stages.predict.sample_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(imaged, "images/S3.svs")
+    assert files(imaged / "out") == ["embeddings/S3.h5", "overlays/S3.png"]
+    encoder = toy_encoder()
+    encoder.forward = None
+    (done,) = run(imaged, "images/S3.svs", encoder=encoder)
+    assert not done.up_to_date
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png"]
+
+
+def test_several_slides_and_one_that_fails(imaged):
+    (imaged / "images/S1.svs").write_bytes(b"none")
+    with pytest.raises(SomeFailed, match=r"1 of 4 slides failed: S1"):
+        run(imaged, "images")
+    assert sorted(p.name for p in (imaged / "out").glob("*.h5ad")) == [
+        "S0.h5ad",
+        "S2.h5ad",
+        "S3.h5ad",
+    ]
+    with pytest.raises(BadInput, match=r"slide name: found \['S0'\] twice"):
+        run(imaged, "images/S0.svs", "images/S0.svs")
+
+
+def test_spots_of_a_table_and_those_outside(imaged, caplog):
+    places = [(200 + 40 * (i % 8), 150 + 40 * (i // 8)) for i in range(48)]
+    table = ["barcode,pixel_x,pixel_y", *(f"b{i},{x},{y}" for i, (x, y) in enumerate(places))]
+    (imaged / "spots.csv").write_text("\n".join([*table, "out,901,5"]) + "\n")
+    (done,) = run(imaged, "images/S3.svs", spots=imaged / "spots.csv")
+    assert done.n_spots == 48
+    assert "1 of 49 spots lie outside the image and are left out" in caplog.text
+    assert list(anndata.read_h5ad(done.path).obs_names) == [f"b{i}" for i in range(48)]
+    table += [f"o{i},950,5" for i in range(9)]
+    (imaged / "spots.csv").write_text("\n".join(table) + "\n")
+    with pytest.raises(BadInput, match="9 of 57 spots outside the image"):
+        run(imaged, "images/S3.svs", spots=imaged / "spots.csv", overwrite=True)
+
+
+def test_patches_and_embeddings_are_kept_on_request(imaged):
+    settings = dataclasses.replace(SETTINGS, keep_patches=True, keep_embeddings=True)
+    (done,) = run(imaged, "images/S3.svs", settings=settings)
+    names = ["S3.h5ad", "embeddings/S3.h5", "overlays/S3.png", "patches/S3.h5"]
+    assert files(imaged / "out") == names
+    with open_patches(imaged / "out/patches/S3.h5") as patches:
+        assert (len(patches), patches.images.shape[1]) == (done.n_spots, PATCH_PX)
+
+
+def test_genes_that_are_asked_for(imaged):
+    settings = dataclasses.replace(SETTINGS, sample=SampleSettings(4, genes=("G4", "G0")))
+    whole = dataclasses.replace(SETTINGS, sample=SampleSettings(4))
+    (done,) = run(imaged, "images/S3.svs", settings=settings)
+    some = read_prediction(done.path)
+    everything = read_prediction(
+        run(imaged, "images/S3.svs", settings=whole, overwrite=True)[0].path
+    )
+    assert some.genes == ["G4", "G0"]
+    np.testing.assert_array_equal(some.mean, everything.mean[:, [4, 0]])
+    np.testing.assert_array_equal(some.samples, everything.samples[:, :, [4, 0]])
+    for genes, message in ((("G9",), "does not have 'G9'; it has"), (("G1", "G1"), "twice")):
+        wrong = dataclasses.replace(SETTINGS, sample=SampleSettings(genes=genes))
+        with pytest.raises(BadConfig, match=message):
+            run(imaged, "images/S3.svs", settings=wrong, overwrite=True)
+
+
+def test_bad_slides_are_refused_in_one_line(imaged):
+    glass = np.full((300, 300, 3), 244, np.uint8)
+    Image.fromarray(glass).save(imaged / "glass.png")
+    with pytest.raises(BadInput, match=r"um_per_px: found None.*--um-per-px"):
+        run(imaged, "glass.png")
+    with pytest.raises(BadInput, match="tissue: found 0 of"):
+        run(imaged, "glass.png", options=SourceOptions(um_per_px=0.5))
+    with pytest.raises(BadInput, match="No such file"):
+        run(imaged, "absent.svs")
+    (imaged / "empty").mkdir()
+    with pytest.raises(BadInput, match="one of: kit"):
+        run(imaged, "empty")
+    with pytest.raises(BadConfig, match="found 'other', expected the model's 'toy'"):
+        run(imaged, "images/S3.svs", encoder=toy_encoder("other"))
+    assert not list((imaged / "out").rglob("*.h5ad"))
+
+
+def test_patches_of_another_size_are_refused_by_sample(imaged):
+    (slide,) = slides_of(imaged / "images/S3.svs")
+    larger = dataclasses.replace(PATCHES, um=4 * PATCH_UM)
+    embed_from_image(slide, imaged / "large/S3.h5", toy_encoder(), larger)
+    with pytest.raises(BadConfig, match=r"patches show 80 µm, those of training 20.*--allow-patch"):
+        sample(imaged / "run", [imaged / "large/S3.h5"], imaged / "out")
+    allowed = SampleSettings(allow_patch_size=True)
+    sample(imaged / "run", [imaged / "large/S3.h5"], imaged / "out", allowed)
+
+
+def test_an_estimate_says_what_would_be_done_and_does_nothing(imaged):
+    slides = slides_of(imaged / "images")
+    lines = estimate(slides, imaged / "run", imaged / "out", toy_encoder(), SETTINGS)
+    assert [line.split(":")[0] for line in lines[:4]] == ["S0", "S1", "S2", "S3"]
+    assert "patches of 20 µm" in lines[0]
+    assert "patches at" in lines[4]
+    assert "MB for outputs" in lines[5]
+    assert not (imaged / "out").exists()
+    assert encoder_of(imaged / "run") == "toy"
+
+
+def test_a_slide_read_anew_is_another(imaged):
+    """The provenance tells images apart, whatever their names."""
+    run(imaged, "images/S3.svs")
+    write_image(imaged / "images/S3.svs", 17)
+    assert not run(imaged, "images/S3.svs")[0].up_to_date
+    stored = json.loads(anndata.read_h5ad(imaged / "out/S3.h5ad").uns["stflow_graph"]["provenance"])
+    assert len(stored["image_sha256"]) == 64
