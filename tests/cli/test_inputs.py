@@ -62,7 +62,6 @@ def test_names_of_any_language_are_predicted_and_failures_have_a_line_each(cli, 
     assert head == "error: 2 of 7 slides failed:"
     assert [line.split(":")[0] for line in lines] == ["  bad 1", "  bad 2"]
     assert {path.stem for path in (tmp_path / "out").iterdir()} == set(good)
-    scores = cli(
-        "eval", tmp_path / "out/S1,2.h5ad", "--truth", cohort.expression("A"), "--out", "e"
-    )
+    files = [tmp_path / "out/S1,2.h5ad", "--truth", cohort.expression("A")]
+    scores = cli("eval", *files, "--out", tmp_path / "scores")
     assert scores.code == 0
