@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stflow_graph.data.load import load_slide
+from stflow_graph.data.load import check_one_patch_size, load_slide
 from stflow_graph.errors import BadInput
 from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.expression import write_expression
@@ -14,9 +14,9 @@ from stflow_graph.io.expression import write_expression
 N = 6
 
 
-def write(folder, embedded, expressed):
+def write(folder, embedded, expressed, size=None):
     x = np.arange(len(embedded) * 2, dtype=np.float32).reshape(-1, 2)
-    attrs = {"um_per_px": 0.5}
+    attrs = {"um_per_px": 0.5} | ({} if size is None else {"patch_size_level0": size})
     with write_embeddings(folder / "A.h5", embedded, x * 10, 2, attrs) as writer:
         writer.append(x)
     counts = sp.csr_matrix(np.arange(len(expressed) * 2).reshape(-1, 2))
@@ -65,3 +65,16 @@ def test_without_expression_only_embeddings_are_read(tmp_path):
     slide = load_slide(write(tmp_path, ["a", "b"], ["c", "d"])[0])
     assert slide.y is None
     assert "y" not in slide.to_data()
+
+
+def test_patches_of_different_physical_sizes_are_refused(tmp_path):
+    def slide(name, size):
+        (tmp_path / name).mkdir()
+        embedded = [f"b{i}" for i in range(N)]
+        return load_slide(*write(tmp_path / name, embedded, embedded, size))
+
+    one, alike, unknown = slide("one", 224.0), slide("alike", 240.0), slide("unknown", None)
+    assert (one.patch_um, unknown.patch_um) == (112, None)
+    check_one_patch_size([unknown, one, alike])
+    with pytest.raises(BadInput, match=r"found 256 µm, expected 112 µm.*--allow-patch-size"):
+        check_one_patch_size([unknown, one, slide("large", 512.0)])
