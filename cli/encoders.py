@@ -63,7 +63,7 @@ def _details(entry: EncoderEntry, weights_root: Path | None) -> dict[str, str]:
     mean, std = (
         " ".join(f"{v:.6g}" for v in x) for x in (entry.transform.mean, entry.transform.std)
     )
-    return {
+    rows = {
         "encoder": entry.name + (f" (also {', '.join(entry.aliases)})" if entry.aliases else ""),
         "width": str(entry.width),
         "input": f"{entry.transform.describe()}, mean {mean}, std {std}",
@@ -72,3 +72,6 @@ def _details(entry: EncoderEntry, weights_root: Path | None) -> dict[str, str]:
         "weights": f"{weights.path} ({weights.origin})" if weights else "not found",
         "place": f"{entry.place(root)}, for --weights-root {root}",
     }
+    if entry.base is not None:
+        rows["base"] = f"{entry.base}, whose weights are needed too"
+    return rows

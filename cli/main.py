@@ -148,7 +148,8 @@ def main() -> None:
         message, code = _message_and_code(error)
         if debug or code is None:
             raise
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        first, *others = getattr(error, "lines", ()) or [one_line(message)]
+        print("\n  ".join([f"error: {first}", *others]), file=sys.stderr)
         sys.exit(code)
 
 

@@ -145,9 +145,18 @@ class MissingDependency(StflowError):
 
 
 class SomeFailed(StflowError):
-    """Some slides failed and the others were written."""
+    """Some slides failed and the others were written.
+
+    Args:
+        message: one line on all of them.
+        lines: a line on each, after the first without them, for a terminal; () prints the message.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = tuple(one_line(line) for line in lines)
 
 
 class Diverged(StflowError):
@@ -195,7 +204,7 @@ class Failures:
         total: number of slides.
     """
 
-    _MAX_SHOWN, _MAX_NAMED, _MAX_TEXT = 4, 40, 350
+    _MAX_SHOWN, _MAX_NAMED, _MAX_TEXT, _MAX_LINES = 4, 40, 350, 100
 
     def __init__(self, total: int) -> None:
         self._total, self._names, self._texts = total, list[str](), list[str]()
@@ -213,7 +222,7 @@ class Failures:
         foreign = not isinstance(error, StflowError)
         text = f"{type(error).__name__}: {error} (--debug shows more)" if foreign else str(error)
         self._names.append(name)
-        if len(self._texts) < self._MAX_SHOWN:
+        if len(self._texts) < self._MAX_LINES:
             self._texts.append(f"{name}: {one_line(text, self._MAX_TEXT)}")
         # one traceback alone, as it keeps the arrays of its frames in memory
         if self._cause is None or (foreign and isinstance(self._cause, StflowError)):
@@ -236,13 +245,17 @@ class Failures:
             SomeFailed: there are any; it names them, the first with their errors.
         """
         if self._names:
-            text = f"{len(self._names)} of {self._total} slides failed: " + "; ".join(self._texts)
+            head = f"{len(self._names)} of {self._total} slides failed"
+            text = f"{head}: " + "; ".join(self._texts[: self._MAX_SHOWN])
             others = self._names[self._MAX_SHOWN :]
             if others:
                 text += f"; and {', '.join(others[: self._MAX_NAMED])}"
             if len(others) > self._MAX_NAMED:
                 text += f" and {len(others) - self._MAX_NAMED} more"
-            raise SomeFailed(text) from self._cause
+            rest = len(self._names) - len(self._texts)
+            more = [f"and {rest} more"] if rest else []
+            lines = [f"{head}:", *self._texts, *more] if len(self._names) > 1 else []
+            raise SomeFailed(text, lines) from self._cause
 
 
 _Result = TypeVar("_Result")

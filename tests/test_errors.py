@@ -81,6 +81,17 @@ def test_many_failures_are_named_in_a_short_message():
     text = str(caught.value)
     assert text.endswith(", S43 and 456 more")
     assert len(text) < 2000
+    head, first, *others, last = caught.value.lines
+    assert (head, last) == ("500 of 500 slides failed:", "and 400 more")
+    assert first.startswith("S0: xxx")
+    assert len(others) == 99
+    assert all(len(line) <= 360 for line in others)
+
+
+def test_a_single_failure_of_several_needs_no_lines():
+    with pytest.raises(SomeFailed) as caught:
+        attempt_each([("A", fail(BadConfig("x"))), ("B", lambda: None)])
+    assert (str(caught.value), caught.value.lines) == ("1 of 2 slides failed: A: x", ())
 
 
 def test_paths_are_shown_up_to_500_characters():

@@ -52,7 +52,8 @@ def to_centres(
         centres: ``[N, 2]`` of the same spots.
         file: source of ``coords``, for the warning.
         other: source of ``centres``.
-        size: edge of a patch, level-0 px; None accepts any equal difference along both axes.
+        size: edge of a patch, level-0 px; None accepts any equal difference along both axes, unless
+            the file states centres.
         stated: the convention that the file states; a difference is logged as a warning.
     """
     offset = np.median(centres - coords, axis=0)
@@ -63,6 +64,8 @@ def to_centres(
     if spread <= tolerance:
         if np.abs(offset).max() <= tolerance:
             convention = CENTRE
+        elif size is None and stated == CENTRE:
+            pass  # any shift is possible, and nothing tells half a patch
         elif half > 0 and np.abs(offset - half).max() <= tolerance:
             convention = TOP_LEFT
     if convention is None:

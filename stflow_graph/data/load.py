@@ -215,6 +215,11 @@ def _join(
             expr_file,
         )
         slide = slide.take(rows)
+    if len(rows) < len(barcodes):
+        logger.warning(
+            "%s: %d of %d measured spots have no embeddings in %s and are left out",
+            *(expr_file, len(barcodes) - len(rows), len(barcodes), slide.file),
+        )
     if centres is None:
         return slide, expr_rows
     placed = to_centres(

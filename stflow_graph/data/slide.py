@@ -14,7 +14,7 @@ import numpy as np
 from stflow_graph.data.normalise import to_target
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
-from stflow_graph.io.coords import check_finite
+from stflow_graph.io.coords import check_finite, check_spread
 from stflow_graph.io.expression import Expression, expression_of, spatial, um_per_px_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.hdf5 import check_unique
@@ -120,6 +120,7 @@ class Slide:
         if coords is None or not barcodes:
             found = list(adata.obsm) if barcodes else unquoted("0 spots")
             raise BadInput(origin, "obsm", found, "'spatial' of at least one spot")
+        check_spread(coords, origin, "obsm['spatial']")
         if isinstance(embeddings, str):
             if embeddings not in adata.obsm:
                 raise BadInput(origin, "obsm", list(adata.obsm), repr(embeddings))

@@ -2,7 +2,8 @@
 
 Data only, and no torch: ``registry`` builds the networks. Architectures, transforms and pooling
 were compared with the model cards and with the code of HEST (``cpath_model_zoo``), TRIDENT
-(``patch_encoder_models``), LazySlide, eva and slide2vec; comments note where these disagree.
+(``patch_encoder_models``), LazySlide, eva, slide2vec and raw2features; comments note where these
+disagree.
 HEST-bench patches are 224 px, so the interpolation matters for other patches only. TRIDENT
 holds GigaPath and H-optimus to timm 0.9.16; the tests check the layers concerned.
 
@@ -49,9 +50,22 @@ _LUNIT = PatchTransform(
 _CLIP = PatchTransform(
     448, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
 )
+# TRIDENT and LazySlide resize bilinearly, slide2vec bicubically
+_GENBIO = PatchTransform(
+    mean=(0.697, 0.575, 0.728), std=(0.188, 0.24, 0.187), interpolation="bilinear"
+)
 
 _UNI2 = {"depth": 24, "num_heads": 24, "embed_dim": 1536, "mlp_ratio": 5.33334, "reg_tokens": 8}
 _VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375}
+# sizes of Meta's networks: timm's name of them, width
+_DINOV2 = {"s": ("small", 384), "b": ("base", 768), "l": ("large", 1024), "g": ("giant", 1536)}
+_DINOV3 = {
+    "s16": ("small", 384),
+    "s16plus": ("small_plus", 384),
+    "b16": ("base", 768),
+    "l16": ("large", 1024),
+    "h16plus": ("huge_plus", 1280),
+}
 _H_OPTIMUS_VIT = Vit("vit_giant_patch14_reg4_dinov2", {"img_size": 224})
 # all other encoders have a module of their own
 _VITS = {
@@ -76,14 +90,14 @@ _VITS = {
         "vit_base_patch14_reg4_dinov2", {"img_size": 224, "mlp_ratio": 5.33334}, swiglu=True
     ),
     # layer norms as in its config.json (transformers' default for ViT)
-    "phikon": Vit("vit_base_patch16_224", norm_eps=1e-12, transformers=True),
-    "phikon_v2": Vit("vit_large_patch16_224", {"init_values": 1e-5}, transformers=True),
+    "phikon": Vit("vit_base_patch16_224", norm_eps=1e-12, keys="transformers"),
+    "phikon_v2": Vit("vit_large_patch16_224", {"init_values": 1e-5}, keys="transformers"),
     # 5472: two thirds of 4 x 1024, rounded up to a multiple of 8, for each of the gate's two parts
     "hibou_l": Vit(
         "vit_large_patch14_reg4_dinov2",
         {"img_size": 224, "mlp_ratio": 5472 / 1024},
         swiglu=True,
-        transformers=True,
+        keys="transformers",
     ),
     "kaiko_s8": Vit("vit_small_patch8_224"),
     "kaiko_s16": Vit("vit_small_patch16_224"),
@@ -94,6 +108,30 @@ _VITS = {
     "kaiko_l14": Vit("vit_large_patch14_reg4_dinov2", {"img_size": 518, "dynamic_img_size": True}),
     "lunit_s8": Vit("vit_small_patch8_224"),
     "gpfm": Vit("vit_large_patch14_dinov2", {"img_size": 224}),
+    # started from DINOv2, whose positions are of 518 px; transformers resamples them for 224 px
+    "midnight": Vit(
+        "vit_giant_patch14_dinov2",
+        {"img_size": 224},
+        swiglu=True,
+        keys="transformers",
+        grid=16,
+        mean_of_patches=True,
+    ),
+    "openpath": Vit("vit_giant_patch14_reg4_dinov2", {"img_size": 224}, keys="dinov2"),
+    # their weights have the positions of 518 px, interpolated as by timm (raw2features, slide2vec)
+    **{
+        f"dinov2_vit{size}14{suffix}": Vit(
+            f"vit_{name}_patch14{registers}_dinov2",
+            {"img_size": 518, "dynamic_img_size": True},
+            keys="dinov2",
+        )
+        for size, (name, _) in _DINOV2.items()
+        for suffix, registers in (("", ""), ("_reg", "_reg4"))
+    },
+    **{
+        f"dinov3_vit{size}": Vit(f"vit_{name}_patch16_dinov3", rotary=True)
+        for size, (name, _) in _DINOV3.items()
+    },
 }
 
 
@@ -115,6 +153,24 @@ def _kaiko(size: str, width: int) -> EncoderEntry:
     hub = f"1aurent/{model}.kaiko_ai_towards_large_pathology_fms"
     names = f"kaiko_{size} kaiko-vit{size}"
     return _hub(names, width, hub, _KAIKO, "Kaiko non-commercial", files=_SAFE[:1])
+
+
+def _dinov2(size: str, registers: bool) -> EncoderEntry:
+    """Return the entry of a DINOv2 (ImageNet statistics; natural images)."""
+    name = f"dinov2_vit{size}14{'_reg' if registers else ''}"
+    hub = f"timm/{_VITS[name].base}.lvd142m"
+    # Meta evaluated at 224 px, and so do raw2features and slide2vec; the hub's config.json: 518 px
+    names = f"{name} {name.replace('_', '-')}"
+    return _hub(names, _DINOV2[size][1], hub, _BICUBIC, _APACHE, files=_SAFE)
+
+
+def _dinov3(size: str) -> EncoderEntry:
+    """Return the entry of a DINOv3 (natural images), whose weights timm hosts without a gate."""
+    name = f"dinov3_vit{size}"
+    hub = f"timm/{_VITS[name].base}.lvd1689m"
+    names = f"{name} {name.replace('_', '-')}"
+    transform = PatchTransform(256)  # the hub's config.json, slide2vec
+    return _hub(names, _DINOV3[size][1], hub, transform, "DINOv3 License", files=_SAFE)
 
 
 _gated = partial(_hub, gated=True)
@@ -167,6 +223,55 @@ _ENTRIES = (
         "Lunit non-commercial",
         files=_SAFE[:1],
     ),
+    # bilinear in TRIDENT and raw2features, bicubic in LazySlide
+    _gated(
+        "conch_v1_5 conch_v15 conchv15 conchv1_5",
+        768,
+        "MahmoodLab/conchv1_5",
+        PatchTransform(448, interpolation="bilinear"),
+        _NC,
+        files=("pytorch_model_vision.bin",),
+    ),
+    # low-rank updates of the last block of CONCH and UNI2-h, aligned to expression. SEAL's code
+    # does not enlarge patches to CONCH's 448 px.
+    _gated(
+        "seal_conch",
+        512,
+        "MahmoodLab/SEAL",
+        replace(_CLIP, size=224),
+        _NC,
+        base="conch_v1",
+        files=("seal_conch_vision.pth", "conch-seal-vision.pth"),
+    ),
+    _gated(
+        "seal_uni_v2 seal_univ2",
+        1536,
+        "MahmoodLab/SEAL",
+        _BILINEAR,
+        _NC,
+        base="uni_v2",
+        files=("seal_univ2_vision.pth", "univ2-seal-vision.pth"),
+    ),
+    # class token and mean of the patches, as on its card; TRIDENT's default is the class token
+    _hub(
+        "midnight midnight12k midnight-12k", 3072, "kaiko-ai/midnight", _KAIKO, "MIT", files=_SAFE
+    ),
+    _hub(
+        "genbio_pathfm genbio-pathfm",
+        4608,
+        "genbio-ai/genbio-pathfm",
+        _GENBIO,
+        "GenBio AI Community",
+        files=("model.pth",),
+    ),
+    _hub(
+        "openpath",
+        1536,
+        "taejoon89/openpath",
+        _BILINEAR,
+        _APACHE,
+        files=("teacher_checkpoint.pth",),
+    ),
     # MIT in TRIDENT and slide2vec, CC-BY-NC-ND-4.0 in LazySlide
     _hub("gpfm", 1024, "majiabo/GPFM", _BICUBIC, "MIT", files=("GPFM.pth",)),
     EncoderEntry(
@@ -177,6 +282,8 @@ _ENTRIES = (
         "https://github.com/ozanciga/self-supervised-histopathology/releases/tag/tenpercent",
         ("tenpercent_resnet18.ckpt",),
     ),
+    *(_dinov2(size, registers) for registers in (False, True) for size in _DINOV2),
+    *(_dinov3(size) for size in _DINOV3),
 )
 ENCODERS: dict[str, EncoderEntry] = {entry.name: entry for entry in _ENTRIES}
 _BY_ALIAS = {alias: entry.name for entry in _ENTRIES for alias in entry.aliases}

@@ -51,16 +51,21 @@ class AttentionPool(nn.Module):
 
 
 class ConchImageTower(nn.Module):
-    """Tokens of a ViT-B/16 at 448 px, pooled and normed; keys as in CONCH's file."""
+    """Tokens of a ViT-B/16, trained at 448 px, pooled and normed; keys as in CONCH's file."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.trunk = import_timm().create_model(
-            "vit_base_patch16_224", pretrained=False, img_size=448, num_classes=0, depth=depth
+            "vit_base_patch16_224",
+            pretrained=False,
+            img_size=448,
+            dynamic_img_size=True,  # for SEAL, at 224 px: its positions are interpolated
+            num_classes=0,
+            depth=depth,
         )
         self.attn_pool_contrast = AttentionPool()
         self.ln_contrast = nn.LayerNorm(_WIDTH)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map ``[B, 3, 448, 448]`` to ``[B, 512]``."""
+        """Map ``[B, 3, S, S]`` to ``[B, 512]``."""
         return self.ln_contrast(self.attn_pool_contrast(self.trunk.forward_features(images)))

@@ -15,6 +15,8 @@ from stflow_graph.errors import BadConfig
 from stflow_graph.io.state_dict import misfits, read_state_dict
 
 StateDict = dict[str, Tensor]
+# batches that a batch norm has seen: inference does without, and exporters leave it out
+_COUNTER = "num_batches_tracked"
 
 
 class Encoder(nn.Module):
@@ -93,11 +95,21 @@ class Blueprint:
     def load(self, weights: Path) -> nn.Module:
         """Return the network with the weights of a file; all keys and shapes must match.
 
+        Counters of batch norms may be missing.
+
         Raises:
             BadConfig: keys missing or unexpected, or shapes that differ; names the first few.
             BadInput: the file cannot be read.
         """
-        state = read_state_dict(weights)
+        return self.load_state(read_state_dict(weights), weights)
+
+    def load_state(self, state: StateDict, weights: Path) -> nn.Module:
+        """Return the network with the weights of a state dict, as :meth:`load` does.
+
+        Args:
+            state: as read from a file.
+            weights: the file, for the messages.
+        """
         if self.marker is not None and self.marker not in state:
             raise _misfit(weights, f"1 missing (such as {self.marker})")
         with torch.device("meta" if self.on_meta else "cpu"):
@@ -107,6 +119,11 @@ class Blueprint:
             key: value
             for key, value in self.rename(state).items()
             if key in expected or not key.startswith(self.unused)
+        }
+        state |= {
+            key: torch.zeros(value.shape, dtype=value.dtype)
+            for key, value in expected.items()
+            if key.endswith(_COUNTER) and key not in state
         }
         if problems := misfits(expected, state):
             raise _misfit(weights, problems)

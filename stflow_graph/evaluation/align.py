@@ -70,6 +70,7 @@ def _align(
     origin = truth_file or f"truth of {first.slide}"
     rows, truth_rows = match_barcodes(prediction.barcodes, expression.barcodes, first.path, origin)
     matched = [prediction.barcodes[i] for i in rows]
+    n_unpredicted = len(expression.barcodes) - len(rows)
     expression, scored, note = _without_observed(expression, matched, models)
     n_observed = len(rows) - int(scored.sum())
     rows, truth_rows = rows[scored], truth_rows[scored]
@@ -106,6 +107,7 @@ def _align(
         ceiling=_ceiling(counts, total, target, rng_for(seed, label, "thinning")),
         moran=morans_i(y, neighbour_mean(coords)),
         n_predicted=len(prediction.barcodes) - n_observed,
+        n_unpredicted=n_unpredicted,
         held_out=first.slide not in trained_on if trained_on else None,
         predictions=means,
         samples=samples,

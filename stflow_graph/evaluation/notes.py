@@ -37,6 +37,9 @@ def slide_notes(slide: SlideEvaluation) -> list[str]:
         notes.append(slide.observed)
     if slide.n_predicted > len(slide):
         notes.append(f"{slide.n_predicted - len(slide)} of {slide.n_predicted} spots have no truth")
+    if slide.n_unpredicted:
+        measured = len(slide) + slide.n_unpredicted
+        notes.append(f"{slide.n_unpredicted} of {measured} measured spots have no prediction")
     if slide.matched_genes:
         notes.append(slide.matched_genes)
     if slide.absent_genes:

@@ -103,6 +103,7 @@ def _slide_protocol(slide: SlideEvaluation) -> dict[str, Any]:
         "absent_genes": slide.absent_genes,
         "constant_genes": slide.constant_genes,
         "n_spots_predicted": slide.n_predicted,
+        "n_spots_unpredicted": slide.n_unpredicted,
         "n_spots_scored": len(slide),
     }
 

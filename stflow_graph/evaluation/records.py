@@ -64,6 +64,7 @@ class SlideEvaluation:
         ceiling: ``[G]`` noise ceiling of the Pearson correlation.
         moran: ``[G]`` Moran's I of the truth.
         n_predicted: number of predicted spots; those beyond N have no truth.
+        n_unpredicted: number of spots with a truth and without a prediction.
         held_out: False if a model was trained on this slide; None if unknown.
         predictions: row of the table to ``[N, G]``.
         samples: row of the table to ``[S, N, G]``.
@@ -97,6 +98,7 @@ class SlideEvaluation:
     absent_genes: list[str] = dataclasses.field(default_factory=list)
     matched_genes: str = ""
     observed: str = ""
+    n_unpredicted: int = 0
     truth_sha256: str | None = None
 
     def __len__(self) -> int:

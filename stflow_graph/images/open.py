@@ -1,9 +1,9 @@
 """Opening H&E images of any format; see ``images.reader`` for the readers' methods.
 
-Tiled TIFFs and whole slides are read tile by tile, so their size does not matter. Every other image
-(JPEG, PNG, TIFF in strips) is decoded once, at four bytes per pixel, and never copied whole;
-:data:`MAX_DECODED_PIXELS` bounds it. A reader for another format is one subclass of ``ImageReader``
-and one line in :func:`open_image`.
+Tiled TIFFs and whole slides are read tile by tile, so their size does not matter, and TIFFs of over
+:data:`MAX_DECODED_PIXELS` strip by strip. Every other image (JPEG, PNG, TIFF in strips) is decoded
+once, at four bytes per pixel, and never copied whole; that constant bounds it. A reader for another
+format is one subclass of ``ImageReader`` and one line in :func:`open_image`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
+from tifffile import PHOTOMETRIC
 
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.images.reader import ImageReader, check_declared, on_white
 from stflow_graph.images.scale import scale_of_tiff
-from stflow_graph.images.tiled_tiff import ORIENTATION, RGB_FIX, UPRIGHT_FIX, TiledTiff
+from stflow_graph.images.tiled_tiff import (
+    ORIENTATION,
+    RGB_FIX,
+    UPRIGHT_FIX,
+    StripedTiff,
+    TiledTiff,
+    layout_of,
+    size_of,
+    tiling_fix,
+)
 from stflow_graph.images.whole_slide import needs_openslide, open_whole_slide
 from stflow_graph.io.atomic import check_file
 
@@ -36,8 +47,8 @@ def open_image(path: str | Path) -> Iterator[ImageReader]:
 
     Raises:
         BadInput: missing, not such an image, truncated, greyscale, 16-bit, rotated by an
-            orientation tag, with pixels that are not square, or over ``MAX_DECODED_PIXELS`` and
-            not tiled.
+            orientation tag, with pixels that are not square, or over ``MAX_DECODED_PIXELS`` in one
+            piece.
         MissingDependency: the tiles' compression needs the package imagecodecs, or the format
             OpenSlide.
     """
@@ -53,11 +64,23 @@ def open_image(path: str | Path) -> Iterator[ImageReader]:
         if is_tiff:
             with as_bad_input(path, "content", "a whole TIFF"):
                 tiff = stack.enter_context(tifffile.TiffFile(path))
-                if tiff.series[0].levels[0].keyframe.is_tiled:
+                level = tiff.series[0].levels[0]
+                if level.keyframe.is_tiled:
                     reader = TiledTiff(path, tiff)
+                elif _in_strips(level):
+                    reader = StripedTiff(path, tiff)
                 else:
                     um_per_px = scale_of_tiff(path, tiff)
         yield reader or _DecodedImage(path, stack.enter_context(_pillow(path)), um_per_px)
+
+
+def _in_strips(level: Any) -> bool:
+    """Return whether a level without tiles is larger than, or of colours that, Pillow decodes."""
+    layout = layout_of(level)
+    width, height = size_of(level)
+    grey = level.keyframe.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+    large = width * height > MAX_DECODED_PIXELS
+    return layout == "planes" or (layout is not None and (grey or large))
 
 
 class _DecodedImage(ImageReader):
@@ -96,8 +119,8 @@ def _check_pillow(path: Path, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_DECODED_PIXELS:
         found = unquoted(f"{width} x {height} = {width * height:,} pixels")
-        fix = "save it as a tiled TIFF, which is read window by window"
-        raise BadInput(path, "size", found, f"at most {MAX_DECODED_PIXELS:,}", fix)
+        expected = f"at most {MAX_DECODED_PIXELS:,}, or a TIFF of tiles or strips"
+        raise BadInput(path, "size", found, expected, tiling_fix(path))
     check_declared(path, width, height)
     # Pillow opens 16-bit colour as mode RGB and keeps the high bytes; only the raw mode shows it
     deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))

@@ -13,6 +13,9 @@ _LIMITS = (12, 24)
 _AS_BRIGHT, _MIN_DEVIATION = 12, 3.5
 _BRIGHT = 180  # of 255: darker ones without colour are frames and pen
 _SOME_GLASS = 0.02  # of the image; less may be noise
+# of glass under a coloured light, which is even and not of a stain's colour, which lacks green; and
+# of tissue over such a cast
+_EVEN, _LACK_OF_GREEN, _OVER_CAST = 16, 8, 8
 _DUST, _NEIGHBOURS = 3, 5  # edge of the median filter, and of that for deviations, px
 
 
@@ -21,8 +24,9 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
 
     The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue
     is above Otsu's threshold of it (1979), clipped to 12 .. 24 of 255: an empty slide has no tissue
-    and one full of tissue has no hole. What is as bright as the slide's glass and as smooth is
-    glass too, though eosin may have tinted it.
+    and one full of tissue has no hole; where a coloured light has cast a tint on the glass, tissue
+    exceeds the tint. What is as bright as the slide's glass and as smooth is glass too, though
+    eosin may have tinted it.
 
     Args:
         overview: ``[height, width, 3]`` uint8, best of some 5 to 20 µm a pixel.
@@ -32,13 +36,32 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
     """
     light = overview.max(axis=2)
     colour = median_filter(light - overview.min(axis=2), size=_DUST)
-    threshold = np.clip(otsu(np.bincount(colour.reshape(-1), minlength=256)), *_LIMITS)
-    mask: np.ndarray = colour > threshold
+    mask: np.ndarray = colour > _threshold(overview, colour)
     glass = light[~mask & (light >= _BRIGHT)]
     if len(glass) > _SOME_GLASS * mask.size:
         bright = median_filter(light, size=_DUST) >= np.median(glass) - _AS_BRIGHT
         mask &= ~bright | (_deviation(light) > _MIN_DEVIATION)
     return mask
+
+
+def _threshold(overview: np.ndarray, colour: np.ndarray) -> float:
+    """Return the colour of 255 that tissue exceeds, which glass may have under a coloured light."""
+    threshold = otsu(np.bincount(colour.reshape(-1), minlength=256))
+    cast = _cast_of_glass(overview[colour <= threshold])
+    if cast is None:
+        return float(np.clip(threshold, *_LIMITS))
+    return max(threshold, _LIMITS[0], cast + _OVER_CAST)
+
+
+def _cast_of_glass(pixels: np.ndarray) -> float | None:
+    """Return the colour, max - min, of pixels ``[N, 3]`` if they are glass, else None."""
+    if not len(pixels):
+        return None
+    low, (red, green, blue), high = np.percentile(pixels, (25, 50, 75), axis=0)
+    even = (high - low).max() <= _EVEN and min(red, green, blue) >= _BRIGHT
+    if not even or (red + blue) / 2 - green > _LACK_OF_GREEN:
+        return None
+    return float(max(red, green, blue) - min(red, green, blue))
 
 
 def _deviation(light: np.ndarray) -> np.ndarray:

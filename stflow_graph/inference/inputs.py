@@ -83,5 +83,5 @@ def check_enough_spots(n_spots: int, n_neighbors: int, file: str | Path) -> None
     """
     if n_spots <= n_neighbors:
         expected = f"more than the {n_neighbors} neighbours of each spot"
-        fix = "lower --n-neighbors (graph.n_neighbors) or leave the slide out"
+        fix = "leave the slide out, or train with fewer neighbours (train --n-neighbors)"
         raise BadInput(file, "spots", unquoted(f"{n_spots} spots"), expected, fix)

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,9 @@ from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.renames import HalfDoneError, put
 from stflow_graph.io.temporaries import remove, sweep_stale, temporary_beside
 
+_UNSAFE = set('/\\:*?"<>|')
+_NOT_FIRST = ".-=+@~ "
+_MAX_NAME = 180  # of 255, to which endings and the token of an unfinished file are added
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -182,8 +184,16 @@ def check_name(name: str, file: str | Path, field: str = "sample id") -> str:
     """Return a slide's name if it is safe as a file name.
 
     Raises:
-        BadInput: it has path separators, control characters, a leading dot or over 128 characters.
+        BadInput: it has separators of paths, characters that some file system refuses or control
+            characters, begins as a hidden file, an option or a formula of a spreadsheet, ends with
+            a dot or blank, or is empty or too long.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=@ -]{0,127}", name):
-        raise BadInput(file, field, name, "letters, digits and _.+=@- (at most 128)")
+    printable = name.isprintable() and not _UNSAFE & set(name)
+    safe = printable and len(name.encode()) <= _MAX_NAME
+    if not name or not safe or name[0] in _NOT_FIRST or name[-1] in ". ":
+        expected = (
+            f"letters, digits and others of file names, at most {_MAX_NAME} bytes, none of "
+            f"{' '.join(sorted(_UNSAFE))}, and first none of {' '.join(_NOT_FIRST.strip())}"
+        )
+        raise BadInput(file, field, name, expected)
     return name

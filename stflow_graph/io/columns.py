@@ -15,7 +15,7 @@ import numpy as np
 
 from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
 from stflow_graph.io.atomic import check_file
-from stflow_graph.io.hdf5 import check_unique
+from stflow_graph.io.hdf5 import HDF5_SIGNATURE, check_unique
 
 Column = Sequence[str] | np.ndarray
 _PARQUET_SIGNATURE = b"PAR1"
@@ -147,7 +147,8 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
     """Yield the rows of a text table, each as long as the first, which is usually a header.
 
     Args:
-        path: .csv, or anything else for tab-separated, maybe .gz.
+        path: .csv, or anything else for tab-separated, maybe .gz. If the first row has no such
+            separator, it may be another: tab, comma or semicolon.
         short_rows: a row may stop before its last cells, which are then empty.
 
     Raises:
@@ -158,7 +159,11 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
     separator = "," if name.removesuffix(".gz").endswith(".csv") else "\t"
     n_cells = 0
     with open_text(path, f"a table of cells separated by {separator!r}", newline="") as file:
-        for row in csv.reader(lines_of(file, path), delimiter=separator):
+        lines = lines_of(file, path)
+        first = next(lines, "")
+        if separator not in first:
+            separator = next((other for other in "\t,;" if other in first), separator)
+        for row in csv.reader(itertools.chain([first], lines), delimiter=separator):
             if not row:
                 continue
             n_cells = n_cells or len(row)
@@ -201,6 +206,10 @@ def open_text(path: str | Path, expected: str, newline: str | None = None) -> It
         BadInput: the file is missing, or the body finds that it is no text, .gz or table.
     """
     path = check_file(path)
+    with path.open("rb") as raw:
+        if raw.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+            fix = "an .h5ad needs this ending; a matrix of 10x is read with its Space Ranger folder"
+            raise BadInput(path, "content", unquoted("an HDF5 file"), expected, fix)
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline=newline) as file:

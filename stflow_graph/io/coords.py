@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadInput, unquoted
 
+_MAX_AT_ONE_PLACE = 1000  # all of them are neighbours: their edges grow with the square
 _MAX_PLACE = 1e9  # a thousand times the longest slides, whose squares are exact
 
 
@@ -35,6 +36,28 @@ def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np
         found = unquoted(f"places up to {np.abs(coords).max():g}")
         raise BadInput(path, field, found, f"pixels of an image, at most {_MAX_PLACE:g}")
     return coords
+
+
+def check_spread(coords: np.ndarray, path: str | Path, field: str) -> None:
+    """Check that spots have places of their own; a few may share one.
+
+    Args:
+        coords: ``[N, 2]``.
+        path: the file, for messages.
+        field: the key in it.
+
+    Raises:
+        BadInput: more than 1,000 spots are at one place.
+    """
+    if len(coords) <= _MAX_AT_ONE_PLACE:
+        return
+    places, counts = np.unique(coords[:, 0] + 1j * coords[:, 1], return_counts=True)
+    most = int(counts.argmax())
+    if counts[most] > _MAX_AT_ONE_PLACE:
+        place = f"({places[most].real:g}, {places[most].imag:g})"
+        found = unquoted(f"{counts[most]:,} of {len(coords):,} spots at {place}")
+        fix = "write the pixels of each spot's centre"
+        raise BadInput(path, field, found, f"at most {_MAX_AT_ONE_PLACE:,} at one place", fix)
 
 
 def check_finite(

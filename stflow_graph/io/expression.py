@@ -74,9 +74,15 @@ def read_expression(
     *,
     matching: GeneMatching = DEFAULT_MATCHING,
     min_fraction: float = 1.0,
+    number_duplicates: bool = False,
 ) -> Expression:
-    """Read and validate raw counts from an .h5ad; see :func:`expression_of`."""
+    """Read and validate raw counts from an .h5ad; see :func:`expression_of`.
+
+    ``number_duplicates`` keeps all genes that stand several times, see :func:`numbered`.
+    """
     adata = read_h5ad(path)
+    if number_duplicates:
+        adata.var_names = pd.Index(numbered([str(name) for name in adata.var_names]), dtype=object)
     return expression_of(adata, path, genes, matching=matching, min_fraction=min_fraction)
 
 

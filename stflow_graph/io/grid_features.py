@@ -34,14 +34,18 @@ _OUR_NAMES = {
     "kaiko-vitl14": "kaiko_l14",
     "lunit-vits8": "lunit_s8",
     "resnet50_trunc": "resnet50",
+    "conch_v15": "conch_v1_5",
+    "midnight12k": "midnight",
+    "genbio-pathfm": "genbio_pathfm",
 }
 _SAME_NAMES = {
-    *("uni_v1", "uni_v2", "conch_v1", "conch_v15", "gigapath", "virchow", "virchow2", "phikon"),
+    *("uni_v1", "uni_v2", "conch_v1", "gigapath", "virchow", "virchow2", "phikon"),
     *("phikon_v2", "hibou_l", "ctranspath", "gpfm", "resnet50"),
 }
 _FOLDER = "features_"  # TRIDENT's folder of features: features_<encoder>
-# of the expected distance between neighbours; closer ones are not in level-0 pixels
-_MIN_STEP = 0.45
+# of the expected distance between neighbours: closer ones are not in level-0 pixels, and none are
+# closer than the second where the overlap is stated
+_MIN_STEP, _MIN_STATED = 0.45, 0.75
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +98,30 @@ def read_grid_patches(path: str | Path, coords: h5py.Dataset, n: int) -> GridPat
         logger.warning(
             "%s: without the size of its patches; estimated as the grid's step, %.0f px", path, size
         )
-    elif step < _MIN_STEP * size * (1 - _overlap(attrs)):
-        found = unquoted(f"patches {step:g} px apart, though {size:g} px wide")
-        raise BadInput(path, "coords", found, "level-0 pixels, as for patch_size_level0")
+    elif n > 1:
+        _check_step(path, step, size, attrs)
     stated: dict[str, Any] = {"convention": "centre", "patch_size_level0": size}
     if attrs.get("level0_magnification", 0) > 0:
         um_per_px = 10 / attrs["level0_magnification"]
         stated |= {"um_per_px": um_per_px, "um_per_px_estimated": True}
     return GridPatches(corners + size / 2, barcodes, stated)
+
+
+def _check_step(path: str | Path, step: float, size: float, attrs: Mapping[str, float]) -> None:
+    """Check that neighbours are as far apart as patches of this size and overlap can be."""
+    ratio = step / max(size * (1 - _overlap(attrs)), 1e-9)
+    evidence = f"patches {step:g} px apart, though {size:g} px wide"
+    if "overlap" in attrs:
+        evidence += f" and overlapping by {_overlap(attrs):.0%}"
+    if ratio < (_MIN_STATED if "overlap" in attrs else _MIN_STEP):
+        expected = "level-0 pixels, as for patch_size_level0"
+        fix = f"multiply the places by {1 / ratio:.3g}, if they are of a reduced image"
+        raise BadInput(path, "coords", unquoted(evidence), expected, fix if step > 0 else None)
+    if ratio < _MIN_STATED:
+        logger.warning(
+            "%s: coords: %s: either they overlap, or the places are of an image reduced to %.2f",
+            *(path, evidence, ratio),
+        )
 
 
 def encoder_of(path: str | Path, features: Mapping[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, as_bad_input
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.hdf5 import keys_of, lacks_locks, open_h5
 from stflow_graph.io.versions import unchanged
 
@@ -36,6 +36,7 @@ def _read_h5ad(path: str | Path) -> anndata.AnnData:
     with open_h5(path) as file:
         if "obs" not in file or "var" not in file or "X" not in file:
             raise BadInput(path, "content", keys_of(file), "an .h5ad with X, obs and var")
+        check_precision(file, path)
     with (
         as_bad_input(path, "content", "an .h5ad that anndata can read"),
         warnings.catch_warnings(),
@@ -53,6 +54,18 @@ def _read_h5ad(path: str | Path) -> anndata.AnnData:
             with as_bad_input(path, name, "valid sparse indices"):
                 check_sparse(matrix)
     return adata
+
+
+def check_precision(file: h5py.File, path: str | Path) -> None:
+    """Refuse sparse counts of 16 bits, which scipy has no matrix for.
+
+    Raises:
+        BadInput: ``X`` is of such.
+    """
+    data = file["X"].get("data") if isinstance(file["X"], h5py.Group) else None
+    if isinstance(data, h5py.Dataset) and data.dtype == np.float16:
+        found = unquoted("float16 in a sparse matrix")
+        raise BadInput(path, "X", found, "integers or float32", "save X again as float32")
 
 
 def check_sparse(matrix: sp.csr_matrix | sp.csc_matrix) -> None:

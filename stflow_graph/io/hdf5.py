@@ -19,7 +19,7 @@ from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.hdf5_trial import comes_back
 from stflow_graph.io.seal import check_seal, seal
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # deflate reaches about 1000:1 on zeros; a sparse matrix of zeros stays below this
 _MAX_RATIO = 5000
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -45,15 +45,17 @@ def open_h5(path: str | Path, *, check: bool = True) -> Iterator[h5py.File]:
     path = check_file(path)
     with path.open("rb") as raw:
         head = raw.read(8)
-    if head != _SIGNATURE:
-        raise BadInput(path, "content", head, f"an HDF5 file (signature {_SIGNATURE!r})")
+    if head != HDF5_SIGNATURE:
+        raise BadInput(path, "content", head, f"an HDF5 file (signature {HDF5_SIGNATURE!r})")
     if check and not comes_back(path):
         found = unquoted("damage on which HDF5 hangs, crashes or takes all memory")
         raise BadInput(path, "content", found, "a readable HDF5 file", _FIX)
     try:
         file = _open(path)
     except BlockingIOError:
-        raise BadInput(path, "file", unquoted("a lock"), "a file that nobody is writing") from None
+        fix = "wait for the program that writes it; if none does, set HDF5_USE_FILE_LOCKING=FALSE"
+        expected = "a file that nobody is writing"
+        raise BadInput(path, "file", unquoted("a lock"), expected, fix) from None
     except OSError as error:
         text = " ".join(str(error).split())
         if "truncated" in text:

@@ -12,7 +12,7 @@ import numpy as np
 
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.checked_file import CheckedFile
-from stflow_graph.io.coords import check_coords
+from stflow_graph.io.coords import check_coords, check_spread
 from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, read_strings
 
 # of chunks that are still filled, which batches of rows do in parts
@@ -36,7 +36,9 @@ def read_positions(file: h5py.File, field: str, n_rows: int) -> tuple[list[str],
     path, barcodes = file.filename, read_strings(dataset(file, ["barcodes", "barcode"]))
     check_n_rows(path, field, n_rows, len(barcodes), "barcode")
     check_unique(barcodes, path, "barcodes")
-    return barcodes, check_coords(dataset(file, ["coords"])[()], path, "coords", len(barcodes))
+    coords = check_coords(dataset(file, ["coords"])[()], path, "coords", len(barcodes))
+    check_spread(coords, path, "coords")
+    return barcodes, coords
 
 
 def check_n_rows(path: str | Path, field: str, n_rows: int, n: int, item: str) -> None:

@@ -11,6 +11,34 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.coords import median_pitch
 from stflow_graph.platforms.tables import SpotTable
 
+# µm of one step along an axis of a legacy array. Of the 2k array, spots fill the positions whose
+# x + y is even, or odd: neighbours are 141 µm apart.
+LEGACY_ARRAYS = {"1k": 200.0, "2k": 100.0}
+_LONGEST_1K = 36  # of its 33 x 35 positions, and some that are counted from 0
+_MIN_SPOTS = 10  # under which one parity may be chance
+
+
+def legacy_array(places: np.ndarray, file: str | Path) -> str:
+    """Return the kind of a legacy array, a key of ``LEGACY_ARRAYS``, from the places of its spots.
+
+    Args:
+        places: ``[N, 2]`` positions on the array.
+        file: the table, for messages.
+
+    Raises:
+        BadInput: the places fit neither array.
+    """
+    span = int(np.ptp(places, axis=0).max()) if len(places) else 0
+    parities = np.unique(places.sum(axis=1) % 2)
+    if len(places) >= _MIN_SPOTS and len(parities) == 1:
+        return "2k"
+    if span <= _LONGEST_1K:
+        return "1k"
+    found = unquoted(f"{span + 1} positions along an axis, neighbouring ones of them filled")
+    expected = f"at most {_LONGEST_1K} (1k), or every second one filled (2k)"
+    fix = "give the micrometres per pixel (--um-per-px)"
+    raise BadInput(file, "array", found, expected, fix)
+
 
 def um_per_px_of_array(spots: SpotTable, steps: tuple[float, float]) -> float | None:
     """Return the µm/px of the least-squares map from array places to pixels.

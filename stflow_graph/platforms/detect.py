@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import check_name, listed
+from stflow_graph.platforms.array_scale import LEGACY_ARRAYS
 from stflow_graph.platforms.hest import hest_slides
 from stflow_graph.platforms.kit import MANIFEST, kit_slides
 from stflow_graph.platforms.legacy_st import legacy_st_slides
@@ -58,8 +59,13 @@ FORMATS = (
         _IMAGE | {"gene_names"},
     ),
     Format("hest", "st/<id>.h5ad + wsis/ or patches/", hest_slides, _IMAGE),
-    Format("stimage", "<id>_coord.csv + <id>_count.csv", stimage_slides, _IMAGE),
-    Format("legacy-st", "<id>_selection.tsv + <id>.tsv.gz", legacy_st_slides, _IMAGE),
+    Format("stimage", "<id>_coord.csv + <id>_count.csv", stimage_slides, _IMAGE | {"array"}),
+    Format(
+        "legacy-st",
+        "<id>_selection.tsv + <id>.tsv.gz",
+        legacy_st_slides,
+        _IMAGE | {"array"},
+    ),
     Format(
         "spatialdata",
         "a SpatialData .zarr: tables/ + shapes/",
@@ -86,9 +92,11 @@ def find_slides(
     """
     folder = Path(source)
     kind, slides = _recognised(folder, options, format)
-    for option in ("image", "um_per_px", "gene_names", "bin_um", "alignment"):
+    for option in ("image", "um_per_px", "gene_names", "bin_um", "alignment", "array"):
         if option not in kind.options and getattr(options, option) != getattr(NO_OPTIONS, option):
             raise BadConfig(f"--{option.replace('_', '-')}: does not apply to {kind.name}")
+    if options.array not in (None, *LEGACY_ARRAYS):
+        raise BadConfig(f"--array {options.array!r}: expected {' or '.join(LEGACY_ARRAYS)}")
     names = [name for name in slides if options.name in (None, name)]
     if not names:
         raise BadInput(folder, "id", options.name, f"a slide of this {kind.name} folder")

@@ -42,7 +42,7 @@ def _source(folder: Path, counts: Path, options: SourceOptions) -> SlideSource:
 
 
 def _read(inputs: Mapping[str, Path]) -> SlideData:
-    expression = read_expression(inputs["counts"])
+    expression = read_expression(inputs["counts"], number_duplicates=True)
     scale = expression.um_per_px
     if "metadata" in inputs:
         file, metadata = inputs["metadata"], read_object(inputs["metadata"])

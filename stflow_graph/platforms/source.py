@@ -13,7 +13,7 @@ from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.expression import Expression
-from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
+from stflow_graph.platforms.tables import SpotTable, check_orientation, read_counts, read_spots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ class SourceOptions:
         gene_names: ``"symbols"`` or ``"ids"``, for files with both.
         bin_um: Visium HD's bins, µm.
         alignment: Xenium's matrix that maps pixels of the H&E image to the morphology image.
+        array: kind of a legacy array, a key of ``array_scale.LEGACY_ARRAYS``; None detects it.
     """
 
     name: str | None = None
@@ -105,6 +106,7 @@ class SourceOptions:
     gene_names: str = "symbols"
     bin_um: int | None = None
     alignment: Path | None = None
+    array: str | None = None
 
 
 NO_OPTIONS = SourceOptions()
@@ -141,7 +143,9 @@ def tables_source(
 def _read_tables(inputs: Mapping[str, Path]) -> SlideData:
     expression = read_counts(inputs["counts"])
     if "spots" in inputs:
-        return SlideData(read_spots(inputs["spots"]), expression, expression.um_per_px)
+        spots = read_spots(inputs["spots"])
+        check_orientation(spots, expression, inputs["counts"])
+        return SlideData(spots, expression, expression.um_per_px)
     return SlideData(places_of(expression, inputs["counts"]), expression, expression.um_per_px)
 
 

@@ -15,13 +15,19 @@ import numpy as np
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import required_file
 from stflow_graph.io.columns import numbers, read_columns
-from stflow_graph.platforms.array_scale import um_per_px_of_array, um_per_px_of_pitch
+from stflow_graph.platforms.array_scale import (
+    LEGACY_ARRAYS,
+    legacy_array,
+    um_per_px_of_array,
+    um_per_px_of_pitch,
+)
 from stflow_graph.platforms.source import SlideData, SlideSource, SourceOptions, Sources
-from stflow_graph.platforms.tables import SpotTable, read_counts, read_spots
+from stflow_graph.platforms.tables import SpotTable, check_orientation, read_counts, read_spots
 
 _COORDS, _COUNTS = "_coord.csv", "_count.csv"
 # the ratio of a spot's radius to the pitch identifies the platform: pitch and diameter (twice r),
-# µm. Visium's diameter is Space Ranger's spot_diameter_fullres
+# µm. Visium's diameter is Space Ranger's spot_diameter_fullres. The step of a legacy array depends
+# on its kind, where the names of the spots are their places on it.
 _PLATFORMS = {"legacy ST": (200.0, 100.0), "Visium": (100.0, 65.0)}
 _CLOSE = 0.12
 _ARRAY_PLACE = re.compile(r"(?:^|_)(\d+)x(\d+)$")
@@ -43,30 +49,37 @@ def _source(folder: Path, name: str, coords: Path, options: SourceOptions) -> Sl
     ):
         if role != "image" or options.image is None:
             inputs[role] = required_file(folder, f"{role} of {name}", [f"{part}/{file}", file])
-    read = partial(_read, inputs, options.um_per_px is not None)
-    return SlideSource(name, inputs, read, platform="STimage-1K4M")
+    read = partial(_read, inputs, options)
+    settings = {} if options.array is None else {"array": options.array}
+    return SlideSource(name, inputs, read, platform="STimage-1K4M", settings=settings)
 
 
-def _read(inputs: Mapping[str, Path], scale_known: bool) -> SlideData:
+def _read(inputs: Mapping[str, Path], options: SourceOptions) -> SlideData:
     spots = read_spots(inputs["spots"])
     places = [_ARRAY_PLACE.search(barcode) for barcode in spots.barcodes]
     if all(places):
         array = np.array([match.groups() for match in places if match], dtype=np.int64)
         spots = SpotTable(spots.barcodes, spots.coords, spots.selected, array)
-    scale = None if scale_known else _um_per_px(inputs["spots"], spots)
+    known = options.um_per_px is not None
+    scale = None if known else _um_per_px(inputs["spots"], spots, options.array)
     # R's tables may name a gene twice
     expression = read_counts(inputs["counts"], number_duplicates=True)
+    check_orientation(spots, expression, inputs["counts"])
     return SlideData(spots, expression, scale)
 
 
-def _um_per_px(path: Path, spots: SpotTable) -> float:
+def _um_per_px(path: Path, spots: SpotTable, array: str | None) -> float:
     """Return the scale at which the spots are as wide and as far apart as on one platform."""
+    platforms = dict(_PLATFORMS)
+    if spots.array is not None:
+        kind = array or legacy_array(spots.array, path)
+        platforms = {"legacy ST": (LEGACY_ARRAYS[kind], _PLATFORMS["legacy ST"][1])}
     radius = float(np.median(numbers(read_columns(path, ["r"])["r"], path, "r")))
-    for pitch_um, diameter_um in _PLATFORMS.values():
+    for pitch_um, diameter_um in platforms.values():
         measured = um_per_px_of_array(spots, (pitch_um, pitch_um))
         measured = measured or um_per_px_of_pitch(spots.coords, pitch_um)
         if measured and radius > 0 and abs(2 * radius * measured / diameter_um - 1) < _CLOSE:
             return measured
-    found = unquoted(f"a radius of {radius:.4g} px, unlike {' or '.join(_PLATFORMS)} spots")
+    found = unquoted(f"a radius of {radius:.4g} px, unlike {' or '.join(platforms)} spots")
     fix = "give --um-per-px, the micrometres per pixel of the image"
     raise BadInput(path, "r", found, "a radius that fits the spots' distances", fix)

@@ -61,6 +61,13 @@ def test_one_encoder_is_described_in_full(cli, tmp_path):
     assert run.error.startswith("error: unknown encoder 'gigapth' (did you mean gigapath")
 
 
+def test_an_adapter_names_its_base(cli):
+    code, out, _ = cli("encoders", "seal_univ2")
+    assert code == 0
+    assert "seal_uni_v2 (also seal_univ2)" in out
+    assert "uni_v2, whose weights are needed too" in out
+
+
 def test_missing_weights_are_one_line_with_the_page_and_the_place(cli, patches, tmp_path):
     (tmp_path / "weights").mkdir()
     for name in ("uni_v1", "phikon", "ciga", "ctranspath"):

@@ -67,6 +67,14 @@ def test_what_is_measured_wins_over_what_is_stated(caplog):
     assert "+112, +112 px away, so they are taken as top-left" in caplog.text
 
 
+@pytest.mark.parametrize("shift", [112, 333, -50])
+def test_an_equal_shift_of_stated_centres_is_told_and_not_taken_for_corners(caplog, shift):
+    found = judged(CENTRES - shift, stated="centre")
+    np.testing.assert_array_equal(found.coords, CENTRES - shift)
+    assert f"lie {shift:+d}, {shift:+d} px away" in caplog.text
+    assert "top-left" not in caplog.text
+
+
 def write_hest(folder, coords, **attrs):
     """A patch file with the keys and attributes of HEST's."""
     (folder / "patches").mkdir()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stflow_graph.data.load import load_slide
+from stflow_graph.data.load import check_one_patch_size, load_slide
 from stflow_graph.errors import BadInput
 from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.expression import write_expression
@@ -14,9 +14,9 @@ from stflow_graph.io.expression import write_expression
 N = 6
 
 
-def write(folder, embedded, expressed):
+def write(folder, embedded, expressed, size=None):
     x = np.arange(len(embedded) * 2, dtype=np.float32).reshape(-1, 2)
-    attrs = {"um_per_px": 0.5}
+    attrs = {"um_per_px": 0.5} | ({} if size is None else {"patch_size_level0": size})
     with write_embeddings(folder / "A.h5", embedded, x * 10, 2, attrs) as writer:
         writer.append(x)
     counts = sp.csr_matrix(np.arange(len(expressed) * 2).reshape(-1, 2))
@@ -46,6 +46,14 @@ def test_spots_without_expression_are_left_out_and_said(tmp_path, caplog):
     assert "2 of 6 spots" in caplog.text
 
 
+def test_measured_spots_without_embeddings_are_left_out_and_said(tmp_path, caplog):
+    measured = [f"b{i}" for i in range(N)]
+    with caplog.at_level(logging.WARNING):
+        slide = load_slide(*write(tmp_path, measured[2:], measured))
+    assert slide.barcodes == measured[2:]
+    assert "2 of 6 measured spots have no embeddings in" in caplog.text
+
+
 def test_barcodes_that_do_not_match_are_counted_and_three_shown(tmp_path):
     embedded = [f"b{i}" for i in range(N)]
     files = write(tmp_path, embedded, [f"{b}-1" for b in embedded])
@@ -57,3 +65,16 @@ def test_without_expression_only_embeddings_are_read(tmp_path):
     slide = load_slide(write(tmp_path, ["a", "b"], ["c", "d"])[0])
     assert slide.y is None
     assert "y" not in slide.to_data()
+
+
+def test_patches_of_different_physical_sizes_are_refused(tmp_path):
+    def slide(name, size):
+        (tmp_path / name).mkdir()
+        embedded = [f"b{i}" for i in range(N)]
+        return load_slide(*write(tmp_path / name, embedded, embedded, size))
+
+    one, alike, unknown = slide("one", 224.0), slide("alike", 240.0), slide("unknown", None)
+    assert (one.patch_um, unknown.patch_um) == (112, None)
+    check_one_patch_size([unknown, one, alike])
+    with pytest.raises(BadInput, match=r"found 256 µm, expected 112 µm.*--allow-patch-size"):
+        check_one_patch_size([unknown, one, slide("large", 512.0)])

@@ -40,6 +40,27 @@ def test_missing_unexpected_and_misshapen_keys_are_named(tmp_path, plan):
         plan.load(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("on_meta", [False, True])
+def test_counters_of_batch_norms_may_be_missing(tmp_path, on_meta):
+    """Files without them come from exporters and from torch before 0.4.1."""
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)).eval()
+    layers[1].running_mean.normal_()
+    state = {k: v for k, v in layers.state_dict().items() if "num_batches_tracked" not in k}
+    save_file(state, tmp_path / "w.safetensors")
+    plan = Blueprint(
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2)),
+        on_meta=on_meta,
+    )
+    network = plan.load(tmp_path / "w.safetensors").eval()
+    images = torch.randn(1, 3, 8, 8)
+    assert torch.equal(network(images), layers(images))
+    assert network[1].num_batches_tracked.item() == 0
+    del state["1.running_mean"]  # other buffers matter
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(BadConfig, match=r"1 missing \(such as 1.running_mean\)"):
+        plan.load(tmp_path / "w.safetensors")
+
+
 class Malicious:
     def __init__(self, sentinel: Path) -> None:
         self.sentinel = sentinel

@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 
 from stflow_graph.encoders import ENCODERS, EncoderEntry, create_encoder, registry
 from stflow_graph.encoders.conch import conch
+from stflow_graph.encoders.conch_v1_5 import conch_v1_5
+from stflow_graph.encoders.genbio import genbio_pathfm
 from stflow_graph.encoders.registry import blueprint, build_encoder
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.errors import BadConfig
 
-# blocks, hidden channels of the feed-forward part, positions
+# blocks, hidden channels of the feed-forward part, positions (0: computed)
 PUBLISHED = {
     "uni_v1": (24, 4096, 197),
     "uni_v2": (24, 8192, 256),
@@ -36,19 +38,38 @@ PUBLISHED = {
     "kaiko_l14": (24, 4096, 1369),
     "lunit_s8": (12, 1536, 785),
     "gpfm": (24, 4096, 257),
+    "midnight": (40, 8192, 257),
+    "openpath": (40, 8192, 256),
+    "dinov2_vits14": (12, 1536, 1370),
+    "dinov2_vitb14": (12, 3072, 1370),
+    "dinov2_vitl14": (24, 4096, 1370),
+    "dinov2_vitg14": (40, 8192, 1370),
+    "dinov2_vits14_reg": (12, 1536, 1369),
+    "dinov2_vitb14_reg": (12, 3072, 1369),
+    "dinov2_vitl14_reg": (24, 4096, 1369),
+    "dinov2_vitg14_reg": (40, 8192, 1369),
+    "dinov3_vits16": (12, 1536, 0),
+    "dinov3_vits16plus": (12, 2 * 1536, 0),
+    "dinov3_vitb16": (12, 3072, 0),
+    "dinov3_vitl16": (24, 4096, 0),
+    "dinov3_vith16plus": (32, 2 * 5120, 0),
 }
 GATED = {
     *("uni_v2", "gigapath", "virchow", "virchow2", "h_optimus_0", "h_optimus_1", "h0_mini"),
-    "hibou_l",
+    *("hibou_l", "midnight", "openpath", "dinov2_vitg14", "dinov2_vitg14_reg"),
 }
 by_name = pytest.mark.parametrize("entry", ENCODERS.values(), ids=lambda e: e.name)
 # one of each kind of network and of file; the others take half a minute
-KINDS = ("ciga", "conch_v1", "ctranspath", "h_optimus_1", "kaiko_b8", "phikon_v2", "virchow2")
+KINDS = {
+    *("ciga", "conch_v1", "ctranspath", "h_optimus_1", "kaiko_b8", "phikon_v2", "virchow2"),
+    *("conch_v1_5", "dinov2_vits14_reg", "dinov3_vits16", "genbio_pathfm", "midnight", "openpath"),
+}
 by_kind = pytest.mark.parametrize(
     "entry",
     [
         pytest.param(entry, marks=() if name in KINDS else pytest.mark.slow, id=name)
         for name, entry in ENCODERS.items()
+        if entry.base is None  # see test_adapter.py
     ],
 )
 
@@ -60,8 +81,10 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _shallow_conch(monkeypatch):
-    monkeypatch.setitem(registry._FAMILIES, "conch_v1", partial(conch, depth=1))
+def _shallow_families(monkeypatch):
+    families = {"conch_v1": conch, "conch_v1_5": conch_v1_5, "genbio_pathfm": genbio_pathfm}
+    for name, family in families.items():
+        monkeypatch.setitem(registry._FAMILIES, name, partial(family, depth=1))
 
 
 def shallow(entry: EncoderEntry) -> EncoderEntry:
@@ -74,7 +97,9 @@ def shallow(entry: EncoderEntry) -> EncoderEntry:
 
 def published_keys(entry: EncoderEntry, state: dict) -> dict:
     """Rename weights to the keys of the published file: those of transformers in some."""
-    if entry.vit is None or not entry.vit.transformers:
+    if entry.name == "openpath":
+        return {"teacher": teacher_keys(state)}
+    if entry.vit is None or entry.vit.keys != "transformers":
         return state
     registers = "reg_token" in state
     gate, v1 = entry.vit.swiglu, entry.name == "phikon"
@@ -116,6 +141,18 @@ def published_keys(entry: EncoderEntry, state: dict) -> dict:
     return renamed
 
 
+def teacher_keys(state: dict) -> dict:
+    """Rename weights as Meta's code saves a teacher: in chunks of blocks, with heads."""
+    renamed = {"dino_head.mlp.0.weight": torch.zeros(2, 2), "backbone.mask_token": torch.zeros(1)}
+    for key, value in state.items():
+        name = key.replace("blocks.", "blocks.0.").replace("reg_token", "register_tokens")
+        name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
+        renamed[f"backbone.{name}"] = value
+    places = state["pos_embed"]  # the class token gets a position of its own, here nothing
+    renamed["backbone.pos_embed"] = torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
+    return renamed
+
+
 def random_state(entry: EncoderEntry) -> dict[str, torch.Tensor]:
     """Return random weights with the network's keys, without its slow initialisation."""
     with torch.device("meta"):
@@ -149,13 +186,15 @@ def test_the_full_network_has_the_sizes_of_the_published_file(entry):
     if entry.vit is None:
         return
     blocks = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
-    assert (blocks, hidden, state["pos_embed"].shape[1]) == PUBLISHED[entry.name]
+    parts = [value for key, value in state.items() if key.startswith("blocks.0.mlp.fc1")]
+    hidden = sum(len(value) for value in parts if value.dim() == 2)  # gates apart or in one
+    positions = state["pos_embed"].shape[1] if "pos_embed" in state else 0
+    assert (blocks, hidden, positions) == PUBLISHED[entry.name]
     gated = [m for m in network.modules() if isinstance(m, import_timm().layers.GluMlp)]
     assert all(isinstance(m.act, torch.nn.SiLU) and not m.gate_last for m in gated)
     assert len(gated) == (blocks if entry.name in GATED else 0)
     norms = {m.eps for m in network.modules() if isinstance(m, torch.nn.LayerNorm)}
-    assert norms == {1e-12 if entry.name == "phikon" else 1e-6}
+    assert norms == {1e-12 if entry.name == "phikon" else 1e-5 if entry.vit.rotary else 1e-6}
 
 
 def test_h0_mini_has_its_published_86_million_parameters():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from stflow_graph.errors import BadInput, StflowError
 from stflow_graph.images import open as images
+from stflow_graph.images import tiled_tiff
 from stflow_graph.images.open import open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (150, 190, 3), dtype=np.uint8)
@@ -128,16 +129,79 @@ def test_an_image_over_pillows_limit_is_read_and_the_limit_put_back(tmp_path, mo
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_our_limit_holds_for_decoded_images_only(tmp_path, monkeypatch):
+def test_images_over_our_limit_are_read_in_tiles_or_strips_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 1000)
-    for name in ("a.png", "strips.tif"):
-        with (
-            pytest.raises(BadInput, match=r"190 x 150 = 28,500.*at most 1,000.*tiled TIFF"),
-            open_image(write(tmp_path, name)),
-        ):
-            pass
+    command = r"vips tiffsave \S+/a.png \S+/a.tiled.tif --tile"
+    with (
+        pytest.raises(BadInput, match=f"190 x 150 = 28,500.*at most 1,000.*{command}"),
+        open_image(write(tmp_path, "a.png")),
+    ):
+        pass
+    for name in ("tiles.tif", "strips.tif"):
+        with open_image(write(tmp_path, name)) as image:
+            assert image.size == (190, 150)
+
+
+STRIPS = {
+    "mapped": {"rowsperstrip": 7},
+    "in one strip": {},
+    "compressed": {"rowsperstrip": 7, "compression": "zlib"},
+    "rgba": {"rowsperstrip": 16, "compression": "zlib", "extrasamples": ["unassalpha"]},
+}
+
+
+@pytest.mark.parametrize("kind", STRIPS)
+def test_a_large_tiff_is_read_strip_by_strip(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 1000)
+    monkeypatch.setattr(tiled_tiff, "_CACHE", 20_000)  # of some strips
+    opaque = np.concatenate([PIXELS, np.full((150, 190, 1), 255, np.uint8)], axis=2)
+    pixels = opaque if kind == "rgba" else PIXELS
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **STRIPS[kind])
+    with open_image(tmp_path / "a.tif") as image:
+        for x, y, width, height in ((0, 0, 190, 150), (30, 13, 50, 40), (100, 140, 90, 10)):
+            expected = PIXELS[y : y + height, x : x + width]
+            np.testing.assert_array_equal(image.read_window(x, y, width, height), expected)
+        patch = image.read_patch(60, 70, 48, 24)
     with open_image(write(tmp_path, "tiles.tif")) as image:
+        np.testing.assert_array_equal(patch, image.read_patch(60, 70, 48, 24))
+
+
+def test_a_large_tiff_in_one_compressed_piece_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 1000)
+    monkeypatch.setattr(tiled_tiff, "_MAX_STRIP", 1000)
+    path = tmp_path / "one piece.tif"
+    tifffile.imwrite(path, PIXELS, photometric="rgb", compression="zlib", rowsperstrip=150)
+    message = r"190 x 150 px in one compressed piece.*vips tiffsave '\S+/one piece.tif'"
+    with pytest.raises(BadInput, match=message), open_image(path):
+        pass
+
+
+PLANES = np.moveaxis(PIXELS, 2, 0)
+LAYOUTS = {
+    "planes in tiles": (PLANES, {"photometric": "rgb", "planarconfig": "separate"}, TILED),
+    "planes in strips": (PLANES, {"photometric": "rgb", "planarconfig": "separate"}, {}),
+    "grey planes in tiles": (PLANES, {"photometric": "minisblack", "ome": True}, TILED),
+    "grey planes in strips": (PLANES, {"photometric": "minisblack", "ome": True}, {}),
+    "grey samples in tiles": (PIXELS, {"photometric": "minisblack"}, TILED),
+    "grey samples in strips": (PIXELS, {"photometric": "minisblack"}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_planes_and_three_grey_channels_are_colours(tmp_path, kind, caplog):
+    pixels, layout, storage = LAYOUTS[kind]
+    if layout.get("ome"):
+        storage = {**storage, "metadata": {"axes": "CYX", "PhysicalSizeX": 0.5}}
+    elif layout["photometric"] == "minisblack":
+        layout = {**layout, "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, **layout, **storage)
+    with open_image(tmp_path / "a.ome.tif") as image:
         assert image.size == (190, 150)
+        np.testing.assert_array_equal(image.read_window(0, 0, 190, 150), PIXELS)
+        np.testing.assert_array_equal(image.read_window(70, 60, 9, 8), PIXELS[60:68, 70:79])
+        assert image.um_per_px == (0.5 if layout.get("ome") else None)
+    said = "three grey channels are read as red, green and blue" in caplog.text
+    assert said == (layout["photometric"] == "minisblack")
 
 
 def _rotated(path):
@@ -179,7 +243,8 @@ def _wider(path):
 WIDE = PIXELS.astype(np.uint16)
 RGB = {"photometric": "rgb"}
 TILE, LARGE = {"tile": (64, 64)}, {"tile": (16384, 8192), "compression": "zlib"}
-PLANAR = {"planarconfig": "separate"}
+GREY = {"photometric": "minisblack"}
+FOUR = np.concatenate([PIXELS, PIXELS[..., :1]], axis=2)
 ORIENTED = {"extratags": [(274, "H", 1, 6, True)]}
 BAD = {
     "grey": (lambda p: Image.fromarray(PIXELS[..., 0]).save(p, "PNG"), "mode L.*8-bit RGB"),
@@ -189,7 +254,8 @@ BAD = {
     "16-bit grey": (_tiff(WIDE[..., 0]), "16 bits a channel"),
     "16-bit tiles": (_tiff(WIDE, **RGB, **TILE), "uint16.*8-bit RGB"),
     "grey tiles": (_tiff(PIXELS[..., 0], **TILE), "MINISBLACK"),
-    "planar tiles": (_tiff(np.moveaxis(PIXELS, 2, 0), **RGB, **TILE, **PLANAR), "axes SYX"),
+    "four planes": (_tiff(np.moveaxis(FOUR, 2, 0), **GREY, **TILE), "axes QYX"),
+    "16-bit planes": (_tiff(np.moveaxis(WIDE, 2, 0), **GREY, **TILE), "uint16"),
     "rotated": (lambda p: _rotated(p.with_suffix(".jpg")) or p.with_suffix(".jpg").rename(p), "6"),
     "rotated tiles": (_tiff(PIXELS, **RGB, **TILE, **ORIENTED), "orientation tag: found 6"),
     "text": (lambda p: p.write_text("x, y\n1, 2\n"), "cannot identify.*JPEG, PNG, TIFF"),

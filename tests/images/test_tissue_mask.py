@@ -41,6 +41,20 @@ def test_glass_that_eosin_has_tinted_is_left_out():
     assert mask.mean() < 0.01
 
 
+@pytest.mark.parametrize("cast", [(243, 235, 212), (215, 228, 240), (238, 240, 214)])
+@pytest.mark.parametrize("stain", [None, PALE, PINK, PURPLE])
+def test_glass_under_a_coloured_light_is_no_tissue(cast, stain):
+    """Its colour alone is above the limit for glass."""
+    image, truth = paint(np.array(cast)), np.zeros((120, 160), bool)
+    if stain is not None:
+        image[:, :60] = paint(stain, (120, 60), spread=8)
+        truth[:, :60] = stain is not PALE  # too close to the cast to be told
+    agree = tissue_mask(image) == truth
+    assert agree[:, 62:].mean() > 0.98
+    if stain is not PALE:
+        assert agree.mean() > 0.98
+
+
 def test_a_frame_and_a_pen_in_black_are_left_out():
     image = paint(GLASS)
     image[:20] = image[:, 100:106] = BLACK

@@ -125,7 +125,35 @@ def test_json_is_read_as_written_and_refused_when_it_is_not_json(tmp_path):
         read_json(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "a\0", "a\n", "", ".x", "x" * 300])
+@pytest.mark.parametrize("name", ["é", "切片 3", "S1 (2)", "S1,2", "a[b]", "it's", "50%", "_x"])
+def test_names_of_any_language_with_blanks_and_brackets_are_file_names(tmp_path, name):
+    assert check_name(name, "splits.csv") == name
+    write_json(tmp_path / f"{name}.json", 1)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.json"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../x", "/x", "a/b", "a\0", "a\n", "", ".x", "x" * 300, "é" * 120, "a\u202eb", "\ud800"),
+        *(
+            "a\\b",
+            "C:x",
+            "a*",
+            "a?",
+            "a|b",
+            "<a>",
+            "--out",
+            "=1+1",
+            "+1",
+            "@x",
+            "~",
+            " a",
+            "a ",
+            "a.",
+        ),
+    ],
+)
 def test_names_that_leave_the_folder_are_refused(name):
     with pytest.raises(BadInput):
         check_name(name, "splits.csv")

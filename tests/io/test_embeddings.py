@@ -76,6 +76,21 @@ def test_bad_content_is_refused_with_its_field(tmp_path, key, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_thousands_of_spots_at_one_place_are_refused(tmp_path):
+    """All of them would be neighbours."""
+    places = np.random.default_rng(0).integers(0, 10_000, (1500, 2))
+    for n, message in ((1000, None), (1001, r"coords: found 1,00\d of 1,500 spots at \(5, 7\)")):
+        places[:n] = (5, 7)
+        names = [f"s{i}" for i in range(len(places))]
+        with write_embeddings(tmp_path / "a.h5", names, places, 2, {"encoder": "toy"}) as writer:
+            writer.append(np.zeros((len(places), 2), np.float32))
+        if message is None:
+            assert len(read_embeddings(tmp_path / "a.h5").barcodes) == len(places)
+            continue
+        with pytest.raises(BadInput, match=message):
+            read_embeddings(tmp_path / "a.h5")
+
+
 def test_a_file_without_the_mark_of_completion_is_refused(tmp_path):
     write(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r+") as file:

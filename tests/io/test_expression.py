@@ -46,6 +46,21 @@ def test_dense_and_csc_files_are_read_alike(tmp_path):
         np.testing.assert_array_equal(read_expression(path).counts.toarray(), COUNTS)
 
 
+def test_counts_of_16_bits_are_read_or_refused_with_a_fix(tmp_path):
+    import anndata
+
+    path, largest = tmp_path / "a.h5ad", np.where(COUNTS == 3, 2047, COUNTS)
+    anndata.AnnData(largest.astype(np.float16)).write_h5ad(path)
+    np.testing.assert_array_equal(read_expression(path).counts.toarray(), largest)
+    anndata.AnnData(sp.csr_matrix(COUNTS)).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        half = file["X/data"][:].astype(np.float16)
+        del file["X/data"]
+        file["X/data"] = half
+    with pytest.raises(BadInput, match="X: found float16.*float32"):
+        read_expression(path)
+
+
 def test_the_same_data_give_the_same_bytes(tmp_path):
     a, b = write(tmp_path / "a.h5ad"), write(tmp_path / "b.h5ad")
     assert a.read_bytes() == b.read_bytes()

@@ -142,6 +142,7 @@ def _check_refused(path, message, monkeypatch):
         ("coords", np.vstack([CORNERS[:-1], CORNERS[:1]]), "1 duplicates"),
         ("coords", CORNERS * 10, "of 41 corners beyond 20000 x 16000"),
         ("coords", CORNERS // 4, "128 px apart, though 512 px wide"),
+        ("coords", CORNERS // 2, "256 px apart, .*overlapping by 0%.*multiply the places by 2"),
         ("coords", CORNERS * 0.25, "level-0 pixels"),
         ("x", LINK, "ExternalLink"),
     ],
@@ -183,3 +184,14 @@ def test_overlapping_patches_may_stand_close(tmp_path):
     attrs = coords_attrs(overlap=192)
     path = write_trident(tmp_path / "S1.h5", CORNERS // 4, X, attrs=attrs)
     np.testing.assert_array_equal(read_embeddings(path).coords, CORNERS // 4 + 256)
+
+
+def test_places_at_half_the_resolution_are_suspected_where_no_overlap_is_stated(tmp_path, caplog):
+    path = write_trident(tmp_path / "S1.h5", CORNERS // 2, X, attrs=coords_attrs(overlap=None))
+    read_embeddings(path)
+    assert "coords: patches 256 px apart, though 512 px wide: either they overlap" in caplog.text
+
+
+def test_a_lone_patch_has_no_neighbours(tmp_path):
+    path = write_trident(tmp_path / "S1.h5", CORNERS[:1], X[:1])
+    np.testing.assert_array_equal(read_embeddings(path).coords, CORNERS[:1] + 256)

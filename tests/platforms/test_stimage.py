@@ -26,6 +26,21 @@ def test_a_slides_scale_follows_from_how_wide_and_far_apart_its_spots_are(tmp_pa
     assert data.expression.genes == [*SYMBOLS[:3], "GAPDH-1", *SYMBOLS[4:]]
 
 
+def test_a_legacy_array_of_every_second_position_has_half_the_step(tmp_path):
+    """100 µm are 25 px, and a spot is 100 µm wide."""
+    write_stimage(tmp_path, "A1")
+    places = [(x, y) for y in range(1, 9) for x in range(1, 9) if (x + y) % 2]
+    names = [f"A1_{x}x{y}" for x, y in places]
+    xy = 25.0 * np.array(places)
+    table = pd.DataFrame({"yaxis": xy[:, 1], "xaxis": xy[:, 0], "r": 12.5}, index=names)
+    table.to_csv(tmp_path / COORDS)
+    counts = pd.DataFrame(counts_of(len(names)), index=names, columns=SYMBOLS)
+    counts.to_csv(tmp_path / COUNTS)
+    assert only_slide(tmp_path, "stimage").read().um_per_px == pytest.approx(4.0)
+    with pytest.raises(BadInput, match=r"a radius of 12.5 px, unlike legacy ST spots"):
+        only_slide(tmp_path, "stimage", array="1k").read()
+
+
 def test_published_folders_and_flat_ones_are_the_same(tmp_path):
     for name in ("A1", "B1"):
         write_stimage(tmp_path / "deep", name)

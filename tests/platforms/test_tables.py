@@ -1,12 +1,20 @@
 import gzip
+import warnings
 
+import anndata
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from stflow_graph.errors import BadInput
 from stflow_graph.io.expression import write_expression
-from stflow_graph.platforms.tables import read_counts, read_spots
+from stflow_graph.platforms.tables import (
+    SpotTable,
+    check_orientation,
+    read_counts,
+    read_spots,
+)
 
 BARCODES = ["3x4", "10x2", "7x7"]
 GENES = ["B.1", "A", "HLA-C", "MT-1"]
@@ -42,6 +50,18 @@ def test_counts_are_read_as_written_from_every_format(tmp_path, name):
     np.testing.assert_array_equal(result.total, COUNTS.sum(axis=1))
 
 
+def test_genes_that_stand_twice_in_an_h5ad_are_both_kept(tmp_path):
+    """scanpy reads 10x's files so; ``prepare`` has no option for them."""
+    adata = anndata.AnnData(sp.csr_matrix(COUNTS.astype(np.float32)))
+    adata.obs_names, adata.var_names = BARCODES, ["A", "B", "A", "C"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are not unique
+        adata.write_h5ad(tmp_path / "c.h5ad")
+        result = read_counts(tmp_path / "c.h5ad")
+    assert result.genes == ["A", "B", "A-1", "C"]
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
+
+
 def test_whole_numbers_may_be_written_as_decimals_and_lines_may_end_in_crlf(tmp_path):
     text = text_of(COUNTS.astype(float)).replace("\n", "\r\n")
     np.testing.assert_array_equal(
@@ -49,11 +69,38 @@ def test_whole_numbers_may_be_written_as_decimals_and_lines_may_end_in_crlf(tmp_
     )
 
 
+@pytest.mark.parametrize("name", ["c.tsv", "c.csv", "c.csv.gz"])
+@pytest.mark.parametrize("separator", [";", ",", "\t"])
+def test_other_separators_are_recognised_by_the_first_row(tmp_path, name, separator):
+    result = read_counts(write(tmp_path / name, text_of(separator=separator)))
+    assert (result.barcodes, result.genes) == (BARCODES, GENES)
+    np.testing.assert_array_equal(result.counts.toarray(), COUNTS)
+
+
+def test_hdf5_that_is_given_as_a_table_is_named(tmp_path):
+    path = tmp_path / "filtered_feature_bc_matrix.h5"
+    with h5py.File(path, "w") as file:
+        file["matrix/data"] = [1]
+    for read in (read_counts, read_spots):
+        with pytest.raises(BadInput, match=r"content: found an HDF5 file, expected a table.*10x"):
+            read(path)
+
+
+def test_a_count_table_with_genes_in_rows_is_named_so(tmp_path):
+    names = ["3x4", "10x2", "7x7", "1x1"]
+    turned = text_of(COUNTS.T, barcodes=GENES, genes=BARCODES)
+    counts = read_counts(write(tmp_path / "c.tsv", turned))
+    spots = SpotTable(names, np.zeros((4, 2)))
+    with pytest.raises(BadInput, match=r"c.tsv: rows: found genes, such as \['B.1'.*transpose"):
+        check_orientation(spots, counts, tmp_path / "c.tsv")
+    check_orientation(spots, read_counts(write(tmp_path / "d.tsv", text_of())), "d.tsv")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "an empty file"),
-        (text_of(separator=","), "0 genes in this table.*spots in rows"),
+        ("a\nb\n", "0 genes in this table.*spots in rows"),
         (text_of([], []), "0 spots"),
         (text_of(genes=["A", "B", "A", "C"]), r"genes: found 1 duplicates.*\['A'\]"),
         (text_of(barcodes=["a", "b", "a"]), r"barcodes: found 1 duplicates"),
@@ -125,6 +172,31 @@ def test_spot_tables_of_every_kind_are_read(tmp_path, name, text, barcodes, sele
     np.testing.assert_array_equal(spots.coords, COORDS)
     np.testing.assert_array_equal(spots.selected, selected)
     np.testing.assert_array_equal(spots.array, array)
+
+
+@pytest.mark.parametrize(
+    ("header", "array", "named"),
+    [
+        ("Barcode,X,Y,row,col", True, "columns X, Y"),
+        ("barcode,x_pixel,y_pixel,array_col,array_row", False, "columns x_pixel, y_pixel"),
+        (",imagecol,imagerow,row,col", True, "columns imagecol, imagerow"),
+        ("Barcode,Pixel_X,Pixel_Y,row,col", True, "columns Pixel_X, Pixel_Y"),
+        ("barcode,pixel_x,pixel_y,row,col", True, None),
+        ("barcode,x,y,X,Y", None, None),
+    ],
+)
+def test_common_names_of_columns_are_recognised_and_told(tmp_path, caplog, header, array, named):
+    text = f"{header}\na,2307.86,3500.48,13,9\nb,1989.71,3506.03,13,8\n"
+    spots = read_spots(write(tmp_path / "s.csv", text))
+    np.testing.assert_array_equal(spots.coords, COORDS)
+    if array is None:
+        assert spots.array is None
+    else:
+        places = [[9, 13], [8, 13]] if array else [[13, 9], [13, 8]]
+        np.testing.assert_array_equal(spots.array, places)
+    assert [r.getMessage() for r in caplog.records] == (
+        [] if named is None else [f"{tmp_path / 's.csv'}: {named} are taken as pixels x, y"]
+    )
 
 
 @pytest.mark.parametrize(

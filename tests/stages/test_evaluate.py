@@ -292,6 +292,22 @@ def test_exclusions_are_listed_as_warnings(predict, write_scores, cohort):
         assert text in report
 
 
+def test_measured_spots_without_a_prediction_are_told(predict, write_scores):
+    prediction = predict()
+    fewer = dataclasses.replace(
+        prediction,
+        mean=prediction.mean[:30],
+        barcodes=prediction.barcodes[:30],
+        coords=prediction.coords[:30],
+    )
+    evaluation = write_scores(fewer)
+    (slide,) = evaluation.slides
+    assert (slide.n_predicted, slide.n_unpredicted, len(slide)) == (30, 6, 30)
+    text = "6 of 36 measured spots have no prediction"
+    assert any(text in note for note in evaluation.notes)
+    assert text in (evaluation.out / "report.html").read_text()
+
+
 def test_a_slide_that_was_trained_on_gets_no_baselines_and_a_warning(predict, score):
     evaluation = score(predict(train_slides=["A", "B"]), baselines=True)
     assert [row.name for row in evaluation.rows] == ["graph", CEILING]
