@@ -19,6 +19,8 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import read_prediction
+from stflow_graph.models.checkpoint import load_checkpoint
+from stflow_graph.nn.pretrained import weights_of_member
 from stflow_graph.platforms.source import SourceOptions
 from stflow_graph.preparation.embedding import embed_file
 from stflow_graph.preparation.engine import EmbedSettings
@@ -293,3 +295,21 @@ def test_in_memory_it_is_the_same(imaged):
     np.testing.assert_array_equal(
         in_memory.varm["training_quantiles"], on_disk[:, "G2"].varm["training_quantiles"]
     )
+
+
+def test_uncertainty_has_a_part_between_members_and_a_part_within(imaged):
+    settings = dataclasses.replace(SETTINGS, sample=SampleSettings(8), keep_embeddings=True)
+    (done,) = run(imaged, "images/S3.svs", settings=settings)
+    layers = anndata.read_h5ad(done.path).layers
+    total, between, within = (layers[name] for name in ("std", "epistemic", "aleatoric"))
+    np.testing.assert_allclose(within**2, np.maximum(total**2 - between**2, 0), atol=1e-5)
+    # each member alone, as a checkpoint of one
+    checkpoint = load_checkpoint(imaged / "run/all/checkpoint")
+    slide = load_slide(imaged / "out/embeddings/S3.h5")
+    means = []
+    for i in range(2):
+        weights = weights_of_member(checkpoint.weights, 2, i)
+        member = dataclasses.replace(checkpoint, weights=weights, n_members=1)
+        means.append(SlideModel(member).predict(slide).X)
+    np.testing.assert_allclose(between, np.std(means, axis=0), atol=1e-5)
+    assert between.max() > 0.01
