@@ -225,9 +225,13 @@ class _MemberOutputs:
             encoding = encoder.decode([part[rows] for part in code])
             before = 0.0 if self._total is None else self._total[rows]
             total.put(rows, encoding.mean + before)
-            if self.with_spread:
-                before = 0.0 if self._squares is None else self._squares[rows]
-                squares.put(rows, encoding.mean**2 + before)
+            if self.with_spread:  # sums of squares about the mean (Welford 1962)
+                n, mean = self._n_added, encoding.mean
+                if self._squares is None or self._total is None:
+                    squares.put(rows, torch.zeros_like(mean))
+                else:
+                    apart = mean - self._total[rows] / n
+                    squares.put(rows, self._squares[rows] + apart**2 * (n / (n + 1)))
             if self.with_states:
                 states.put(rows, encoding.states)
         # added when complete: if memory gave out on the way, the member is run again
@@ -251,10 +255,8 @@ class _MemberOutputs:
         """Return the standard deviation of the members' means ``[n, G]``, None if not wanted."""
         if not self.with_spread:
             return None
-        if self._total is not None:
-            assert self._squares is not None
-            variance = self._squares[spots] / self.n_done - (self._total[spots] / self.n_done) ** 2
-            return variance.clamp(min=0).sqrt().float().cpu().numpy()
+        if self._squares is not None:
+            return (self._squares[spots] / self.n_done).sqrt().float().cpu().numpy()
         pairs = zip(self.members, self._codes, strict=True)
         means = [m.encoder.decode([part[spots] for part in code]).mean for m, code in pairs]
         return torch.stack(means).std(0, correction=0).float().cpu().numpy()

@@ -58,7 +58,7 @@ def files(folder):
 
 def test_an_image_becomes_a_prediction_and_nothing_else_stays(imaged):
     (done,) = run(imaged, "images/S3.svs")
-    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png"]
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
     assert not (imaged / "out/embeddings").exists()
     adata = anndata.read_h5ad(done.path)
     assert (adata.n_obs, list(adata.var_names)) == (done.n_spots, GENES)
@@ -91,6 +91,7 @@ def test_it_equals_prepare_embed_and_sample(imaged):
         patch_um=PATCH_UM,
         pitch_um=PITCH_UM,
         layout="hexagonal",
+        min_tissue=SETTINGS.min_tissue,
     )
     embeddings = imaged / "by hand/S3.h5"
     embed_file(prepared.patches, embeddings, toy_encoder())
@@ -149,7 +150,7 @@ def test_embeddings_of_an_interrupted_run_are_used(imaged, monkeypatch):
     encoder.forward = None
     (done,) = run(imaged, "images/S3.svs", encoder=encoder)
     assert not done.up_to_date
-    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png"]
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
 
 
 def test_several_slides_and_one_that_fails(imaged):
@@ -182,7 +183,7 @@ def test_spots_of_a_table_and_those_outside(imaged, caplog):
 def test_patches_and_embeddings_are_kept_on_request(imaged):
     settings = dataclasses.replace(SETTINGS, keep_patches=True, keep_embeddings=True)
     (done,) = run(imaged, "images/S3.svs", settings=settings)
-    names = ["S3.h5ad", "embeddings/S3.h5", "overlays/S3.png", "patches/S3.h5"]
+    names = ["S3.h5ad", "embeddings/S3.h5", "overlays/S3.png", "patches/S3.h5", "report.html"]
     assert files(imaged / "out") == names
     with open_patches(imaged / "out/patches/S3.h5") as patches:
         assert (len(patches), patches.images.shape[1]) == (done.n_spots, PATCH_PX)
