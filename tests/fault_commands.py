@@ -123,7 +123,7 @@ COMMANDS = {
             ],
             lambda i, o, ending=ending: (o / f"A.{ending}").write_text("old"),
         )
-        for ending in ("csv", "csv.gz", "parquet")
+        for ending in ("csv", "csv.gz", "parquet", "geojson", "loupe.csv")
     },
     "export zarr": Command(
         lambda i, o: ["export", i / "predictions/A.h5ad", "--to", o / "A.zarr", "--overwrite"],
