@@ -27,7 +27,7 @@ def export(
     ] = "circle",
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Write a prediction as a table of spots x genes, or for another tool."""
+    """Write a prediction as a table, or for another tool."""
     from stflow_graph.stages.export import export as run
 
     done = run(prediction, to, genes=genes or [], layer=layer, shape=shape, overwrite=overwrite)

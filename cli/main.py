@@ -39,6 +39,7 @@ from .sample import sample
 from .signals import handle_signals
 from .simulate import simulate
 from .split import split
+from .summarise import summarise
 from .train import train
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ app = typer.Typer(
 for command in (download, simulate, prepare, split, genes, embed, encoders, probe, train, sample):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command()(summarise)
 app.command()(export)
 app.command()(convert)
 app.command()(doctor)

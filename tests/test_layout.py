@@ -30,10 +30,11 @@ RANKS = {
     "preparation": 6,
     "training": 7,
     "evaluation": 7,
+    "summary": 7,
     "stages": 8,
     "api": 9,
 }
-MAX_ARROWS = 125
+MAX_ARROWS = 131
 FILES = sorted((ROOT / "stflow_graph").rglob("*.py"))
 OUTSIDE = sorted([*(ROOT / "cli").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 
