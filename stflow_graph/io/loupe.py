@@ -8,6 +8,7 @@ cut into levels of equally many spots, whose names begin with their rank and end
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 N_LEVELS = 5
 
@@ -25,15 +26,16 @@ def level_edges(values: np.ndarray, n_levels: int = N_LEVELS) -> list[np.ndarray
     return [np.unique(column) for column in quantiles.T]
 
 
-def level_names(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return the name of each value's level, ``[n]`` of text such as ``2: 0.31 to 0.56``.
+def level_names(values: np.ndarray, edges: np.ndarray) -> pd.Categorical:
+    """Return the name of each value's level, such as ``2: 0.31 to 0.56``.
 
     Args:
         values: ``[n]`` of a gene.
         edges: as of :func:`level_edges`.
     """
     if len(edges) == 1:
-        return np.full(len(values), f"1: {edges[0]:.3g}", dtype=object)
+        return pd.Categorical.from_codes(np.zeros(len(values), int), [f"1: {edges[0]:.3g}"])
     pairs = zip(edges[:-1], edges[1:], strict=True)
     names = [f"{i}: {low:.3g} to {high:.3g}" for i, (low, high) in enumerate(pairs, 1)]
-    return np.array(names, dtype=object)[np.searchsorted(edges[1:-1], values, side="right")]
+    codes = np.searchsorted(edges[1:-1], values, side="right")
+    return pd.Categorical.from_codes(codes, names)

@@ -82,31 +82,15 @@ def write_summary(
     if sets is not None:
         save("gene_sets", sets)
     domains = _write_domains(save, genes.sources, settings, report)
-    slides = slide_table(
-        [
-            {
-                "slide": source.slide,
-                "dataset": source.dataset,
-                "in_training": source.in_training,
-                **summary.counts,
-            }
-            for source, summary in zip(genes.sources, genes.summaries, strict=True)
-        ],
-        sets,
-        None if domains is None else domains.labels,
-        settings.domains,
-        inputs.patients,
-    )
+    labels = None if domains is None else domains.labels
+    slides = slide_table(genes.rows(), sets, labels, settings.domains, inputs.patients)
     save("slides", slides)
     patients = None if inputs.patients is None else patient_table(slides, inputs.patients)
     if patients is not None:
         save("patients", patients)
         save("patient_genes", genes.patient_genes())
     content = _content(inputs, settings, genes, domains, save.names)
-    left_out = {"slides": attempts.failed, "gene_sets": lost, **_not_carried(inputs)}
-    if not inputs.reference:
-        left_out["shares above quantiles"] = "no reference predictions were given"
-    content["left_out"] = {name: value for name, value in left_out.items() if value}
+    content["left_out"] = _left_out(inputs, attempts, lost)
     content["notes"] = _notes(genes, lost, len(inputs.sets))
     write_sealed(folder / JSON, FORMAT, content)
     return Written(slides, patients, {"format": FORMAT, **content})
@@ -146,6 +130,18 @@ class _Genes:
     names: dict[str, None] = dataclasses.field(default_factory=dict)
     means: WeightedMeans = dataclasses.field(default_factory=WeightedMeans)
     patients: set[str] = dataclasses.field(default_factory=set)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return what the table of slides begins with."""
+        return [
+            {
+                "slide": source.slide,
+                "dataset": source.dataset,
+                "in_training": source.in_training,
+                **summary.counts,
+            }
+            for source, summary in zip(self.sources, self.summaries, strict=True)
+        ]
 
     def patient_genes(self) -> pd.DataFrame:
         """Return the means of genes, a row a patient."""
@@ -229,16 +225,20 @@ def _write_domains(
     return domains
 
 
-def _not_carried(inputs: Inputs) -> dict[str, list[str]]:
-    if inputs.patients is None:
-        return {}
-    slides = {source.slide for source in inputs.sources}
-    return {
-        "columns that differ among slides of a patient": inputs.patients.varying,
-        "slides of the table of patients without a prediction": sorted(
-            inputs.patients.patient_of.keys() - slides
-        ),
-    }
+def _left_out(inputs: Inputs, attempts: Attempts, lost: list[str]) -> dict[str, Any]:
+    """Return what of the inputs, or of what could be computed, is in no table."""
+    left_out: dict[str, Any] = {"slides": attempts.failed, "gene_sets": lost}
+    if not inputs.reference:
+        left_out["shares above quantiles"] = "no reference predictions were given"
+    if (patients := inputs.patients) is not None:
+        slides = {source.slide for source in inputs.sources}
+        left_out |= {
+            "columns that differ among slides of a patient": patients.varying,
+            "slides of the table of patients without a prediction": sorted(
+                patients.patient_of.keys() - slides
+            ),
+        }
+    return {name: value for name, value in left_out.items() if value}
 
 
 def _notes(genes: _Genes, lost: Sequence[str], n_sets: int) -> list[str]:

@@ -54,17 +54,18 @@ def slide_table(
         n_domains: K.
         patients: the patients, or None.
     """
-    table = pd.DataFrame(rows)
+    parts = [pd.DataFrame(rows)]
+    slides = parts[0]["slide"]
     if patients is not None:
-        table.insert(1, PATIENT, [patients.patient_of[slide] for slide in table["slide"]])
+        parts[0].insert(1, PATIENT, [patients.patient_of[slide] for slide in slides])
     if labels is not None:
-        sizes = [np.bincount(labels[s], minlength=n_domains + 1)[1:] for s in table["slide"]]
-        shares = np.stack([size / size.sum() for size in sizes])
-        table[domain_names(n_domains)] = shares
+        sizes = [np.bincount(labels[slide], minlength=n_domains + 1)[1:] for slide in slides]
+        shares = [size / size.sum() for size in sizes]
+        parts.append(pd.DataFrame(shares, columns=domain_names(n_domains)))
     if gene_sets is not None:
-        for name, part in gene_sets.groupby("gene_set", sort=False):
-            table[name] = part["mean"].to_numpy()
-    return table
+        groups = gene_sets.groupby("gene_set", sort=False)["mean"]
+        parts.append(pd.DataFrame({name: means.to_numpy() for name, means in groups}))
+    return pd.concat(parts, axis=1)
 
 
 def patient_table(slides: pd.DataFrame, patients: PatientTable) -> pd.DataFrame:
@@ -79,11 +80,14 @@ def patient_table(slides: pd.DataFrame, patients: PatientTable) -> pd.DataFrame:
     for patient, row, n_spots in zip(slides[PATIENT], values, slides["n_spots"], strict=True):
         means.add(patient, names, row, n_spots)
     counts = slides.groupby(PATIENT, sort=True)["n_spots"].agg(["size", "sum"])
-    table = pd.DataFrame({PATIENT: list(counts.index)})
-    for name, cells in patients.columns.items():
-        table[name] = _typed([cells[patient] for patient in table[PATIENT]])
-    table[list(_OF_PATIENTS)] = counts.to_numpy()
-    return pd.concat([table, means.table(table[PATIENT].tolist())], axis=1)
+    order = list(counts.index)
+    carried = {
+        name: _typed([cells[patient] for patient in order])
+        for name, cells in patients.columns.items()
+    }
+    first = pd.DataFrame({PATIENT: order, **carried})
+    numbers = pd.DataFrame(counts.to_numpy(), columns=list(_OF_PATIENTS))
+    return pd.concat([first, numbers, means.table(order)], axis=1)
 
 
 def _typed(cells: Sequence[str]) -> pd.Series:

@@ -169,6 +169,26 @@ def test_sets_without_any_gene_are_refused(cohort, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_hundreds_of_sets_and_columns_of_patients(cohort, tmp_path):
+    (tmp_path / "many.gmt").write_text("".join(f"s{i}\tx\tG{i % 8}\n" for i in range(150)))
+    names = ",".join(f"c{i}" for i in range(150))
+    rows = [f"{slide},P{slide}{',1' * 150}" for slide in SIDES]
+    (tmp_path / "wide.csv").write_text("\n".join([f"sample_id,patient,{names}", *rows]))
+    settings = SummarySettings((tmp_path / "many.gmt",), tmp_path / "wide.csv")
+    result = summarise([cohort], tmp_path / "out", settings)
+    assert result.patients.shape == (3, 1 + 150 + 2 + 150)
+    expected = [made("S1").mean[:, i % 8].mean() for i in range(150)]
+    np.testing.assert_allclose(result.slides.iloc[0, -150:].astype(float), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["slide", "n_spots", "domain_2", "patient"])
+def test_a_set_called_like_a_column_is_refused(cohort, tmp_path, name):
+    (tmp_path / "s.gmt").write_text(f"{name}\tx\tG0\n")
+    settings = SummarySettings(gene_sets=(tmp_path / "s.gmt",), domains=2)
+    with pytest.raises(BadInput, match="names that no other column has"):
+        summarise([cohort], tmp_path / "out", settings)
+
+
 def test_shares_are_of_spots_above_quantiles_of_the_reference(cohort, tmp_path, everything):
     summarise([cohort], tmp_path / "out", everything)
     pooled = np.concatenate([made(name).mean for name in ("S2", "S3")])
