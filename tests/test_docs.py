@@ -58,6 +58,7 @@ def test_summaries_of_a_cohort(cli, cohort, tmp_path, monkeypatch):
     assert len(described) == len(list(Path("SUMMARY").iterdir()))
 
 
+@pytest.mark.filterwarnings("ignore")  # of SpatialData's packages
 @pytest.mark.parametrize("words", commands("Predictions in other tools"), ids=" ".join)
 def test_predictions_in_other_tools(cli, cohort, tmp_path, monkeypatch, words):
     if "S1.zarr" in words and importlib.util.find_spec("spatialdata") is None:
