@@ -291,11 +291,20 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         BadInput: not such a file.
     """
     with open_h5(path) as file:
-        place = f"uns/{KEY}/provenance"
-        data, text = file.get(place), None
-        if isinstance(data, h5py.Dataset) and data.shape == ():
-            with as_bad_input(path, place, "text"):
-                text = data.asstr()[()]
+        return stored_provenance(file, path)
+
+
+def stored_provenance(file: h5py.File, path: str | Path) -> dict[str, Any]:
+    """Return the provenance of an open prediction.
+
+    Raises:
+        BadInput: not such a file.
+    """
+    place = f"uns/{KEY}/provenance"
+    data, text = file.get(place), None
+    if isinstance(data, h5py.Dataset) and data.shape == ():
+        with as_bad_input(path, place, "text"):
+            text = data.asstr()[()]
     return _provenance(path, text, ())
 
 
