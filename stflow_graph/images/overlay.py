@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.io.coords import median_pitch
+from stflow_graph.io.coords import array_pitch
 
 _LONGEST_EDGE = 1400
 _CAPTION = 30  # px of height
@@ -70,7 +70,7 @@ def draw_overlay(
     picture = Image.new("RGB", (max(width, 560), height + _CAPTION), "white")
     picture.paste(Image.fromarray(faded), (0, 0))
     drawing = ImageDraw.Draw(picture)
-    pitch = median_pitch(coords) if len(coords) > 1 else np.nan
+    pitch = array_pitch(coords) if len(coords) > 1 else np.nan
     radius = _RADIUS * pitch / shrinkage if np.isfinite(pitch) else _MAX_RADIUS
     radius = min(max(radius, _MIN_RADIUS), _MAX_RADIUS)
     for points, colour in ((coords, _USED), (unused, _UNUSED)):

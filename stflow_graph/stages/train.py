@@ -26,7 +26,7 @@ from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_json, write_text
-from stflow_graph.io.coords import median_pitch
+from stflow_graph.io.coords import array_pitch
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
@@ -271,7 +271,7 @@ def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
     """Return the medians of the patches' edge and of the spots' pitch, µm, where known."""
     patches = [slide.patch_um for slide in slides if slide.patch_um is not None]
     pitches = [
-        median_pitch(slide.coords) * slide.um_per_px
+        array_pitch(slide.coords) * slide.um_per_px
         for slide in slides
         if slide.um_per_px is not None
     ]
