@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 Layout = Literal["square", "hexagonal"]
 # of the overview along a patch's edge: the share of tissue is right within a few percent
 _OVERVIEW_PX = 16
+_MAX_OVERVIEW = 2**24  # pixels; memory must not grow with the slide
 _MAX_PATCHES = 10_000_000  # of a grid, before tissue is looked for
 _MAX_OUTSIDE = 0.05  # of the spots; more are a mistake of scale or orientation
 # of a patch, and of the spots; and by how much more of them lie on tissue with x and y exchanged
@@ -101,7 +102,7 @@ def grid_places(
     if layout == "hexagonal":
         centres[rows % 2 == 1, 0] += pitch / 2
     inside = centres[:, 0] <= image.size[0] - edge / 2
-    shrinkage = max(1.0, edge / _OVERVIEW_PX)
+    shrinkage = max(1.0, edge / _OVERVIEW_PX, math.sqrt(math.prod(image.size) / _MAX_OVERVIEW))
     mask = tissue_mask(image.read_overview(shrinkage))
     share = tissue_share(mask, centres / shrinkage, edge / shrinkage)
     kept = np.flatnonzero(inside & (share >= min_tissue))
