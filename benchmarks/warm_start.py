@@ -1,12 +1,13 @@
 """Whether starting from a model of another stain beats starting from nothing, with few slides.
 
 usage: python benchmarks/warm_start.py --out OUT [--slides 1 2 4] [--seeds 0 1 2] [--epochs 80]
+           [--spots 400] [--lr 2e-3]
 
-A model is trained on twelve simulated slides of the usual stain, whose panel is half of the genes and
-others. Slides of other patients in the stain of another laboratory follow: 1, 2 or 4 to train on and
-four to test. Rows are networks from nothing, from the model (``train --from``), and the model as it is
-on the genes that it has. Scores are PCC, mean over genes and test slides; a seed is one of simulation,
-of training and of the slides alike. Writes OUT/warm_start.json.
+A model is trained on twelve simulated slides of the usual stain, on half of the genes. Slides of
+other patients in the stain of another laboratory follow: 1, 2 or 4 to train on, four to test. Rows
+are networks from nothing, from the model (``train --from``), and the model as it is on the genes
+that it has. Scores are PCC, mean over genes and test slides; a seed is that of the simulation and
+of the training. Writes OUT/warm_start.json.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--spots", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--lr", type=float, default=2e-3, help="of training from the model")
     options = parser.parse_args()
     rows = []
     for seed in options.seeds:
@@ -114,11 +116,13 @@ def main() -> None:
             write_splits(other / "splits", split_files(used, [0] * n + [1] * N_TEST))
             for start in ("", str(source)):
                 label = "model" if start else "nothing"
+                rate = {"train__lr": options.lr} if start else {}
                 target = run(
                     other,
                     options.out / f"{label}{n}-{seed}",
                     train__folds=[1],
                     train__warm_start=start,
+                    **rate,
                     **common,
                 )
                 rows.append(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
 OBSERVED = "observed"
+QUANTILES, LEVELS = "training_quantiles", "quantile_levels"
 _CHUNK_BYTES = 2**20
 _NOTHING: Mapping[str, Any] = {}
 _Matrix: TypeAlias = h5py.Dataset | np.ndarray
@@ -253,12 +254,12 @@ def _without_values(
     for name, dtype in info.get("late_obs", _NOTHING).items():
         adata.obs[name] = np.zeros(len(barcodes), dtype)
     if quantiles := info.get("quantiles"):
-        adata.varm["training_quantiles"] = np.asarray(quantiles[0], dtype=np.float32)
+        adata.varm[QUANTILES] = np.asarray(quantiles[0], dtype=np.float32)
     if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     adata.uns[KEY] = {"format": FORMAT, "provenance": _provenance_text(info)}
     if quantiles:
-        adata.uns[KEY]["quantile_levels"] = np.asarray(quantiles[1], dtype=np.float64)
+        adata.uns[KEY][LEVELS] = np.asarray(quantiles[1], dtype=np.float64)
     return adata
 
 
