@@ -80,10 +80,11 @@ def prepare(
     if source is not None and spots is None and counts is None:
         options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment, array)
         _prepare_spots(source, out, {"options": options, "format": format, **shared})
-        show_next(f"embed --source-dataroot {out} --embed-dataroot {embeddings}")
+        show_next("embed --source-dataroot", out, "--embed-dataroot", embeddings)
     elif source is None and image and counts and name and format is None:
         _prepare_spots(tables_source(name, image, spots, counts, um_per_px), out, shared)
-        show_next(f"embed {out}/patches/{name}.h5 --out {embeddings}/{name}.h5")
+        file = f"{name}.h5"
+        show_next("embed", out / "patches" / file, "--out", embeddings / file)
     else:
         raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
 
@@ -132,5 +133,5 @@ def _prepare_grid(image: Path, out: Path, name: str, options: dict[str, Any]) ->
         f"{name}: {done.n_patches} patches of a grid of {done.n_rows} x {done.n_columns}: "
         f"{done.patches} {state(done.up_to_date)}",
     )
-    show_next(f"embed {done.patches} --out {embeddings}")
-    show_next(f"sample RUN {embeddings} --out {out.parent / 'predictions'}")
+    show_next("embed", done.patches, "--out", embeddings)
+    show_next("sample RUN", embeddings, "--out", out.parent / "predictions")

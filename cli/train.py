@@ -76,7 +76,7 @@ def train(
         results = run(resolved, out, overwrite=overwrite, report=report)
     show(_result_table(results, resolved, out))
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
-    show_next(_sample_command(results[0].dataset, resolved, out))
+    show_next(*_sample_command(results[0].dataset, resolved, out))
 
 
 def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -115,12 +115,12 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
     return table(f"{config.denoiser.name} denoiser, {out}", headings, rows, left=(0, 4, 6))
 
 
-def _sample_command(dataset: str, config: Config, out: Path) -> str:
+def _sample_command(dataset: str, config: Config, out: Path) -> list[str | Path]:
     from stflow_graph.data.splits import embedding_path
     from stflow_graph.models.build import custom_code
 
     data = config.data
     folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
     files = folder if folder.is_dir() else "EMB.h5 [...]"
-    code = " --allow-code" if custom_code(config) else ""
-    return f"sample {out} {files} --out {out / 'predictions'}{code}"
+    code = ["--allow-code"] if custom_code(config) else []
+    return ["sample", out, files, "--out", out / "predictions", *code]
