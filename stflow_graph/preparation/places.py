@@ -103,7 +103,7 @@ def grid_places(
         centres[rows % 2 == 1, 0] += pitch / 2
     inside = centres[:, 0] <= image.size[0] - edge / 2
     shrinkage = max(1.0, edge / _OVERVIEW_PX)
-    mask = tissue_mask(image.read_overview(shrinkage))
+    mask = tissue_mask(image.read_overview(shrinkage), edge / shrinkage)
     share = tissue_share(mask, centres / shrinkage, edge / shrinkage)
     kept = np.flatnonzero(inside & (share >= min_tissue))
     if not len(kept):
@@ -175,7 +175,7 @@ def warn_of_places(overview: Overview, coords: np.ndarray, edge: float, file: st
         edge: of the squares that patches show, level-0 px.
         file: of the spots, for the messages.
     """
-    mask = tissue_mask(overview.pixels)
+    mask = tissue_mask(overview.pixels, edge / overview.shrinkage)
 
     def on_tissue(centres: np.ndarray) -> float:
         share = tissue_share(mask, centres / overview.shrinkage, edge / overview.shrinkage)
