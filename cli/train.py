@@ -33,6 +33,7 @@ def train(
     duplicate_genes: opt.DuplicateGenes[Text] = None,
     missing_genes: opt.MissingGenes[Text] = None,
     allow_patch_size: opt.AllowPatchSize[bool | None] = None,
+    allow_missing_spots: opt.AllowMissingSpots[bool | None] = None,
     denoiser: Annotated[Text, Option(help="graph or transformer.")] = None,
     n_layers: Annotated[Integer, Option(help="Number of layers.")] = None,
     n_heads: Annotated[Integer, Option(help="Number of attention heads.")] = None,
