@@ -31,7 +31,7 @@ def embed(
     patch_um: opt.PatchUm[float] = 112,
     pitch_um: opt.PitchUm[float] = 100,
     layout: opt.Layout = "hexagonal",
-    min_tissue: opt.MinTissue = 0.1,
+    min_tissue: opt.MinTissue = 0.25,
     encoder: Annotated[
         str, Option(help="Name in `stflow-graph encoders` or timm, or module:factory.")
     ] = "efficientnet_lite0",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -13,13 +13,22 @@ from .display import show
 
 def export(
     prediction: Annotated[Path, Argument(help="Prediction file of `sample`.")],
-    to: Annotated[Path, Option(help="File.csv, .csv.gz, .parquet, or .zarr (SpatialData).")],
+    to: Annotated[
+        Path,
+        Option(
+            help=".csv, .csv.gz, .parquet, .zarr (SpatialData), .geojson (QuPath), .loupe.csv "
+            "(Loupe Browser)."
+        ),
+    ],
     genes: Annotated[list[str] | None, Option(help="Genes to export. (default: all)")] = None,
     layer: Annotated[str, Option(help="mean, std or sample_0, ...")] = "mean",
+    shape: Annotated[
+        Literal["circle", "square", "point"], Option(help="Shape of spots in GeoJSON.")
+    ] = "circle",
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Write a prediction as a table of spots x genes."""
+    """Write a prediction as a table, or for another tool."""
     from stflow_graph.stages.export import export as run
 
-    done = run(prediction, to, genes=genes or [], layer=layer, overwrite=overwrite)
+    done = run(prediction, to, genes=genes or [], layer=layer, shape=shape, overwrite=overwrite)
     show(f"{done.path}: {done.n_spots:,} spots x {done.n_genes} genes written")

@@ -40,6 +40,7 @@ from .sample import sample
 from .signals import handle_signals
 from .simulate import simulate
 from .split import split
+from .summarise import summarise
 from .train import train
 
 app = typer.Typer(
@@ -65,7 +66,12 @@ _BEFORE_EVAL: tuple[Callable[..., None], ...] = (
     train,
     sample,
 )
-_AFTER_EVAL: tuple[Callable[..., None], ...] = (export, convert, doctor)
+_AFTER_EVAL: tuple[Callable[..., None], ...] = (
+    summarise,
+    export,
+    convert,
+    doctor,
+)
 for command in _BEFORE_EVAL:
     app.command()(command)
 app.command("eval")(evaluate)

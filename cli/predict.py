@@ -33,7 +33,7 @@ def predict(
         float | None, Option(min=0.001, max=1e5, help="Grid spacing, µm. (default: as in training)")
     ] = None,
     layout: opt.Layout = "hexagonal",
-    min_tissue: opt.MinTissue = 0.1,
+    min_tissue: opt.MinTissue = 0.25,
     genes: opt.ChosenGenes = None,
     n_samples: Annotated[
         int,
@@ -98,6 +98,7 @@ def predict(
             progress=bar,
             report=_show,
         )
+    show(f"maps and what to make of them: {out / 'report.html'}")
     first = done[0].path
     show_next(f"export {first} --to {first.with_suffix('.csv')}")
 

@@ -53,6 +53,9 @@ def train(
     members: Annotated[Integer, Option(help="Ensemble size.")] = None,
     seed: Annotated[Integer, Option(help="Random seed.")] = None,
     folds: opt.Folds = None,
+    warm_start: Annotated[
+        Text, Option("--from", help="Run or checkpoint whose weights to start from.")
+    ] = None,
     device: opt.Device[Text] = None,
     precision: opt.NetworkPrecision[Text] = None,
     config: Annotated[Path | None, Option(help="TOML file; options override it.")] = None,

@@ -22,6 +22,7 @@ from toy import GENES, Cohort, write_cohort, write_images
 from stflow_graph.config import load_config
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.simulation.cohort import simulate_cohort
+from stflow_graph.stages.summarise import summarise
 from stflow_graph.stages.train import train
 
 # files that a run changes as it goes on
@@ -105,6 +106,16 @@ COMMANDS = {
             *["--n-bootstrap", 2],
         ]
     ),
+    "summarise": Command(
+        lambda i, o: [
+            *["summarise", i / "predictions", "--out", o / "summary", "--domains", 2],
+            *["--patients", i / "patients.csv", "--gene-sets", i / "sets.gmt"],
+        ]
+    ),
+    "summarise again": Command(
+        lambda i, o: COMMANDS["summarise"].arguments(i, o),
+        lambda i, o: shutil.copytree(i / "summary", o / "summary"),
+    ),
     "probe": Command(
         lambda i, o: [
             *["probe", "--source-dataroot", i / "cohort", "--embed-dataroot", i / "embeddings"],
@@ -123,7 +134,7 @@ COMMANDS = {
             ],
             lambda i, o, ending=ending: (o / f"A.{ending}").write_text("old"),
         )
-        for ending in ("csv", "csv.gz", "parquet")
+        for ending in ("csv", "csv.gz", "parquet", "geojson", "loupe.csv")
     },
     "export zarr": Command(
         lambda i, o: ["export", i / "predictions/A.h5ad", "--to", o / "A.zarr", "--overwrite"],
@@ -156,6 +167,8 @@ def write_inputs(folder: Path) -> Path:
         write_images(folder / f"patches/p{i}.h5", seed=i)
     shutil.copy(cohort.embedding("B"), folder / "old.h5")
     (folder / "patients.csv").write_text("sample_id,patient\nA,1\nB,2\nC,3\nD,4\n")
+    (folder / "sets.gmt").write_text("S1\tof genes\tG0\tG3\nS2\tof genes\tG1\tABC\n")
+    summarise([folder / "predictions"], folder / "summary")
     torch.manual_seed(0)
     torch.save(TransformerDenoiser(6, len(GENES), 16, 16, 2, 1).state_dict(), folder / "model.pt")
     write_kit(folder / "kit")

@@ -30,6 +30,7 @@ RANKS = {
     "preparation": 6,
     "training": 7,
     "evaluation": 7,
+    "summary": 7,
     "stages": 8,
     "api": 9,
 }

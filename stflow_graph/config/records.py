@@ -145,7 +145,8 @@ class TrainConfig(_Record):
     slide that is too large is covered by regions. Training ends after ``patience`` epochs without a
     better validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps
     of ``flow_spots`` spots. ``precision`` is that of the network's forward and backward pass in the
-    loop's steps; weights, losses and all that follows them stay float32.
+    loop's steps; weights, losses and all that follows them stay float32. ``warm_start`` is a model
+    (a run, fold or checkpoint folder) whose weights the members start from; "": from nothing.
     """
 
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -170,6 +171,7 @@ class TrainConfig(_Record):
     ) = ()
     device: _Name = "auto"
     precision: Precision = "float32"
+    warm_start: _Text = ""
 
     @property
     def max_region_spots(self) -> int:
@@ -244,6 +246,7 @@ OPTIONS = {
         ("graph", "n_neighbors"),
         ("flow", "prior sampler n_sample_steps"),
         ("train", "batch_size max_spots_per_batch epochs lr members seed folds device precision"),
+        ("train", "warm_start"),
     )
     for name in names.split()
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
         BadInput: missing columns, or a slide in two groups.
     """
     table = read_text_columns(path)
-    slides = next((name for name in _IDS if name in table), None)
-    if slides is None:
-        raise BadInput(path, "columns", list(table), "one of " + ", ".join(_IDS))
+    slides = _slide_column(path, table)
     missing = [name for name in columns if name not in table]
     if missing:
         raise BadInput(path, "columns", list(table), "also " + ", ".join(missing))
@@ -72,6 +71,55 @@ def read_groups(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> dict[s
             found = unquoted(f"{groups[slide]!r} and {group!r}")
             raise BadInput(path, f"{'/'.join(columns)} of {slide}", found, "one for each slide")
     return groups
+
+
+def _slide_column(path: str | Path, table: Mapping[str, Sequence[str]]) -> str:
+    for name in _IDS:
+        if name in table:
+            return name
+    raise BadInput(path, "columns", list(table), "one of " + ", ".join(_IDS))
+
+
+@dataclasses.dataclass(frozen=True)
+class PatientTable:
+    """The patients of slides, and what a table says of them.
+
+    Attributes:
+        patient_of: slide to patient.
+        columns: further columns, each patient to its cell.
+        varying: columns that are left out, as they differ among slides of a patient.
+    """
+
+    patient_of: dict[str, str]
+    columns: dict[str, dict[str, str]]
+    varying: list[str]
+
+
+def read_patients(path: str | Path) -> PatientTable:
+    """Read the patient of each slide, and the columns that have one value for each patient.
+
+    Args:
+        path: a table as of :func:`read_groups`; further columns, such as survival times, are kept
+            as they are written.
+
+    Raises:
+        BadInput: missing columns, or a slide without a patient or with two.
+    """
+    patient_of = read_groups(path)
+    without = [slide for slide, patient in patient_of.items() if not (slide and patient)]
+    if without:
+        raise BadInput(path, PATIENT, without[:3], "a patient for each slide")
+    table = read_text_columns(path)
+    columns: dict[str, dict[str, str]] = {}
+    varying = []
+    for name in table.keys() - {PATIENT, _slide_column(path, table), ""}:
+        cells = dict(zip(table[PATIENT], table[name], strict=True))
+        if all(cells[p] == cell for p, cell in zip(table[PATIENT], table[name], strict=True)):
+            columns[name] = cells
+        else:
+            varying.append(name)
+    columns = {name: columns[name] for name in table if name in columns}
+    return PatientTable(patient_of, columns, [name for name in table if name in varying])
 
 
 def stored_group(path: str | Path, columns: Sequence[str] = (PATIENT,)) -> str:

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.io.coords import median_pitch
+from stflow_graph.io.coords import array_pitch
 
 _LONGEST_EDGE = 1400
 _CAPTION = 30  # px of height
 _USED, _UNUSED = (0, 90, 181), (220, 50, 32)  # blue and red, told apart also by the colour-blind
 _RADIUS = 0.3  # of the pitch
 _MIN_RADIUS, _MAX_RADIUS = 1.0, 12.0  # px
+_THIN = 4.0  # px; smaller rings have thinner lines
 _FADED = 0.35  # of the way to white, so that spots stand out
 _BAR_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
@@ -69,12 +70,16 @@ def draw_overlay(
     picture = Image.new("RGB", (max(width, 560), height + _CAPTION), "white")
     picture.paste(Image.fromarray(faded), (0, 0))
     drawing = ImageDraw.Draw(picture)
-    pitch = median_pitch(coords) if len(coords) > 1 else np.nan
+    pitch = array_pitch(coords) if len(coords) > 1 else np.nan
     radius = _RADIUS * pitch / shrinkage if np.isfinite(pitch) else _MAX_RADIUS
     radius = min(max(radius, _MIN_RADIUS), _MAX_RADIUS)
     for points, colour in ((coords, _USED), (unused, _UNUSED)):
         for x, y in points / shrinkage:
-            drawing.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
+            drawing.ellipse(
+                (x - radius, y - radius, x + radius, y + radius),
+                outline=colour,
+                width=2 if radius > _THIN else 1,
+            )
     _draw_bar(drawing, (width, height), um_per_px * shrinkage)
     text = f"{name}: {len(coords):,} spots, {um_per_px:.4g} \u00b5m/px"
     if np.isfinite(pitch):

@@ -101,6 +101,12 @@ class Predictor:
         stain = source.stain if isinstance(source, Slide) else stain_of(source.attrs)
         return RangeMeter(known, len(source), stain)
 
+    @property
+    def has_spread(self) -> bool:
+        """Whether the uncertainty of samples has a part between members."""
+        two_stage = all(isinstance(member, TwoStageDenoiser) for member in self.members)
+        return two_stage and len(self.members) > 1
+
     def quantiles(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return quantiles of some genes' predictions for training slides, and their levels."""
         known = self.checkpoint.training_range
@@ -155,13 +161,13 @@ class Predictor:
             StorageFailed: the folder's disk is full.
         """
         settings, calibration = settings or SampleSettings(), self.checkpoint.calibration
-        for rows, mean, samples in self._blocks(source, settings, observed, scratch):
+        for rows, mean, samples, between in self._blocks(source, settings, observed, scratch):
             if not (np.isfinite(mean).all() and (samples is None or np.isfinite(samples).all())):
                 overflow = unquoted("values that make the prediction overflow")
                 raise BadInput(_file_of(source), "embeddings", overflow, "embeddings")
             if samples is not None and calibration is not None:
                 samples = calibration.apply(mean, samples)
-            yield Block(rows, mean, samples)
+            yield Block(rows, mean, samples, between)
 
     def _blocks(
         self,
@@ -234,8 +240,13 @@ class Predictor:
 
 def of_genes(blocks: Iterator[Block], columns: np.ndarray) -> Iterator[Block]:
     """Yield blocks with some of the genes."""
-    for rows, mean, samples in blocks:
-        yield Block(rows, mean[:, columns], None if samples is None else samples[:, :, columns])
+    for rows, mean, samples, between in blocks:
+        yield Block(
+            rows,
+            mean[:, columns],
+            None if samples is None else samples[:, :, columns],
+            None if between is None else between[:, columns],
+        )
 
 
 def observed_places(observed: Observed, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

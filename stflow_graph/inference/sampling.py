@@ -177,6 +177,7 @@ def sample_file(
             late_obs={} if meter is None else OBS_COLUMNS,
             quantiles=predictor.quantiles(columns),
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
+            has_spread=predictor.has_spread,
             expected_pearson=None if calibration is None else calibration.pearson[columns],
             picture=settings.picture(name),
             observed=None if observed is None else observed_places(observed, columns),

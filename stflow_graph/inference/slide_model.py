@@ -128,6 +128,7 @@ class SlideModel:
             slide.coords,
             provenance={**provenance, "um_per_px": slide.um_per_px},
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
+            has_spread=predictor.has_spread,
             expected_pearson=None if calibration is None else calibration.pearson[columns],
             quantiles=predictor.quantiles(columns),
             picture=settings.picture(slide.name),

@@ -105,7 +105,10 @@ def stream(
         encoders = [member.encoder for member in members]
         spots = _SpotOrder.of(source.coords, device)
         projections = Projections(source, encoders, normalisation, precision, arrays=arrays)
-        outputs = _MemberOutputs(members, arrays, with_states=n_samples > 1 and field is None)
+        drawn = n_samples > 1
+        outputs = _MemberOutputs(
+            members, arrays, with_states=drawn and field is None, with_spread=drawn
+        )
         graph: TiledGraph | None = None
         tile_size = tile_size or _automatic_tile_size(members[0].encoder, device)
         while outputs.n_done < len(members):
@@ -183,15 +186,23 @@ class _MemberOutputs:
     Args:
         members: the denoisers.
         arrays: where outputs are.
-        with_states: whether samples will be drawn.
+        with_states: whether flows will draw samples from states.
+        with_spread: whether the standard deviation between the members is wanted.
     """
 
     def __init__(
-        self, members: Sequence[TwoStageDenoiser], arrays: Arrays, *, with_states: bool
+        self,
+        members: Sequence[TwoStageDenoiser],
+        arrays: Arrays,
+        *,
+        with_states: bool,
+        with_spread: bool,
     ) -> None:
         self.members, self.arrays, self.with_states = members, arrays, with_states
+        self.with_spread = with_spread and len(members) > 1
         self._codes: list[list[Tensor]] = []
         self._total: Tensor | None = None
+        self._squares: Tensor | None = None
         self._states: list[Tensor] = []
         self._n_added = 0
 
@@ -203,20 +214,30 @@ class _MemberOutputs:
     def add(self, encoder: GraphEncoder, code: list[Tensor]) -> None:
         """Add the code of the next member, tensors ``[N, ...]``."""
         n_spots, n_members = code[0].size(0), len(self.members)
-        width = sum(part.size(1) for part in code)
-        if n_members * width <= encoder.n_genes + self.with_states * n_members * encoder.channels:
+        width, per_spot = sum(part.size(1) for part in code), encoder.n_genes
+        per_spot += self.with_states * n_members * encoder.channels
+        if n_members * width <= per_spot + self.with_spread * encoder.n_genes:
             self._codes.append(code)
             return
-        total, states = self.arrays.growing(n_spots), self.arrays.growing(n_spots)
+        total, squares, states = (self.arrays.growing(n_spots) for _ in range(3))
         for start in range(0, n_spots, _DECODED_SPOTS):
             rows = slice(start, start + _DECODED_SPOTS)
             encoding = encoder.decode([part[rows] for part in code])
             before = 0.0 if self._total is None else self._total[rows]
             total.put(rows, encoding.mean + before)
+            if self.with_spread:  # sums of squares about the mean (Welford 1962)
+                n, mean = self._n_added, encoding.mean
+                if self._squares is None or self._total is None:
+                    squares.put(rows, torch.zeros_like(mean))
+                else:
+                    apart = mean - self._total[rows] / n
+                    squares.put(rows, self._squares[rows] + apart**2 * (n / (n + 1)))
             if self.with_states:
                 states.put(rows, encoding.states)
         # added when complete: if memory gave out on the way, the member is run again
         self._total = total.whole()
+        if self.with_spread:
+            self._squares = squares.whole()
         self._n_added += 1
         if self.with_states:
             self._states.append(states.whole())
@@ -229,6 +250,16 @@ class _MemberOutputs:
         encodings = [m.encoder.decode([part[spots] for part in code]) for m, code in pairs]
         mean = torch.stack([encoding.mean for encoding in encodings]).mean(0)
         return mean, [encoding.states for encoding in encodings]
+
+    def spread(self, spots: Tensor) -> np.ndarray | None:
+        """Return the standard deviation of the members' means ``[n, G]``, None if not wanted."""
+        if not self.with_spread:
+            return None
+        if self._squares is not None:
+            return (self._squares[spots] / self.n_done).sqrt().float().cpu().numpy()
+        pairs = zip(self.members, self._codes, strict=True)
+        means = [m.encoder.decode([part[spots] for part in code]).mean for m, code in pairs]
+        return torch.stack(means).std(0, correction=0).float().cpu().numpy()
 
 
 def _code(
@@ -321,7 +352,8 @@ def _predict_blocks(
             keys = spot_keys(name, barcodes[rows]).to(mean.device)
             models = flows_about_the_mean(members, mean, states)
             samples = draw_samples(models, keys, flow, normalisation, n_drawn, seed)
-        yield Block(rows, as_expression(mean, normalisation), samples)
+        between = outputs.spread(spots.places[rows])
+        yield Block(rows, as_expression(mean, normalisation), samples, between)
 
 
 def _measured(
@@ -351,7 +383,7 @@ def _field_blocks(
         before = torch.from_numpy(as_expression(mean, normalisation)).to(mean.device)
         expected = draws.expected(before, at).cpu().numpy()
         drawn = [each.cpu().numpy() for each in draws.expression(before, at)]
-        yield Block(rows, expected, np.stack(drawn) if drawn else None)
+        yield Block(rows, expected, np.stack(drawn) if drawn else None, outputs.spread(at))
 
 
 def _row_blocks(n_spots: int, n_genes: int, n_arrays: int) -> Iterator[slice]:

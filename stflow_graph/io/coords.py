@@ -83,16 +83,28 @@ def check_finite(
 
 
 def median_pitch(coords: np.ndarray) -> float:
-    """Return the distance of neighbouring spots, 0 for a single spot.
-
-    It is the median distance to the four nearest others, which are neighbours on square and
-    hexagonal arrays; to the nearest alone it would be too short where places vary. Of few spots,
-    most of them at the border, the nearest alone counts.
+    """Return the median distance of a spot to its nearest other one, 0 for a single spot.
 
     Args:
         coords: ``[N, 2]``.
     """
+    return _median_distance(coords, 1)
+
+
+def array_pitch(coords: np.ndarray) -> float:
+    """Return the distance of neighbouring spots of an array, 0 for a single spot.
+
+    It is the median distance to the four nearest others, which are neighbours on square and
+    hexagonal arrays; to the nearest alone it is too short where places vary. Of few spots, most of
+    them at the border, the nearest alone counts.
+
+    Args:
+        coords: ``[N, 2]``.
+    """
+    return _median_distance(coords, 4 if len(coords) >= _MANY else 1)
+
+
+def _median_distance(coords: np.ndarray, n_nearest: int) -> float:
     if len(coords) < 2:
         return 0.0
-    k = 4 if len(coords) >= _MANY else 1
-    return float(np.median(cKDTree(coords).query(coords, k=k + 1)[0][:, 1:]))
+    return float(np.median(cKDTree(coords).query(coords, k=n_nearest + 1)[0][:, 1:]))

@@ -14,6 +14,15 @@ from stflow_graph.io.coords import median_pitch
 _SPOT = 0.55
 
 
+def spot_diameter(coords: np.ndarray) -> float:
+    """Return the diameter to draw spots with, at least 1 px: no file states that of a prediction.
+
+    Args:
+        coords: ``[N, 2]`` pixels.
+    """
+    return max(1.0, _SPOT * (median_pitch(coords) if len(coords) > 1 else 100.0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """An image reduced by a whole number.
@@ -33,8 +42,7 @@ class Picture:
     def library(self, coords: np.ndarray) -> dict[str, Any]:
         """Return the content of ``uns["spatial"][<slide>]`` of an AnnData with these spots.
 
-        No file states the spots' diameter; it is drawn as 0.55 of the median distance to the
-        nearest other spot.
+        Spots are drawn with 0.55 of the median distance to the nearest other spot.
 
         Args:
             coords: ``[N, 2]`` spots in pixels of the image (x, y).
@@ -51,9 +59,8 @@ class Picture:
             )
             fix = "give the image that the spots were placed on, at full resolution"
             raise BadInput(self.file, "size", found, "an image that holds all spots", fix)
-        pitch = median_pitch(coords) if len(coords) > 1 else 100.0
         scales = {
             "tissue_hires_scalef": 1 / self.factor,
-            "spot_diameter_fullres": max(1.0, _SPOT * pitch),
+            "spot_diameter_fullres": spot_diameter(coords),
         }
         return {"images": {"hires": self.pixels}, "scalefactors": scales}

@@ -70,11 +70,13 @@ class Block(NamedTuple):
         rows: of the slide.
         mean: ``[n, G]`` log1p units.
         samples: ``[S, n, G]``, or None.
+        between: ``[n, G]`` standard deviation between the members' means, or None.
     """
 
     rows: slice
     mean: np.ndarray
     samples: np.ndarray | None
+    between: np.ndarray | None = None
 
 
 def chunk_rows(n_genes: int) -> int:
@@ -105,6 +107,7 @@ class PredictionInfo(TypedDict, total=False):
         late_obs: names of columns of the spots, and their types, that :class:`Late` gives.
         late: called when all blocks are there, for what is known only then.
         n_samples: S of every block; 0 without samples.
+        has_spread: whether blocks with samples have the spread between members.
         expected_pearson: ``[G]`` scores of the model on held-out training slides, stored as
             ``var["expected_pearson"]``.
         picture: the slide's image, stored in ``uns["spatial"][<slide>]``.
@@ -117,6 +120,7 @@ class PredictionInfo(TypedDict, total=False):
     late_obs: Mapping[str, type[np.generic]]
     late: Callable[[], Late]
     n_samples: int
+    has_spread: bool
     expected_pearson: np.ndarray | None
     picture: Picture | None
     observed: tuple[np.ndarray, np.ndarray] | None
@@ -136,7 +140,8 @@ def write_prediction_blocks(
         path: the final path.
         blocks: the prediction; together all N rows, each once. The means are stored as ``X``,
             the samples as ``layers["sample_0"]`` ... and their standard deviation as
-            ``layers["std"]``.
+            ``layers["std"]``; where blocks have it, its part between members as
+            ``layers["epistemic"]`` and the rest of the variance as ``layers["aleatoric"]``.
         barcodes: N names.
         genes: G names.
         coords: ``[N, 2]`` level-0 pixels (x, y).
@@ -184,7 +189,8 @@ def prediction_anndata(
 
 def _layers(info: PredictionInfo) -> list[str]:
     n = info.get("n_samples", 0)
-    return [*(f"sample_{i}" for i in range(n)), "std"] if n else []
+    parts = ["epistemic", "aleatoric"] if info.get("has_spread") else []
+    return [*(f"sample_{i}" for i in range(n)), "std", *parts] if n else []
 
 
 def _fill(
@@ -205,13 +211,16 @@ def _fill(
     """
     n_written = 0
     with ThreadPoolExecutor(available_cores()) as threads:
-        for rows, mean, samples in blocks:
+        for rows, mean, samples, between in blocks:
             if not np.isfinite(mean).all():
                 raise ValueError(f"{file}: a prediction is not finite")
             written = [mean]
             if layers:
                 assert samples is not None
-                written += [*samples, samples.std(axis=0, dtype=np.float64)]
+                std = samples.std(axis=0, dtype=np.float64)
+                written += [*samples, std]
+                if between is not None:
+                    written += [between, np.sqrt(np.maximum(std**2 - between**2, 0))]
             for matrix, values in zip([means, *layers], written, strict=True):
                 if isinstance(matrix, h5py.Dataset):
                     write_rows(matrix, rows, values, threads)
@@ -282,11 +291,20 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         BadInput: not such a file.
     """
     with open_h5(path) as file:
-        place = f"uns/{KEY}/provenance"
-        data, text = file.get(place), None
-        if isinstance(data, h5py.Dataset) and data.shape == ():
-            with as_bad_input(path, place, "text"):
-                text = data.asstr()[()]
+        return stored_provenance(file, path)
+
+
+def stored_provenance(file: h5py.File, path: str | Path) -> dict[str, Any]:
+    """Return the provenance of an open prediction.
+
+    Raises:
+        BadInput: not such a file.
+    """
+    place = f"uns/{KEY}/provenance"
+    data, text = file.get(place), None
+    if isinstance(data, h5py.Dataset) and data.shape == ():
+        with as_bad_input(path, place, "text"):
+            text = data.asstr()[()]
     return _provenance(path, text, ())
 
 

@@ -37,7 +37,7 @@ class GridOptions:
 
     pitch_um: float
     layout: Layout = "hexagonal"
-    min_tissue: float = 0.1
+    min_tissue: float = 0.25
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The export stage: predictions as CSV and Parquet tables of spots x genes, or SpatialData."""
+"""The export stage: predictions as tables, SpatialData, or files for QuPath and Loupe."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,17 +11,22 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadConfig, BadInput, MissingDependency, unquoted
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.io.atomic import atomic_file
-from stflow_graph.io.cells import safe_cell
-from stflow_graph.io.coords import check_coords
+from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.folders import FolderKind, atomic_folder
-from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
+from stflow_graph.io.geojson import BEGIN, END, SHAPES, FeatureWriter, Shape
+from stflow_graph.io.hdf5 import check_unique, dataset
+from stflow_graph.io.loupe import level_edges, level_names
 from stflow_graph.io.outputs import check_output_file, check_output_folder
-from stflow_graph.io.predictions import chunk_rows, read_provenance
+from stflow_graph.io.picture import spot_diameter
+from stflow_graph.io.prediction_file import PredictionFile, open_prediction
+from stflow_graph.io.tables import missing_package, table_file
 
-_BLOCK_BYTES = 2**25
 _SPOT_COLUMNS = ["barcode", "x", "y"]
+_LOUPE_BARCODE = "Barcode"
+_GROUP_BYTES = 2**27
+_FEATURES = 2**12  # of GeoJSON, that are in memory as text
 # elements of the SpatialData stores that are written here, by kind
 _ELEMENTS = {"tables": {"predictions"}, "shapes": {"spots"}, "images": {"he"}}
 _ZARR = {"zarr.json", ".zgroup", ".zattrs", ".zmetadata"}
@@ -40,32 +45,38 @@ class Exported:
 class _Source:
     """An open prediction, and the genes and values to export."""
 
-    file: h5py.File
-    slide: str
-    barcodes: list[str]
-    coords: np.ndarray
+    prediction: PredictionFile
     genes: list[str]
     columns: np.ndarray
-    values: h5py.Dataset
+    layer: str
+    shape: Shape
+
+    @property
+    def barcodes(self) -> list[str]:
+        return self.prediction.barcodes
+
+    @property
+    def coords(self) -> np.ndarray:
+        return self.prediction.coords
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield rows and their values ``[n, G]``, whole chunks of the file at a time."""
-        n_genes = self.values.shape[1]
-        chunk = chunk_rows(n_genes)
-        step = chunk * max(1, _BLOCK_BYTES // (4 * n_genes * chunk))
-        for start in range(0, len(self.barcodes), step):
-            rows = slice(start, min(start + step, len(self.barcodes)))
-            yield rows, self.values[rows][:, self.columns]
+        for rows, values in self.prediction.blocks(self.layer):
+            yield rows, values[:, self.columns]
 
     def tables(self) -> Iterator[pd.DataFrame]:
         """Yield blocks of rows with barcode, x, y and the genes' values."""
-        if clash := set(_SPOT_COLUMNS) & set(self.genes):
-            expected = f"no gene of the name of a column ({', '.join(_SPOT_COLUMNS)})"
-            raise BadInput(self.file.filename, "var_names", sorted(clash), expected)
+        self.check_names(_SPOT_COLUMNS)
         for rows, values in self.blocks():
             spots = pd.DataFrame(self.coords[rows], columns=_SPOT_COLUMNS[1:])
             spots.insert(0, "barcode", self.barcodes[rows])
             yield pd.concat([spots, pd.DataFrame(values, columns=self.genes)], axis=1)
+
+    def check_names(self, others: Sequence[str]) -> None:
+        """Check that no gene has the name of another column."""
+        if clash := set(others) & set(self.genes):
+            expected = f"no gene of the name of a column ({', '.join(others)})"
+            raise BadInput(self.prediction.path, "var_names", sorted(clash), expected)
 
 
 def export(
@@ -74,34 +85,40 @@ def export(
     *,
     genes: Sequence[str] = (),
     layer: str = "mean",
+    shape: Shape = "circle",
     overwrite: bool = False,
 ) -> Exported:
-    """Write a prediction as a table of spots x genes, with barcode, x and y in level-0 pixels.
+    """Write a prediction for another tool, with positions in level-0 pixels.
 
-    CSV and Parquet are written in blocks of rows, whatever the size of the slide; SpatialData
-    needs the exported values in memory.
+    The ending of the output sets the format: ``.csv``, ``.csv.gz`` and ``.parquet`` are tables of
+    spots x genes with barcode, x and y; ``.zarr`` is SpatialData; ``.geojson`` has a detection of
+    QuPath for each spot; ``.loupe.csv`` has categories for Loupe Browser, each gene's values in
+    five levels of equally many spots. All but SpatialData are written in blocks of rows, whatever
+    the size of the slide.
 
     Args:
         prediction: a file that ``sample`` wrote.
-        to: the output; its ending, ``.csv``, ``.csv.gz``, ``.parquet`` or ``.zarr`` (SpatialData),
-            sets the format.
+        to: the output.
         genes: genes to export, in this order; none means all.
         layer: ``"mean"``, ``"std"`` or ``"sample_<i>"``.
+        shape: of spots in GeoJSON: circles of 0.55 of the distance between spots, or as large as
+            in the prediction's picture; squares of that distance; or points.
         overwrite: replace an existing output.
 
     Raises:
         BadInput: no such prediction, layer or gene, or ``to`` exists.
-        BadConfig: another ending.
+        BadConfig: another ending or shape.
         MissingDependency: the package for the format is not installed.
     """
     to = Path(to)
     write = _writer(to)
+    if shape not in SHAPES:
+        raise BadConfig(f"shape {shape!r}: expected one of {', '.join(SHAPES)}")
     (check_output_folder if write is _write_spatialdata else check_output_file)(to)
     if to.exists() and not overwrite:
         raise BadInput(to, "output", unquoted("a file there"), "a new path", "add --overwrite")
-    provenance = read_provenance(prediction)
-    with open_h5(prediction) as file:
-        source = _open(file, str(provenance["slide"]), genes, layer)
+    with open_prediction(prediction) as file:
+        source = _select(file, genes, layer, shape)
         write(source, to)
         return Exported(to, len(source.barcodes), len(source.genes))
 
@@ -114,74 +131,60 @@ def _writer(to: Path) -> Callable[[_Source, Path], None]:
     raise BadConfig(f"{to}: expected a name that ends in {', '.join(_WRITERS)}")
 
 
-def _open(file: h5py.File, slide: str, chosen: Sequence[str], layer: str) -> _Source:
-    barcodes, genes = (_index(file, name) for name in ("obs", "var"))
-    check_unique(chosen, file.filename, "genes to export")
-    column = {gene: i for i, gene in enumerate(genes)}
+def _select(file: PredictionFile, chosen: Sequence[str], layer: str, shape: Shape) -> _Source:
+    check_unique(chosen, file.path, "genes to export")
+    column = {gene: i for i, gene in enumerate(file.genes)}
     absent = [gene for gene in chosen if gene not in column]
     if absent:
         found = unquoted(f"{len(absent)} of {len(chosen)} genes absent, such as {absent[:3]}")
-        raise BadInput(file.filename, "var_names", found, "the genes of the prediction")
-    key = "X" if layer == "mean" else f"layers/{layer}"
-    values = file.get(key)
-    if not isinstance(values, h5py.Dataset) or values.shape != (len(barcodes), len(genes)):
-        layers = ["mean", *file.get("layers", {})]
-        raise BadInput(file.filename, "layer", layer, f"one of {', '.join(layers)}")
-    coords = dataset(file, ["obsm/spatial"])[()]
-    return _Source(
-        file,
-        slide,
-        barcodes,
-        check_coords(coords, file.filename, "obsm['spatial']", len(barcodes)),
-        list(chosen) or genes,
-        np.array([column[gene] for gene in chosen or genes]),
-        values,
-    )
+        raise BadInput(file.path, "var_names", found, "the genes of the prediction")
+    file.layer(layer)  # refused before anything is written
+    genes = list(chosen) or file.genes
+    return _Source(file, genes, np.array([column[gene] for gene in genes]), layer, shape)
 
 
-def _index(file: h5py.File, name: str) -> list[str]:
-    """Return the names of spots or genes, the index of a stored data frame."""
-    return read_strings(dataset(file, [f"{name}/{file[name].attrs.get('_index', '_index')}"]))
+def _write_table(source: _Source, to: Path) -> None:
+    with table_file(to) as append:
+        for table in source.tables():
+            append(table)
 
 
-def _write_csv(source: _Source, to: Path) -> None:
-    zipped = to.name.lower().endswith(".gz")
-    # no time stamp and no name inside, so that the same data give the same bytes
-    with (
-        atomic_file(to) as output,
-        gzip.GzipFile("", "wb", 6, output, mtime=0) if zipped else output as packed,
-    ):
-        for i, table in enumerate(source.tables()):
-            table = table.rename(columns=safe_cell).assign(barcode=table["barcode"].map(safe_cell))
-            options = {"index": False, "float_format": "%.7g", "lineterminator": "\n"}
-            packed.write(table.to_csv(header=i == 0, **options).encode())
-            output.check()
+def _write_loupe(source: _Source, to: Path) -> None:
+    source.check_names([_LOUPE_BARCODE])
+    edges: list[np.ndarray] = []
+    step = max(1, _GROUP_BYTES // (8 * len(source.barcodes)))
+    for start in range(0, len(source.columns), step):
+        columns = source.columns[start : start + step]
+        edges += level_edges(source.prediction.columns(columns, source.layer))
+    with table_file(to) as append:
+        for rows, values in source.blocks():
+            levels = {
+                gene: level_names(values[:, i], edges[i]) for i, gene in enumerate(source.genes)
+            }
+            append(pd.DataFrame({_LOUPE_BARCODE: source.barcodes[rows], **levels}))
 
 
-def _write_parquet(source: _Source, to: Path) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise _missing(to, "pyarrow", "parquet") from None
-    writer: pq.ParquetWriter | None = None
+def _write_geojson(source: _Source, to: Path) -> None:
+    pitch = median_pitch(source.coords) or 1.0
+    size = pitch if source.shape == "square" else _drawing(source)[0]
+    writer = FeatureWriter(source.genes, source.shape, size)
     with atomic_file(to) as output:
-        try:
-            for frame in source.tables():
-                table = pa.Table.from_pandas(frame, preserve_index=False)
-                writer = writer or pq.ParquetWriter(output, table.schema)
-                writer.write_table(table)
-                output.check()
-        finally:
-            if writer is not None:
-                writer.close()
+        output.write(BEGIN.encode())
+        separator = ""
+        for rows, values in source.blocks():
+            features = writer.features(source.barcodes[rows], source.coords[rows], values)
+            while some := list(itertools.islice(features, _FEATURES)):
+                output.write((separator + ",\n".join(some)).encode())
+                separator = ",\n"
+            output.check()
+        output.write(END.encode())
 
 
 def _write_spatialdata(source: _Source, to: Path) -> None:
     try:
         import spatialdata
     except ImportError:
-        raise _missing(to, "spatialdata", "spatialdata") from None
+        raise missing_package(to, "spatialdata", "spatialdata") from None
     from anndata import AnnData
     from spatialdata.models import Image2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Scale
@@ -236,11 +239,12 @@ _STORE = FolderKind("a SpatialData store of a prediction", _foreign_to_store)
 
 def _drawing(source: _Source) -> tuple[float, np.ndarray | None, float]:
     """Return the spots' diameter, and the prediction's picture with its scale, if any."""
-    library = source.file.get(f"uns/spatial/{source.slide}")
+    file, slide = source.prediction.file, source.prediction.slide
+    library = file.get(f"uns/spatial/{slide}")
     if not isinstance(library, h5py.Group):
-        return 1.0, None, 1.0
+        return spot_diameter(source.coords), None, 1.0
     scales = library["scalefactors"]
-    picture = dataset(source.file, [f"{library.name}/images/hires"])[()]
+    picture = dataset(file, [f"{library.name}/images/hires"])[()]
     return (
         float(scales["spot_diameter_fullres"][()]),
         picture,
@@ -248,15 +252,12 @@ def _drawing(source: _Source) -> tuple[float, np.ndarray | None, float]:
     )
 
 
-def _missing(to: Path, package: str, extra: str) -> MissingDependency:
-    return MissingDependency(
-        f"{to}: needs the package {package}. Fix: pip install 'stflow-graph[{extra}]'"
-    )
-
-
+# of several endings that fit, the first
 _WRITERS: dict[str, Callable[[_Source, Path], None]] = {
-    ".csv": _write_csv,
-    ".csv.gz": _write_csv,
-    ".parquet": _write_parquet,
+    ".loupe.csv": _write_loupe,
+    ".csv": _write_table,
+    ".csv.gz": _write_table,
+    ".parquet": _write_table,
     ".zarr": _write_spatialdata,
+    ".geojson": _write_geojson,
 }

@@ -17,6 +17,7 @@ import numpy as np
 
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, attempt_each
+from stflow_graph.evaluation.prediction_page import read_predicted_slide, render_predictions
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.inference.in_range import InRange
@@ -29,6 +30,7 @@ from stflow_graph.inference.sampling import (
     sample_file,
 )
 from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.io.atomic import write_text
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
@@ -64,7 +66,7 @@ class PredictSettings:
     embed: EmbedSettings = DEFAULT_SETTINGS
     pitch_um: float | None = None
     layout: Layout = "hexagonal"
-    min_tissue: float = 0.1
+    min_tissue: float = 0.25
     patch_px: int = 224
     patch_um: float | None = None
     keep_patches: bool = False
@@ -113,7 +115,7 @@ def predict(
 
     Patches go from the image through the encoder without touching the disk; embeddings are in
     ``out/embeddings`` until the slide is predicted. ``out/overlays/<slide>.png`` shows where the
-    spots lie. Slides that are complete are skipped.
+    spots lie, ``out/report.html`` what is predicted. Slides that are complete are skipped.
 
     Args:
         slides: see ``preparation.slide_places.slides_of``.
@@ -145,15 +147,28 @@ def predict(
             engines.append(Engine(encoder, settings.embed, lambda: n_spots * len(slides)))
         return engines[0]
 
+    finished: list[PredictedSlide] = []
+
     def one(slide: SlideImage) -> PredictedSlide:
         fold = model_for(slide.name, models)
         work = _Work(slide, fold, out, encoder, settings, overwrite)
         result = work.run(engine, progress)
+        finished.append(result)
         if report:
             report(result)
         return result
 
-    return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
+    try:
+        return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
+    finally:
+        if finished:  # also where others failed
+            write_report(out / "report.html", finished)
+
+
+def write_report(file: Path, slides: Sequence[PredictedSlide]) -> None:
+    """Write the page that shows predictions."""
+    read = [read_predicted_slide(slide.path, slide.overlay) for slide in slides]
+    write_text(file, render_predictions(read))
 
 
 def encoder_of(model: str | Path) -> str:

@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 from stflow_graph.stats.panels import genes_by_slides, take_genes
 
 _GENES_AT_A_TIME = 512
+_ROWS_AT_A_TIME = 2**14
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:
@@ -139,9 +140,13 @@ def neighbour_mean(coords: np.ndarray, n_neighbors: int = 6) -> sp.csr_matrix:
         return sp.csr_matrix((n, n))
     tree = cKDTree(coords)
     reach = tree.query(coords, k=[k + 1])[0][:, 0] * (1 + 1e-9)
-    near = tree.query_ball_point(coords, reach, return_sorted=True)
-    rows = np.repeat(np.arange(n), [len(indices) for indices in near])
-    columns = np.concatenate(near).astype(np.int64)
+    counts, parts = np.zeros(n, np.int64), []
+    for start in range(0, n, _ROWS_AT_A_TIME):  # they come as lists of Python's numbers
+        some = slice(start, start + _ROWS_AT_A_TIME)
+        near = tree.query_ball_point(coords[some], reach[some], return_sorted=True)
+        counts[some] = [len(indices) for indices in near]
+        parts.append(np.concatenate(near).astype(np.int64))
+    rows, columns = np.repeat(np.arange(n), counts), np.concatenate(parts)
     other = rows != columns
     rows, columns = rows[other], columns[other]
     weights = 1 / np.bincount(rows, minlength=n)[rows]

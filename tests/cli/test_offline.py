@@ -71,6 +71,7 @@ def test_the_main_job_needs_no_network(cli, tmp_path, attempts):
     predictions = sorted((run / "predictions").glob("*.h5ad"))
     steps = [
         ["eval", *predictions, "--truth", root / "adata", "--out", run / "eval"],
+        ["summarise", *predictions, "--out", tmp_path / "summary", "--domains", 2],
         ["export", predictions[0], "--to", tmp_path / "p.csv"],
         ["doctor", tmp_path],
     ]

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ["train", *ROOTS, "--out"],
     "sample": ["sample", "{root}", "{emb}", "--out"],
     "eval": ["eval", "p.h5ad", "--truth", "{root}", "--out"],
+    "summarise": ["summarise", "p.h5ad", "--out"],
     "export": ["export", "p.h5ad", "--to"],
     "convert": ["convert", "w.pth"],
 }

@@ -17,6 +17,9 @@ def imaged(tmp_path, monkeypatch):
     return tmp_path
 
 
+PAGE = "maps and what to make of them"
+
+
 def _create(name, weights=None, weights_root=None):
     return toy_encoder(name)
 
@@ -29,7 +32,7 @@ def test_from_images_to_predictions(imaged, cli):
     run = cli("predict", "images", "--model", "run", "--out", "out", "--genes", "G1,G0")
     assert (run.code, run.err) == (0, "")
     lines = run.out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["S0", "S1", "S2", "S3", "next"]
+    assert [line.split(":")[0] for line in lines] == ["S0", "S1", "S2", "S3", PAGE, "next"]
     assert "out/S3.h5ad written; where they lie: out/overlays/S3.png" in lines[3]
     again = cli("predict", "images/S3.svs", "--model", "run", "--out", "out", "--genes", "G1,G0")
     assert "is up to date" in again.out

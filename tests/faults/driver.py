@@ -28,6 +28,7 @@ STAGES = (
     "probe",
     "sample",
     "split",
+    "summarise",
     "train",
 )
 

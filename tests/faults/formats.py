@@ -27,14 +27,16 @@ from stflow_graph.config import load_config
 from stflow_graph.config.stored import check_same_run
 from stflow_graph.data.genes import read_gene_list, slides_chosen_on, write_gene_list
 from stflow_graph.data.load import load_slide
-from stflow_graph.data.patients import count_spots
+from stflow_graph.data.patients import count_spots, read_patients
 from stflow_graph.data.splits import Dataset, Fold
 from stflow_graph.images.open import open_image
 from stflow_graph.io.atomic import sha256, write_json
 from stflow_graph.io.embeddings import open_embeddings
 from stflow_graph.io.expression import read_expression, read_positions
 from stflow_graph.io.gene_aliases import read_gene_aliases
+from stflow_graph.io.gene_sets import read_gene_sets
 from stflow_graph.io.patches import open_patches
+from stflow_graph.io.prediction_file import open_prediction
 from stflow_graph.io.predictions import read_prediction, read_provenance
 from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.io.state_dict import read_state_dict, read_tensor
@@ -137,6 +139,16 @@ def _predictions(folder: Path) -> None:
 def _unmarked_predictions(folder: Path) -> None:
     _predictions(folder)
     make_foreign(folder / "S.h5ad")
+
+
+def _read_blocks(folder: Path) -> object:
+    """Read a prediction as `summarise` and `export` do."""
+    (path,) = folder.glob("*.h5ad")
+    with open_prediction(path) as file:
+        layers = ["mean", "std", *(f"sample_{i}" for i in range(file.n_samples))]
+        blocks = [np.concatenate([block for _, block in file.blocks(name)]) for name in layers]
+        names = file.barcodes, file.genes, file.provenance
+        return names, blocks, file.coords, file.expected_pearson(), file.n_measured()
 
 
 def _read_prediction(folder: Path) -> object:
@@ -242,6 +254,22 @@ def _aliases(folder: Path) -> None:
 
 def _read_aliases(folder: Path) -> object:
     return [read_gene_aliases(folder / name) for name in ("a.csv", "hgnc.tsv", "g.gtf.gz")]
+
+
+def _gene_sets(folder: Path) -> None:
+    (folder / "s.gmt").write_text("A\thttp://a\tTP53\tACTB\nB\t\tGAPDH,1.0\tCD3E,0.5\n")
+
+
+def _read_gene_sets(folder: Path) -> object:
+    return read_gene_sets([folder / "s.gmt"])
+
+
+def _patients(folder: Path) -> None:
+    (folder / "p.csv").write_text("sample_id,patient,time,sex\nA,p1,3.5,f\nB,p1,3.5,f\nC,p2,1,m\n")
+
+
+def _read_patients(folder: Path) -> object:
+    return vars(read_patients(folder / "p.csv"))
 
 
 def _config(folder: Path) -> None:
@@ -398,18 +426,22 @@ _ALL = (
     Format("patches", _patches, _read_patches, own=True),
     Format("expression", _expression, _read_expression, own=True),
     Format("predictions", _predictions, _read_prediction, own=True),
+    Format("predictions, in blocks", _predictions, _read_blocks, own=True),
     Format("checkpoint", _checkpoint, _read_checkpoint, own=True, files=("c/*[!d]",)),
     Format("run", _run, _read_run, files=("*.*", "fold0/*.json")),
     Format("state", _state, _read_state),
     Format("gene list", _genes, _read_genes),
     Format("splits", _splits, _read_splits),
     Format("aliases", _aliases, _read_aliases),
+    Format("gene sets", _gene_sets, _read_gene_sets),
+    Format("patients", _patients, _read_patients),
     Format("config", _config, _read_config),
     Format("checkpoint, resealed", _checkpoint, _read_resealed, files=("c/*[!d]",)),
     Format("HEST embeddings", _foreign_embeddings, _read_embeddings),
     Format("HEST patches", _foreign_patches, _read_patches),
     Format("foreign .h5ad", _foreign_expression, _read_expression),
     Format("unmarked predictions", _unmarked_predictions, _read_prediction),
+    Format("unmarked predictions, in blocks", _unmarked_predictions, _read_blocks),
     Format("Visium", _visium, _read_visium),
     Format("Visium, 10x v2", _tenx_v2, _read_visium, files=("**/*.h5",)),
     Format("Visium, mtx", _mtx, _read_visium, files=("**/*.gz",)),

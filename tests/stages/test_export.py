@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import warnings
 
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 from artefacts import resealed, write_prediction
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from stflow_graph.errors import BadConfig, BadInput, MissingDependency
 from stflow_graph.images.pictures import read_picture
+from stflow_graph.io import prediction_file
 from stflow_graph.stages import export as export_module
 from stflow_graph.stages.export import export
 
@@ -41,8 +44,8 @@ def written(tmp_path):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(export_module, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(export_module, "chunk_rows", lambda n_genes: 64)
+    monkeypatch.setattr(prediction_file, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(prediction_file, "chunk_rows", lambda n_genes: 64)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".CSV"])
@@ -77,6 +80,99 @@ def test_parquet_holds_every_value(written, tmp_path, small_blocks):
     np.testing.assert_allclose(table[GENES], samples.std(0), rtol=1e-5)
     assert table[GENES].dtypes.eq(np.float32).all()
     assert parquet.ParquetFile(tmp_path / "out.parquet").num_row_groups == -(-N // 64)
+
+
+def check_qupath(feature: dict) -> None:
+    """Check what QuPath's ``QuPathTypeAdapters`` and ``ROITypeAdapters`` read of a feature."""
+    assert set(feature) == {"type", "geometry", "properties"}
+    geometry, properties = feature["geometry"], feature["properties"]
+    assert properties.keys() == {"objectType", "name", "measurements"}
+    # any other type becomes an annotation, which QuPath handles a thousand of, not a million
+    assert (feature["type"], properties["objectType"]) == ("Feature", "detection")
+    assert isinstance(properties["name"], str)
+    for name, value in properties["measurements"].items():  # a Map<String, Double>
+        assert isinstance(name, str)
+        assert isinstance(value, float | int)
+        assert np.isfinite(value)
+    assert geometry.keys() - {"isEllipse"} == {"type", "coordinates"}
+    assert geometry.get("isEllipse", True) is True
+    if geometry["type"] == "Point":
+        assert len(geometry["coordinates"]) == 2
+        return
+    (ring,) = geometry["coordinates"]
+    assert geometry["type"] == "Polygon"
+    assert {len(place) for place in ring} == {2}
+    assert len(ring) >= 4
+    assert ring[0] == ring[-1]  # or JTS refuses the ring
+
+
+@pytest.mark.parametrize("shape", ["circle", "square", "point"])
+def test_qupath_reads_a_detection_for_every_spot(written, tmp_path, small_blocks, shape):
+    file, samples, coords, barcodes = written
+    done = export(file, tmp_path / "A.geojson", shape=shape)
+    content = json.loads(done.path.read_text())
+    assert (content["type"], len(content["features"])) == ("FeatureCollection", N)
+    for feature in content["features"]:
+        check_qupath(feature)
+    properties = [feature["properties"] for feature in content["features"]]
+    assert [each["name"] for each in properties] == barcodes
+    measured = [list(each["measurements"].values()) for each in properties]
+    np.testing.assert_allclose(measured, samples.mean(0), rtol=1e-5)
+    assert list(properties[0]["measurements"]) == GENES
+    geometries = [feature["geometry"] for feature in content["features"]]
+    places = np.array([each["coordinates"] for each in geometries])
+    if shape == "point":
+        np.testing.assert_allclose(places, coords, atol=0.006)
+        return
+    corners = places[:, 0, :4]
+    np.testing.assert_allclose(corners.mean(1), coords, atol=0.006)
+    width = np.ptp(corners, axis=1)
+    nearest = cKDTree(coords).query(coords, k=2)[0][:, 1]
+    factor = 0.55 if shape == "circle" else 1.0
+    np.testing.assert_allclose(width, max(1.0, factor * np.median(nearest)), atol=0.02)
+    assert all(("isEllipse" in each) == (shape == "circle") for each in geometries)
+
+
+def test_geojson_is_the_same_whatever_the_blocks(written, tmp_path, monkeypatch):
+    whole = export(written[0], tmp_path / "whole.geojson").path.read_bytes()
+    monkeypatch.setattr(prediction_file, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(prediction_file, "chunk_rows", lambda n_genes: 64)
+    monkeypatch.setattr(export_module, "_FEATURES", 7)
+    assert export(written[0], tmp_path / "parts.geojson").path.read_bytes() == whole
+
+
+def test_another_shape_is_refused(written, tmp_path):
+    with pytest.raises(BadConfig, match="one of circle, square, point"):
+        export(written[0], tmp_path / "A.geojson", shape="hexagon")
+    assert not (tmp_path / "A.geojson").exists()
+
+
+def test_loupe_gets_levels_of_equally_many_spots(written, tmp_path, small_blocks, monkeypatch):
+    file, samples, _, _ = written
+    done = export(file, tmp_path / "A.loupe.csv", genes=["G2", "ACTB"])
+    table = pd.read_csv(done.path, dtype=str)
+    assert list(table.columns) == ["Barcode", "G2", "ACTB"]
+    assert table["Barcode"][1] == "spot 1"
+    for gene, values in (("G2", samples.mean(0)[:, 2]), ("ACTB", samples.mean(0)[:, 0])):
+        levels = table[gene]
+        assert sorted(levels.unique())[0].startswith("1: ")
+        assert levels.value_counts().tolist() == [N // 5] * 5
+        rank = levels.str[0].astype(int).to_numpy()
+        assert (np.diff(rank[np.argsort(values)]) >= 0).all()
+        ends = levels.str[3:].str.split(" to ", expand=True).astype(float).to_numpy()
+        assert (ends[:, 0] <= values * 1.01).all()
+        assert (values <= ends[:, 1] * 1.01).all()
+    monkeypatch.setattr(export_module, "_GROUP_BYTES", 1)
+    again = export(file, tmp_path / "B.loupe.csv", genes=["G2", "ACTB"])
+    assert again.path.read_bytes() == done.path.read_bytes()
+
+
+def test_a_gene_called_like_a_column_is_refused(tmp_path):
+    arrays = np.ones((3, 1), np.float32), list("abc"), ["Barcode"], np.zeros((3, 2))
+    write_prediction(tmp_path / "A.h5ad", *arrays, provenance={"slide": "A", "target": "log1p"})
+    with pytest.raises(BadInput, match="no gene of the name of a column"):
+        export(tmp_path / "A.h5ad", tmp_path / "A.loupe.csv")
+    export(tmp_path / "A.h5ad", tmp_path / "A.csv")
 
 
 def test_spatialdata_reads_table_spots_and_image(written, tmp_path):
@@ -149,7 +245,7 @@ def test_what_is_not_there_is_named(written, tmp_path):
     ]:
         with pytest.raises(BadInput, match=message):
             export(file, tmp_path / "out.csv", **options)
-    with pytest.raises(BadConfig, match=r"ends in .csv, .csv.gz, .parquet, .zarr"):
+    with pytest.raises(BadConfig, match=r"ends in .loupe.csv, .csv, .csv.gz, .parquet, .zarr"):
         export(file, tmp_path / "out.xlsx")
     (tmp_path / "x.h5ad").write_bytes(file.read_bytes())
     with resealed(tmp_path / "x.h5ad") as other:

@@ -19,6 +19,8 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import read_prediction
+from stflow_graph.models.checkpoint import load_checkpoint
+from stflow_graph.nn.pretrained import weights_of_member
 from stflow_graph.platforms.source import SourceOptions
 from stflow_graph.preparation.embedding import embed_file
 from stflow_graph.preparation.engine import EmbedSettings
@@ -56,7 +58,7 @@ def files(folder):
 
 def test_an_image_becomes_a_prediction_and_nothing_else_stays(imaged):
     (done,) = run(imaged, "images/S3.svs")
-    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png"]
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
     assert not (imaged / "out/embeddings").exists()
     adata = anndata.read_h5ad(done.path)
     assert (adata.n_obs, list(adata.var_names)) == (done.n_spots, GENES)
@@ -89,6 +91,7 @@ def test_it_equals_prepare_embed_and_sample(imaged):
         patch_um=PATCH_UM,
         pitch_um=PITCH_UM,
         layout="hexagonal",
+        min_tissue=SETTINGS.min_tissue,
     )
     embeddings = imaged / "by hand/S3.h5"
     embed_file(prepared.patches, embeddings, toy_encoder())
@@ -147,7 +150,7 @@ def test_embeddings_of_an_interrupted_run_are_used(imaged, monkeypatch):
     encoder.forward = None
     (done,) = run(imaged, "images/S3.svs", encoder=encoder)
     assert not done.up_to_date
-    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png"]
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
 
 
 def test_several_slides_and_one_that_fails(imaged):
@@ -180,7 +183,7 @@ def test_spots_of_a_table_and_those_outside(imaged, caplog):
 def test_patches_and_embeddings_are_kept_on_request(imaged):
     settings = dataclasses.replace(SETTINGS, keep_patches=True, keep_embeddings=True)
     (done,) = run(imaged, "images/S3.svs", settings=settings)
-    names = ["S3.h5ad", "embeddings/S3.h5", "overlays/S3.png", "patches/S3.h5"]
+    names = ["S3.h5ad", "embeddings/S3.h5", "overlays/S3.png", "patches/S3.h5", "report.html"]
     assert files(imaged / "out") == names
     with open_patches(imaged / "out/patches/S3.h5") as patches:
         assert (len(patches), patches.images.shape[1]) == (done.n_spots, PATCH_PX)
@@ -293,3 +296,21 @@ def test_in_memory_it_is_the_same(imaged):
     np.testing.assert_array_equal(
         in_memory.varm["training_quantiles"], on_disk[:, "G2"].varm["training_quantiles"]
     )
+
+
+def test_uncertainty_has_a_part_between_members_and_a_part_within(imaged):
+    settings = dataclasses.replace(SETTINGS, sample=SampleSettings(8), keep_embeddings=True)
+    (done,) = run(imaged, "images/S3.svs", settings=settings)
+    layers = anndata.read_h5ad(done.path).layers
+    total, between, within = (layers[name] for name in ("std", "epistemic", "aleatoric"))
+    np.testing.assert_allclose(within**2, np.maximum(total**2 - between**2, 0), atol=1e-5)
+    # each member alone, as a checkpoint of one
+    checkpoint = load_checkpoint(imaged / "run/all/checkpoint")
+    slide = load_slide(imaged / "out/embeddings/S3.h5")
+    means = []
+    for i in range(2):
+        weights = weights_of_member(checkpoint.weights, 2, i)
+        member = dataclasses.replace(checkpoint, weights=weights, n_members=1)
+        means.append(SlideModel(member).predict(slide).X)
+    np.testing.assert_allclose(between, np.std(means, axis=0), atol=1e-5)
+    assert between.max() > 0.01

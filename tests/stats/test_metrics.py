@@ -119,6 +119,29 @@ def test_few_or_coinciding_spots_have_what_neighbours_there_are(n):
     np.testing.assert_allclose(same, (1 - np.eye(n)) / max(n - 1, 1))
 
 
+def test_neighbours_are_the_same_however_many_are_sought_at_a_time(monkeypatch):
+    coords = np.random.default_rng(0).uniform(size=(50, 2))
+    whole = metrics.neighbour_mean(coords)
+    monkeypatch.setattr(metrics, "_ROWS_AT_A_TIME", 7)
+    parts = metrics.neighbour_mean(coords)
+    np.testing.assert_array_equal(parts.toarray(), whole.toarray())
+
+
+@pytest.mark.parametrize("name", ["checkerboard", "gradient"])
+def test_morans_i_of_patterns_on_a_torus(name):
+    n = 10
+    x, y = (g.ravel() for g in np.meshgrid(np.arange(n), np.arange(n)))
+    # the four neighbours of a square array whose opposite edges meet
+    step = np.minimum((x[:, None] - x) % n, (x - x[:, None]) % n)
+    step += np.minimum((y[:, None] - y) % n, (y - y[:, None]) % n)
+    weights = sp.csr_matrix((step == 1) / 4)
+    if name == "checkerboard":
+        values, expected = (x + y) % 2, -1.0
+    else:  # a wave along x: cos(2π / n) with two neighbours, 1 with the two above and below
+        values, expected = np.cos(2 * np.pi * x / n), (1 + np.cos(2 * np.pi / n)) / 2
+    assert metrics.morans_i(values[:, None], weights)[0] == pytest.approx(expected)
+
+
 def test_morans_i_equals_its_definition(pair):
     rng = np.random.default_rng(1)
     weights = sp.random_array((80, 80), density=0.1, rng=rng, format="csr")

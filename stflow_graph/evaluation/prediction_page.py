@@ -1,0 +1,205 @@
+"""The report of predictions without truth: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stflow_graph.errors import as_bad_input
+from stflow_graph.evaluation.charts import MapFrame, colour_scale, map_png
+from stflow_graph.evaluation.page import render
+from stflow_graph.io.hdf5 import dataset, open_h5, read_strings
+from stflow_graph.io.predictions import KEY, read_provenance
+from stflow_graph.version import __version__
+
+MAX_MAPS = 8  # slides with maps
+_MAX_GENES = 8  # genes with maps, the most reliable
+_MAX_DRAWN = 20_000  # spots of a map; of more, neighbours are averaged
+_OVERLAY_PX = 760
+_UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
+_HIGH = 0.9  # quantile of the training slides above which expression counts as high there
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedGene:
+    """A gene of a slide.
+
+    Attributes:
+        name: of the gene.
+        expected: PCC of the gene on held-out training slides, NaN if unknown.
+        mean: expected expression, mean over spots.
+        percentile: of that mean among the spots of the training slides, 0 .. 1, NaN if unknown.
+        high: share of spots above the 90th percentile of the training slides, NaN if unknown.
+    """
+
+    name: str
+    expected: float
+    mean: float
+    percentile: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedSlide:
+    """What the page shows of a slide.
+
+    Attributes:
+        name: of the slide.
+        file: the prediction's name.
+        provenance: of the prediction.
+        coords: ``[N, 2]`` level-0 px.
+        genes: the most reliable first.
+        maps: mean ``[N]`` of the first genes, and the standard deviation of their samples or None.
+        overlay: a picture of where the spots lie, a JPEG as base64; "" without one.
+    """
+
+    name: str
+    file: str
+    provenance: Mapping[str, Any]
+    coords: np.ndarray
+    genes: list[PredictedGene]
+    maps: list[tuple[np.ndarray, np.ndarray | None]]
+    overlay: str
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    @property
+    def in_range(self) -> Mapping[str, Any] | None:
+        """How far the slide lies from those of training, see ``inference.in_range``."""
+        record = self.provenance.get("in_range")
+        return record if isinstance(record, Mapping) else None
+
+
+def read_predicted_slide(path: str | Path, overlay: str | Path | None = None) -> PredictedSlide:
+    """Read what the page shows of a prediction; samples are not read.
+
+    Args:
+        path: the prediction.
+        overlay: a picture of where its spots lie.
+
+    Raises:
+        BadInput: not a prediction.
+    """
+    provenance = read_provenance(path)
+    with open_h5(path) as file, as_bad_input(path, "content", "a prediction"):
+        names = read_strings(dataset(file["var"], [_index(file["var"])]))
+        coords, values = file["obsm/spatial"][:], dataset(file, ["X"])
+        expected = np.full(len(names), np.nan)
+        if "expected_pearson" in file["var"]:
+            expected = file["var/expected_pearson"][:]
+        # stable, and genes of unknown reliability last
+        order = np.argsort(-np.nan_to_num(expected, nan=-2), kind="stable")
+        quantiles = levels = None
+        if "varm/training_quantiles" in file:
+            quantiles = file["varm/training_quantiles"][:]
+            levels = file[f"uns/{KEY}/quantile_levels"][:]
+        x = values[:]
+        genes = [_gene(names[i], expected[i], x[:, i], _of(quantiles, i), levels) for i in order]
+        shown = order[:_MAX_GENES]
+        std = dataset(file, ["layers/std"])[:] if "layers/std" in file else None
+        maps = [(x[:, i], None if std is None else std[:, i]) for i in shown]
+    return PredictedSlide(
+        str(provenance["slide"]), Path(path).name, provenance, coords, genes, maps, _small(overlay)
+    )
+
+
+def render_predictions(slides: Sequence[PredictedSlide]) -> str:
+    """Return the page as HTML with styles and maps inside it; it needs no network."""
+    first = slides[0].provenance
+    views = [_view(slide, maps=i < MAX_MAPS) for i, slide in enumerate(slides)]
+    page = render(
+        "predictions.html.jinja",
+        slides=slides,
+        views=views,
+        unit=_UNITS.get(str(first.get("target")), str(first.get("target"))),
+        model=first,
+        max_maps=MAX_MAPS,
+        high=_HIGH,
+        colours=colour_scale(),
+        version=__version__,
+    )
+    return str(page)
+
+
+def _index(table: Any) -> str:
+    index = table.attrs.get("_index", "_index")
+    return index.decode() if isinstance(index, bytes) else str(index)
+
+
+def _of(quantiles: np.ndarray | None, gene: int) -> np.ndarray | None:
+    return None if quantiles is None else quantiles[gene]
+
+
+def _gene(
+    name: str,
+    expected: float,
+    values: np.ndarray,
+    quantiles: np.ndarray | None,
+    levels: np.ndarray | None,
+) -> PredictedGene:
+    mean, percentile, high = float(values.mean()), np.nan, np.nan
+    if quantiles is not None and levels is not None:
+        percentile = float(np.interp(mean, quantiles, levels))
+        high = float((values > np.interp(_HIGH, levels, quantiles)).mean())
+    return PredictedGene(name, float(expected), mean, percentile, high)
+
+
+def _small(overlay: str | Path | None) -> str:
+    if overlay is None or not os.path.isfile(overlay):
+        return ""
+    buffer = io.BytesIO()
+    with Image.open(overlay, formats=["PNG"]) as picture:
+        picture.thumbnail((_OVERLAY_PX, _OVERLAY_PX))
+        picture.convert("RGB").save(buffer, "JPEG", quality=82)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _view(slide: PredictedSlide, *, maps: bool) -> dict[str, Any]:
+    view: dict[str, Any] = {"slide": slide, "maps": [], "binned": len(slide) > _MAX_DRAWN}
+    if not maps:
+        return view
+    places, group = _groups(slide.coords)
+    frame = MapFrame.of(places, slide.provenance.get("um_per_px"))
+    view["bar_um"] = frame.bar_um
+    for gene, (mean, std) in zip(slide.genes, slide.maps, strict=False):
+        figures = [("expected expression", *_figure(frame, _averaged(mean, group)))]
+        if std is not None:
+            figures.append(("standard deviation", *_figure(frame, _averaged(std, group))))
+        view["maps"].append({"gene": gene, "figures": figures, "size": frame.size})
+    return view
+
+
+def _figure(frame: MapFrame, values: np.ndarray) -> tuple[str, tuple[float, float]]:
+    """Return a map as base64, and the values of its first and last colour."""
+    low, high = (float(end) for end in np.percentile(values, (1, 99)))
+    return base64.b64encode(map_png(frame, values, (low, max(high, low + 1e-6)))).decode(), (
+        low,
+        high,
+    )
+
+
+def _groups(coords: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return places to draw, and the group of each spot; None where every spot is drawn."""
+    if len(coords) <= _MAX_DRAWN:
+        return coords, None
+    extent = np.ptp(coords, axis=0)
+    edge = float(np.sqrt(max(extent[0], 1.0) * max(extent[1], 1.0) / _MAX_DRAWN))
+    cells = np.floor((coords - coords.min(axis=0)) / edge).astype(np.int64)
+    _, group = np.unique(cells, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    return np.stack([_averaged(coords[:, axis], group) for axis in (0, 1)], axis=1), group
+
+
+def _averaged(values: np.ndarray, group: np.ndarray | None) -> np.ndarray:
+    if group is None:
+        return values
+    return np.bincount(group, weights=values) / np.bincount(group)

@@ -1,0 +1,1 @@
+"""Predictions of many slides as tables: genes, gene sets, domains, patients."""
