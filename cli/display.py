@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -45,8 +47,9 @@ def show(*parts: RenderableType | None, style: str = "") -> None:
             console().print(part)
 
 
-def show_next(command: str) -> None:
-    """Print the command that usually follows."""
+def show_next(*words: str | Path) -> None:
+    """Print the command that usually follows; paths are quoted, so that it can be copied."""
+    command = " ".join(word if isinstance(word, str) else shlex.quote(str(word)) for word in words)
     show(f"next: stflow-graph {command}", style="dim")
 
 

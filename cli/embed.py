@@ -44,7 +44,7 @@ def embed(
     workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Compute embeddings of patches, or of an image's, with a patch encoder."""
+    """Compute embeddings of patch files or of an image's patches."""
     roots = source_dataroot or embed_dataroot
     given = [way for way in (roots, patches, image) if way]
     complete = out is not None if patches else bool(source_dataroot and embed_dataroot)
@@ -103,10 +103,10 @@ def _show_next(source: Path, embeddings: Path, encoder: str, datasets: Sequence[
 
     for dataset in find_datasets(source, datasets):
         if not (dataset.path / "splits").is_dir():
-            show_next(f"split {dataset.path} --leave-one-out")
+            show_next("split", dataset.path, "--leave-one-out")
             return
-    roots = f"--source-dataroot {source} --embed-dataroot {embeddings}"
-    show_next(f"train {roots} --encoder {encoder} --out RUN")
+    roots = ("--source-dataroot", source, "--embed-dataroot", embeddings)
+    show_next("train", *roots, "--encoder", encoder, "--out RUN")
 
 
 def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:

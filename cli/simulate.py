@@ -45,7 +45,6 @@ def simulate(
         ceilings = cohort.noise_ceiling[name].values()
         rows.append([name, str(len(genes)), *("" if c is None else f"{c:.3f}" for c in ceilings)])
     show(table("", ("genes", "number", "PCC of true mean", "pooled"), rows))
-    show_next(
-        f"embed --source-dataroot {out} --embed-dataroot {out}_embeddings "
-        "--encoder efficientnet_lite0"
-    )
+    embeddings = Path(f"{out}_embeddings")
+    roots = ("--source-dataroot", out, "--embed-dataroot", embeddings)
+    show_next("embed", *roots, "--encoder efficientnet_lite0")

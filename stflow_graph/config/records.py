@@ -46,7 +46,8 @@ class DataConfig(_Record):
     the slides name genes otherwise; ``duplicate_genes``: what becomes of a gene of the list that a
     slide has several times. ``missing_genes``: whether a slide that lacks genes of the list is
     refused, or these genes are masked there, in the loss and in all that is fitted.
-    ``allow_patch_size``: train on patches of different physical sizes.
+    ``allow_patch_size``: train on patches of different physical sizes. ``allow_missing_spots``:
+    train on slides of which under half of the measured spots have embeddings.
     """
 
     source_dataroot: _Text
@@ -62,6 +63,7 @@ class DataConfig(_Record):
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
     missing_genes: Literal["refuse", "mask"] = "refuse"
     allow_patch_size: bool = False
+    allow_missing_spots: bool = False
 
 
 class GraphConfig(_Record):
@@ -237,7 +239,8 @@ OPTIONS = {
         ("data", "source_dataroot embed_dataroot datasets encoder gene_list target"),
         (
             "data",
-            "allow_patient_overlap gene_aliases duplicate_genes missing_genes allow_patch_size",
+            "allow_patient_overlap gene_aliases duplicate_genes missing_genes allow_patch_size "
+            "allow_missing_spots",
         ),
         ("denoiser", "denoiser n_layers n_heads hidden_channels"),
         ("graph", "n_neighbors"),

@@ -16,7 +16,12 @@ from stflow_graph.config import Config
 from stflow_graph.config.stored import check_same_run
 from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
-from stflow_graph.data.load import check_one_patch_size, check_one_width, load_sample
+from stflow_graph.data.load import (
+    check_one_patch_size,
+    check_one_width,
+    load_sample,
+    same_patch_size,
+)
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
@@ -60,6 +65,8 @@ from stflow_graph.training.run_folder import (
 )
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
+
+_MIN_EMBEDDED = 0.5  # of a slide's measured spots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +284,15 @@ def _score_test(
 
 def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
     data = config.data
-    slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target, matching)
+    slide = load_sample(
+        sample,
+        data.embed_dataroot,
+        data.encoder,
+        genes,
+        data.target,
+        matching,
+        0.0 if data.allow_missing_spots else _MIN_EMBEDDED,
+    )
     check_enough_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
     return slide
 
@@ -319,8 +334,11 @@ def _started_from(warm_start: WarmStart | None) -> dict[str, Any]:
     return {"warm_start": slides}
 
 
-def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
-    """Return the medians of the patches' edge and of the spots' pitch, µm, where known."""
+def physical_sizes(slides: Sequence[Slide]) -> dict[str, Any]:
+    """Return the medians of the patches' edge and of the spots' pitch, µm, where known.
+
+    Where slides have patches of different sizes, ``patch_um_all`` lists them.
+    """
     patches = [slide.patch_um for slide in slides if slide.patch_um is not None]
     pitches = [
         array_pitch(slide.coords) * slide.um_per_px
@@ -328,7 +346,11 @@ def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
         if slide.um_per_px is not None
     ]
     sizes = {"patch_um": patches, "pitch_um": pitches}
-    return {name: float(np.median(values)) for name, values in sizes.items() if values}
+    medians = {name: float(np.median(values)) for name, values in sizes.items() if values}
+    edges = sorted({float(f"{edge:.4g}") for edge in patches})  # but for rounding in the files
+    if any(not same_patch_size(edge, edges[0]) for edge in edges):
+        return {**medians, "patch_um_all": edges}
+    return medians
 
 
 def surroundings(config: Config) -> dict[str, Any]:

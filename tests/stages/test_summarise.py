@@ -218,7 +218,7 @@ def test_without_a_reference_shares_are_above_the_quantiles_that_predictions_car
         known.barcodes,
         known.genes,
         known.coords,
-        provenance=known.provenance,
+        provenance={"slide": "S1", "target": "log1p"},
         quantiles=(np.quantile(known.mean, levels, axis=0).T, levels),
     )
     summarise([tmp_path / "S1.h5ad", tmp_path / "S2.h5ad"], tmp_path / "out")
