@@ -63,7 +63,8 @@ class SlideModel:
             BadConfig: another format, a configuration that this version does not know, or one that
                 names code and ``allow_code`` is not set.
         """
-        folder = fetch(path_or_repo, **options)
+        archive = Path(path_or_repo).suffix == ".zip" and Path(path_or_repo).is_file()
+        folder = Path(path_or_repo) if archive else fetch(path_or_repo, **options)
         checkpoints = find_checkpoints(folder)
         if len(checkpoints) > 1:
             n_folds = unquoted(f"{len(checkpoints)} folds")

@@ -38,6 +38,7 @@ from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, w
 from stflow_graph.io.folders import atomic_folder
 from stflow_graph.io.sealed_json import seal_json
 from stflow_graph.io.versions import unchanged
+from stflow_graph.models.archive import unpacked
 from stflow_graph.models.build import (
     build_denoiser,
     check_no_custom_code,
@@ -110,12 +111,12 @@ class Checkpoint:
 
 
 def find_checkpoints(source: str | Path) -> list[Path]:
-    """Return the checkpoint folders of a run, a fold or a checkpoint folder itself.
+    """Return the checkpoint folders of a run, a fold, a checkpoint folder itself or a zip of one.
 
     Raises:
         BadInput: there is none.
     """
-    source = Path(source)
+    source = unpacked(source) if Path(source).is_file() else Path(source)
     for pattern in ("", "checkpoint/", "{}/checkpoint/", "*/{}/checkpoint/"):
         # sorted, the model of all slides comes before those of folds
         places = [pattern.format(name) + "config.json" for name in ("all", "fold*")]

@@ -24,14 +24,12 @@ UNSEALED_CHECKPOINT = "stflow_graph.checkpoint/4"
 _UNSEALED = ("stflow_graph.network/1", UNSEALED_CHECKPOINT)
 _OURS = ("format", "network", "sha256", JSON_SEAL)
 # what checkpoints and bare networks are saved as, and may be replaced by one another
+MODEL_FILES = (
+    *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
+    *("calibration.csv", "field.safetensors", "training_range.safetensors"),
+)
 MODEL_FOLDER = marked(
-    "a model's folder",
-    CONFIG,
-    (_CHECKPOINT, "stflow_graph.network/"),
-    (
-        *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
-        *("calibration.csv", "field.safetensors", "training_range.safetensors"),
-    ),
+    "a model's folder", CONFIG, (_CHECKPOINT, "stflow_graph.network/"), MODEL_FILES
 )
 
 logger = logging.getLogger(__name__)
