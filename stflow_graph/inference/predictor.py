@@ -110,6 +110,14 @@ class Predictor:
         two_stage = all(isinstance(member, TwoStageDenoiser) for member in self.members)
         return two_stage and len(self.members) > 1
 
+    def gene_names(self, columns: np.ndarray) -> dict[str, list[str]]:
+        """Return columns of some genes: Ensembl IDs and symbols, nothing where they are unknown."""
+        genes, trained = self.checkpoint.genes, self.checkpoint.provenance
+        names = {key: trained.get(key) for key in ("gene_ids", "gene_symbols")}
+        if not all(isinstance(v, list) and len(v) == len(genes) for v in names.values()):
+            return {}
+        return {key: [str(values[i]) for i in columns] for key, values in names.items() if values}
+
     def quantiles(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return quantiles of some genes' predictions for training slides, and their levels."""
         known = self.checkpoint.training_range

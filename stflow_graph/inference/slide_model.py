@@ -132,6 +132,7 @@ class SlideModel:
             has_spread=predictor.has_spread,
             expected_pearson=None if calibration is None else calibration.pearson[columns],
             quantiles=predictor.quantiles(columns),
+            gene_names=predictor.gene_names(columns),
             picture=settings.picture(slide.name),
             observed=None if observed is None else observed_places(observed, columns),
         )

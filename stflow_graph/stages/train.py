@@ -32,6 +32,7 @@ from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_json, write_text
 from stflow_graph.io.coords import array_pitch
+from stflow_graph.io.expression import gene_identities
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
@@ -308,6 +309,7 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         **missing_genes(inputs.slides, config),
         **physical_sizes(inputs.slides),
         **_started_from(inputs.warm_start),
+        **_gene_identities(fold.train, inputs.genes),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
@@ -332,6 +334,19 @@ def _started_from(warm_start: WarmStart | None) -> dict[str, Any]:
     theirs = warm_start.source.provenance
     slides = {"train_slides": theirs.get("train_slides"), "dataset": theirs.get("dataset")}
     return {"warm_start": slides}
+
+
+def _gene_identities(samples: Sequence[Sample], genes: Sequence[str]) -> dict[str, Any]:
+    """Return Ensembl IDs and symbols of the genes, by the first slides that know them."""
+    ids, symbols = dict.fromkeys(genes, ""), dict.fromkeys(genes, "")
+    for sample in samples:
+        if all(ids.values()) and all(symbols.values()):
+            break
+        for gene, (ensembl, symbol) in gene_identities(sample.expr_path, genes).items():
+            ids[gene], symbols[gene] = ids[gene] or ensembl, symbols[gene] or symbol
+    if not any(ids.values()):
+        return {}
+    return {"gene_ids": [*ids.values()], "gene_symbols": [*symbols.values()]}
 
 
 def physical_sizes(slides: Sequence[Slide]) -> dict[str, Any]:

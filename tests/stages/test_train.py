@@ -441,3 +441,17 @@ def test_the_sizes_of_patches_of_different_sizes_are_stored(cohort, tmp_path):
     provenance = load_checkpoint(tmp_path / "run/fold0/checkpoint").provenance
     assert provenance["patch_um_all"] == [112, 256]
     assert provenance["patch_um"] == pytest.approx(112)
+
+
+def test_ensembl_ids_and_symbols_are_both_in_predictions(cohort, tmp_path):
+    ids = [f"ENSG{i:011d}" for i in range(6)]
+    for slide in cohort.slides:
+        adata = anndata.read_h5ad(cohort.expression(slide))
+        adata.var["gene_ids"] = ids if slide == "C" else [*ids[:3], "", "", ""]
+        adata.write_h5ad(cohort.expression(slide))
+    run(cohort, tmp_path / "run")
+    settings = SampleSettings(genes=("G4", "G0"))
+    (done,) = sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+    var = anndata.read_h5ad(done.path).var
+    assert list(var["gene_ids"]) == [ids[4], ids[0]]
+    assert list(var["gene_symbols"]) == ["G4", "G0"]
