@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, show, show_next, state
+from .display import add_result, progress, show, show_next, state
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.embedding import Embedded
@@ -78,6 +78,7 @@ def embed(
                     slide, out, network, options, settings, overwrite=overwrite, progress=report
                 )
             ]
+            add_result(done[0])
         elif source_dataroot and embed_dataroot:
             done = run(
                 source_dataroot,
@@ -87,11 +88,19 @@ def embed(
                 datasets=datasets or [],
                 overwrite=overwrite,
                 progress=report,
+                report=add_result,
             )
         else:
             folder = out is not None and (out.suffix != ".h5" or len(patches or []) > 1)
             jobs = [(p, out / f"{p.stem}.h5" if folder else out) for p in patches or [] if out]
-            done = embed_files(jobs, network, settings, overwrite=overwrite, progress=report)
+            done = embed_files(
+                jobs,
+                network,
+                settings,
+                overwrite=overwrite,
+                progress=report,
+                report=add_result,
+            )
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:
         _show_next(source_dataroot, embed_dataroot, network.name, datasets or [])

@@ -6,8 +6,11 @@ one that may be left out.
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from typer import BadParameter, Option
 
@@ -63,6 +66,26 @@ Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]
+
+Json = Annotated[bool, Option("--json", help="Print one JSON object with the results.")]
+
+
+def with_json(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the option ``--json``, which ``main`` reads for all commands."""
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, **options: Any) -> None:
+        del as_json
+        command(**options)
+
+    name, kind = "as_json", inspect.Parameter.KEYWORD_ONLY
+    option = inspect.Parameter(name, kind, default=False, annotation=Json)
+    # evaluated here, as typer does not evaluate those of a signature that is set
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [*signature.parameters.values(), option]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, name: Json}
+    return run
 
 
 def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, range_note, show, show_next, show_range, state
+from .display import add_result, progress, range_note, show, show_next, show_range, state
 
 if TYPE_CHECKING:
     from stflow_graph.platforms.source import SourceOptions
@@ -118,6 +118,7 @@ def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> li
 
 
 def _show(done: PredictedSlide) -> None:
+    add_result(done)
     note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
     show(
         f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {state(done.up_to_date)}; "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import range_note, show, show_next, show_range, state
+from .display import add_result, range_note, show, show_next, show_range, state
 
 if TYPE_CHECKING:
     from stflow_graph.inference.sampling import Sampled
@@ -114,6 +114,7 @@ def _next_step(done: list[Sampled], out: Path) -> str:
 
 
 def _show(done: Sampled) -> None:
+    add_result(done)
     fold = "" if done.fold is None else f", fold {done.fold}"
     fold += " (held out)" if done.held_out else ""
     note = fold + range_note(done.in_range)

@@ -53,8 +53,17 @@ def embed_files(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Callable[[Embedded], None] | None = None,
 ) -> list[Embedded]:
     """Embed patch files, each to its own path; one that fails does not stop the others.
+
+    Args:
+        jobs: each patch file and its embedding file.
+        encoder: the patch encoder.
+        settings: batch size, device, precision, workers, engine.
+        overwrite: replace existing targets.
+        progress: called with (slide, spots done, spots in all).
+        report: called after every slide.
 
     Raises:
         BadInput: the only file cannot be used, or a target is no place for a file.
@@ -64,12 +73,18 @@ def embed_files(
         check_output_file(target)
     engine = Engine(encoder, settings, lambda: sum(_count(source) for source, _ in jobs))
     with patch_readers(settings.workers) as pool:
-        run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine)
+        embed = partial(
+            embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine
+        )
+
+        def run(source: Path, target: Path) -> Embedded:
+            done = embed(source, target, encoder, settings)
+            if report is not None:
+                report(done)
+            return done
+
         return attempt_each(
-            [
-                (source.stem, partial(run, source, target, encoder, settings))
-                for source, target in jobs
-            ]
+            [(source.stem, partial(run, source, target)) for source, target in jobs]
         )
 
 
