@@ -44,7 +44,7 @@ def embed(
     workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Compute embeddings of patches, or of an image's, with a patch encoder."""
+    """Embed patches, or those of an image, with a patch encoder."""
     roots = source_dataroot or embed_dataroot
     given = [way for way in (roots, patches, image) if way]
     complete = out is not None if patches else bool(source_dataroot and embed_dataroot)
