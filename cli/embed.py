@@ -42,6 +42,7 @@ def embed(
     precision: opt.Precision = "auto",
     engine: opt.Engine = "auto",
     workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
+    part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Embed patches, or those of an image, with a patch encoder."""
@@ -55,6 +56,9 @@ def embed(
             "give --source-dataroot with --embed-dataroot, or patch files with --out, or --image "
             "with --out FILE.h5"
         )
+    chosen = opt.part_of(part)
+    if image and chosen:
+        raise BadParameter("--part is of several slides, not of one --image")
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
     from stflow_graph.platforms.source import SourceOptions
@@ -89,6 +93,7 @@ def embed(
                 overwrite=overwrite,
                 progress=report,
                 report=add_result,
+                part=chosen,
             )
         else:
             folder = out is not None and (out.suffix != ".h5" or len(patches or []) > 1)
@@ -100,7 +105,10 @@ def embed(
                 overwrite=overwrite,
                 progress=report,
                 report=add_result,
+                part=chosen,
             )
+    if not done:
+        show(f"part {part} has no slides")
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:
         _show_next(source_dataroot, embed_dataroot, network.name, datasets or [])

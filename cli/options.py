@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from typer import BadParameter, Option
+
+if TYPE_CHECKING:
+    from stflow_graph.io.parts import Part
 
 T = TypeVar("T")
 
@@ -66,6 +70,10 @@ Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]
+PartOfSlides = Annotated[
+    str | None,
+    Option("--part", metavar="I/N", help="Part I of N of the slides; auto: a SLURM array's task."),
+]
 
 Json = Annotated[bool, Option("--json", help="Print one JSON object with the results.")]
 
@@ -95,6 +103,17 @@ def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
     if not all(text.isdecimal() and len(text) < 10 for text in folds or ()):
         raise BadParameter(f"--folds: {' '.join(folds or ())[:99]!r}: expected numbers, or all")
     return tuple(map(int, folds or ()))
+
+
+def part_of(text: str | None) -> Part | None:
+    """Return the part that ``--part`` names; None stands for all slides."""
+    from stflow_graph.errors import BadConfig
+    from stflow_graph.io.parts import Part
+
+    try:
+        return None if text is None else Part.parse(text, os.environ)
+    except BadConfig as error:
+        raise BadParameter(f"--part: {error}") from None
 
 
 def gene_names(genes: str | None) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ def sample(
     allow_patch_size: opt.AllowPatchSize[bool] = False,
     device: opt.Device[str] = "auto",
     precision: opt.NetworkPrecision[str] = "float32",
+    part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
     allow_code: Annotated[
         bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
@@ -83,9 +84,19 @@ def sample(
         genes=opt.gene_names(genes),
     )
     done = run(
-        source, embeddings, out, settings, overwrite=overwrite, allow_code=allow_code, report=_show
+        source,
+        embeddings,
+        out,
+        settings,
+        overwrite=overwrite,
+        allow_code=allow_code,
+        report=_show,
+        part=opt.part_of(part),
     )
-    show_next(_next_step(done, out))
+    if done:
+        show_next(_next_step(done, out))
+    else:
+        show(f"part {part} has no slides")
 
 
 def _next_step(done: list[Sampled], out: Path) -> str:

@@ -32,6 +32,7 @@ from stflow_graph.inference.sampling import (
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_text
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.parts import Part, size_of
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
@@ -110,6 +111,7 @@ def predict(
     allow_code: bool = False,
     progress: Progress | None = None,
     report: Callable[[PredictedSlide], None] | None = None,
+    part: Part | None = None,
 ) -> list[PredictedSlide]:
     """Predict the expression of slides from their images; write ``out/<slide>.h5ad``.
 
@@ -127,13 +129,14 @@ def predict(
         allow_code: run the code of a layer that is neither ours nor PyG's.
         progress: called with (slide, spots embedded, spots in all).
         report: called after every slide.
+        part: predict the slides of this part only, with a report of their own; None: all.
 
     Raises:
         BadInput: the only slide cannot be used: no scale, no tissue, spots outside the image.
         BadConfig: the encoder is not the model's, or a device lacks the precision.
         SomeFailed: some of several slides failed; the others are written.
     """
-    check_names(slides)
+    n_slides, slides = len(slides), _slides_of(part, slides)
     out = check_output_folder(out)
     sample = settings.sample
     check_precision(sample.precision, pick_device(sample.device))
@@ -144,7 +147,7 @@ def predict(
 
     def engine(n_spots: int) -> Engine:
         if not engines:
-            engines.append(Engine(encoder, settings.embed, lambda: n_spots * len(slides)))
+            engines.append(Engine(encoder, settings.embed, lambda: n_spots * n_slides))
         return engines[0]
 
     finished: list[PredictedSlide] = []
@@ -161,8 +164,26 @@ def predict(
     try:
         return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
     finally:
+        if part is None:  # other jobs may be about to write there
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                (out / "embeddings").rmdir()
         if finished:  # also where others failed
-            write_report(out / "report.html", finished)
+            write_report(report_file(out, part), finished)
+
+
+def report_file(out: Path, part: Part | None) -> Path:
+    """Return the page of a command's slides; parts have pages of their own."""
+    which = "" if part is None else f"-{part.number}-of-{part.count}"
+    return out / f"report{which}.html"
+
+
+def _slides_of(part: Part | None, slides: Sequence[SlideImage]) -> Sequence[SlideImage]:
+    check_names(slides)
+    if part is None:
+        return slides
+    return part.choose(
+        slides, lambda slide: slide.name, lambda slide: sum(map(size_of, slide.inputs.values()))
+    )
 
 
 def write_report(file: Path, slides: Sequence[PredictedSlide]) -> None:
@@ -193,6 +214,7 @@ def estimate(
     settings: PredictSettings = DEFAULT,
     *,
     allow_code: bool = False,
+    part: Part | None = None,
 ) -> list[str]:
     """Return lines on what :func:`predict` would do: slides, spots, time, disk.
 
@@ -201,7 +223,7 @@ def estimate(
     Raises:
         BadInput: a slide cannot be used.
     """
-    check_names(slides)
+    slides = _slides_of(part, slides)
     models = load_models(model, settings.sample.fold, settings.sample.device, allow_code)
     _check_encoder(models, encoder)
     engine = Engine(encoder, dataclasses.replace(settings.embed, engine="torch"), lambda: 0)
@@ -317,8 +339,6 @@ class _Work:
             )
         if not self.settings.keep_embeddings:
             embeddings.unlink()
-            with contextlib.suppress(OSError):  # others are there
-                embeddings.parent.rmdir()
         return self._result(done, overlay)
 
     def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:
