@@ -85,10 +85,9 @@ def predict(
         keep_embeddings=keep_embeddings,
     )
     if dry_run:
-        for line in estimate(
-            found, model, out, network, settings, allow_code=allow_code, part=chosen
-        ):
-            show(line)
+        plan = estimate(found, model, out, network, settings, allow_code=allow_code, part=chosen)
+        add_result(plan, n_spots=plan.n_spots, seconds=plan.seconds)
+        show(*plan.lines())
         return
     with progress() as bar:
         done = run(

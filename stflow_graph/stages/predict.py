@@ -100,6 +100,60 @@ class PredictedSlide:
     in_range: InRange | None
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedSlide:
+    """A slide to predict: spots, scale of its image, edge of a patch, the prediction's file."""
+
+    slide: str
+    n_spots: int
+    um_per_px: float
+    patch_um: float
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What :func:`predict` would do.
+
+    Attributes:
+        slides: those to predict.
+        patches_per_second: of the encoder.
+        device: of the encoder.
+        n_bytes: of the outputs, at most.
+        n_bytes_meanwhile: of files that are removed again.
+    """
+
+    slides: list[PlannedSlide]
+    patches_per_second: float
+    device: str
+    n_bytes: int
+    n_bytes_meanwhile: int
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots of all slides."""
+        return sum(slide.n_spots for slide in self.slides)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the encoder takes."""
+        return self.n_spots / self.patches_per_second
+
+    def lines(self) -> list[str]:
+        """Return it for a reader."""
+        return [
+            *(
+                f"{slide.slide}: {slide.n_spots:,} spots, {slide.um_per_px:.4g} µm/px, "
+                f"patches of {slide.patch_um:.4g} µm: {slide.path}"
+                for slide in self.slides
+            ),
+            f"{self.n_spots:,} patches at {self.patches_per_second:,.0f} a second: about "
+            f"{self.seconds / 60:,.1f} minutes on {self.device}",
+            f"at most {self.n_bytes / 1e6:,.1f} MB for outputs, and "
+            f"{self.n_bytes_meanwhile / 1e6:,.1f} MB meanwhile",
+        ]
+
+
 def predict(
     slides: Sequence[SlideImage],
     model: str | Path,
@@ -215,8 +269,8 @@ def estimate(
     *,
     allow_code: bool = False,
     part: Part | None = None,
-) -> list[str]:
-    """Return lines on what :func:`predict` would do: slides, spots, time, disk.
+) -> Estimate:
+    """Return what :func:`predict` would do: slides, spots, time, disk.
 
     The time is that of the encoder, measured on a batch.
 
@@ -232,29 +286,23 @@ def estimate(
     began = time.perf_counter()
     engine(patches)
     seconds = (time.perf_counter() - began) / len(patches)
-    lines, n_all, n_bytes, largest = list[str](), 0, 0, 0
+    planned, n_bytes = list[PlannedSlide](), 0
     for slide in slides:
         fold = model_for(slide.name, models)
         work = _Work(slide, fold, Path(out), encoder, settings, overwrite=False)
         with slide.open() as image:
             places = slide.places(image, work.patch_um, work.grid)
         n = len(places)
-        largest = max(largest, n)
+        path = Path(out) / f"{slide.name}.h5ad"
+        planned.append(PlannedSlide(slide.name, n, places.um_per_px, work.patch_um, path))
         n_genes = len(settings.sample.columns(fold.checkpoint.genes))
-        n_layers = settings.sample.n_samples + 1 if settings.sample.n_samples > 1 else 0
-        n_all, n_bytes = n_all + n, n_bytes + 4 * n * n_genes * (1 + n_layers)
+        # with samples also their standard deviation and its two parts
+        n_layers = settings.sample.n_samples + 3 if settings.sample.n_samples > 1 else 0
         kept = settings.keep_embeddings * 4 * encoder.width
         kept += settings.keep_patches * 3 * settings.patch_px**2
-        n_bytes += n * kept
-        scale = f"{places.um_per_px:.4g} \u00b5m/px, patches of {work.patch_um:.4g} \u00b5m"
-        lines.append(f"{slide.name}: {n:,} spots, {scale}: {Path(out) / slide.name}.h5ad")
-    meanwhile = 4 * largest * encoder.width
-    return [
-        *lines,
-        f"{n_all:,} patches at {1 / seconds:,.0f} a second: about {n_all * seconds / 60:,.1f} "
-        f"minutes on {settings.embed.device}",
-        f"at most {n_bytes / 1e6:,.1f} MB for outputs, and {meanwhile / 1e6:,.1f} MB meanwhile",
-    ]
+        n_bytes += n * (4 * n_genes * (1 + n_layers) + kept)
+    meanwhile = 4 * max((slide.n_spots for slide in planned), default=0) * encoder.width
+    return Estimate(planned, 1 / seconds, settings.embed.device, n_bytes, meanwhile)
 
 
 def _check_encoder(models: Sequence[FoldModel], encoder: Encoder) -> None:
