@@ -10,7 +10,7 @@ from .signals import handle_signals
 def main() -> None:
     """Run the command line and exit with the code of ``stflow_graph.errors``."""
     # before the options are spread, and again in main(), which tests and embedders call
-    handle_signals([argument for argument in sys.argv[1:] if argument != "--debug"])
+    handle_signals(sys.argv[1:])
     from .main import main as run
 
     run()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from . import options as opt
-from .display import show, show_next
+from .display import add_result, show, show_next
 
 
 def convert(
@@ -41,6 +41,11 @@ def convert(
     )
     sizes = model.config.denoiser.model_dump()
     edge_channels = sizes.get("edge_channels") or sizes["conv_options"]["edge_channels"]
+    add_result(
+        {"path": out, "denoiser": sizes["name"], "in_channels": model.in_channels},
+        n_genes=len(model.genes),
+        genes_named=gene_list is not None,
+    )
     show(
         f"{out}: {sizes['name']} denoiser, {model.in_channels} input channels, "
         f"{len(model.genes)} genes, D {sizes['hidden_channels']}, D_e {edge_channels}, "

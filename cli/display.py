@@ -1,4 +1,7 @@
-"""Output of the commands: lines, tables and progress bars, plain text wherever it comes from."""
+"""Output of the commands: lines, tables and progress bars, plain text wherever it comes from.
+
+With ``--json`` lines and tables are not printed; the records of :func:`add_result` are.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -25,11 +28,15 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from typer import Exit
+
+from .document import Document
 
 if TYPE_CHECKING:
     from stflow_graph.inference.in_range import InRange
 
 _LOG_WIDTH = 160
+_document: Document | None = None  # while a command runs with --json
 
 
 def console() -> Console:
@@ -38,9 +45,45 @@ def console() -> Console:
     return Console(width=None if has_width else _LOG_WIDTH)
 
 
+@contextlib.contextmanager
+def json_mode(command: str | None) -> Iterator[Document]:
+    """Collect the results of a command in a document instead of printing them.
+
+    All else that is printed goes to standard error, so that standard output is the document's.
+
+    Args:
+        command: its name; None if there is no such command.
+    """
+    global _document
+    _document = Document(command)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield _document
+    finally:
+        _document = None
+
+
+def add_result(record: object, **more: object) -> None:
+    """Hand over the record of an output, a dataclass or a mapping, for ``--json``."""
+    if _document is not None:
+        _document.add(record, **more)
+
+
+def end_with(code: int, reason: str) -> NoReturn:
+    """End a command that has printed its results and failed all the same.
+
+    Args:
+        code: the exit code.
+        reason: the message of ``--json``.
+    """
+    if _document is not None:
+        _document.failure = reason
+    raise Exit(code)
+
+
 def show(*parts: RenderableType | None, style: str = "") -> None:
     """Print lines, unwrapped and without interpreting their content, and tables."""
-    for part in parts:
+    for part in parts if _document is None else ():
         if isinstance(part, str):
             console().print(Text(part, style), soft_wrap=True)
         elif part is not None:
@@ -48,8 +91,13 @@ def show(*parts: RenderableType | None, style: str = "") -> None:
 
 
 def show_next(*words: str | Path) -> None:
-    """Print the command that usually follows; paths are quoted, so that it can be copied."""
+    """Print the command that usually follows; of several the first is the next.
+
+    Paths are quoted, so that it can be copied.
+    """
     command = " ".join(word if isinstance(word, str) else shlex.quote(str(word)) for word in words)
+    if _document is not None and _document.next is None:
+        _document.next = f"stflow-graph {command}"
     show(f"next: stflow-graph {command}", style="dim")
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Group
 from rich.text import Text
-from typer import Argument, Exit, Option
+from typer import Argument, Option
 
 from . import options as opt
-from .display import show, table
+from .display import add_result, end_with, show, table
 
 if TYPE_CHECKING:
     from stflow_graph.stages.doctor import Check
@@ -27,7 +25,6 @@ def doctor(
         "efficientnet_lite0"
     ),
     weights_root: opt.WeightsRoot = None,
-    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check the installation, the machine and a folder.
 
@@ -38,14 +35,12 @@ def doctor(
     checks = examine(
         folder, weights_root=weights_root, source_dataroot=source_dataroot, encoder=encoder
     )
+    for check in checks:
+        add_result(check)
+    show(_table(checks))
     failed = [check for check in checks if check.state == "failed"]
-    if as_json:
-        listed = [dataclasses.asdict(check) for check in checks]
-        show(json.dumps({"ok": not failed, "checks": listed}, indent=2))
-    else:
-        show(_table(checks))
     if failed:
-        raise Exit(failed[0].exit_code)
+        end_with(failed[0].exit_code, f"{failed[0].subject}: {failed[0].found}")
 
 
 def _table(checks: list[Check]) -> Group:

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import BadParameter, Option
 
 from . import options as opt
-from .display import progress, show
+from .display import add_result, progress, show
 
 
 def download(
@@ -49,6 +49,7 @@ def download(
     hub = Hub(token=None if token_file is None else read_token(token_file))
     with progress("bytes") as report:
         done = run(selection, folder, hub=hub, overwrite=overwrite, progress=report)
+    add_result(done, repository=selection.repo.id, out=folder)
     kept = f", {len(done.kept)} up to date" if done.kept else ""
     show(
         f"{selection.repo.id} at {done.commit[:12]}: {len(done.fetched)} files downloaded{kept}, "

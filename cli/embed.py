@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, show, show_next, state
+from .display import add_result, progress, show, show_next, state
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.embedding import Embedded
@@ -42,9 +42,10 @@ def embed(
     precision: opt.Precision = "auto",
     engine: opt.Engine = "auto",
     workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
+    part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Compute embeddings of patch files or of an image's patches."""
+    """Embed patches, or those of an image, with a patch encoder."""
     roots = source_dataroot or embed_dataroot
     given = [way for way in (roots, patches, image) if way]
     complete = out is not None if patches else bool(source_dataroot and embed_dataroot)
@@ -55,6 +56,9 @@ def embed(
             "give --source-dataroot with --embed-dataroot, or patch files with --out, or --image "
             "with --out FILE.h5"
         )
+    chosen = opt.part_of(part)
+    if image and chosen:
+        raise BadParameter("--part is of several slides, not of one --image")
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
     from stflow_graph.platforms.source import SourceOptions
@@ -78,6 +82,7 @@ def embed(
                     slide, out, network, options, settings, overwrite=overwrite, progress=report
                 )
             ]
+            add_result(done[0])
         elif source_dataroot and embed_dataroot:
             done = run(
                 source_dataroot,
@@ -87,11 +92,23 @@ def embed(
                 datasets=datasets or [],
                 overwrite=overwrite,
                 progress=report,
+                report=add_result,
+                part=chosen,
             )
         else:
             folder = out is not None and (out.suffix != ".h5" or len(patches or []) > 1)
             jobs = [(p, out / f"{p.stem}.h5" if folder else out) for p in patches or [] if out]
-            done = embed_files(jobs, network, settings, overwrite=overwrite, progress=report)
+            done = embed_files(
+                jobs,
+                network,
+                settings,
+                overwrite=overwrite,
+                progress=report,
+                report=add_result,
+                part=chosen,
+            )
+    if not done:
+        show(f"part {part} has no slides")
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:
         _show_next(source_dataroot, embed_dataroot, network.name, datasets or [])

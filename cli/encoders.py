@@ -11,7 +11,7 @@ from rich.text import Text
 from typer import Argument
 
 from . import options as opt
-from .display import console, show, table
+from .display import add_result, console, show, table
 
 if TYPE_CHECKING:
     from stflow_graph.encoders.entry import EncoderEntry
@@ -26,11 +26,26 @@ def encoders(
     """List patch encoders, their licences and available weights."""
     from stflow_graph.encoders.catalogue import ENCODERS, entry_of
 
+    chosen = ENCODERS.values() if name is None else [entry_of(name)]
+    for entry in chosen:
+        add_result(_record(entry, weights_root))
     if name is None:
-        show(_encoder_table(ENCODERS.values(), weights_root))
+        show(_encoder_table(chosen, weights_root))
     else:
         for key, value in _details(entry_of(name), weights_root).items():
             show(f"{key:<9}{value}")
+
+
+def _record(entry: EncoderEntry, weights_root: Path | None) -> dict[str, object]:
+    from stflow_graph.encoders.weights_file import find_weights
+
+    weights = find_weights(entry, weights_root)
+    names = ("name", "aliases", "width", "licence", "gated", "page", "hub", "base")
+    return {
+        **{name: getattr(entry, name) for name in names},
+        "input_px": entry.transform.size,
+        "weights": None if weights is None else {"path": weights.path, "origin": weights.origin},
+    }
 
 
 def _encoder_table(entries: Iterable[EncoderEntry], weights_root: Path | None) -> Group:

@@ -11,7 +11,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from . import options as opt
-from .display import console, show, table
+from .display import add_result, console, show, table
 
 if TYPE_CHECKING:
     from stflow_graph.evaluation.records import Evaluation
@@ -59,6 +59,7 @@ def evaluate(
             n_bootstrap=n_bootstrap,
             seed=seed,
             progress=lambda step: status.update(Text(step)),
+            done=lambda scores: add_result(_record(scores, out)),
         )
     show(_score_table(scores), _slide_table(scores), *_measure_tables(scores))
     show(*_scale_tables(scores))
@@ -68,6 +69,30 @@ def evaluate(
         show(f"{slide.name}: {len(slide)} of {slide.n_predicted} predicted spots{genes} scored")
     show(*(f"note: {note}" for note in scores.notes), style="yellow")
     show(f"report: {out / 'report.html'}")
+
+
+def _record(scores: Evaluation, out: Path) -> dict[str, object]:
+    """Return an evaluation without its matrices and genes, which are in ``metrics.json``."""
+    return {
+        "metrics": out / "metrics.json",
+        "table": out / "metrics.csv",
+        "report": out / "report.html",
+        "target": scores.target,
+        "protocols": scores.protocols,
+        "best_baseline": scores.best_baseline,
+        "rows": scores.rows,
+        "slides": [
+            {
+                "slide": slide.name,
+                "held_out": slide.held_out,
+                "n_spots": len(slide),
+                "n_spots_predicted": slide.n_predicted,
+                "n_genes": len(slide.genes),
+            }
+            for slide in scores.slides
+        ],
+        "notes": scores.notes,
+    }
 
 
 def _score_table(scores: Evaluation) -> Group:

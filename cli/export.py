@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from . import options as opt
-from .display import show
+from .display import add_result, show
 
 
 def export(
@@ -31,4 +31,5 @@ def export(
     from stflow_graph.stages.export import export as run
 
     done = run(prediction, to, genes=genes or [], layer=layer, shape=shape, overwrite=overwrite)
+    add_result(done)
     show(f"{done.path}: {done.n_spots:,} spots x {done.n_genes} genes written")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from . import options as opt
-from .display import show, show_next, state, table
+from .display import add_result, show, show_next, state, table
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.gene_lists import ChosenGenes
@@ -67,6 +67,7 @@ def genes(
 
 
 def _show(chosen: ChosenGenes, score: str, top: int) -> None:
+    add_result(chosen)
     if top:
         rows = [
             [str(rank), gene, f"{mean:.2f}", f"{share:.0%}", f"{value:.3f}", str(slides)]

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from stflow_graph.errors import (
     OF_A_PATH,
     BadInput,
     OutOfMemory,
+    SomeFailed,
     StflowError,
     StorageFailed,
     is_out_of_memory,
@@ -25,7 +26,9 @@ from stflow_graph.errors import (
 )
 from stflow_graph.version import __version__
 
+from . import options as opt
 from .convert import convert
+from .display import json_mode
 from .doctor import doctor
 from .download import download
 from .embed import embed
@@ -37,7 +40,7 @@ from .predict import predict
 from .prepare import prepare
 from .probe import probe
 from .sample import sample
-from .signals import handle_signals
+from .signals import command_of, handle_signals
 from .simulate import simulate
 from .split import split
 from .summarise import summarise
@@ -73,10 +76,16 @@ _AFTER_EVAL: tuple[Callable[..., None], ...] = (
     doctor,
 )
 for command in _BEFORE_EVAL:
-    app.command()(command)
-app.command("eval")(evaluate)
+    app.command()(opt.with_json(command))
+app.command("eval")(opt.with_json(evaluate))
 for command in _AFTER_EVAL:
-    app.command()(command)
+    app.command()(opt.with_json(command))
+_PROGRAM = "stflow-graph"
+# both are accepted at any position, as users append them to a command
+_DEBUG, _JSON = "--debug", "--json"
+# of every wrong use; typer does not export it
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+_OF_THE_PROGRAM = 1  # exit code of an uncaught error in Python
 
 
 def _version(value: bool) -> None:
@@ -91,9 +100,10 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Spatial gene expression from H&E slides by flow matching on a graph of spots."""
-    del version, debug  # --debug is read in main(), which handles the errors
+    del version, debug, as_json  # main() reads the last two, as it handles errors and output
     handler = RichHandler(
         console=Console(stderr=True), show_time=False, show_path=False, show_level=True
     )
@@ -139,13 +149,15 @@ def _escape_what_cannot_be_encoded() -> None:
 
 def main() -> None:
     """Run the command line and exit with the code of ``stflow_graph.errors``."""
-    # --debug is accepted at any position, as users append it to a command that failed
-    debug = "--debug" in sys.argv
-    arguments = spread([argument for argument in sys.argv[1:] if argument != "--debug"])
+    debug = _DEBUG in sys.argv
+    arguments = spread([word for word in sys.argv[1:] if word not in (_DEBUG, _JSON)])
     _escape_what_cannot_be_encoded()
     handle_signals(arguments)
     try:
-        app(args=arguments, prog_name="stflow-graph")
+        if _JSON in sys.argv:
+            _run_with_json(arguments, debug)
+        else:
+            app(args=arguments, prog_name=_PROGRAM)
     except BrokenPipeError:
         # the reader of our output is gone; keep the interpreter from complaining at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -157,6 +169,49 @@ def main() -> None:
         first, *others = getattr(error, "lines", ()) or [one_line(message)]
         print("\n  ".join([f"error: {first}", *others]), file=sys.stderr)
         sys.exit(code)
+
+
+def _run_with_json(arguments: Sequence[str], debug: bool) -> None:
+    """Run a command and print its document, also where it fails.
+
+    Raises:
+        SystemExit: the command ended.
+        Exception: what it raised, other than of its usage.
+    """
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    name, failure = command_of(arguments), None
+    with json_mode(name if name in group.commands else None) as document:
+        try:
+            code = group.main(args=list(arguments), prog_name=_PROGRAM, standalone_mode=False) or 0
+            raised: BaseException = SystemExit(code)
+            if code:
+                failure = {"message": document.failure, "exit_code": code}
+        except BaseException as error:
+            failure, raised = _failure(error, debug), error
+            if isinstance(error, _USAGE_ERROR):
+                error.show()  # type: ignore[attr-defined]
+                raised = SystemExit(failure["exit_code"])
+    print(document.text(failure), flush=True)
+    raise raised
+
+
+def _failure(error: BaseException, debug: bool) -> dict[str, Any]:
+    """Return what a document has on an error: message, exit code, the slides that failed."""
+    if not isinstance(error, Exception):  # by a signal
+        code = getattr(error, "code", _OF_THE_PROGRAM)
+        return {"message": "interrupted", "exit_code": code}
+    if isinstance(error, _USAGE_ERROR):
+        text = error.format_message()  # type: ignore[attr-defined]
+        return {"message": one_line(text), "exit_code": error.exit_code}  # type: ignore[attr-defined]
+    message, expected = _message_and_code(error)
+    if expected is None:
+        message = f"{type(error).__name__}: {error}"
+    code = _OF_THE_PROGRAM if debug or expected is None else expected
+    failure = {"message": one_line(message), "exit_code": code}
+    if isinstance(error, SomeFailed):
+        failure |= {"failed": [{"slide": slide, "message": text} for slide, text in error.failed]}
+    return failure
 
 
 def _message_and_code(error: Exception) -> tuple[str, int | None]:

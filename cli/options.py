@@ -6,10 +6,17 @@ one that may be left out.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from typer import BadParameter, Option
+
+if TYPE_CHECKING:
+    from stflow_graph.io.parts import Part
 
 T = TypeVar("T")
 
@@ -70,6 +77,30 @@ Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]
 Device = Annotated[T, Option(help="auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Overwrite existing outputs.")]
+PartOfSlides = Annotated[
+    str | None,
+    Option("--part", metavar="I/N", help="Part I of N of the slides; auto: a SLURM array's task."),
+]
+
+Json = Annotated[bool, Option("--json", help="Print one JSON object with the results.")]
+
+
+def with_json(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the option ``--json``, which ``main`` reads for all commands."""
+
+    @functools.wraps(command)
+    def run(*, as_json: bool, **options: Any) -> None:
+        del as_json
+        command(**options)
+
+    name, kind = "as_json", inspect.Parameter.KEYWORD_ONLY
+    option = inspect.Parameter(name, kind, default=False, annotation=Json)
+    # evaluated here, as typer does not evaluate those of a signature that is set
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [*signature.parameters.values(), option]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, name: Json}
+    return run
 
 
 def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
@@ -79,6 +110,17 @@ def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
     if not all(text.isdecimal() and len(text) < 10 for text in folds or ()):
         raise BadParameter(f"--folds: {' '.join(folds or ())[:99]!r}: expected numbers, or all")
     return tuple(map(int, folds or ()))
+
+
+def part_of(text: str | None) -> Part | None:
+    """Return the part that ``--part`` names; None stands for all slides."""
+    from stflow_graph.errors import BadConfig
+    from stflow_graph.io.parts import Part
+
+    try:
+        return None if text is None else Part.parse(text, os.environ)
+    except BadConfig as error:
+        raise BadParameter(f"--part: {error}") from None
 
 
 def gene_names(genes: str | None) -> tuple[str, ...]:

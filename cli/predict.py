@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, range_note, show, show_next, show_range, state
+from .display import add_result, progress, range_note, show, show_next, show_range, state
 
 if TYPE_CHECKING:
     from stflow_graph.platforms.source import SourceOptions
@@ -57,6 +57,7 @@ def predict(
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what would be done, how long it takes, its size.")
     ] = False,
+    part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
     allow_code: Annotated[
         bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
@@ -68,9 +69,10 @@ def predict(
     from stflow_graph.models.build import pick_device
     from stflow_graph.platforms.source import SourceOptions
     from stflow_graph.preparation.engine import EmbedSettings
-    from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate
+    from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate, report_file
     from stflow_graph.stages.predict import predict as run
 
+    chosen = opt.part_of(part)
     found = _slides(slides, spots, SourceOptions(name, image, um_per_px))
     network = create_encoder(encoder_of(model), weights, weights_root)
     settings = PredictSettings(
@@ -83,8 +85,9 @@ def predict(
         keep_embeddings=keep_embeddings,
     )
     if dry_run:
-        for line in estimate(found, model, out, network, settings, allow_code=allow_code):
-            show(line)
+        plan = estimate(found, model, out, network, settings, allow_code=allow_code, part=chosen)
+        add_result(plan, n_spots=plan.n_spots, seconds=plan.seconds)
+        show(*plan.lines())
         return
     with progress() as bar:
         done = run(
@@ -97,8 +100,12 @@ def predict(
             allow_code=allow_code,
             progress=bar,
             report=_show,
+            part=chosen,
         )
-    show(f"maps and what to make of them: {out / 'report.html'}")
+    if not done:
+        show(f"part {part} has no slides")
+        return
+    show(f"maps and what to make of them: {report_file(out, chosen)}")
     first = done[0].path
     show_next("export", first, "--to", first.with_suffix(".csv"))
 
@@ -118,6 +125,7 @@ def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> li
 
 
 def _show(done: PredictedSlide) -> None:
+    add_result(done)
     note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
     show(
         f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {state(done.up_to_date)}; "

@@ -10,7 +10,7 @@ from rich.console import Group
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import progress, show, show_next, state, table
+from .display import add_result, progress, show, show_next, state, table
 
 if TYPE_CHECKING:
     from stflow_graph.platforms.source import SlideSource
@@ -94,9 +94,14 @@ def _prepare_spots(source: Path | SlideSource, out: Path, options: dict[str, Any
     from stflow_graph.stages.prepare import prepare as run
 
     done: list[Prepared] = []
+
+    def report(slide: Prepared) -> None:
+        done.append(slide)
+        add_result(slide)
+
     try:
         with progress() as bar:
-            run(source, out, notice=show, progress=bar, report=done.append, **options)
+            run(source, out, notice=show, progress=bar, report=report, **options)
     finally:
         if done:
             show(_slide_table(done, out))
@@ -126,6 +131,7 @@ def _prepare_grid(image: Path, out: Path, name: str, options: dict[str, Any]) ->
 
     with progress() as bar:
         done = prepare_grid(image, out, name=name, progress=bar, **options)
+    add_result(done)
     origin = "metadata" if options["um_per_px"] is None else "--um-per-px"
     embeddings = out.parent / "embeddings" / f"{name}.h5"
     show(

@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Option
 
 from . import options as opt
-from .display import progress, show, table
+from .display import add_result, progress, show, table
 
 if TYPE_CHECKING:
     from stflow_graph.evaluation.encoder_probe import Cell, ProbeSettings
@@ -57,6 +57,11 @@ def probe(
     components = pca if dimreduce == "pca" else None
     settings = ProbeSettings(method, components, alpha, gene_list, target, seed)
     cells: list[Cell] = []
+
+    def report(cell: Cell) -> None:
+        cells.append(cell)
+        add_result(cell, mean=cell.mean, std=cell.std)
+
     try:
         with progress() as bar:
             run(
@@ -73,7 +78,7 @@ def probe(
                 ),
                 make_encoder=partial(create_encoder, weights_root=weights_root),
                 progress=bar,
-                report=cells.append,
+                report=report,
             )
     finally:
         if cells:  # though others may have failed

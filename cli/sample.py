@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import range_note, show, show_next, show_range, state
+from .display import add_result, range_note, show, show_next, show_range, state
 
 if TYPE_CHECKING:
     from stflow_graph.inference.sampling import Sampled
@@ -57,6 +57,7 @@ def sample(
     allow_patch_size: opt.AllowPatchSize[bool] = False,
     device: opt.Device[str] = "auto",
     precision: opt.NetworkPrecision[str] = "float32",
+    part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
     allow_code: Annotated[
         bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
@@ -83,9 +84,19 @@ def sample(
         genes=opt.gene_names(genes),
     )
     done = run(
-        source, embeddings, out, settings, overwrite=overwrite, allow_code=allow_code, report=_show
+        source,
+        embeddings,
+        out,
+        settings,
+        overwrite=overwrite,
+        allow_code=allow_code,
+        report=_show,
+        part=opt.part_of(part),
     )
-    show_next(*_next_step(done, out))
+    if done:
+        show_next(*_next_step(done, out))
+    else:
+        show(f"part {part} has no slides")
 
 
 def _next_step(done: list[Sampled], out: Path) -> list[str | Path]:
@@ -114,6 +125,7 @@ def _next_step(done: list[Sampled], out: Path) -> list[str | Path]:
 
 
 def _show(done: Sampled) -> None:
+    add_result(done)
     fold = "" if done.fold is None else f", fold {done.fold}"
     fold += " (held out)" if done.held_out else ""
     note = fold + range_note(done.in_range)

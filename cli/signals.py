@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from types import FrameType
 
 # they skip what is complete and go on with the rest
-_RESUMED = {"download", "prepare", "genes", "embed", "probe", "train", "sample"}
+_RESUMED = {"download", "prepare", "genes", "embed", "probe", "train", "sample", "predict"}
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """Return the command's name, the first word that is no option; "" if there is none."""
+    return next((word for word in arguments if not word.startswith("-")), "")
 
 
 def handle_signals(arguments: Sequence[str]) -> None:
     """End with one line and exit code 130 or 143 on SIGINT and SIGTERM; a second one at once.
 
     Args:
-        arguments: of the command line, the command first.
+        arguments: of the command line, the command before its options.
     """
-    resumes = arguments and arguments[0] in _RESUMED and "--overwrite" not in arguments
+    resumes = command_of(arguments) in _RESUMED and "--overwrite" not in arguments
     line = b"interrupted; the same command resumes\n" if resumes else b"interrupted\n"
 
     def end(signum: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from . import options as opt
-from .display import progress, show, show_next, table
+from .display import add_result, progress, show, show_next, table
 
 
 def simulate(
@@ -35,6 +35,7 @@ def simulate(
     sizes |= {"first_slide": first_slide}
     with progress() as bar:
         cohort = simulate_cohort(out, **sizes, stain=stain, overwrite=overwrite, progress=bar)
+    add_result(cohort)
     patients = len({slide.patient for slide in cohort.slides})
     show(
         f"{cohort.path}: {slides} slides of {patients} patients, {spots} spots each, "

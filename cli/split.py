@@ -9,7 +9,7 @@ from rich.console import Group
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import show, show_next, state, table
+from .display import add_result, show, show_next, state, table
 
 if TYPE_CHECKING:
     from stflow_graph.stages.split import Split
@@ -47,6 +47,7 @@ def split(
         seed=seed,
         overwrite=overwrite,
     )
+    add_result(done)
     show(_fold_table(done))
     absent = f"; {len(done.not_there)} of its slides are absent" if done.not_there else ""
     show(f"{done.folder} {state(done.up_to_date)}; patients from {done.source}{absent}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option
 
-from .display import show, table
+from .display import add_result, show, table
 
 if TYPE_CHECKING:
     from stflow_graph.stages.summarise import Summary
@@ -37,7 +36,6 @@ def summarise(
     ] = None,
     seed: Annotated[int, Option(min=0, max=2**32 - 1, help="Random seed of the domains.")] = 0,
     format: Annotated[Literal["csv", "parquet"], Option(help="Format of the tables.")] = "csv",
-    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tabulate the slides, genes, domains and patients of a cohort."""
     from stflow_graph.stages.summarise import SummarySettings
@@ -56,7 +54,8 @@ def summarise(
 
         def done(result: Summary) -> None:
             status.stop()
-            _show(result, as_json)
+            add_result(result)
+            _show(result)
 
         def report(step: str) -> None:
             status.update(Text(step))
@@ -64,12 +63,9 @@ def summarise(
         run(predictions, out, settings, report=report, done=done)
 
 
-def _show(result: Summary, as_json: bool) -> None:
+def _show(result: Summary) -> None:
     from stflow_graph.io.cells import printable
 
-    if as_json:
-        show(json.dumps({"out": str(result.out), **result.content}, indent=2))
-        return
     slides = result.slides
     columns = list(slides.columns.drop(_NOT_SHOWN)[:_MAX_COLUMNS])
     rows = [

@@ -10,7 +10,7 @@ from rich.console import Group
 from typer import Option
 
 from . import options as opt
-from .display import progress, show, show_next, table
+from .display import add_result, progress, show, show_next, table
 
 if TYPE_CHECKING:
     from stflow_graph.config import Config
@@ -77,7 +77,7 @@ def train(
             fold = "all slides" if at.fold is None else f"fold {at.fold}"
             bar(f"{at.dataset} {fold}", at.n_epochs, total, note)
 
-        results = run(resolved, out, overwrite=overwrite, report=report)
+        results = run(resolved, out, overwrite=overwrite, report=report, done=_add)
     show(_result_table(results, resolved, out))
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
     show_next(*_sample_command(results[0].dataset, resolved, out))
@@ -98,6 +98,13 @@ def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         if options[option] is not None and options[option] != []
     }
     return {**settings, **parse_assignments(assignments)}
+
+
+def _add(result: FoldResult) -> None:
+    from stflow_graph.stats.metrics import mean_of_defined
+
+    mean = mean_of_defined(result.pearson) if result.test_pearson else None
+    add_result(result, checkpoint=result.folder / "checkpoint", mean_pearson=mean)
 
 
 def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> Group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,13 +170,20 @@ class SomeFailed(StflowError):
     Args:
         message: one line on all of them.
         lines: a line on each, after the first without them, for a terminal; () prints the message.
+        failed: each slide and its error, "" of those beyond the first hundred.
     """
 
     exit_code = 5
 
-    def __init__(self, message: str = "", lines: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        lines: Sequence[str] = (),
+        failed: Sequence[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(message)
         self.lines = tuple(one_line(line) for line in lines)
+        self.failed = tuple(failed)
 
 
 class Diverged(StflowError):
@@ -242,7 +250,7 @@ class Failures:
         text = f"{type(error).__name__}: {error} (--debug shows more)" if foreign else str(error)
         self._names.append(name)
         if len(self._texts) < self._MAX_LINES:
-            self._texts.append(f"{name}: {one_line(text, self._MAX_TEXT)}")
+            self._texts.append(one_line(text, self._MAX_TEXT))
         # one traceback alone, as it keeps the arrays of its frames in memory
         if self._cause is None or (foreign and isinstance(self._cause, StflowError)):
             self._cause = error
@@ -265,7 +273,9 @@ class Failures:
         """
         if self._names:
             head = f"{len(self._names)} of {self._total} slides failed"
-            text = f"{head}: " + "; ".join(self._texts[: self._MAX_SHOWN])
+            failed = list(itertools.zip_longest(self._names, self._texts, fillvalue=""))
+            texts = [f"{name}: {text}" for name, text in failed if text]
+            text = f"{head}: " + "; ".join(texts[: self._MAX_SHOWN])
             others = self._names[self._MAX_SHOWN :]
             if others:
                 text += f"; and {', '.join(others[: self._MAX_NAMED])}"
@@ -273,8 +283,8 @@ class Failures:
                 text += f" and {len(others) - self._MAX_NAMED} more"
             rest = len(self._names) - len(self._texts)
             more = [f"and {rest} more"] if rest else []
-            lines = [f"{head}:", *self._texts, *more] if len(self._names) > 1 else []
-            raise SomeFailed(text, lines) from self._cause
+            lines = [f"{head}:", *texts, *more] if len(self._names) > 1 else []
+            raise SomeFailed(text, lines, failed) from self._cause
 
 
 _Result = TypeVar("_Result")

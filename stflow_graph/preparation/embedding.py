@@ -25,6 +25,7 @@ from stflow_graph.images.stain import StainMeter
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
+from stflow_graph.io.parts import Part, size_of
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
@@ -53,8 +54,19 @@ def embed_files(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Callable[[Embedded], None] | None = None,
+    part: Part | None = None,
 ) -> list[Embedded]:
     """Embed patch files, each to its own path; one that fails does not stop the others.
+
+    Args:
+        jobs: each patch file and its embedding file.
+        encoder: the patch encoder.
+        settings: batch size, device, precision, workers, engine.
+        overwrite: replace existing targets.
+        progress: called with (slide, spots done, spots in all).
+        report: called after every slide.
+        part: embed the files of this part only; None: all.
 
     Raises:
         BadInput: the only file cannot be used, or a target is no place for a file.
@@ -62,14 +74,23 @@ def embed_files(
     """
     for _, target in jobs:
         check_output_file(target)
-    engine = Engine(encoder, settings, lambda: sum(_count(source) for source, _ in jobs))
+    sources = [source for source, _ in jobs]  # of all parts, which have one engine
+    engine = Engine(encoder, settings, lambda: sum(map(_count, sources)))
+    if part is not None:
+        jobs = part.choose(jobs, lambda job: str(job[1]), lambda job: size_of(job[0]))
     with patch_readers(settings.workers) as pool:
-        run = partial(embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine)
+        embed = partial(
+            embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine
+        )
+
+        def run(source: Path, target: Path) -> Embedded:
+            done = embed(source, target, encoder, settings)
+            if report is not None:
+                report(done)
+            return done
+
         return attempt_each(
-            [
-                (source.stem, partial(run, source, target, encoder, settings))
-                for source, target in jobs
-            ]
+            [(source.stem, partial(run, source, target)) for source, target in jobs]
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stflow_graph.data.splits import embedding_path, find_datasets
@@ -11,6 +11,7 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_file, check_output_folder
+from stflow_graph.io.parts import Part
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.embedding import Embedded, embed_files
@@ -28,6 +29,8 @@ def embed(
     datasets: Sequence[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Callable[[Embedded], None] | None = None,
+    part: Part | None = None,
 ) -> list[Embedded]:
     """Embed every patch file of every data set, as ``<root>/<data set>/<encoder>/fp32/<slide>.h5``.
 
@@ -39,6 +42,8 @@ def embed(
         datasets: names of data sets; none means all.
         overwrite: replace existing embeddings.
         progress: called with (slide, spots done, spots in all).
+        report: called after every slide.
+        part: embed the slides of this part only; None: all.
 
     Raises:
         BadInput: no patches there, or the only slide cannot be used.
@@ -52,7 +57,9 @@ def embed(
             jobs.append((file, embedding_path(embed_dataroot, dataset.name, encoder.name, slide)))
     if not jobs:
         raise BadInput(source_dataroot, "patches", unquoted("no .h5 file"), "patches/<slide>.h5")
-    return embed_files(jobs, encoder, settings, overwrite=overwrite, progress=progress)
+    return embed_files(
+        jobs, encoder, settings, overwrite=overwrite, progress=progress, report=report, part=part
+    )
 
 
 def embed_from_image(

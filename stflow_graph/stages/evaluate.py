@@ -38,6 +38,7 @@ def evaluate(
     n_bootstrap: int = 1000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    done: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Score predictions against measured expression; write JSON, CSV and a report.
 
@@ -59,6 +60,7 @@ def evaluate(
         n_bootstrap: resamples of the spots for the 95% intervals.
         seed: of resamples, thinning and baselines.
         progress: called with the name of each step.
+        done: called once the results are there, also where some slides failed.
 
     Raises:
         BadInput: data that cannot be used or do not belong together; nothing is written.
@@ -87,6 +89,8 @@ def evaluate(
     if out is not None:
         report("report")
         write_results(evaluation, out)
+    if done is not None:
+        done(evaluation)
     failures.check()
     return evaluation
 

@@ -33,6 +33,7 @@ from stflow_graph.inference.sampling import (
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_text
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.parts import Part, size_of
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
@@ -100,6 +101,60 @@ class PredictedSlide:
     in_range: InRange | None
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedSlide:
+    """A slide to predict: spots, scale of its image, edge of a patch, the prediction's file."""
+
+    slide: str
+    n_spots: int
+    um_per_px: float
+    patch_um: float
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What :func:`predict` would do.
+
+    Attributes:
+        slides: those to predict.
+        patches_per_second: of the encoder.
+        device: of the encoder.
+        n_bytes: of the outputs, at most.
+        n_bytes_meanwhile: of files that are removed again.
+    """
+
+    slides: list[PlannedSlide]
+    patches_per_second: float
+    device: str
+    n_bytes: int
+    n_bytes_meanwhile: int
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots of all slides."""
+        return sum(slide.n_spots for slide in self.slides)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the encoder takes."""
+        return self.n_spots / self.patches_per_second
+
+    def lines(self) -> list[str]:
+        """Return it for a reader."""
+        return [
+            *(
+                f"{slide.slide}: {slide.n_spots:,} spots, {slide.um_per_px:.4g} µm/px, "
+                f"patches of {slide.patch_um:.4g} µm: {slide.path}"
+                for slide in self.slides
+            ),
+            f"{self.n_spots:,} patches at {self.patches_per_second:,.0f} a second: about "
+            f"{self.seconds / 60:,.1f} minutes on {self.device}",
+            f"at most {self.n_bytes / 1e6:,.1f} MB for outputs, and "
+            f"{self.n_bytes_meanwhile / 1e6:,.1f} MB meanwhile",
+        ]
+
+
 def predict(
     slides: Sequence[SlideImage],
     model: str | Path,
@@ -111,6 +166,7 @@ def predict(
     allow_code: bool = False,
     progress: Progress | None = None,
     report: Callable[[PredictedSlide], None] | None = None,
+    part: Part | None = None,
 ) -> list[PredictedSlide]:
     """Predict the expression of slides from their images; write ``out/<slide>.h5ad``.
 
@@ -128,13 +184,14 @@ def predict(
         allow_code: run the code of a layer that is neither ours nor PyG's.
         progress: called with (slide, spots embedded, spots in all).
         report: called after every slide.
+        part: predict the slides of this part only, with a report of their own; None: all.
 
     Raises:
         BadInput: the only slide cannot be used: no scale, no tissue, spots outside the image.
         BadConfig: the encoder is not the model's, or a device lacks the precision.
         SomeFailed: some of several slides failed; the others are written.
     """
-    check_names(slides)
+    n_slides, slides = len(slides), _slides_of(part, slides)
     out = check_output_folder(out)
     sample = settings.sample
     check_precision(sample.precision, pick_device(sample.device))
@@ -145,7 +202,7 @@ def predict(
 
     def engine(n_spots: int) -> Engine:
         if not engines:
-            engines.append(Engine(encoder, settings.embed, lambda: n_spots * len(slides)))
+            engines.append(Engine(encoder, settings.embed, lambda: n_spots * n_slides))
         return engines[0]
 
     finished: list[PredictedSlide] = []
@@ -162,8 +219,26 @@ def predict(
     try:
         return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
     finally:
+        if part is None:  # other jobs may be about to write there
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                (out / "embeddings").rmdir()
         if finished:  # also where others failed
-            write_report(out / "report.html", finished)
+            write_report(report_file(out, part), finished)
+
+
+def report_file(out: Path, part: Part | None) -> Path:
+    """Return the page of a command's slides; parts have pages of their own."""
+    which = "" if part is None else f"-{part.number}-of-{part.count}"
+    return out / f"report{which}.html"
+
+
+def _slides_of(part: Part | None, slides: Sequence[SlideImage]) -> Sequence[SlideImage]:
+    check_names(slides)
+    if part is None:
+        return slides
+    return part.choose(
+        slides, lambda slide: slide.name, lambda slide: sum(map(size_of, slide.inputs.values()))
+    )
 
 
 def write_report(file: Path, slides: Sequence[PredictedSlide]) -> None:
@@ -194,15 +269,16 @@ def estimate(
     settings: PredictSettings = DEFAULT,
     *,
     allow_code: bool = False,
-) -> list[str]:
-    """Return lines on what :func:`predict` would do: slides, spots, time, disk.
+    part: Part | None = None,
+) -> Estimate:
+    """Return what :func:`predict` would do: slides, spots, time, disk.
 
     The time is that of the encoder, measured on a batch.
 
     Raises:
         BadInput: a slide cannot be used.
     """
-    check_names(slides)
+    slides = _slides_of(part, slides)
     models = load_models(model, settings.sample.fold, settings.sample.device, allow_code)
     _check_encoder(models, encoder)
     engine = Engine(encoder, dataclasses.replace(settings.embed, engine="torch"), lambda: 0)
@@ -211,29 +287,23 @@ def estimate(
     began = time.perf_counter()
     engine(patches)
     seconds = (time.perf_counter() - began) / len(patches)
-    lines, n_all, n_bytes, largest = list[str](), 0, 0, 0
+    planned, n_bytes = list[PlannedSlide](), 0
     for slide in slides:
         fold = model_for(slide.name, models)
         work = _Work(slide, fold, Path(out), encoder, settings, overwrite=False)
         with slide.open() as image:
             places = slide.places(image, work.patch_um, work.grid)
         n = len(places)
-        largest = max(largest, n)
+        path = Path(out) / f"{slide.name}.h5ad"
+        planned.append(PlannedSlide(slide.name, n, places.um_per_px, work.patch_um, path))
         n_genes = len(settings.sample.columns(fold.checkpoint.genes))
-        n_layers = settings.sample.n_samples + 1 if settings.sample.n_samples > 1 else 0
-        n_all, n_bytes = n_all + n, n_bytes + 4 * n * n_genes * (1 + n_layers)
+        # with samples also their standard deviation and its two parts
+        n_layers = settings.sample.n_samples + 3 if settings.sample.n_samples > 1 else 0
         kept = settings.keep_embeddings * 4 * encoder.width
         kept += settings.keep_patches * 3 * settings.patch_px**2
-        n_bytes += n * kept
-        scale = f"{places.um_per_px:.4g} \u00b5m/px, patches of {work.patch_um:.4g} \u00b5m"
-        lines.append(f"{slide.name}: {n:,} spots, {scale}: {Path(out) / slide.name}.h5ad")
-    meanwhile = 4 * largest * encoder.width
-    return [
-        *lines,
-        f"{n_all:,} patches at {1 / seconds:,.0f} a second: about {n_all * seconds / 60:,.1f} "
-        f"minutes on {settings.embed.device}",
-        f"at most {n_bytes / 1e6:,.1f} MB for outputs, and {meanwhile / 1e6:,.1f} MB meanwhile",
-    ]
+        n_bytes += n * (4 * n_genes * (1 + n_layers) + kept)
+    meanwhile = 4 * max((slide.n_spots for slide in planned), default=0) * encoder.width
+    return Estimate(planned, 1 / seconds, settings.embed.device, n_bytes, meanwhile)
 
 
 def _check_encoder(models: Sequence[FoldModel], encoder: Encoder) -> None:
@@ -320,8 +390,6 @@ class _Work:
             )
         if not self.settings.keep_embeddings:
             embeddings.unlink()
-            with contextlib.suppress(OSError):  # others are there
-                embeddings.parent.rmdir()
         return self._result(done, overlay)
 
     def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:

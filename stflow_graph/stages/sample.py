@@ -11,6 +11,7 @@ from stflow_graph.inference.sampling import Sampled, load_models, model_for, sam
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.parts import Part, size_of
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.precision import check_precision
 
@@ -24,6 +25,7 @@ def sample(
     overwrite: bool = False,
     allow_code: bool = False,
     report: Callable[[Sampled], None] | None = None,
+    part: Part | None = None,
 ) -> list[Sampled]:
     """Predict the expression of slides from their embeddings and write ``out/<slide>.h5ad``.
 
@@ -38,6 +40,7 @@ def sample(
         overwrite: overwrite existing predictions.
         allow_code: run the code of a layer that is neither ours nor PyG's.
         report: called after every slide.
+        part: predict the slides of this part only; None: all.
 
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
@@ -54,6 +57,8 @@ def sample(
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])
     _check_image(settings, len(files))
+    if part is not None:
+        files = part.choose(files, lambda file: file.stem, size_of)
 
     def one(file: Path) -> Sampled:
         check_name(file.stem, file, "slide name")

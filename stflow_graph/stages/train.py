@@ -89,7 +89,12 @@ Report = Callable[[Progress], None]
 
 
 def train(
-    config: Config, out: str | Path, *, overwrite: bool = False, report: Report | None = None
+    config: Config,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    report: Report | None = None,
+    done: Callable[[FoldResult], None] | None = None,
 ) -> list[FoldResult]:
     """Train a denoiser on every fold of every data set and score it on the fold's test slides.
 
@@ -106,6 +111,7 @@ def train(
         out: the run's folder.
         overwrite: train anew where ``out`` holds a run of another configuration.
         report: called after every epoch.
+        done: called after every fold.
 
     Raises:
         BadInput: data that cannot be used, or ``out`` holds files that are of no run.
@@ -136,11 +142,13 @@ def train(
         with lock_fold(folder):
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
+        if done is not None:
+            done(result)
         if fold.index is None:
             continue
         with lock_run(parent):  # jobs of an array, each with folds of its own
-            done = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
-            tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in done]
+            others = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
+            tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in others]
             table = results_kfold(tables) | {"protocol": result.protocol}
             write_json(parent / "results_kfold.json", table)
     return results

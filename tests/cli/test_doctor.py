@@ -21,7 +21,7 @@ def checks_of(cli, *arguments, code=0):
     assert run.code == code, run.err
     found = json.loads(run.out)
     assert found["ok"] is (code == 0)
-    return {check["subject"]: check for check in found["checks"]}
+    return {check["subject"]: check for check in found["results"]}
 
 
 def test_a_working_machine_and_folder(cli, tmp_path):

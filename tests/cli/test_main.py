@@ -30,7 +30,7 @@ from stflow_graph.io.predictions import read_prediction
 from stflow_graph.stages.train import Progress, train
 
 COMMANDS = ("download", "simulate", "prepare", "split", "genes", "embed", "encoders", "probe")
-COMMANDS += ("predict", "train", "sample", "eval", "summarise", "export", "convert", "doctor")
+COMMANDS += ("train", "sample", "predict", "eval", "summarise", "export", "convert", "doctor")
 
 
 def arguments(cohort, *more: object) -> list[object]:

@@ -34,8 +34,10 @@ def test_a_cohort_becomes_tables(cli, predictions, tmp_path):
     assert f"{out / 'slides.csv'}: a row a slide" in run.out
     assert list(pd.read_csv(out / "patients.csv")["time"]) == [3, 5]
     again = cli(*step, "--json")
-    content = json.loads(again.out)
-    assert (again.code, content["out"]) == (0, str(out))
+    (record,) = json.loads(again.out)["results"]
+    assert (again.code, record["out"]) == (0, str(out))
+    assert [row["slide"] for row in record["slides"]] == ["A", "B", "C"]
+    content = record["content"]
     assert content["slides"].keys() == {"A", "B", "C"}
     assert content["left_out"]["gene_sets"] == ["GONE\x1b[2J"]
 

@@ -235,7 +235,10 @@ def test_patches_of_another_size_are_refused_by_sample(imaged):
 
 def test_an_estimate_says_what_would_be_done_and_does_nothing(imaged):
     slides = slides_of(imaged / "images")
-    lines = estimate(slides, imaged / "run", imaged / "out", toy_encoder(), SETTINGS)
+    plan = estimate(slides, imaged / "run", imaged / "out", toy_encoder(), SETTINGS)
+    lines = plan.lines()
+    assert plan.seconds == pytest.approx(plan.n_spots / plan.patches_per_second)
+    assert plan.n_bytes_meanwhile < plan.n_spots * 4 * 6
     assert [line.split(":")[0] for line in lines[:4]] == ["S0", "S1", "S2", "S3"]
     assert "patches of 20 µm" in lines[0]
     assert "patches at" in lines[4]
