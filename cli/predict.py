@@ -41,6 +41,9 @@ def predict(
     ] = 1,
     seed: opt.Seed = 0,
     fold: Annotated[int | None, Option(help="Fold of the run to use.")] = None,
+    encoder: Annotated[
+        str | None, Option(help="Encoder of the model, if it is your own: module:factory.")
+    ] = None,
     weights: Annotated[Path | None, Option(help="Weights file of the encoder.")] = None,
     weights_root: opt.WeightsRoot = None,
     batch_size: opt.PatchBatch = 64,
@@ -74,7 +77,7 @@ def predict(
 
     chosen = opt.part_of(part)
     found = _slides(slides, spots, SourceOptions(name, image, um_per_px))
-    network = create_encoder(encoder_of(model), weights, weights_root)
+    network = create_encoder(encoder or encoder_of(model), weights, weights_root)
     settings = PredictSettings(
         SampleSettings(n_samples, seed, fold=fold, device=device, genes=opt.gene_names(genes)),
         EmbedSettings(batch_size, str(pick_device(device)), precision, workers, engine),

@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from imaged import write_imaged
 from PIL import Image
 from predicted import predicted
-from toy import GENES, Cohort, write_cohort, write_images
+from toy import GENES, Cohort, toy_encoder, write_cohort, write_images
 
 from stflow_graph.config import load_config
+from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
+from stflow_graph.preparation.slide_places import slides_of
 from stflow_graph.simulation.cohort import simulate_cohort
+from stflow_graph.stages.predict import PredictSettings, predict
 from stflow_graph.stages.summarise import summarise
 from stflow_graph.stages.train import train
 
@@ -95,6 +99,16 @@ COMMANDS = {
             *["sample", i / "run", i / "embeddings/cohort/toy/fp32/A.h5", "--out", o],
             *["--n-samples", 2],
         ]
+    ),
+    "predict": Command(
+        lambda i, o: [
+            *["predict", i / "imaged/images/S3.svs", "--model", i / "imaged/run", "--out", o],
+            *["--n-samples", 2, "--pitch-um", 60, *EMBED],
+        ]
+    ),
+    "predict again": Command(
+        lambda i, o: [*COMMANDS["predict"].arguments(i, o), "--overwrite"],
+        lambda i, o: shutil.copytree(i / "imaged/out", o, dirs_exist_ok=True),
     ),
     "sample again": Command(
         lambda i, o: [*COMMANDS["sample"].arguments(i, o), "--overwrite"],
@@ -172,6 +186,15 @@ def write_inputs(folder: Path) -> Path:
     torch.manual_seed(0)
     torch.save(TransformerDenoiser(6, len(GENES), 16, 16, 2, 1).state_dict(), folder / "model.pt")
     write_kit(folder / "kit")
+    (folder / "imaged").mkdir()
+    write_imaged(folder / "imaged")
+    predict(
+        slides_of(folder / "imaged/images/S3.svs"),
+        folder / "imaged/run",
+        folder / "imaged/out",
+        toy_encoder(),
+        PredictSettings(SampleSettings(seed=1), pitch_um=60.0),
+    )
     simulate_cohort(folder / "simulated", n_slides=2, n_spots=3, n_folds=2)
     return folder
 
