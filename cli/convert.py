@@ -54,4 +54,4 @@ def convert(
     if gene_list is None:
         note = "genes are named gene_0, gene_1, ...; eval needs their names (--gene-list)"
         show(note, style="yellow")
-    show_next(f"sample {out} EMB.h5 --out PREDICTIONS")
+    show_next("sample", out, "EMB.h5 --out PREDICTIONS")

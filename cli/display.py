@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.box import SIMPLE_HEAD
@@ -88,8 +90,12 @@ def show(*parts: RenderableType | None, style: str = "") -> None:
             console().print(part)
 
 
-def show_next(command: str) -> None:
-    """Print the command that usually follows; of several the first is the next."""
+def show_next(*words: str | Path) -> None:
+    """Print the command that usually follows; of several the first is the next.
+
+    Paths are quoted, so that it can be copied.
+    """
+    command = " ".join(word if isinstance(word, str) else shlex.quote(str(word)) for word in words)
     if _document is not None and _document.next is None:
         _document.next = f"stflow-graph {command}"
     show(f"next: stflow-graph {command}", style="dim")

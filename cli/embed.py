@@ -120,10 +120,10 @@ def _show_next(source: Path, embeddings: Path, encoder: str, datasets: Sequence[
 
     for dataset in find_datasets(source, datasets):
         if not (dataset.path / "splits").is_dir():
-            show_next(f"split {dataset.path} --leave-one-out")
+            show_next("split", dataset.path, "--leave-one-out")
             return
-    roots = f"--source-dataroot {source} --embed-dataroot {embeddings}"
-    show_next(f"train {roots} --encoder {encoder} --out RUN")
+    roots = ("--source-dataroot", source, "--embed-dataroot", embeddings)
+    show_next("train", *roots, "--encoder", encoder, "--out RUN")
 
 
 def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:

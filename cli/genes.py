@@ -60,12 +60,10 @@ def genes(
     )
     everything = done[0].fold is None
     option = done[0].file.name.replace(f"_fold{done[0].fold}", "_fold{fold}")
-    option = option if out is None else str(done[0].file.with_name(option))
-    masked = "" if min_slides is None else " --missing-genes mask"
-    show_next(
-        f"train --source-dataroot {root} --embed-dataroot EMB --gene-list '{option}'{masked} "
-        f"{'--folds all ' if everything else ''}--out RUN"
-    )
+    file = Path(option) if out is None else done[0].file.with_name(option)
+    masked = "" if min_slides is None else "--missing-genes mask "
+    more = f"{masked}{'--folds all ' if everything else ''}--out RUN"
+    show_next("train --source-dataroot", root, "--embed-dataroot EMB --gene-list", file, more)
 
 
 def _show(chosen: ChosenGenes, score: str, top: int) -> None:

@@ -43,6 +43,13 @@ MissingGenes = Annotated[
 AllowPatchSize = Annotated[
     T, Option("--allow-patch-size", help="Accept patches of another physical size.")
 ]
+AllowMissingSpots = Annotated[
+    T,
+    Option(
+        "--allow-missing-spots",
+        help="Accept slides with embeddings of under half of the measured spots.",
+    ),
+]
 Target = Annotated[T, Option(help="Target: log1p or log1p_normalised.")]
 
 # encoders

@@ -107,7 +107,7 @@ def predict(
         return
     show(f"maps and what to make of them: {report_file(out, chosen)}")
     first = done[0].path
-    show_next(f"export {first} --to {first.with_suffix('.csv')}")
+    show_next("export", first, "--to", first.with_suffix(".csv"))
 
 
 def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> list[SlideImage]:

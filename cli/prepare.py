@@ -41,6 +41,12 @@ def prepare(
     ] = "symbols",
     bin_um: Annotated[int | None, Option(help="Bins of Visium HD, µm. (default: 8)")] = None,
     alignment: Annotated[Path | None, Option(help="H&E alignment matrix (Xenium), csv.")] = None,
+    array: Annotated[
+        str | None, Option(help="Array of legacy ST: 1k or 2k. (default: detected)")
+    ] = None,
+    max_outside: Annotated[
+        float, Option(min=0, max=1, help="Maximum fraction of spots outside the image.")
+    ] = 0.05,
     patch_px: opt.PatchPx = 224,
     patch_um: opt.PatchUm[float] = 112,
     grid: Annotated[bool, Option("--grid", help="Grid over the tissue of --image.")] = False,
@@ -56,6 +62,8 @@ def prepare(
     The slides are those of SOURCE, or one slide of named files.
     """
     shared: dict[str, Any] = {"patch_px": patch_px, "patch_um": patch_um, "overwrite": overwrite}
+    if array is not None and source is None:
+        raise BadParameter("--array belongs to SOURCE")
     if grid:
         if image is None or name is None or source or spots or counts:
             raise BadParameter("--grid takes --image and --id, no SOURCE, --spots, --counts")
@@ -67,14 +75,16 @@ def prepare(
         raise BadParameter("--pitch-um belongs to --grid")
     from stflow_graph.platforms.source import SourceOptions, tables_source
 
+    shared["max_outside"] = max_outside
     embeddings = out.parent / "embeddings"
     if source is not None and spots is None and counts is None:
-        options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment)
+        options = SourceOptions(name, image, um_per_px, gene_names, bin_um, alignment, array)
         _prepare_spots(source, out, {"options": options, "format": format, **shared})
-        show_next(f"embed --source-dataroot {out} --embed-dataroot {embeddings}")
+        show_next("embed --source-dataroot", out, "--embed-dataroot", embeddings)
     elif source is None and image and counts and name and format is None:
         _prepare_spots(tables_source(name, image, spots, counts, um_per_px), out, shared)
-        show_next(f"embed {out}/patches/{name}.h5 --out {embeddings}/{name}.h5")
+        file = f"{name}.h5"
+        show_next("embed", out / "patches" / file, "--out", embeddings / file)
     else:
         raise BadParameter("give SOURCE, or --image, --counts and --id of one slide")
 
@@ -129,5 +139,5 @@ def _prepare_grid(image: Path, out: Path, name: str, options: dict[str, Any]) ->
         f"{name}: {done.n_patches} patches of a grid of {done.n_rows} x {done.n_columns}: "
         f"{done.patches} {state(done.up_to_date)}",
     )
-    show_next(f"embed {done.patches} --out {embeddings}")
-    show_next(f"sample RUN {embeddings} --out {out.parent / 'predictions'}")
+    show_next("embed", done.patches, "--out", embeddings)
+    show_next("sample RUN", embeddings, "--out", out.parent / "predictions")

@@ -94,12 +94,12 @@ def sample(
         part=opt.part_of(part),
     )
     if done:
-        show_next(_next_step(done, out))
+        show_next(*_next_step(done, out))
     else:
         show(f"part {part} has no slides")
 
 
-def _next_step(done: list[Sampled], out: Path) -> str:
+def _next_step(done: list[Sampled], out: Path) -> list[str | Path]:
     """Return the command to go on with: ``eval`` where every slide's expression is at hand."""
     from stflow_graph.errors import BadInput
     from stflow_graph.evaluation.files import truth_file
@@ -115,13 +115,13 @@ def _next_step(done: list[Sampled], out: Path) -> str:
         with contextlib.suppress(BadInput, OSError):
             folders = {truth_file(Path(names[0]), dataset, slide.slide).parent for slide in done}
     if len(folders) != 1:
-        return f"export {done[0].path} --to {done[0].path.with_suffix('.csv')}"
-    evaluation = out.with_name("eval" if out.name == "predictions" else f"{out.name}_eval")
-    source, embeddings, truth = (shlex.quote(str(path)) for path in (*names, folders.pop()))
-    return (
-        f"eval {out}/*.h5ad --truth {truth} --out {evaluation} --baselines "
-        f"--source-dataroot {source} --embed-dataroot {embeddings}"
-    )
+        return ["export", done[0].path, "--to", done[0].path.with_suffix(".csv")]
+    evaluation = out.parent / ("eval" if out.name == "predictions" else f"{out.name}_eval")
+    predictions = f"{shlex.quote(str(out))}/*.h5ad"
+    return [
+        *("eval", predictions, "--truth", folders.pop(), "--out", evaluation, "--baselines"),
+        *("--source-dataroot", Path(names[0]), "--embed-dataroot", Path(names[1])),
+    ]
 
 
 def _show(done: Sampled) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -17,6 +17,12 @@ def simulate(
     spots: Annotated[int, Option(help="Number of spots per slide.")] = 400,
     seed: Annotated[int, Option(help="Random seed; it determines every byte.")] = 0,
     folds: Annotated[int, Option(help="Number of folds, grouped by patient.")] = 3,
+    stain: Annotated[
+        Literal["usual", "other"], Option(help="Stain: usual, or that of another laboratory.")
+    ] = "usual",
+    first_slide: Annotated[
+        int, Option(help="Number of the first slide: others are of other patients, same genes.")
+    ] = 1,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Write a simulated cohort, with the true means of its counts.
@@ -26,8 +32,9 @@ def simulate(
     from stflow_graph.simulation.cohort import simulate_cohort
 
     sizes = {"n_slides": slides, "n_spots": spots, "n_folds": folds, "seed": seed}
+    sizes |= {"first_slide": first_slide}
     with progress() as bar:
-        cohort = simulate_cohort(out, **sizes, overwrite=overwrite, progress=bar)
+        cohort = simulate_cohort(out, **sizes, stain=stain, overwrite=overwrite, progress=bar)
     add_result(cohort)
     patients = len({slide.patient for slide in cohort.slides})
     show(
@@ -39,7 +46,6 @@ def simulate(
         ceilings = cohort.noise_ceiling[name].values()
         rows.append([name, str(len(genes)), *("" if c is None else f"{c:.3f}" for c in ceilings)])
     show(table("", ("genes", "number", "PCC of true mean", "pooled"), rows))
-    show_next(
-        f"embed --source-dataroot {out} --embed-dataroot {out}_embeddings "
-        "--encoder efficientnet_lite0"
-    )
+    embeddings = Path(f"{out}_embeddings")
+    roots = ("--source-dataroot", out, "--embed-dataroot", embeddings)
+    show_next("embed", *roots, "--encoder efficientnet_lite0")

@@ -51,7 +51,7 @@ def split(
     show(_fold_table(done))
     absent = f"; {len(done.not_there)} of its slides are absent" if done.not_there else ""
     show(f"{done.folder} {state(done.up_to_date)}; patients from {done.source}{absent}")
-    show_next(f"genes {folder}")
+    show_next("genes", folder)
 
 
 def _fold_table(done: Split) -> Group:

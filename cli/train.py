@@ -33,6 +33,7 @@ def train(
     duplicate_genes: opt.DuplicateGenes[Text] = None,
     missing_genes: opt.MissingGenes[Text] = None,
     allow_patch_size: opt.AllowPatchSize[bool | None] = None,
+    allow_missing_spots: opt.AllowMissingSpots[bool | None] = None,
     denoiser: Annotated[Text, Option(help="graph or transformer.")] = None,
     n_layers: Annotated[Integer, Option(help="Number of layers.")] = None,
     n_heads: Annotated[Integer, Option(help="Number of attention heads.")] = None,
@@ -52,6 +53,9 @@ def train(
     members: Annotated[Integer, Option(help="Ensemble size.")] = None,
     seed: Annotated[Integer, Option(help="Random seed.")] = None,
     folds: opt.Folds = None,
+    warm_start: Annotated[
+        Text, Option("--from", help="Run or checkpoint whose weights to start from.")
+    ] = None,
     device: opt.Device[Text] = None,
     precision: opt.NetworkPrecision[Text] = None,
     config: Annotated[Path | None, Option(help="TOML file; options override it.")] = None,
@@ -76,7 +80,7 @@ def train(
         results = run(resolved, out, overwrite=overwrite, report=report, done=_add)
     show(_result_table(results, resolved, out))
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
-    show_next(_sample_command(results[0].dataset, resolved, out))
+    show_next(*_sample_command(results[0].dataset, resolved, out))
 
 
 def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -122,12 +126,12 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
     return table(f"{config.denoiser.name} denoiser, {out}", headings, rows, left=(0, 4, 6))
 
 
-def _sample_command(dataset: str, config: Config, out: Path) -> str:
+def _sample_command(dataset: str, config: Config, out: Path) -> list[str | Path]:
     from stflow_graph.data.splits import embedding_path
     from stflow_graph.models.build import custom_code
 
     data = config.data
     folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
     files = folder if folder.is_dir() else "EMB.h5 [...]"
-    code = " --allow-code" if custom_code(config) else ""
-    return f"sample {out} {files} --out {out / 'predictions'}{code}"
+    code = ["--allow-code"] if custom_code(config) else []
+    return ["sample", out, files, "--out", out / "predictions", *code]

@@ -133,6 +133,25 @@ def as_bad_input(file: str | Path, field: str, expected: str, fix: str = "") -> 
         raise BadInput(file, field, found, expected, fix) from None
 
 
+class BadModel(BadInput):
+    """A model's folder that is damaged or was changed; see :func:`as_bad_model`."""
+
+    exit_code = 4
+
+
+@contextlib.contextmanager
+def as_bad_model() -> Iterator[None]:
+    """Give bad input in the body, of a model's folder, the exit code of checkpoints.
+
+    Raises:
+        BadModel: the body raised BadInput; the message is the same.
+    """
+    try:
+        yield
+    except BadInput as error:
+        raise _with_message(BadModel, str(error)) from error.__cause__
+
+
 class BadConfig(StflowError):
     """A configuration or checkpoint that does not fit."""
 

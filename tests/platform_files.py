@@ -223,6 +223,19 @@ def write_hest(folder: Path, name: str = "TENX1", seed: int = 0) -> anndata.AnnD
     return adata
 
 
+LEGACY_HEADER = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+
+
+def write_legacy_st(folder: Path, name: str = "B4") -> None:
+    """Write 12 spots 50 px apart of a legacy array, the first at (30, 40) px."""
+    folder.mkdir(exist_ok=True)
+    places = [(x, y) for y in range(3) for x in range(4)]
+    rows = [f"{x}\t{y}\t{x}\t{y}\t{30 + 50 * x}\t{40 + 50 * y}\t1\n" for x, y in places]
+    (folder / f"{name}_selection.tsv").write_text(LEGACY_HEADER + "".join(rows))
+    counts = [f"{x}x{y}\t{x}\t{y}\n" for x, y in places]
+    (folder / f"{name}.tsv").write_text("\tA\tB\n" + "".join(counts))
+
+
 def write_stimage(folder: Path, name: str, platform: str = "ST") -> pd.DataFrame:
     """Write one slide of legacy ST or Visium as published; return its coordinates."""
     if platform == "ST":

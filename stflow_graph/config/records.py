@@ -46,7 +46,8 @@ class DataConfig(_Record):
     the slides name genes otherwise; ``duplicate_genes``: what becomes of a gene of the list that a
     slide has several times. ``missing_genes``: whether a slide that lacks genes of the list is
     refused, or these genes are masked there, in the loss and in all that is fitted.
-    ``allow_patch_size``: train on patches of different physical sizes.
+    ``allow_patch_size``: train on patches of different physical sizes. ``allow_missing_spots``:
+    train on slides of which under half of the measured spots have embeddings.
     """
 
     source_dataroot: _Text
@@ -62,6 +63,7 @@ class DataConfig(_Record):
     duplicate_genes: Literal["refuse", "sum", "first"] = "refuse"
     missing_genes: Literal["refuse", "mask"] = "refuse"
     allow_patch_size: bool = False
+    allow_missing_spots: bool = False
 
 
 class GraphConfig(_Record):
@@ -143,7 +145,8 @@ class TrainConfig(_Record):
     slide that is too large is covered by regions. Training ends after ``patience`` epochs without a
     better validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps
     of ``flow_spots`` spots. ``precision`` is that of the network's forward and backward pass in the
-    loop's steps; weights, losses and all that follows them stay float32.
+    loop's steps; weights, losses and all that follows them stay float32. ``warm_start`` is a model
+    (a run, fold or checkpoint folder) whose weights the members start from; "": from nothing.
     """
 
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -168,6 +171,7 @@ class TrainConfig(_Record):
     ) = ()
     device: _Name = "auto"
     precision: Precision = "float32"
+    warm_start: _Text = ""
 
     @property
     def max_region_spots(self) -> int:
@@ -235,12 +239,14 @@ OPTIONS = {
         ("data", "source_dataroot embed_dataroot datasets encoder gene_list target"),
         (
             "data",
-            "allow_patient_overlap gene_aliases duplicate_genes missing_genes allow_patch_size",
+            "allow_patient_overlap gene_aliases duplicate_genes missing_genes allow_patch_size "
+            "allow_missing_spots",
         ),
         ("denoiser", "denoiser n_layers n_heads hidden_channels"),
         ("graph", "n_neighbors"),
         ("flow", "prior sampler n_sample_steps"),
         ("train", "batch_size max_spots_per_batch epochs lr members seed folds device precision"),
+        ("train", "warm_start"),
     )
     for name in names.split()
 }

@@ -37,6 +37,7 @@ def load_slide(
     name: str | None = None,
     dataset: str = "",
     matching: GeneMatching = DEFAULT_MATCHING,
+    min_embedded: float = 0.0,
 ) -> Slide:
     """Read a slide's embeddings and, optionally, its expression, joined by barcode.
 
@@ -51,10 +52,11 @@ def load_slide(
         dataset: the data set's name.
         matching: how genes with other names in the file are matched, and whether genes that it
             lacks are masked: NaN in ``y``.
+        min_embedded: of the measured spots, the share that must have embeddings.
 
     Raises:
-        BadInput: a file is bad, a gene is absent and not masked, or under half of the smaller
-            file's barcodes are in the other.
+        BadInput: a file is bad, a gene is absent and not masked, under half of the smaller
+            file's barcodes are in the other, or too few measured spots have embeddings.
     """
     with open_embeddings(embedding_file) as source:
         slide, attrs = slide_of(source, name, dataset), source.attrs
@@ -62,6 +64,11 @@ def load_slide(
         return slide
     expression = read_expression(expr_file, genes, matching=matching)
     slide, rows = _join(slide, expression.barcodes, expression.coords, expr_file, attrs)
+    n_measured = len(expression.barcodes)
+    if len(rows) < min_embedded * n_measured:
+        found = unquoted(f"{len(rows)} of {n_measured} measured spots in {slide.file}")
+        fix = "embed the others, or give --allow-missing-spots"
+        raise BadInput(expr_file, "embeddings", found, f"at least {min_embedded:.0%}", fix)
     y = target_of(expression, genes, target, expr_file, rows)
     return dataclasses.replace(slide, y=y, um_per_px=slide.um_per_px or expression.um_per_px)
 
@@ -73,6 +80,7 @@ def load_sample(
     genes: Sequence[str],
     target: str = "log1p",
     matching: GeneMatching = DEFAULT_MATCHING,
+    min_embedded: float = 0.0,
 ) -> Slide:
     """Read a slide of a split with its expression; see :func:`load_slide`.
 
@@ -88,6 +96,7 @@ def load_sample(
         name=sample.id,
         dataset=sample.dataset,
         matching=matching,
+        min_embedded=min_embedded,
     )
     if slide.encoder not in ("", encoder):
         fix = f"give --encoder {slide.encoder}, or another --embed-dataroot"
@@ -215,10 +224,10 @@ def _join(
             expr_file,
         )
         slide = slide.take(rows)
-    if len(rows) < len(barcodes):
+    if n_absent := len(barcodes) - len(rows):
         logger.warning(
-            "%s: %d of %d measured spots have no embeddings in %s and are left out",
-            *(expr_file, len(barcodes) - len(rows), len(barcodes), slide.file),
+            "%s: %d of %d measured spots (%.0f%%) have no embeddings in %s and are left out",
+            *(expr_file, n_absent, len(barcodes), 100 * n_absent / len(barcodes), slide.file),
         )
     if centres is None:
         return slide, expr_rows

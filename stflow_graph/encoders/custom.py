@@ -28,7 +28,7 @@ from stflow_graph.encoders.catalogue import ENCODERS, canonical_name
 from stflow_graph.encoders.encoder import Blueprint, Encoder, hash_weights
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.transform import PatchTransform
-from stflow_graph.errors import BadConfig, StflowError, short_repr, unquoted
+from stflow_graph.errors import BadConfig, StflowError, StorageFailed, short_repr, unquoted
 from stflow_graph.resolve import resolve
 
 _RESULT = "an Encoder, or (network, transform, width)"
@@ -83,7 +83,8 @@ def timm_encoder(name: str, weights: Path | None) -> Encoder:
         weights: a state dict with timm's keys; None downloads timm's own weights.
 
     Raises:
-        BadConfig: the hub cannot be reached, or the file's keys are not the model's.
+        BadConfig: there are no such weights, or the file's keys are not the model's.
+        StorageFailed: the hub cannot be reached.
     """
     timm = import_timm()
     build = partial(timm.create_model, name, num_classes=0)
@@ -104,7 +105,16 @@ def _pretrained(name: str, build: partial[Any]) -> Any:
         raise
     except Exception as error:  # hub clients raise their own kinds for every fault of a network
         text = " ".join(str(error).split())[:200]
-        raise BadConfig(
+        raise _kind_of(error)(
             f"encoder {name!r}: its weights could not be fetched ({text}). "
             "Fix: give --weights FILE (safetensors or a state dict with timm's keys)"
         ) from None
+
+
+def _kind_of(error: Exception) -> type[StflowError]:
+    """Return the class for an error of the hub's client: nobody answered, or another."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    unreachable = isinstance(error, ConnectionError | LocalEntryNotFoundError)
+    return StorageFailed if unreachable and not constants.HF_HUB_OFFLINE else BadConfig

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stflow_graph.encoders.entry import EncoderEntry
-from stflow_graph.errors import BadConfig, BadInput, MissingDependency, unquoted
+from stflow_graph.errors import BadConfig, BadInput, MissingDependency, StorageFailed, unquoted
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (401, 403, 404)  # the hub's answers to users who may not see a repository
@@ -91,8 +91,9 @@ def fetch_weights(entry: EncoderEntry, root: str | Path | None = None) -> Path:
 
     Raises:
         MissingDependency: they are in a package that is not installed.
-        BadConfig: the hub has no such file, requires a licence or a token, or cannot be reached;
-            the message has the page and the place for the file.
+        BadConfig: the hub has no such file, or requires a licence or a token; the message has the
+            page and the place for the file.
+        StorageFailed: the hub cannot be reached; the same.
         OSError: the disk is full.
     """
     if entry.package is not None:
@@ -117,7 +118,11 @@ def fetch_weights(entry: EncoderEntry, root: str | Path | None = None) -> Path:
         except Exception as error:  # hub clients raise their own kinds for every fault
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in _DISK_FULL:
                 raise
-            raise _missing(entry, _reason(entry, error), root) from None
+            refused = _refusal(entry, error)
+            if refused:
+                raise _missing(entry, refused, root) from None
+            reason = f"the hub could not be reached ({' '.join(str(error).split())[:160]})"
+            raise StorageFailed(str(_missing(entry, reason, root))) from None
         return Path(path)
     raise _missing(entry, f"{entry.hub} has no file {' or '.join(entry.files)}", root)
 
@@ -136,11 +141,12 @@ def _missing(entry: EncoderEntry, reason: str, root: str | Path | None) -> BadCo
     )
 
 
-def _reason(entry: EncoderEntry, error: Exception) -> str:
+def _refusal(entry: EncoderEntry, error: Exception) -> str:
+    """Return why the hub, or the user's setting, refuses a file; "" if nobody answered."""
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         return "they are not in the hub's cache, and HF_HUB_OFFLINE is set"
     if getattr(getattr(error, "response", None), "status_code", None) in _NO_ACCESS:
         return f"no access to {entry.hub} {'with this token' if get_token() else 'without a token'}"
-    return f"the hub could not be reached ({' '.join(str(error).split())[:160]})"
+    return ""

@@ -17,7 +17,7 @@ from stflow_graph.errors import as_bad_input
 from stflow_graph.evaluation.charts import MapFrame, colour_scale, map_png
 from stflow_graph.evaluation.page import render
 from stflow_graph.io.hdf5 import dataset, open_h5, read_strings
-from stflow_graph.io.predictions import KEY, read_provenance
+from stflow_graph.io.predictions import KEY, LEVELS, QUANTILES, read_provenance
 from stflow_graph.version import __version__
 
 MAX_MAPS = 8  # slides with maps
@@ -99,9 +99,9 @@ def read_predicted_slide(path: str | Path, overlay: str | Path | None = None) ->
         # stable, and genes of unknown reliability last
         order = np.argsort(-np.nan_to_num(expected, nan=-2), kind="stable")
         quantiles = levels = None
-        if "varm/training_quantiles" in file:
-            quantiles = file["varm/training_quantiles"][:]
-            levels = file[f"uns/{KEY}/quantile_levels"][:]
+        if f"varm/{QUANTILES}" in file:
+            quantiles = file[f"varm/{QUANTILES}"][:]
+            levels = file[f"uns/{KEY}/{LEVELS}"][:]
         x = values[:]
         genes = [_gene(names[i], expected[i], x[:, i], _of(quantiles, i), levels) for i in order]
         shown = order[:_MAX_GENES]

@@ -52,26 +52,39 @@ def open_image(path: str | Path) -> Iterator[ImageReader]:
         MissingDependency: the tiles' compression needs the package imagecodecs, or the format
             OpenSlide.
     """
-    path = check_file(path)
+    with contextlib.ExitStack() as stack:
+        yield _reader(stack, check_file(path), decode=True)
+
+
+def check_image(path: str | Path) -> float | None:
+    """Return the micrometres per pixel of an image that can be opened, None if unknown.
+
+    Its pixels are not decoded, so this takes no time, however large the image.
+
+    Raises:
+        BadInput: as :func:`open_image` does, but for pixels that cannot be decoded.
+        MissingDependency: as :func:`open_image` does.
+    """
+    with contextlib.ExitStack() as stack:
+        return _reader(stack, check_file(path), decode=False).um_per_px
+
+
+def _reader(stack: contextlib.ExitStack, path: Path, *, decode: bool) -> ImageReader:
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_SIGNATURES
-    with contextlib.ExitStack() as stack:
-        if needs_openslide(path):
-            yield stack.enter_context(open_whole_slide(path))
-            return
-        reader: ImageReader | None = None
-        um_per_px = None
-        if is_tiff:
-            with as_bad_input(path, "content", "a whole TIFF"):
-                tiff = stack.enter_context(tifffile.TiffFile(path))
-                level = tiff.series[0].levels[0]
-                if level.keyframe.is_tiled:
-                    reader = TiledTiff(path, tiff)
-                elif _in_strips(level):
-                    reader = StripedTiff(path, tiff)
-                else:
-                    um_per_px = scale_of_tiff(path, tiff)
-        yield reader or _DecodedImage(path, stack.enter_context(_pillow(path)), um_per_px)
+    if needs_openslide(path):
+        return stack.enter_context(open_whole_slide(path))
+    um_per_px = None
+    if is_tiff:
+        with as_bad_input(path, "content", "a whole TIFF"):
+            tiff = stack.enter_context(tifffile.TiffFile(path))
+            level = tiff.series[0].levels[0]
+            if level.keyframe.is_tiled:
+                return TiledTiff(path, tiff)
+            if _in_strips(level):
+                return StripedTiff(path, tiff)
+            um_per_px = scale_of_tiff(path, tiff)
+    return _DecodedImage(path, stack.enter_context(_pillow(path, decode=decode)), um_per_px)
 
 
 def _in_strips(level: Any) -> bool:
@@ -95,13 +108,14 @@ class _DecodedImage(ImageReader):
 
 
 @contextlib.contextmanager
-def _pillow(path: Path) -> Iterator[Image.Image]:
+def _pillow(path: Path, *, decode: bool) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as stack:
         with as_bad_input(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
             with _without_pillows_limit():
                 image = stack.enter_context(Image.open(path, formats=_FORMATS))
             _check_pillow(path, image)
-            image.load()
+            if decode:
+                image.load()
         yield image
 
 

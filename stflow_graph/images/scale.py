@@ -21,8 +21,13 @@ from stflow_graph.io.columns import as_number
 _MIN_UM, _MAX_UM = 0.05, 20.0
 _ISOTROPIC = 0.01
 _AGREEMENT = 0.05
+# by more than this factor, two scales are of images of different resolution
+_CONTRADICTION = 1.8
 _UM_OF_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 _UM_OF_OME_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+_FIX = "give the image that the spots' positions refer to, or its scale (--um-per-px)"
+_FIX_OF_OPTION = "give that of the metadata; if these are wrong, save the image without them"
 
 logger = logging.getLogger(__name__)
 _Sizes = tuple[float | None, float | None]
@@ -74,6 +79,68 @@ def agreed_scale(image: str | Path, option: float | None, stored: float | None) 
             "%s: um_per_px %g as given overrides %.4g in the files", image, option, stored
         )
     return option
+
+
+def scale_of_slide(
+    image: str | Path,
+    option: float | None,
+    files: float | None,
+    own: float | None,
+    *,
+    own_first: bool = False,
+) -> float | None:
+    """Return the scale of a slide, the user's or else the files'; warn of a difference.
+
+    Args:
+        image: the image file, for messages.
+        option: micrometres per pixel from the user.
+        files: those in the files of the spots, such as of a platform's array.
+        own: those in the image's metadata.
+        own_first: whether the metadata are more reliable than the files.
+
+    Raises:
+        BadInput: two of them contradict each other, see :func:`check_no_contradiction`.
+    """
+    stored = (own, files) if own_first else (files, own)
+    taken = stored[1] if stored[0] is None else stored[0]
+    check_no_contradiction(image, option, taken, own, files)
+    return agreed_scale(image, option, agreed_scale(image, *stored))
+
+
+def check_no_contradiction(
+    image: str | Path,
+    option: float | None,
+    stored: float | None,
+    own: float | None,
+    files: float | None = None,
+) -> None:
+    """Refuse a scale that differs from that of the image's metadata by a factor of 1.8 or more.
+
+    A scale that both the user and the files state passes: then the metadata are wrong.
+
+    Args:
+        image: the image file, for messages.
+        option: micrometres per pixel from the user.
+        stored: those that are taken where the user gives none.
+        own: those in the image's metadata.
+        files: those in the files of the spots.
+
+    Raises:
+        BadInput: shows both.
+    """
+    scale = stored if option is None else option
+    if scale is None or own is None or not _contradict(scale, own):
+        return
+    if option is not None and files is not None and not _contradict(option, files):
+        return
+    by, fix = ("of the spots", _FIX) if option is None else ("as given", _FIX_OF_OPTION)
+    found = unquoted(f"{scale:.4g} {by}, {own:.4g} in the image's metadata")
+    raise BadInput(image, "um_per_px", found, "one scale", fix)
+
+
+def _contradict(one: float, other: float) -> bool:
+    # a scale that is no positive number has an error of its own
+    return one > 0 and other > 0 and not 1 / _CONTRADICTION < one / other < _CONTRADICTION
 
 
 def _of_aperio(description: str) -> _Sizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import median_filter, uniform_filter
+from scipy.ndimage import label, median_filter, uniform_filter
 
 # of 255: glass of any cast is below the first, stained tissue above the second; in between the
 # threshold depends on the slide
@@ -17,19 +17,22 @@ _SOME_GLASS = 0.02  # of the image; less may be noise
 # of tissue over such a cast
 _EVEN, _LACK_OF_GREEN, _OVER_CAST = 16, 8, 8
 _DUST, _NEIGHBOURS = 3, 5  # edge of the median filter, and of that for deviations, px
+# what is smaller than both is a speck: pixels, and of a patch
+_SPECK_PX, _SPECK_SHARE = 60, 0.25
 
 
-def tissue_mask(overview: np.ndarray) -> np.ndarray:
+def tissue_mask(overview: np.ndarray, edge: float = 16.0) -> np.ndarray:
     """Return the tissue mask of a reduced image of a slide.
 
     The colour of a pixel is max(R, G, B) - min(R, G, B), median-filtered against dust; tissue
     is above Otsu's threshold of it (1979), clipped to 12 .. 24 of 255: an empty slide has no tissue
     and one full of tissue has no hole; where a coloured light has cast a tint on the glass, tissue
     exceeds the tint. What is as bright as the slide's glass and as smooth is glass too, though
-    eosin may have tinted it.
+    eosin may have tinted it. Specks far smaller than a patch, such as debris, are left out.
 
     Args:
         overview: ``[height, width, 3]`` uint8, best of some 5 to 20 µm a pixel.
+        edge: of a patch, px of it.
 
     Returns:
         ``[height, width]`` bool.
@@ -41,7 +44,16 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
     if len(glass) > _SOME_GLASS * mask.size:
         bright = median_filter(light, size=_DUST) >= np.median(glass) - _AS_BRIGHT
         mask &= ~bright | (_deviation(light) > _MIN_DEVIATION)
-    return mask
+    return _without_specks(mask, min(_SPECK_PX, _SPECK_SHARE * edge**2))
+
+
+def _without_specks(mask: np.ndarray, min_px: float) -> np.ndarray:
+    """Return a mask without its parts, joined by edges or corners, of under ``min_px`` pixels."""
+    parts, _ = label(mask, structure=np.ones((3, 3)))
+    large = np.bincount(parts.reshape(-1)) >= min_px
+    large[0] = False  # what is not in the mask
+    kept: np.ndarray = large[parts]
+    return kept
 
 
 def _threshold(overview: np.ndarray, colour: np.ndarray) -> float:

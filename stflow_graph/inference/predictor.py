@@ -84,14 +84,17 @@ class Predictor:
                 raise BadConfig(f"{name} = {value!r}: samples of this checkpoint have no steps")
 
     def _check_patch_size(self, source: EmbeddingFile | Slide) -> None:
-        trained = self.checkpoint.provenance.get("patch_um")
+        stored = self.checkpoint.provenance
+        trained = stored.get("patch_um_all") or [stored.get("patch_um")]
         size = source.patch_um if isinstance(source, Slide) else patch_um(source.attrs)
-        known = isinstance(trained, int | float) and trained > 0
-        if known and not same_patch_size(size, trained):
-            raise BadConfig(
-                f"{_file_of(source)}: patches show {size:.4g} µm, those of training {trained:.4g}. "
-                f"Fix: cut patches of {trained:.4g} µm, or give --allow-patch-size"
-            )
+        known = [each for each in trained if isinstance(each, int | float) and each > 0]
+        if not known or any(same_patch_size(size, each) for each in known):
+            return
+        sizes = ", ".join(f"{each:.4g}" for each in known)
+        raise BadConfig(
+            f"{_file_of(source)}: patches show {size:.4g} µm, those of training {sizes}. "
+            f"Fix: cut patches of such a size, or give --allow-patch-size"
+        )
 
     def meter(self, source: EmbeddingFile | Slide) -> RangeMeter | None:
         """Return what measures how far a slide lies from those of training, None if unknown."""
@@ -106,6 +109,14 @@ class Predictor:
         """Whether the uncertainty of samples has a part between members."""
         two_stage = all(isinstance(member, TwoStageDenoiser) for member in self.members)
         return two_stage and len(self.members) > 1
+
+    def gene_names(self, columns: np.ndarray) -> dict[str, list[str]]:
+        """Return columns of some genes: Ensembl IDs and symbols, nothing where they are unknown."""
+        genes, trained = self.checkpoint.genes, self.checkpoint.provenance
+        names = {key: trained.get(key) for key in ("gene_ids", "gene_symbols")}
+        if not all(isinstance(v, list) and len(v) == len(genes) for v in names.values()):
+            return {}
+        return {key: [str(values[i]) for i in columns] for key, values in names.items() if values}
 
     def quantiles(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return quantiles of some genes' predictions for training slides, and their levels."""

@@ -176,6 +176,7 @@ def sample_file(
             late=late,
             late_obs={} if meter is None else OBS_COLUMNS,
             quantiles=predictor.quantiles(columns),
+            gene_names=predictor.gene_names(columns),
             n_samples=settings.n_samples if settings.n_samples > 1 else 0,
             has_spread=predictor.has_spread,
             expected_pearson=None if calibration is None else calibration.pearson[columns],

@@ -63,7 +63,8 @@ class SlideModel:
             BadConfig: another format, a configuration that this version does not know, or one that
                 names code and ``allow_code`` is not set.
         """
-        folder = fetch(path_or_repo, **options)
+        archive = Path(path_or_repo).suffix == ".zip" and Path(path_or_repo).is_file()
+        folder = Path(path_or_repo) if archive else fetch(path_or_repo, **options)
         checkpoints = find_checkpoints(folder)
         if len(checkpoints) > 1:
             n_folds = unquoted(f"{len(checkpoints)} folds")
@@ -131,6 +132,7 @@ class SlideModel:
             has_spread=predictor.has_spread,
             expected_pearson=None if calibration is None else calibration.pearson[columns],
             quantiles=predictor.quantiles(columns),
+            gene_names=predictor.gene_names(columns),
             picture=settings.picture(slide.name),
             observed=None if observed is None else observed_places(observed, columns),
         )

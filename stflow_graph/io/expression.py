@@ -20,9 +20,10 @@ from stflow_graph.io.gene_names import (
     NAME_COLUMNS,
     GeneMatching,
     MatchedGenes,
+    identities,
     match_genes,
 )
-from stflow_graph.io.h5ad import read_h5ad, write_elements
+from stflow_graph.io.h5ad import read_h5ad, read_var, write_elements
 from stflow_graph.io.hdf5 import (
     check_unique,
     create_h5,
@@ -84,6 +85,18 @@ def read_expression(
     if number_duplicates:
         adata.var_names = pd.Index(numbered([str(name) for name in adata.var_names]), dtype=object)
     return expression_of(adata, path, genes, matching=matching, min_fraction=min_fraction)
+
+
+def gene_identities(path: str | Path, genes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the Ensembl ID and the symbol of genes by an .h5ad's var, "" where it has none.
+
+    Raises:
+        BadInput: not an .h5ad.
+    """
+    var = read_var(path)
+    columns = [var.index, *(var[name] for name in NAME_COLUMNS if name in var)]
+    names = [["" if pd.isna(v) else str(v) for v in np.asarray(c, object)] for c in columns]
+    return identities(genes, list(zip(*names, strict=True)))
 
 
 def expression_of(

@@ -67,6 +67,23 @@ def without_version(name: str) -> str:
     return match.group(1) if match else name
 
 
+def identities(genes: Sequence[str], names: Sequence[Sequence[str]]) -> dict[str, tuple[str, str]]:
+    """Return the Ensembl ID and the symbol of genes, "" where none is among their names.
+
+    Args:
+        genes: G names.
+        names: all names of each gene of a file, of which genes are found by any.
+    """
+    of_name = {name: each for each in reversed(names) for name in each if name}
+    found = {}
+    for gene in genes:
+        each = [gene, *of_name.get(gene, [])]
+        ids = [match.group(1) for name in each if (match := _ENSEMBL.fullmatch(name))]
+        symbols = [name for name in each if name and not _ENSEMBL.fullmatch(name)]
+        found[gene] = (ids[0] if ids else "", symbols[0] if symbols else "")
+    return found
+
+
 def match_genes(
     requested: Sequence[str],
     names: Sequence[str],

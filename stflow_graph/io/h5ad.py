@@ -16,6 +16,7 @@ from stflow_graph.io.versions import unchanged
 
 if TYPE_CHECKING:
     import anndata
+    import pandas as pd
 
 _MAPPINGS = ("obsm", "varm", "obsp", "varp", "layers", "uns")
 
@@ -66,6 +67,22 @@ def check_precision(file: h5py.File, path: str | Path) -> None:
     if isinstance(data, h5py.Dataset) and data.dtype == np.float16:
         found = unquoted("float16 in a sparse matrix")
         raise BadInput(path, "X", found, "integers or float32", "save X again as float32")
+
+
+def read_var(path: str | Path) -> pd.DataFrame:
+    """Read the table of an .h5ad's genes and nothing else.
+
+    Raises:
+        BadInput: not an .h5ad, or a table that anndata cannot read.
+    """
+    try:
+        from anndata.io import read_elem
+    except ImportError:  # before 0.11
+        from anndata.experimental import read_elem
+
+    with open_h5(path) as file, as_bad_input(path, "var", "a table that anndata can read"):
+        table: pd.DataFrame = read_elem(file["var"])
+        return table
 
 
 def check_sparse(matrix: sp.csr_matrix | sp.csc_matrix) -> None:

@@ -14,7 +14,14 @@ import numpy as np
 from stflow_graph.errors import BadInput
 from stflow_graph.io.coords import check_coords, check_finite
 from stflow_graph.io.hdf5 import check_unique, dataset, open_h5, read_strings
-from stflow_graph.io.predictions import OBSERVED, chunk_rows, stored_provenance
+from stflow_graph.io.predictions import (
+    KEY,
+    LEVELS,
+    OBSERVED,
+    QUANTILES,
+    chunk_rows,
+    stored_provenance,
+)
 
 _BLOCK_BYTES = 2**25
 _MEAN = "mean"
@@ -108,6 +115,20 @@ class PredictionFile:
             found = f"{scores.dtype} {scores.shape}"
             raise BadInput(self.path, "var/expected_pearson", found, "a number for each gene")
         return np.asarray(scores[()], dtype=np.float64)
+
+    def training_quantiles(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return quantiles ``[G, L]`` of predictions for training slides, and levels ``[L]``.
+
+        None where the prediction is of a model that does not know them.
+        """
+        values = self.file.get(f"varm/{QUANTILES}")
+        levels = self.file.get(f"uns/{KEY}/{LEVELS}")
+        if not (isinstance(values, h5py.Dataset) and isinstance(levels, h5py.Dataset)):
+            return None
+        if values.shape != (len(self.genes), levels.size) or levels.ndim != 1:
+            found = f"{values.shape} for {levels.size} levels"
+            raise BadInput(self.path, f"varm/{QUANTILES}", found, "quantiles of each gene")
+        return np.asarray(values[()], np.float64), np.asarray(levels[()], np.float64)
 
     def n_measured(self) -> int:
         """Return the number of spots whose values were measured and informed the others."""

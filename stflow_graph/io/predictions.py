@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
 OBSERVED = "observed"
+QUANTILES, LEVELS = "training_quantiles", "quantile_levels"
 _CHUNK_BYTES = 2**20
 _NOTHING: Mapping[str, Any] = {}
 _Matrix: TypeAlias = h5py.Dataset | np.ndarray
@@ -104,6 +105,7 @@ class PredictionInfo(TypedDict, total=False):
             ``uns["stflow_graph"]`` so that lists and None survive.
         quantiles: ``[G, L]`` of the expression predicted for training slides, and their levels
             ``[L]``; stored as ``varm["training_quantiles"]`` and in ``uns["stflow_graph"]``.
+        gene_names: columns of the genes' other names, ``[G]`` each.
         late_obs: names of columns of the spots, and their types, that :class:`Late` gives.
         late: called when all blocks are there, for what is known only then.
         n_samples: S of every block; 0 without samples.
@@ -117,6 +119,7 @@ class PredictionInfo(TypedDict, total=False):
 
     provenance: Required[Mapping[str, Any]]
     quantiles: tuple[np.ndarray, np.ndarray] | None
+    gene_names: Mapping[str, Sequence[str]]
     late_obs: Mapping[str, type[np.generic]]
     late: Callable[[], Late]
     n_samples: int
@@ -247,18 +250,20 @@ def _without_values(
     adata.obsm["spatial"] = np.asarray(coords, dtype=np.float64)
     if (expected := info.get("expected_pearson")) is not None:
         adata.var["expected_pearson"] = np.asarray(expected, dtype=np.float64)
+    for column, names in info.get("gene_names", _NOTHING).items():
+        adata.var[column] = np.asarray(names, dtype=object)
     if observed := info.get("observed"):
         for table, places in zip((adata.obs, adata.var), observed, strict=True):
             table[OBSERVED] = np.isin(np.arange(len(table)), places)
     for name, dtype in info.get("late_obs", _NOTHING).items():
         adata.obs[name] = np.zeros(len(barcodes), dtype)
     if quantiles := info.get("quantiles"):
-        adata.varm["training_quantiles"] = np.asarray(quantiles[0], dtype=np.float32)
+        adata.varm[QUANTILES] = np.asarray(quantiles[0], dtype=np.float32)
     if picture := info.get("picture"):
         adata.uns["spatial"] = {str(provenance["slide"]): picture.library(adata.obsm["spatial"])}
     adata.uns[KEY] = {"format": FORMAT, "provenance": _provenance_text(info)}
     if quantiles:
-        adata.uns[KEY]["quantile_levels"] = np.asarray(quantiles[1], dtype=np.float64)
+        adata.uns[KEY][LEVELS] = np.asarray(quantiles[1], dtype=np.float64)
     return adata
 
 

@@ -26,11 +26,19 @@ from torch import Tensor
 from stflow_graph.config import Config, parse_config
 from stflow_graph.data.genes import read_gene_list, write_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, as_bad_input, is_out_of_memory, unquoted
+from stflow_graph.errors import (
+    BadConfig,
+    BadInput,
+    as_bad_input,
+    as_bad_model,
+    is_out_of_memory,
+    unquoted,
+)
 from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, write_text
 from stflow_graph.io.folders import atomic_folder
 from stflow_graph.io.sealed_json import seal_json
 from stflow_graph.io.versions import unchanged
+from stflow_graph.models.archive import unpacked
 from stflow_graph.models.build import (
     build_denoiser,
     check_no_custom_code,
@@ -103,12 +111,12 @@ class Checkpoint:
 
 
 def find_checkpoints(source: str | Path) -> list[Path]:
-    """Return the checkpoint folders of a run, a fold or a checkpoint folder itself.
+    """Return the checkpoint folders of a run, a fold, a checkpoint folder itself or a zip of one.
 
     Raises:
         BadInput: there is none.
     """
-    source = Path(source)
+    source = unpacked(source) if Path(source).is_file() else Path(source)
     for pattern in ("", "checkpoint/", "{}/checkpoint/", "*/{}/checkpoint/"):
         # sorted, the model of all slides comes before those of folds
         places = [pattern.format(name) + "config.json" for name in ("all", "fold*")]
@@ -171,8 +179,9 @@ def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoi
             modules that the checkpoint names.
 
     Raises:
-        BadInput: no checkpoint there, a file is missing or does not match its SHA-256, or
-            ``config.json`` lacks an entry.
+        BadInput: no checkpoint there, or it was replaced meanwhile.
+        BadModel: a file is missing or does not match its SHA-256, or ``config.json`` lacks an
+            entry.
         BadConfig: another format, a configuration that this version does not know, or one that
             names code and ``allow_code`` is not set.
     """
@@ -181,7 +190,8 @@ def load_checkpoint(folder: str | Path, *, allow_code: bool = False) -> Checkpoi
         fix = "give a run folder of `stflow-graph train` or a checkpoint folder in it"
         raise BadInput(folder, "config.json", unquoted("no file"), "a checkpoint folder", fix)
     with unchanged(folder / "config.json"):  # another training replaces all files at once
-        return _load(folder, allow_code)
+        with as_bad_model():
+            return _load(folder, allow_code)
 
 
 def _load(folder: Path, allow_code: bool) -> Checkpoint:

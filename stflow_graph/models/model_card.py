@@ -112,6 +112,7 @@ def _table(
         "genes": f"{len(genes)} ({config.data.gene_list or 'custom list'})",
         **_missing(provenance.get("missing_genes")),
         "trained on": ", ".join(slides) or "unknown",
+        **_before(provenance.get("warm_start")),
         "never seen in training": ", ".join(tested) or "unknown",
         "validation PCC": "none" if score is None else f"{score:.3f}",
         "members": n_members,
@@ -128,6 +129,14 @@ def _missing(slides: Any) -> dict[str, str]:
         return {}
     lacking = ", ".join(f"{number} in {name}" for name, number in slides.items())
     return {"genes not measured, masked": lacking}
+
+
+def _before(start: Any) -> dict[str, str]:
+    """Return the row on what was trained on before, if the model started from another."""
+    if not isinstance(start, dict):
+        return {}
+    slides = [str(name) for name in start.get("train_slides") or []]
+    return {"trained on before": ", ".join(slides) or "unknown"}
 
 
 def _cell(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_model, unquoted
 from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, write_text
 from stflow_graph.io.folders import atomic_folder, marked
 from stflow_graph.io.pretrained import CONFIG, WEIGHTS, HubOptions, PushOptions, fetch, push
@@ -24,14 +24,12 @@ UNSEALED_CHECKPOINT = "stflow_graph.checkpoint/4"
 _UNSEALED = ("stflow_graph.network/1", UNSEALED_CHECKPOINT)
 _OURS = ("format", "network", "sha256", JSON_SEAL)
 # what checkpoints and bare networks are saved as, and may be replaced by one another
+MODEL_FILES = (
+    *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
+    *("calibration.csv", "field.safetensors", "training_range.safetensors"),
+)
 MODEL_FOLDER = marked(
-    "a model's folder",
-    CONFIG,
-    (_CHECKPOINT, "stflow_graph.network/"),
-    (
-        *(CONFIG, WEIGHTS, "README.md", "normalisation.safetensors", "genes.json"),
-        *("calibration.csv", "field.safetensors", "training_range.safetensors"),
-    ),
+    "a model's folder", CONFIG, (_CHECKPOINT, "stflow_graph.network/"), MODEL_FILES
 )
 
 logger = logging.getLogger(__name__)
@@ -106,17 +104,23 @@ class Pretrained(nn.Module):
             **options: of the hub, see ``io.pretrained.HubOptions``.
 
         Raises:
-            BadInput: no model there, or damaged files.
+            BadInput: no model there.
+            BadModel: damaged files.
             BadConfig: another kind of network, arguments or weights that do not fit.
         """
         folder = fetch(path_or_repo, **options)
+        with as_bad_model():
+            return cls._read(folder, member, path_or_repo)
+
+    @classmethod
+    def _read(cls, folder: Path, member: int, origin: str | Path) -> Self:
         file, content = folder / CONFIG, read_json(folder / CONFIG)
         if not isinstance(content, dict):
             raise BadConfig(f"{file}: found {type(content).__name__}, expected an object")
         check_sealed(content, file)
         n_members = 1
         if str(content.get("format", "")).startswith(_CHECKPOINT):
-            content, n_members = _of_member(cls.__name__, content, file, member, path_or_repo)
+            content, n_members = _of_member(cls.__name__, content, file, member, origin)
         kind = content.get("network", cls.__name__)
         if kind != cls.__name__:
             raise BadConfig(f"{file}: found a {kind}, expected a {cls.__name__}")

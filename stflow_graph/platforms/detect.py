@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _recognised(folder: Path, options: SourceOptions, name: str | None) -> tuple
         if slides:
             return kind, slides
     if (folder / "adata").is_dir() and (folder / "patches").is_dir():
-        fix = f"go on with stflow-graph embed --source-dataroot {folder}"
+        fix = f"go on with stflow-graph embed --source-dataroot {shlex.quote(str(folder))}"
         raise BadInput(folder, "source", unquoted("a data set that is prepared"), "raw slides", fix)
     evidence = "; ".join(f"{kind.name} ({kind.evidence})" for kind in kinds)
     raise BadInput(folder, "source", listed(folder), f"one of: {evidence}")

@@ -68,12 +68,20 @@ class SlideSource:
         """
         if self.open_image is not None:
             return self.open_image()
+        return open_image(self.image_input())
+
+    def image_input(self) -> Path:
+        """Return the file of the H&E image.
+
+        Raises:
+            BadInput: there is none.
+        """
         if "image" not in self.inputs:
             fix = "give --image; a reduced copy such as tissue_hires_image.png will not do"
             raise BadInput(
                 self.spots_file, "image", unquoted("nothing"), "the full-size H&E image", fix
             )
-        return open_image(self.inputs["image"])
+        return self.inputs["image"]
 
     @property
     def image_file(self) -> Path:

@@ -15,7 +15,7 @@ from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.images.scale import agreed_scale
+from stflow_graph.images.scale import scale_of_slide
 from stflow_graph.io.atomic import write_bytes
 from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.expression import FORMAT as EXPRESSION
@@ -31,7 +31,7 @@ from stflow_graph.preparation.cut_patches import (
     patches_record,
     up_to_date_record,
 )
-from stflow_graph.preparation.places import rows_inside, warn_of_places
+from stflow_graph.preparation.places import MAX_OUTSIDE, rows_inside, warn_of_places
 from stflow_graph.version import __version__
 
 _KEY = "stflow_graph"  # the record of an .h5ad is uns[_KEY]["provenance"]
@@ -61,9 +61,9 @@ class _Joined:
         """The centres of the table's spots that are left out."""
         return np.delete(self.data.spots.coords, self.rows, axis=0)
 
-    def inside(self, size: Sequence[int], file: Path) -> _Joined:
+    def inside(self, size: Sequence[int], file: Path, max_outside: float) -> _Joined:
         """Return the spots that lie in an image; see ``places.rows_inside``."""
-        rows = rows_inside(self.coords, size, file)
+        rows = rows_inside(self.coords, size, file, max_outside, "--max-outside")
         left_out = self.left_out | {"outside": len(self.rows) - len(rows)}
         return _Joined(self.data, self.rows[rows], self.expression_rows[rows], left_out)
 
@@ -76,6 +76,7 @@ def cut_slide(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
     check: Callable[[], None] | None = None,
+    max_outside: float = MAX_OUTSIDE,
 ) -> dict[str, Any]:
     """Write a slide's patch file and expression file, each with a record of how it was made.
 
@@ -91,12 +92,13 @@ def cut_slide(
         progress: called with the slide's name, the patches written and all its patches.
         notice: called with one line on what was recognised, before patches are cut.
         check: called when all inputs are read; what it raises keeps both files from being written.
+        max_outside: of the spots, the share that may lie outside the image and is left out.
 
     Returns:
         The record of the patch file.
 
     Raises:
-        BadInput: an input is bad, or over a twentieth of the spots lie outside the image.
+        BadInput: an input is bad, or more spots than ``max_outside`` lie outside the image.
     """
     with contextlib.ExitStack() as stack:
         stored = _stored_patches(stack, source, request)
@@ -105,7 +107,7 @@ def cut_slide(
         data = source.read()
         kept = _join(data, source, stored)
         if image is not None:
-            kept = kept.inside(image.size, source.spots_file)
+            kept = kept.inside(image.size, source.spots_file, max_outside)
         coords, scale = kept.coords, _um_per_px(source, data, image)
         um_per_px = check_scale(scale, request["patch_um"], source.image_file)
         edge = request["patch_um"] / um_per_px  # level-0 px
@@ -206,11 +208,12 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
 
 def _um_per_px(source: SlideSource, data: SlideData, image: ImageReader | None) -> float | None:
     """Return the user's scale, or else that of a platform's array, or else the image's."""
-    stored = [data.um_per_px, None if image is None else image.um_per_px]
-    if not source.platform:  # of tables made by hand the image's own metadata are more reliable
-        stored.reverse()
-    file = source.image_file
-    return agreed_scale(file, source.um_per_px, agreed_scale(file, *stored))
+    own = None if image is None else image.um_per_px
+    # of tables made by hand the image's own metadata are more reliable
+    own_first = not source.platform
+    return scale_of_slide(
+        source.image_file, source.um_per_px, data.um_per_px, own, own_first=own_first
+    )
 
 
 def _stored_reader(

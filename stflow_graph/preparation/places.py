@@ -22,8 +22,10 @@ logger = logging.getLogger(__name__)
 Layout = Literal["square", "hexagonal"]
 # of the overview along a patch's edge: the share of tissue is right within a few percent
 _OVERVIEW_PX = 16
+_MAX_OVERVIEW = 2**24  # pixels; memory must not grow with the slide
 _MAX_PATCHES = 10_000_000  # of a grid, before tissue is looked for
-_MAX_OUTSIDE = 0.05  # of the spots; more are a mistake of scale or orientation
+# of the spots; more are a mistake of scale or orientation, unless the user knows better
+MAX_OUTSIDE = 0.05
 # of a patch, and of the spots; and by how much more of them lie on tissue with x and y exchanged
 _SOME_TISSUE, _FEW_ON_TISSUE, _CLEARLY_MORE = 0.1, 0.5, 0.1
 _ROW = {"square": 1.0, "hexagonal": math.sqrt(3) / 2}  # pitches from one row to the next
@@ -101,8 +103,8 @@ def grid_places(
     if layout == "hexagonal":
         centres[rows % 2 == 1, 0] += pitch / 2
     inside = centres[:, 0] <= image.size[0] - edge / 2
-    shrinkage = max(1.0, edge / _OVERVIEW_PX)
-    mask = tissue_mask(image.read_overview(shrinkage))
+    shrinkage = max(1.0, edge / _OVERVIEW_PX, math.sqrt(math.prod(image.size) / _MAX_OVERVIEW))
+    mask = tissue_mask(image.read_overview(shrinkage), edge / shrinkage)
     share = tissue_share(mask, centres / shrinkage, edge / shrinkage)
     kept = np.flatnonzero(inside & (share >= min_tissue))
     if not len(kept):
@@ -118,20 +120,28 @@ def grid_places(
     return Places(barcodes, centres[kept], edge, um_per_px, record)
 
 
-def rows_inside(coords: np.ndarray, size: Sequence[int], file: str | Path) -> np.ndarray:
+def rows_inside(
+    coords: np.ndarray,
+    size: Sequence[int],
+    file: str | Path,
+    max_outside: float = MAX_OUTSIDE,
+    option: str = "",
+) -> np.ndarray:
     """Return the rows of the spots whose centres lie in the image; the others are logged.
 
     Args:
         coords: ``[N, 2]`` centres, level-0 px (x, y).
         size: width and height of the image, px.
         file: of the spots, for messages.
+        max_outside: the share of them that may lie outside.
+        option: the option of the command that sets it, for the message; "" if it has none.
 
     Raises:
-        BadInput: more than a twentieth of them lie outside, or all.
+        BadInput: a greater share of them lies outside, or all.
     """
     outside = _outside(coords, size)
     n_outside = int(outside.sum())
-    if n_outside > _MAX_OUTSIDE * len(coords):
+    if n_outside > max_outside * len(coords) or n_outside == len(coords):
         (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
         found = unquoted(
             f"{n_outside} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
@@ -142,6 +152,8 @@ def rows_inside(coords: np.ndarray, size: Sequence[int], file: str | Path) -> np
                 "give positions in pixels of this image; these look like those of another "
                 "resolution"
             )
+            if option and n_outside < len(coords):
+                fix += f"; or leave out more of them with {option}"
         else:
             fix = "swap x and y: exchanged, all lie inside"
         raise BadInput(file, "coordinates", found, "centres inside the image", fix)
@@ -164,7 +176,7 @@ def warn_of_places(overview: Overview, coords: np.ndarray, edge: float, file: st
         edge: of the squares that patches show, level-0 px.
         file: of the spots, for the messages.
     """
-    mask = tissue_mask(overview.pixels)
+    mask = tissue_mask(overview.pixels, edge / overview.shrinkage)
 
     def on_tissue(centres: np.ndarray) -> float:
         share = tissue_share(mask, centres / overview.shrinkage, edge / overview.shrinkage)

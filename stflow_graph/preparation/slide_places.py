@@ -12,7 +12,7 @@ import numpy as np
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
-from stflow_graph.images.scale import agreed_scale
+from stflow_graph.images.scale import scale_of_slide
 from stflow_graph.io.atomic import check_name, sha256
 from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.source import SlideSource, SourceOptions
@@ -77,13 +77,16 @@ class SlideImage:
             grid: how they are laid where the slide has none.
 
         Raises:
-            BadInput: no scale, spots outside the image, or no tissue.
+            BadInput: no scale or two, spots outside the image, or no tissue.
         """
         table, stored = (None, None) if self.read_spots is None else self.read_spots()
-        scales = [image.um_per_px, stored]
-        if not self.images_scale_first:
-            scales.reverse()
-        scale = agreed_scale(self.image, self.um_per_px, agreed_scale(self.image, *scales))
+        scale = scale_of_slide(
+            self.image,
+            self.um_per_px,
+            stored,
+            image.um_per_px,
+            own_first=self.images_scale_first,
+        )
         um_per_px = check_scale(scale, patch_um, self.image)
         if table is None:
             options = dataclasses.asdict(grid)

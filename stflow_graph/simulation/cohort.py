@@ -22,7 +22,7 @@ from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.patches import write_patches
 from stflow_graph.simulation.fields import PATCH, PATCH_UM, PITCH_UM, REGIONS, UM_PER_PX
 from stflow_graph.simulation.gene_model import CLASSES, GeneModel, make_gene_model
-from stflow_graph.simulation.histology import Painter
+from stflow_graph.simulation.histology import STAINS, Painter
 from stflow_graph.simulation.tissue import RngFor, make_tissue, neighbour_means
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan, pearson_per_gene
 
@@ -85,6 +85,8 @@ def simulate_cohort(
     seed: int = 0,
     n_folds: int = 3,
     patch_size: int = PATCH,
+    stain: str = "usual",
+    first_slide: int = 1,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SimulatedCohort:
@@ -101,6 +103,9 @@ def simulate_cohort(
         seed: of everything random.
         n_folds: folds by patient, each slide tested once; at most one per patient.
         patch_size: edge of the stored patches, px; they cover 112 µm, 224 px at level 0.
+        stain: ``"usual"`` or ``"other"``, that of another laboratory.
+        first_slide: number of the first slide, odd. A cohort of the same seed with other numbers
+            has other slides and patients, and the same genes.
         overwrite: replace an existing cohort.
         progress: called with the slide's name, the patches done and all its patches.
 
@@ -108,21 +113,25 @@ def simulate_cohort(
         BadInput: a number out of range, or a folder that holds something else.
     """
     out = check_output_folder(out).resolve()
-    _check_numbers(out, n_slides, n_spots, seed, n_folds, patch_size)
+    _check_numbers(out, n_slides, n_spots, seed, n_folds, patch_size, first_slide)
+    if stain not in STAINS:
+        raise BadInput(out, "stain", stain, " or ".join(STAINS))
     _check_folder(out, overwrite)
     per_patient = 2 if n_slides >= 2 * n_folds else 1
-    patients = [i // per_patient for i in range(n_slides)]
-    n_folds = min(n_folds, patients[-1] + 1)
+    before = first_slide - 1
+    numbers = range(before, before + n_slides)
+    patients = [i // per_patient for i in numbers]
+    n_folds = min(n_folds, patients[-1] - patients[0] + 1)
     slides = [
-        SimulatedSlide(f"S{i + 1:02d}", f"P{patient + 1:02d}", patient % n_folds)
-        for i, patient in enumerate(patients)
+        SimulatedSlide(f"S{i + 1:02d}", f"P{patient + 1:02d}", (patient - patients[0]) % n_folds)
+        for i, patient in zip(numbers, patients, strict=True)
     ]
     genes = make_gene_model(_rng(seed, _COHORT, 0, "genes"))
     expected, counted = [], []
     with atomic_folder(out, _COHORT_FOLDER) as folder:
-        for i, patient in enumerate(patients):
+        for slide, i, patient in zip(slides, numbers, patients, strict=True):
             level = _rng(seed, _PATIENT, patient, "level").normal(size=len(genes.genes))
-            writer = _SlideWriter(slides[i], n_spots, partial(_rng, seed, _SLIDE, i))
+            writer = _SlideWriter(slide, n_spots, partial(_rng, seed, _SLIDE, i), stain)
             writer.write_patches(folder / "patches", patch_size, progress)
             written = writer.write_counts(folder / "adata", genes, genes.patient_sd * level)
             expected.append(written[0])
@@ -134,6 +143,7 @@ def simulate_cohort(
         description = {
             "format": FORMAT,
             "seed": seed,
+            **({} if stain == "usual" else {"stain": stain}),
             "n_spots": n_spots,
             "pitch_um": PITCH_UM,
             "patch_um": PATCH_UM,
@@ -154,7 +164,13 @@ def _rng(seed: int, kind: int, number: int, purpose: str) -> np.random.Generator
 
 
 def _check_numbers(
-    out: Path, n_slides: int, n_spots: int, seed: int, n_folds: int, patch_size: int
+    out: Path,
+    n_slides: int,
+    n_spots: int,
+    seed: int,
+    n_folds: int,
+    patch_size: int,
+    first_slide: int,
 ) -> None:
     for field, value, low, high in (
         ("slides", n_slides, 2, 9999),
@@ -162,6 +178,7 @@ def _check_numbers(
         ("seed", seed, 0, 2**63 - 1),
         ("folds", n_folds, 2, 9999),
         ("patch size", patch_size, 8, PATCH),
+        ("first slide", first_slide, 1, 9999),
     ):
         if not low <= value <= high:
             raise BadInput(out, field, value, f"a whole number from {low} to {high}")
@@ -180,8 +197,8 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 class _SlideWriter:
     """One slide of the cohort: its tissue and its files."""
 
-    def __init__(self, slide: SimulatedSlide, n_spots: int, rng_for: RngFor) -> None:
-        self._slide, self._rng_for = slide, rng_for
+    def __init__(self, slide: SimulatedSlide, n_spots: int, rng_for: RngFor, stain: str) -> None:
+        self._slide, self._rng_for, self._stain = slide, rng_for, stain
         self._tissue = make_tissue(n_spots, rng_for)
         self._barcodes = [
             f"{slide.id}_{row:03d}x{column:03d}" for row, column in self._tissue.array
@@ -190,7 +207,7 @@ class _SlideWriter:
     def write_patches(self, folder: Path, patch_size: int, progress: Progress | None) -> None:
         """Draw and write the patches."""
         centres = self._tissue.centres
-        painter = Painter(self._tissue, self._rng_for)
+        painter = Painter(self._tissue, self._rng_for, self._stain)
         with write_patches(
             folder / f"{self._slide.id}.h5",
             self._barcodes,

@@ -23,6 +23,12 @@ _STAMP = 33  # px, edge of a nucleus stamp
 _TURNS, _SHAPES = 16, 5
 _FAT_CELLS = 36
 
+# optical densities of haematoxylin and eosin
+_STAINS = {
+    "usual": [[0.66, 0.69, 0.30], [0.10, 0.87, 0.42]],
+    "other": [[1.20, 0.88, 0.22], [0.06, 0.52, 0.52]],
+}
+STAINS = tuple(_STAINS)
 # concentrations of haematoxylin and eosin by region: tumour, stroma, immune; adipose is drawn
 _HAEMATOXYLIN = (0.20, 0.05, 0.17)
 _EOSIN = (0.36, 0.50, 0.28)
@@ -44,10 +50,17 @@ class Stain:
     light: np.ndarray
 
     @classmethod
-    def random(cls, rng: np.random.Generator) -> Stain:
-        """Return a typical stain with small variation of colours, and of strengths by a sixth."""
+    def random(cls, rng: np.random.Generator, kind: str = "usual") -> Stain:
+        """Return a stain with small variation of colours, and of strengths by a sixth.
+
+        Args:
+            rng: the slide's.
+            kind: ``"usual"``, or ``"other"``: of another laboratory, bluer and stronger
+                haematoxylin, eosin towards orange.
+        """
         strength = np.exp(rng.normal(0, (0.13, 0.17)))
-        vectors = np.array([[0.66, 0.69, 0.30], [0.10, 0.87, 0.42]])
+        vectors = np.array(_STAINS[kind])
+        strength = strength * np.linalg.norm(vectors, axis=1).round(1)
         vectors = np.abs(vectors + rng.normal(0, 0.03, (2, 3)))
         vectors *= (strength / np.linalg.norm(vectors, axis=1))[:, None]
         light = np.array([241, 238, 242]) + rng.normal(0, 1.5, 3)
@@ -69,11 +82,12 @@ class Painter:
     Args:
         tissue: the tissue to draw.
         rng_for: returns a fresh generator for a purpose.
+        stain: its kind, see :meth:`Stain.random`.
     """
 
-    def __init__(self, tissue: Tissue, rng_for: RngFor) -> None:
+    def __init__(self, tissue: Tissue, rng_for: RngFor, stain: str = "usual") -> None:
         self._tissue = tissue
-        self._stain = Stain.random(rng_for("stain"))
+        self._stain = Stain.random(rng_for("stain"), stain)
         rng = rng_for("texture")
         self._fibre = _texture(rng, (2.2, 24.0)) + 0.7 * _texture(rng, (5.0, 60.0))
         self._grain = 0.6 * _texture(rng, (2.0, 2.0)) + 0.8 * _texture(rng, (9.0, 9.0))

@@ -18,6 +18,7 @@ import numpy as np
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadConfig, attempt_each
 from stflow_graph.evaluation.prediction_page import read_predicted_slide, render_predictions
+from stflow_graph.images.open import check_image
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.inference.in_range import InRange
@@ -358,6 +359,8 @@ class _Work:
         path, overlay = out / f"{slide.name}.h5ad", overlay_path(out, slide.name)
         embeddings = out / "embeddings" / f"{slide.name}.h5"
         sample = dataclasses.replace(self.settings.sample, image=self._picture())
+        if "image" in slide.inputs:
+            check_image(slide.image)  # before it is hashed, which takes its time
         with unchanged(*slide.inputs.values()) as versions:
             origin = self.origin()
             done = None if self.overwrite else predicted(path, self.fold, sample, origin)

@@ -15,15 +15,18 @@ from typing import Any
 
 from stflow_graph.data.splits import Dataset, split_files, write_splits
 from stflow_graph.errors import BadInput, attempt_each
+from stflow_graph.images.open import check_image
+from stflow_graph.images.scale import check_no_contradiction
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import unchanged
 from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.kit import is_kit
 from stflow_graph.platforms.source import NO_OPTIONS, SlideSource, SourceOptions
-from stflow_graph.preparation.cut_patches import Progress
+from stflow_graph.preparation.cut_patches import Progress, check_scale
 from stflow_graph.preparation.cut_slide import cut_slide, slide_record
 from stflow_graph.preparation.gene_lists import DEFAULT_RULE, write_gene_lists
+from stflow_graph.preparation.places import MAX_OUTSIDE
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ def prepare(
     format: str | None = None,
     patch_px: int = 224,
     patch_um: float = 112.0,
+    max_outside: float = MAX_OUTSIDE,
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Callable[[Prepared], None] | None = None,
@@ -91,6 +95,7 @@ def prepare(
         format: the folder's kind, a name of ``platforms.detect.FORMATS``; None detects it.
         patch_px: edge of a stored patch, px.
         patch_um: edge of the area that a patch shows, µm.
+        max_outside: of the spots, the share that may lie outside the image and is left out.
         overwrite: replace existing outputs, except ``splits/``.
         progress: called with the slide's name, the patches written and all its patches.
         report: called after every slide.
@@ -110,7 +115,8 @@ def prepare(
 
     def run(slide: SlideSource) -> Prepared:
         request = {"patch_px": patch_px, "patch_um": float(patch_um)}
-        prepared = _prepare(slide, out, request, overwrite, progress, notice)
+        cut = partial(cut_slide, slide, progress=progress, notice=notice, max_outside=max_outside)
+        prepared = _prepare(slide, out, request, overwrite, cut)
         if report is not None:
             report(prepared)
         return prepared
@@ -129,23 +135,46 @@ def _prepare(
     out: Path,
     request: dict[str, Any],
     overwrite: bool,
-    progress: Progress | None,
-    notice: Callable[[str], None] | None,
+    cut: Callable[..., dict[str, Any]],
 ) -> Prepared:
-    """Prepare one slide, unless its files were made from the same inputs in the same way."""
+    """Prepare one slide, unless its files were made from the same inputs in the same way.
+
+    Args:
+        source: the slide.
+        out: the data set folder.
+        request: what its files must be made with, besides the source's own settings.
+        overwrite: replace files that were made in another way.
+        cut: writes its files, see :func:`cut_slide`.
+    """
     name = check_name(source.name, source.inputs["counts"], "id")
     patches, adata = out / "patches" / f"{name}.h5", out / "adata" / f"{name}.h5ad"
     with unchanged(*source.inputs.values()) as versions:
+        _check_image(source, request["patch_um"])
         hashes = {f"{r}_sha256": source.hash_input(file) for r, file in source.inputs.items()}
         request = {"slide": name, **hashes, **source.settings, **request}
         if source.um_per_px is not None:
             request["um_per_px"] = float(source.um_per_px)
         stored = None if overwrite else slide_record(patches, adata, request)
-        record = stored or cut_slide(
-            source, patches, adata, request, progress, notice, versions.check
-        )
+        record = stored or cut(patches, adata, request, check=versions.check)
     measured = {f.name: record[f.name] for f in dataclasses.fields(Prepared) if f.name in record}
     return Prepared(patches=patches, adata=adata, **measured, up_to_date=stored is not None)
+
+
+def _check_image(source: SlideSource, patch_um: float) -> None:
+    """Refuse an image that cannot be used before it is hashed, which takes minutes if it is large.
+
+    Patches that are there already need none.
+
+    Raises:
+        BadInput: it is missing, cannot be opened, or no file has its scale.
+    """
+    if source.open_image is not None or "patches" in source.inputs:
+        return
+    own = check_image(source.image_input())
+    if not source.platform and source.inputs["counts"].suffix != ".h5ad":
+        image, given = source.image_file, source.um_per_px
+        check_no_contradiction(image, given, own, own)
+        check_scale(own if given is None else given, patch_um, image)
 
 
 def _write_splits(folder: Path, slides: Sequence[SlideSource]) -> None:

@@ -45,7 +45,8 @@ def sample(
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
         BadConfig: an unknown device, one that lacks the precision, embeddings that do not fit the
-            checkpoint, or it names code and ``allow_code`` is not set.
+            checkpoint, one image or file of measured spots for several slides, or the checkpoint
+            names code and ``allow_code`` is not set.
         SomeFailed: some of several slides failed; the others are written.
     """
     settings = settings or SampleSettings()
@@ -55,10 +56,12 @@ def sample(
     models = load_models(source, settings.fold, settings.device, allow_code)
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])
+    _check_image(settings, len(files))
     if part is not None:
         files = part.choose(files, lambda file: file.stem, size_of)
 
     def one(file: Path) -> Sampled:
+        check_name(file.stem, file, "slide name")
         model = model_for(file.stem, models)
         result = sample_file(model, file, Path(out), settings, overwrite=overwrite)
         if report:
@@ -77,13 +80,20 @@ def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
         if not inside:
             raise BadInput(path, "folder", unquoted("no .h5 or .pt file"), "embedding files")
         files += inside
-    names = [check_name(file.stem, file, "slide name") for file in files]
+    names = [file.stem for file in files]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BadInput(
             files[names.index(twice[0])], "slide name", unquoted(f"{twice[:3]} twice"), "each once"
         )
     return files
+
+
+def _check_image(settings: SampleSettings, n_slides: int) -> None:
+    """Refuse one image for several slides: it would lie under the spots of another one's tissue."""
+    if settings.image is not None and n_slides > 1 and not Path(settings.image).is_dir():
+        fix = "give a folder of <slide>.jpg, or one slide at a time"
+        raise BadConfig(f"image: one file for {n_slides} slides. Fix: {fix}")
 
 
 def _check_observed(settings: SampleSettings, slides: Sequence[str]) -> None:

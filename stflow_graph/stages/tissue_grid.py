@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stflow_graph.images.open import open_image
+from stflow_graph.images.open import check_image, open_image
 from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
-from stflow_graph.images.scale import agreed_scale
+from stflow_graph.images.scale import check_no_contradiction, scale_of_slide
 from stflow_graph.io.atomic import check_name, sha256, write_bytes
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import unchanged
@@ -92,6 +92,10 @@ def prepare_grid(
     check_name(name, image, "id")
     path = check_output_folder(out) / "patches" / f"{name}.h5"
     with unchanged(image) as versions:
+        # before it is hashed, which takes minutes: a bad image is refused at once
+        own = check_image(image)
+        check_no_contradiction(image, um_per_px, own, own)
+        check_scale(own if um_per_px is None else um_per_px, patch_um, image)
         request: dict[str, Any] = {
             "slide": name,
             "image_sha256": sha256(image),
@@ -120,7 +124,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write the patch file, unless ``check`` raises at its end; return its record."""
     with open_image(image) as reader:
-        um_per_px = agreed_scale(image, request.get("um_per_px"), reader.um_per_px)
+        um_per_px = scale_of_slide(image, request.get("um_per_px"), None, reader.um_per_px)
         um_per_px = check_scale(um_per_px, request["patch_um"], image)
         options = {key: request[key] for key in ("patch_um", "pitch_um", "min_tissue")}
         layout = request.get("layout", "square")

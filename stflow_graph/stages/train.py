@@ -16,24 +16,36 @@ from stflow_graph.config import Config
 from stflow_graph.config.stored import check_same_run
 from stflow_graph.data.genes import check_measured, check_not_chosen_on, read_gene_list
 from stflow_graph.data.inputs import check_same_inputs, hash_inputs
-from stflow_graph.data.load import check_one_patch_size, check_one_width, load_sample
+from stflow_graph.data.load import (
+    check_one_patch_size,
+    check_one_width,
+    load_sample,
+    same_patch_size,
+)
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
-from stflow_graph.errors import as_bad_input
+from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_json, write_text
 from stflow_graph.io.coords import array_pitch
+from stflow_graph.io.expression import gene_identities
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.versions import Versions
 from stflow_graph.models.build import pick_device
-from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stflow_graph.models.checkpoint import (
+    Checkpoint,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from stflow_graph.models.precision import check_precision
+from stflow_graph.models.warm_start import WarmStart
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
 from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import fit_fold
@@ -54,6 +66,8 @@ from stflow_graph.training.run_folder import (
 )
 from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
+
+_MIN_EMBEDDED = 0.5  # of a slide's measured spots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +165,7 @@ class _Inputs:
     slides: list[Slide]
     tests: list[Slide]
     hashes: dict[str, str]
+    warm_start: WarmStart | None
 
 
 def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
@@ -170,10 +185,39 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     if not data.allow_patch_size:
         check_one_patch_size([*slides, *tests])
     check_measured(genes, slides, gene_file)
+    warm_start = _warm_start(config, genes, hashes, fold, versions)
     versions.check()
     folds = [fold] if fold.index is None else None
     protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes, folds)
-    return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes)
+    return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes, warm_start)
+
+
+def _warm_start(
+    config: Config, genes: list[str], hashes: dict[str, str], fold: Fold, versions: Versions
+) -> WarmStart | None:
+    """Read the model to start from, if there is one, and add its hash to those of the inputs.
+
+    Raises:
+        BadInput: it was trained on a test slide of the fold.
+    """
+    if not config.train.warm_start:
+        return None
+    folder = find_checkpoints(config.train.warm_start)[0]
+    source = load_checkpoint(folder)
+    seen = source.provenance.get("inputs")
+    learnt = set(source.provenance.get("train_slides") or [])
+    known = {seen.get(f"expression/{name}") for name in learnt} if isinstance(seen, dict) else set()
+    for sample in fold.test:
+        if hashes[f"expression/{sample.id}"] in known:
+            raise BadInput(
+                folder,
+                "training slides",
+                unquoted(f"counts of test slide {sample.id} among them"),
+                "a model that has not seen the test slides",
+                "start from another model, or from nothing",
+            )
+    hashes["warm_start"] = versions.sha256(folder / "config.json")
+    return WarmStart(source, genes)
 
 
 def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | None) -> FoldResult:
@@ -194,7 +238,14 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
                 n_epochs = sum(map(len, histories))
                 report(Progress(inputs.dataset, fold.index, folder, member, last, n_epochs))
 
-        fitted = fit_fold(inputs.slides, config, folder, fold=fold.index or 0, report=on_epoch)
+        fitted = fit_fold(
+            inputs.slides,
+            config,
+            folder,
+            fold=fold.index or 0,
+            warm_start=inputs.warm_start,
+            report=on_epoch,
+        )
     checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
     write_provenance(folder / "provenance.json", checkpoint.provenance)
     fitted.config.save(folder / "config.toml")  # with what training has set
@@ -242,7 +293,15 @@ def _score_test(
 
 def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
     data = config.data
-    slide = load_sample(sample, data.embed_dataroot, data.encoder, genes, data.target, matching)
+    slide = load_sample(
+        sample,
+        data.embed_dataroot,
+        data.encoder,
+        genes,
+        data.target,
+        matching,
+        0.0 if data.allow_missing_spots else _MIN_EMBEDDED,
+    )
     check_enough_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
     return slide
 
@@ -257,6 +316,8 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         "test_slides": [sample.id for sample in fold.test],
         **missing_genes(inputs.slides, config),
         **physical_sizes(inputs.slides),
+        **_started_from(inputs.warm_start),
+        **_gene_identities(fold.train, inputs.genes),
         "source_dataroot": str(Path(config.data.source_dataroot).resolve()),
         "embed_dataroot": str(Path(config.data.embed_dataroot).resolve()),
         "inputs": inputs.hashes,
@@ -275,8 +336,32 @@ def missing_genes(slides: Sequence[Slide], config: Config) -> dict[str, Any]:
     return {"missing_genes": {name: number for name, number in absent.items() if number}}
 
 
-def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
-    """Return the medians of the patches' edge and of the spots' pitch, µm, where known."""
+def _started_from(warm_start: WarmStart | None) -> dict[str, Any]:
+    if warm_start is None:
+        return {}
+    theirs = warm_start.source.provenance
+    slides = {"train_slides": theirs.get("train_slides"), "dataset": theirs.get("dataset")}
+    return {"warm_start": slides}
+
+
+def _gene_identities(samples: Sequence[Sample], genes: Sequence[str]) -> dict[str, Any]:
+    """Return Ensembl IDs and symbols of the genes, by the first slides that know them."""
+    ids, symbols = dict.fromkeys(genes, ""), dict.fromkeys(genes, "")
+    for sample in samples:
+        if all(ids.values()) and all(symbols.values()):
+            break
+        for gene, (ensembl, symbol) in gene_identities(sample.expr_path, genes).items():
+            ids[gene], symbols[gene] = ids[gene] or ensembl, symbols[gene] or symbol
+    if not any(ids.values()):
+        return {}
+    return {"gene_ids": [*ids.values()], "gene_symbols": [*symbols.values()]}
+
+
+def physical_sizes(slides: Sequence[Slide]) -> dict[str, Any]:
+    """Return the medians of the patches' edge and of the spots' pitch, µm, where known.
+
+    Where slides have patches of different sizes, ``patch_um_all`` lists them.
+    """
     patches = [slide.patch_um for slide in slides if slide.patch_um is not None]
     pitches = [
         array_pitch(slide.coords) * slide.um_per_px
@@ -284,7 +369,11 @@ def physical_sizes(slides: Sequence[Slide]) -> dict[str, float]:
         if slide.um_per_px is not None
     ]
     sizes = {"patch_um": patches, "pitch_um": pitches}
-    return {name: float(np.median(values)) for name, values in sizes.items() if values}
+    medians = {name: float(np.median(values)) for name, values in sizes.items() if values}
+    edges = sorted({float(f"{edge:.4g}") for edge in patches})  # but for rounding in the files
+    if any(not same_patch_size(edge, edges[0]) for edge in edges):
+        return {**medians, "patch_um_all": edges}
+    return medians
 
 
 def surroundings(config: Config) -> dict[str, Any]:

@@ -228,8 +228,6 @@ def _write_domains(
 def _left_out(inputs: Inputs, attempts: Attempts, lost: list[str]) -> dict[str, Any]:
     """Return what of the inputs, or of what could be computed, is in no table."""
     left_out: dict[str, Any] = {"slides": attempts.failed, "gene_sets": lost}
-    if not inputs.reference:
-        left_out["shares above quantiles"] = "no reference predictions were given"
     if (patients := inputs.patients) is not None:
         slides = {source.slide for source in inputs.sources}
         left_out |= {

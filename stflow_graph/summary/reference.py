@@ -1,4 +1,4 @@
-"""Quantiles of the expected expression of reference slides, pooled over their spots."""
+"""Quantiles of the expected expression of reference slides: of training, or others'."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stflow_graph.io.prediction_file import open_prediction
+from stflow_graph.io.prediction_file import PredictionFile, open_prediction
 from stflow_graph.summary.cohort import Source
 
 PROBABILITIES = (0.5, 0.9)
@@ -53,6 +53,16 @@ def reference_quantiles(sources: Sequence[Source]) -> Quantiles:
     names, step = list(columns), max(1, _GROUP_BYTES // (4 * n_spots))
     groups = [names[i : i + step] for i in range(0, len(names), step)]
     return Quantiles(columns, np.concatenate([_quantiles(sources, g) for g in groups], axis=1))
+
+
+def stored_quantiles(file: PredictionFile) -> Quantiles | None:
+    """Return the training slides' quantiles that a prediction carries, None if it has none."""
+    stored = file.training_quantiles()
+    if stored is None:
+        return None
+    values, levels = stored
+    at = [[np.interp(p, levels, row) for row in values] for p in PROBABILITIES]
+    return Quantiles({gene: i for i, gene in enumerate(file.genes)}, np.array(at))
 
 
 def _quantiles(sources: Sequence[Source], genes: Sequence[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from stflow_graph.io.gene_sets import columns_of_sets
 from stflow_graph.io.prediction_file import PredictionFile
 from stflow_graph.stats.ensembles import intervals
 from stflow_graph.stats.metrics import is_constant, morans_i, neighbour_mean
-from stflow_graph.summary.reference import PROBABILITIES, Quantiles
+from stflow_graph.summary.reference import PROBABILITIES, Quantiles, stored_quantiles
 
 LEVEL = 0.8
 SHARES = [f"share_above_q{round(100 * p)}" for p in PROBABILITIES]
@@ -74,7 +74,8 @@ def summarise_slide(
     Args:
         file: its prediction.
         sets: gene sets, name to genes.
-        reference: quantiles for the shares, None for none.
+        reference: quantiles for the shares; None takes those of the training slides that the
+            prediction carries, if it does.
 
     Raises:
         BadInput: values that are not finite, or too many spots at one place.
@@ -82,10 +83,13 @@ def summarise_slide(
     _check_places(file)
     genes = pd.DataFrame({"gene": file.genes})
     samples = sample_means(file)
-    of_genes = _mean_and_spread(file, reference)
+    of_genes = _mean_and_spread(file, reference or stored_quantiles(file))
     genes["mean"] = of_genes.pop("mean")
     genes["lower"], genes["upper"] = _interval(samples)
     genes = genes.assign(**of_genes)
+    for share in SHARES:
+        if share not in genes:
+            genes[share] = np.nan
     expected = file.expected_pearson()
     genes["expected_pearson"] = np.nan if expected is None else expected
     order = ["gene", "mean", "lower", "upper", "std", "share_zero", "morans_i", "expected_pearson"]
@@ -95,7 +99,7 @@ def summarise_slide(
         len(file),
         file.n_measured(),
         file.n_samples,
-        genes[order + (SHARES if reference is not None else [])],
+        genes[[*order, *SHARES]],
         _gene_set_table(sets, columns, genes["mean"].to_numpy(), samples),
         n_renamed,
     )

@@ -22,6 +22,7 @@ from stflow_graph.inference.predict import predict
 from stflow_graph.models.build import build_context, build_denoiser, pick_device
 from stflow_graph.models.checkpoint import Checkpoint
 from stflow_graph.models.precision import check_precision
+from stflow_graph.models.warm_start import WarmStart
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import join_weights
 from stflow_graph.nn.two_stage import TwoStageDenoiser
@@ -109,10 +110,14 @@ class _Member:
 class _FoldData:
     """Slides, and parts of slides, as networks read them, each prepared once."""
 
-    def __init__(self, slides: Sequence[Slide], config: Config) -> None:
+    def __init__(
+        self, slides: Sequence[Slide], config: Config, warm_start: WarmStart | None = None
+    ) -> None:
         self.config, self.device = config, pick_device(config.train.device)
         check_precision(config.train.precision, self.device)
         self.normalisation = normalisation_of(slides, config.data)
+        if warm_start is not None:
+            self.normalisation = warm_start.scaling(self.normalisation)
         self.data = functools.cache(self._data)
         self.with_context = functools.cache(self._with_context)
 
@@ -150,6 +155,7 @@ def fit_fold(
     folder: Path,
     *,
     fold: int,
+    warm_start: WarmStart | None = None,
     report: Callable[[list[list[EpochRecord]], int], None] | None = None,
 ) -> FittedFold:
     """Train ``config.train.members`` networks on a fold's training slides.
@@ -164,13 +170,16 @@ def fit_fold(
         config: the run's configuration.
         folder: where the state of each member is kept, to resume from.
         fold: the fold's number, a part of the seed.
+        warm_start: the model to start from; None starts from nothing.
         report: called after every epoch with the history of each member so far, and the member.
 
     Raises:
         BadConfig: the device does not exist or lacks the precision.
         Diverged: a loss is not finite.
     """
-    data = _FoldData(slides, config)
+    if warm_start is not None:
+        config = warm_start.adapt(config)
+    data = _FoldData(slides, config, warm_start)
     splits = split_validation(slides, _stream(config, fold), config.train.members)
     paths = _ridge_paths(splits, data)
     config = _with_input_dropout(config, splits, data, paths)
@@ -178,6 +187,9 @@ def fit_fold(
         _new_member(data, config, learn, validate, _stream(config, fold, i))
         for i, (learn, validate) in enumerate(splits)
     ]
+    for i, member in enumerate(members):
+        if warm_start is not None:
+            warm_start.load(member.network, i)
     histories = _train(members, data, config, folder, report)
     _fit_ridges(members, splits, data, paths)
     parts = [pair for member in members for pair in _finish(member, data, config)]

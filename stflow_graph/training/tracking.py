@@ -1,4 +1,4 @@
-"""TensorBoard logs where TensorBoard is installed."""
+"""TensorBoard logs where TensorBoard is installed and works."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from stflow_graph.errors import StflowError, one_line
 from stflow_graph.io.atomic import as_storage_error
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 class Trackers:
     """Writes every epoch's record, one log per member; a no-op without TensorBoard.
 
+    TensorBoard breaks in many ways (its own modules missing, versions of protobuf or NumPy that it
+    does not fit, ...). None of them is worth a training: logs end with one warning.
+
     Args:
         folder: of the logs; member m's are in ``member<m>``.
     """
@@ -29,8 +33,8 @@ class Trackers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[int, Any] = {}
-        self._found = find_spec("tensorboard") is not None
-        if not self._found:
+        self._works = find_spec("tensorboard") is not None
+        if not self._works:
             logger.info("no TensorBoard logs: install the extra [tracking]")
 
     def log(self, member: int, record: EpochRecord) -> None:
@@ -39,17 +43,27 @@ class Trackers:
         Raises:
             StorageFailed: the disk is full or broken.
         """
-        if not self._found:
+        if not self._works:
             return
-        with as_storage_error(self._folder, _STATE):
-            if member not in self._writers:
-                from torch.utils.tensorboard import SummaryWriter
+        try:
+            writer = self._writer(member)
+            with as_storage_error(self._folder, _STATE):
+                writer.add_scalar("train/loss", record.loss, record.epoch)
+                writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
+                writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
+        except StflowError:
+            raise
+        except Exception as error:
+            self._works = False
+            text = one_line(f"{type(error).__name__}: {error}", 300)
+            logger.warning("no TensorBoard logs, training goes on: %s", text)
 
-                self._writers[member] = SummaryWriter(str(self._folder / f"member{member}"))
-            writer = self._writers[member]
-            writer.add_scalar("train/loss", record.loss, record.epoch)
-            writer.add_scalar("validation/mse", record.validation_mse, record.epoch)
-            writer.add_scalar("validation/pearson", record.validation_pearson, record.epoch)
+    def _writer(self, member: int) -> Any:
+        if member not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[member] = SummaryWriter(str(self._folder / f"member{member}"))
+        return self._writers[member]
 
     def __enter__(self) -> Trackers:
         threading.excepthook = _excepthook

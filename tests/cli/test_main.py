@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,29 @@ def test_the_main_job_from_embeddings_to_a_report(cli, cohort, tmp_path):
     for name in ("graph", "ridge", "gene mean"):
         assert name in metrics
     assert (run / "eval" / "report.html").read_text().lower().startswith("<!doctype html>")
+
+
+def test_the_next_command_quotes_paths_with_blanks(cli, tmp_path):
+    """Each is parsed as a shell would, and names the files as they are."""
+    folder = tmp_path / "my data"
+    root, embeddings, run = folder / "ROOT 1", folder / "ROOT 1_embeddings", folder / "RUN 1"
+    roots = ["--source-dataroot", root, "--embed-dataroot", embeddings]
+    tiny = ["--epochs", 1, "--set", "train.members=1", "graph.n_neighbors=4"]
+    files, predictions = embeddings / "ROOT 1/efficientnet_lite0/fp32", run / "predictions"
+    sample = ["sample", run, files, "--out", predictions]
+    steps: list[tuple[list[object], list[object]]] = [
+        (["simulate", root, "--slides", 4, "--spots", 20], ["embed", *roots]),
+        (["embed", *roots], ["train", *roots, "--encoder"]),
+        (["split", root, "--leave-one-out", "--overwrite"], ["genes", root]),
+        (["genes", root], ["train", *roots[:2], "--embed-dataroot", "EMB", "--gene-list"]),
+        (["train", *roots, "--out", run, "--folds", 0, *tiny], sample),
+        (sample, ["eval", f"{predictions}/*.h5ad", "--truth", root / "adata", "--out"]),
+    ]
+    for step, following in steps:
+        done = cli(*step)
+        assert done.code == 0, done.err
+        words = shlex.split(done.out.splitlines()[-1])
+        assert words[: len(following) + 2] == ["next:", "stflow-graph", *map(str, following)]
 
 
 def test_the_command_line_overrides_the_file_in_both_spellings(trained):

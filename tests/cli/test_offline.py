@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 
 import pytest
+from huggingface_hub import constants
+from toy import write_images
 
 
 @pytest.fixture
@@ -28,6 +30,25 @@ def test_the_guard_notices_a_download(cli, tmp_path, attempts):
     assert done.code != 0
     assert len(done.err.splitlines()) == 1
     assert attempts
+
+
+@pytest.mark.parametrize("encoder", ["phikon", "resnet18"])
+def test_weights_that_no_network_brings_are_74_as_a_download_is(
+    cli, tmp_path, attempts, monkeypatch, encoder
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path / "p.h5")
+    commands = [
+        ["embed", tmp_path / "p.h5", "--out", tmp_path / "e.h5", "--encoder", encoder],
+        ["download", "--encoder", "phikon", "--weights-root", tmp_path / "weights"],
+    ]
+    for command in commands:
+        done = cli(*command)
+        assert done.code == 74, done
+        assert done.err.splitlines()[-1].startswith("error: ")
+    assert attempts
+    assert not (tmp_path / "e.h5").exists()
 
 
 def test_the_main_job_needs_no_network(cli, tmp_path, attempts):

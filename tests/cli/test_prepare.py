@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from foreign import tissue_on_glass, write_svs
+from foreign import tissue_like, tissue_on_glass, write_svs
 from PIL import Image
-from platform_files import write_image, write_visium
+from platform_files import write_image, write_legacy_st, write_visium
 from stflow_graph_cli.prepare import FORMATS as FORMATS_IN_HELP
 
 from stflow_graph.io.patches import open_patches
@@ -82,6 +82,8 @@ def test_a_single_slide(single, tmp_path):
         ["--grid", "--image", "a.svs", "--id", "S", "--counts", "c.csv"],
         ["KIT", "--grid", "--image", "a.svs", "--id", "S"],
         ["KIT", "--pitch-um", "50"],
+        ["KIT", "--max-outside", "2"],
+        ["--image", "a.png", "--counts", "c.csv", "--id", "S", "--array", "2k"],
         ["--grid", "--image", "a.svs", "--id", "S", "--min-tissue", "2"],
     ],
 )
@@ -100,6 +102,31 @@ def test_a_platforms_folder_is_named_before_it_is_cut(prepare, tmp_path):
     assert first == "sample: Visium, Space Ranger 2, 37 spots under tissue, 3.999 µm/px"
     assert run.rows[0][:2] == ["sample", "37"]
     assert f"next: stflow-graph embed --source-dataroot {tmp_path}/root" in run.out
+
+
+def test_the_kind_of_a_legacy_array_can_be_given(prepare, tmp_path):
+    write_legacy_st(tmp_path / "in")
+    Image.fromarray(tissue_like(300, 300)).save(tmp_path / "he.png")
+    step = (tmp_path / "in", "--image", tmp_path / "he.png", "--patch-px", 16)
+    for array, scale in (("1k", "4.000"), ("2k", "2.000")):
+        run = prepare(*step, "--array", array, "--overwrite")
+        assert f"B4: legacy ST ({array} array), 12 spots under tissue, {scale} µm/px" in run.out
+    run = prepare(*step, "--array", "3k")
+    assert (run.code, "--array '3k': expected 1k or 2k" in run.error) == (4, True)
+    write_visium(tmp_path / "sample")
+    run = prepare(tmp_path / "sample", *step[1:], "--array", "1k")
+    assert (run.code, "--array: does not apply to visium" in run.error) == (4, True)
+
+
+def test_the_share_of_spots_outside_the_image_is_an_option(prepare, tmp_path):
+    write_legacy_st(tmp_path / "in")
+    Image.fromarray(tissue_like(300, 120)).save(tmp_path / "he.png")  # spots to y = 140
+    step = (tmp_path / "in", "--image", tmp_path / "he.png", "--patch-px", 16)
+    run = prepare(*step)
+    assert (run.code, "4 of 12 spots outside" in run.error) == (3, True)
+    assert "with --max-outside" in run.error
+    run = prepare(*step, "--max-outside", 0.4)
+    assert (run.code, run.rows[0][1], run.rows[0][5]) == (0, "8", "4"), run
 
 
 def test_bad_input_is_one_line_without_a_table(single):

@@ -51,7 +51,16 @@ def test_measured_spots_without_embeddings_are_left_out_and_said(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         slide = load_slide(*write(tmp_path, measured[2:], measured))
     assert slide.barcodes == measured[2:]
-    assert "2 of 6 measured spots have no embeddings in" in caplog.text
+    assert "2 of 6 measured spots (33%) have no embeddings in" in caplog.text
+
+
+def test_too_few_measured_spots_with_embeddings_are_refused(tmp_path):
+    measured = [f"b{i}" for i in range(N)]
+    files = write(tmp_path, measured[4:], measured)
+    message = r"A.h5ad: embeddings: found 2 of 6 measured spots in .*, expected at least 50%"
+    with pytest.raises(BadInput, match=f"{message}.*--allow-missing-spots"):
+        load_slide(*files, min_embedded=0.5)
+    assert len(load_slide(*files, min_embedded=1 / 3)) == 2
 
 
 def test_barcodes_that_do_not_match_are_counted_and_three_shown(tmp_path):

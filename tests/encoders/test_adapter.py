@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from stflow_graph.encoders import ENCODERS, create_encoder, registry
 from stflow_graph.encoders.adapter import merge_adapter
@@ -114,5 +115,6 @@ def test_what_does_not_fit_the_base_is_named(adapter, problem):
 def test_without_the_base_the_message_is_about_the_base(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = write_adapter("seal_conch", tmp_path, low_rank("trunk.blocks.0.attn.qkv", 2304, 768))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BadConfig, match=r"encoder 'conch_v1': no weights"):
         create_encoder("seal_conch", path, tmp_path)

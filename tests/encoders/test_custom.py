@@ -6,11 +6,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from stflow_graph.encoders import create_encoder, custom
 from stflow_graph.encoders.torchvision_shim import import_timm
-from stflow_graph.errors import BadConfig
+from stflow_graph.errors import BadConfig, StorageFailed
 from stflow_graph.io.state_dict import read_state_dict
 
 MODULE = """
@@ -131,5 +132,9 @@ def test_keys_and_shapes_of_a_timm_model_must_match(tmp_path, small_weights):
 def test_without_a_hub_the_message_names_the_option_for_a_file(monkeypatch):
     unreachable = Mock(side_effect=ConnectionError("Temporary failure in name resolution"))
     monkeypatch.setattr(import_timm(), "create_model", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(StorageFailed, match=r"name resolution.*--weights FILE"):
+        create_encoder("resnet18")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the user's setting, not the network
     with pytest.raises(BadConfig, match=r"name resolution.*--weights FILE"):
         create_encoder("resnet18")

@@ -107,7 +107,7 @@ def killed(*arguments: object) -> None:
 
 
 def test_37_a_reader_that_is_killed_is_named(cli, here, monkeypatch):
-    monkeypatch.setattr("stflow_graph.preparation.embedding.read_images", killed)
+    monkeypatch.setattr("stflow_graph.preparation.patch_sources.read_images", killed)
     refused(cli(*EMBED, "--workers", "1"), 75, "patches/p0.h5", "memory")
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from stflow_graph.errors import BadInput
 from stflow_graph.images.open import open_image
-from stflow_graph.images.scale import agreed_scale
+from stflow_graph.images.scale import agreed_scale, scale_of_slide
 
 PIXELS = tissue_like(300, 200)
 RGB = {"photometric": "rgb"}
@@ -84,3 +84,31 @@ def test_the_given_scale_wins_and_a_difference_is_said_once(caplog):
     (record,) = caplog.records
     assert "a.svs: um_per_px 0.5 as given overrides" in record.getMessage()
     assert "0.25" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("option", "files", "own", "own_first", "expected"),
+    [
+        (None, None, None, False, None),
+        (0.8, None, 0.5, False, 0.8),  # a warning is enough
+        (None, 0.5, 0.6, False, 0.5),
+        (None, 1.0, 0.5, True, 0.5),  # a table made by hand is believed less
+        (1.0, 1.1, 0.5, False, 1.0),  # the metadata are outvoted
+        (0.5, 1.0, 0.5, False, 0.5),
+        (1.0, None, 0.5, False, r"1 as given, 0\.5 in the image's metadata.*that of the metadata"),
+        (0.2, None, 0.5, True, "0.2 as given"),
+        (1.0, 0.5, 0.5, False, "1 as given"),
+        (None, 1.0, 0.5, False, r"1 of the spots, 0\.5 in .*--um-per-px"),
+    ],
+)
+def test_scales_that_contradict_each_other_beyond_doubt_are_refused(
+    option, files, own, own_first, expected
+):
+    def scale():
+        return scale_of_slide("a.svs", option, files, own, own_first=own_first)
+
+    if isinstance(expected, str):
+        with pytest.raises(BadInput, match=f"a.svs: um_per_px: found {expected}"):
+            scale()
+    else:
+        assert scale() == expected

@@ -77,6 +77,41 @@ def test_dust_is_left_out():
     assert not tissue_mask(image).any()
 
 
+def test_specks_are_left_out_and_fragments_that_are_larger_stay():
+    image, truth = paint(GLASS, spread=1), np.zeros((120, 160), bool)
+    image[20:100, 60:140] = paint(PINK, (80, 80))
+    truth[20:100, 60:140] = True
+    for top, left, height, width in (
+        (4, 4, 7, 7),  # a speck
+        (60, 4, 2, 25),  # a thread
+        (30, 10, 10, 10),  # fragments
+        (108, 20, 6, 30),
+    ):
+        image[top : top + height, left : left + width] = paint(PURPLE, (height, width))
+        truth[top : top + height, left : left + width] = height * width >= 60
+    mask = tissue_mask(image)
+    assert not mask[:15, :15].any()
+    assert not mask[58:64, :35].any()
+    assert mask[31:39, 11:19].all()
+    assert mask[109:113, 22:48].all()
+    assert (mask == truth).mean() > 0.995
+
+
+def test_what_is_a_speck_depends_on_the_size_of_a_patch():
+    image = paint(GLASS, spread=1)
+    image[50:57, 50:57] = paint(PURPLE, (7, 7))
+    assert not tissue_mask(image).any()
+    assert not tissue_mask(image, 14.0).any()
+    assert tissue_mask(image, 8.0)[51:56, 51:56].all()  # nearly a whole patch
+
+
+def test_a_diagonal_line_of_cells_is_one_fragment():
+    image = paint(GLASS, spread=1)
+    for i in range(0, 100, 5):
+        image[10 + i : 15 + i, 20 + i : 25 + i] = paint(PURPLE, (5, 5))
+    assert tissue_mask(image).sum() > 200
+
+
 def test_otsu_parts_the_classes_with_the_most_variance_between_them():
     for _ in range(20):
         histogram = RNG.integers(0, 50, 40)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.gene_names import GeneMatching, match_genes, without_version
+from stflow_graph.io.gene_names import GeneMatching, identities, match_genes, without_version
 
 SYMBOLS = ["TP53", "ACTB", "ERBB2", "IGKC", "MGP"]
 IDS = [f"ENSG000001415{i:02d}" for i in range(5)]
@@ -131,3 +131,19 @@ def test_only_ensembl_ids_have_versions():
     assert without_version("ENSMUSG00000029580.14") == "ENSMUSG00000029580"
     for name in ("HLA.1", "ENSG00000182378.14_PAR_Y", "AC012.3", "RP11-34P13.7"):
         assert without_version(name) == name
+
+
+def test_identities_are_the_id_and_the_symbol_among_all_names():
+    names = [
+        ("ERBB2", "ENSG00000141736.14", "HER2"),
+        ("ENSG00000091831", "", "ESR1"),
+        ("AC01", "", ""),
+    ]
+    genes = ["ENSG00000141736.14", "ESR1", "AC01", "absent", "ENSG00000000003"]
+    assert identities(genes, names) == {
+        "ENSG00000141736.14": ("ENSG00000141736", "ERBB2"),
+        "ESR1": ("ENSG00000091831", "ESR1"),
+        "AC01": ("", "AC01"),
+        "absent": ("", "absent"),
+        "ENSG00000000003": ("ENSG00000000003", ""),
+    }

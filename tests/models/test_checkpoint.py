@@ -23,7 +23,7 @@ from linear import (
 )
 from safetensors.torch import load_file, save_file
 
-from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.errors import BadConfig, BadInput, BadModel
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.atomic import sha256, write_json
 from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
@@ -146,10 +146,11 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path, name):
     file = tmp_path / "c" / name
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(BadInput, match=rf"{name}: sha256: found another hash"):
+    with pytest.raises(BadModel, match=rf"{name}: sha256: found another hash") as caught:
         load_checkpoint(tmp_path / "c")
+    assert caught.value.exit_code == 4
     file.unlink()
-    with pytest.raises(BadInput, match=name):
+    with pytest.raises(BadModel, match=name):
         load_checkpoint(tmp_path / "c")
 
 
@@ -283,7 +284,7 @@ def test_a_description_that_is_no_object_is_refused(tmp_path):
 def test_a_description_that_lacks_an_entry_is_refused(tmp_path, key):
     save_checkpoint(tmp_path / "c", checkpoint_of())
     edit(tmp_path / "c", **{key: None})
-    with pytest.raises(BadInput, match=rf"config\.json: content: found KeyError: '{key}'"):
+    with pytest.raises(BadModel, match=rf"config\.json: content: found KeyError: '{key}'"):
         load_checkpoint(tmp_path / "c")
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from stflow_graph import GraphDenoiser, SlideModel, TwoStageDenoiser
 from stflow_graph.config import load_config
-from stflow_graph.errors import BadConfig, BadInput
+from stflow_graph.errors import BadConfig, BadModel
 from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.stages.train import train
@@ -123,7 +123,7 @@ def test_a_config_that_does_not_fit_is_refused(saved, changes, message):
 def test_damaged_and_missing_weights_are_refused(saved):
     config, weights = saved / "config.json", saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"0000")
-    with pytest.raises(BadInput, match="sha256: found another hash"):
+    with pytest.raises(BadModel, match="sha256: found another hash"):
         GraphDenoiser.from_pretrained(saved)
     content = {**json.loads(config.read_text()), "sha256": {}}
     del content[JSON_SEAL]
@@ -132,5 +132,5 @@ def test_damaged_and_missing_weights_are_refused(saved):
     with pytest.raises(BadConfig, match="missing"):
         GraphDenoiser.from_pretrained(saved)
     weights.unlink()
-    with pytest.raises(BadInput, match=r"model.safetensors"):
+    with pytest.raises(BadModel, match=r"model.safetensors"):
         GraphDenoiser.from_pretrained(saved)

@@ -2,27 +2,16 @@ import shutil
 
 import numpy as np
 import pytest
-from platform_files import only_slide
+from platform_files import LEGACY_HEADER, only_slide, write_legacy_st
 from real import KIT, needs_real_slides
 
 from stflow_graph.errors import BadConfig, BadInput
 from stflow_graph.platforms.detect import find_slides
 from stflow_graph.platforms.kit import read_manifest
 
-HEADER = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
-
-
-def write(folder, name="B4"):
-    folder.mkdir(exist_ok=True)
-    places = [(x, y) for y in range(3) for x in range(4)]
-    rows = [f"{x}\t{y}\t{x}\t{y}\t{30 + 50 * x}\t{40 + 50 * y}\t1\n" for x, y in places]
-    (folder / f"{name}_selection.tsv").write_text(HEADER + "".join(rows))
-    counts = [f"{x}x{y}\t{x}\t{y}\n" for x, y in places]
-    (folder / f"{name}.tsv").write_text("\tA\tB\n" + "".join(counts))
-
 
 def test_a_bare_pair_is_a_slide_whose_array_tells_its_scale(tmp_path):
-    write(tmp_path)
+    write_legacy_st(tmp_path)
     source = only_slide(tmp_path, "legacy-st", image=tmp_path / "he.jpg")
     assert (source.name, set(source.inputs)) == ("B4", {"counts", "spots", "image"})
     data = source.read()
@@ -36,7 +25,7 @@ def write_2k(folder, name="B4", parity=1):
     folder.mkdir(exist_ok=True)
     places = [(x, y) for y in range(1, 60, 6) for x in range(1, 62) if (x + y) % 2 == parity]
     rows = [f"{x}\t{y}\t{x}\t{y}\t{30 + 25 * x}\t{40 + 25 * y}\t1\n" for x, y in places]
-    (folder / f"{name}_selection.tsv").write_text(HEADER + "".join(rows))
+    (folder / f"{name}_selection.tsv").write_text(LEGACY_HEADER + "".join(rows))
     counts = [f"{x}x{y}\t{x}\t{y}\n" for x, y in places]
     (folder / f"{name}.tsv").write_text("\tA\tB\n" + "".join(counts))
 
@@ -68,7 +57,7 @@ def test_an_array_that_is_neither_is_refused(tmp_path):
 def test_the_folders_of_her2st_are_recognised(tmp_path):
     for folder in (tmp_path / "a/data", tmp_path / "b"):
         folder.mkdir(parents=True)
-        write(folder / "ST-spotfiles", "A1")
+        write_legacy_st(folder / "ST-spotfiles", "A1")
         (folder / "ST-cnts").mkdir()
         (folder / "ST-spotfiles/A1.tsv").rename(folder / "ST-cnts/A1.tsv")
         (folder / "ST-imgs/A/A1").mkdir(parents=True)
@@ -81,7 +70,7 @@ def test_the_folders_of_her2st_are_recognised(tmp_path):
 
 def test_slides_are_told_apart_and_images_beside_them_are_found(tmp_path):
     for name in ("B4", "C2"):
-        write(tmp_path, name)
+        write_legacy_st(tmp_path, name)
         (tmp_path / f"{name}.jpg").write_bytes(b"")
     sources = find_slides(tmp_path)
     assert [(s.name, s.inputs["image"].name) for s in sources] == [
@@ -92,7 +81,7 @@ def test_slides_are_told_apart_and_images_beside_them_are_found(tmp_path):
 
 
 def test_a_selection_without_counts_is_refused(tmp_path):
-    write(tmp_path)
+    write_legacy_st(tmp_path)
     (tmp_path / "B4.tsv").unlink()
     with pytest.raises(BadInput, match=r"counts of B4: found 'B4_.*, expected B4\.tsv\.gz or B4"):
         find_slides(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -299,6 +300,27 @@ def test_the_images_metadata_give_the_scale_unless_it_is_given(tmp_path, caplog)
     by_hand = prepare_one(tmp_path, tmp_path / "by_hand")
     with open_patches(done.patches) as a, open_patches(by_hand.patches) as b:
         np.testing.assert_array_equal(a.images, b.images)
+
+
+@pytest.mark.parametrize("fault", ["greyscale", "scale", "contradiction"])
+def test_what_cannot_be_cut_is_refused_before_anything_is_hashed(tmp_path, fault):
+    write_raw(tmp_path, "S0")
+    files = [tmp_path / part for part in ("images/S0.png", "spots/S0.tsv", "counts/S0.tsv.gz")]
+    if fault == "greyscale":
+        Image.new("L", (WIDTH, HEIGHT)).save(files[0])
+    elif fault == "contradiction":
+        pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        files[0] = write_svs(tmp_path / "S0.svs", pixels, "0.25", steps=0)
+    source = tables_source("S0", *files, um_per_px=None if fault == "scale" else UM_PER_PX)
+    message = {
+        "greyscale": "colours: found mode L",
+        "scale": "um_per_px: found None.*--um-per-px",
+        "contradiction": "um_per_px: found 0.5 as given, 0.25 in the image's metadata",
+    }
+    source = dataclasses.replace(source, hash_input=pytest.fail)
+    with pytest.raises(BadInput, match=message[fault]):
+        prepare(source, tmp_path / "out", **SIZES)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_h5ad_without_places_needs_a_spot_table(tmp_path):

@@ -225,6 +225,25 @@ def test_one_bad_slide_of_several_does_not_stop_the_others(run, cohort, tmp_path
     assert (tmp_path / "out/A.h5ad").exists()
 
 
+def test_a_name_that_no_file_can_have_does_not_stop_the_others(run, cohort, tmp_path):
+    folder = cohort.embedding("A").parent
+    shutil.copy(cohort.embedding("A"), folder / "-x.h5")
+    with pytest.raises(SomeFailed, match="1 of 5 slides failed: -x: .*slide name: found '-x'"):
+        sample(run, [folder], tmp_path / "out")
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == list("ABCD")
+    with pytest.raises(BadInput, match="slide name: found '-x'"):
+        sample(run, [folder / "-x.h5"], tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()
+
+
+def test_one_image_is_not_that_of_several_slides(run, cohort, tmp_path):
+    settings = SampleSettings(image=tmp_path / "he.png")
+    files = [cohort.embedding(name) for name in "AB"]
+    with pytest.raises(BadConfig, match="image: one file for 2 slides. Fix: give a folder of"):
+        sample(run, files, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_sources_are_refused(run, cohort, tmp_path):
     files = [cohort.embedding("A")]
     with pytest.raises(BadInput, match="stflow-graph train"):

@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.io import prediction_file
+from stflow_graph.io.predictions import Block, write_prediction_blocks
 from stflow_graph.io.sealed_json import read_sealed
 from stflow_graph.stages.summarise import summarise
 from stflow_graph.summary import domains as domains_module
@@ -204,6 +205,29 @@ def test_a_gene_that_the_reference_lacks_has_no_share(cohort, tmp_path):
     summarise([cohort], tmp_path / "out", SummarySettings(reference=(other,)))
     genes = tables(tmp_path / "out")["genes.csv"]
     assert (genes["share_above_q50"].isna() == genes["gene"].isin(GENES[5:])).all()
+
+
+def test_without_a_reference_shares_are_above_the_quantiles_that_predictions_carry(tmp_path):
+    """Those of the training slides; NaN where the model does not know them."""
+    known, unknown = made("S1"), made("S2")
+    write(tmp_path, "S2", unknown)
+    levels = np.array([0.0, 0.25, 0.5, 0.9, 1.0])
+    write_prediction_blocks(
+        tmp_path / "S1.h5ad",
+        [Block(slice(0, len(known.mean)), known.mean, None)],
+        known.barcodes,
+        known.genes,
+        known.coords,
+        provenance={"slide": "S1", "target": "log1p"},
+        quantiles=(np.quantile(known.mean, levels, axis=0).T, levels),
+    )
+    summarise([tmp_path / "S1.h5ad", tmp_path / "S2.h5ad"], tmp_path / "out")
+    genes = tables(tmp_path / "out")["genes.csv"].set_index("slide")
+    for q in (0.5, 0.9):
+        above = known.mean > np.quantile(known.mean, q, axis=0).astype(np.float32)
+        name = f"share_above_q{round(100 * q)}"
+        np.testing.assert_allclose(genes.loc["S1", name], above.mean(0), atol=1e-6)
+    assert genes.loc["S2", "share_above_q90"].isna().all()
 
 
 def test_domains_follow_the_pattern_and_are_the_same_in_all_slides(cohort, tmp_path):

@@ -71,9 +71,25 @@ def test_what_is_there_is_kept_and_another_image_refused(svs, tmp_path):
 
 
 def test_the_scale_as_given_wins_and_the_difference_is_said(svs, tmp_path, caplog):
-    done = prepare_grid(svs, tmp_path / "root", name="S1", um_per_px=1.0, **SIZES)
-    assert done.um_per_px == 1.0
-    assert "um_per_px 1 as given overrides 0.5 in the files" in caplog.text
+    done = prepare_grid(svs, tmp_path / "root", name="S1", um_per_px=0.8, **SIZES)
+    assert done.um_per_px == 0.8
+    assert "um_per_px 0.8 as given overrides 0.5 in the files" in caplog.text
+
+
+def test_a_bad_image_and_a_wrong_scale_are_refused_before_the_image_is_read(
+    svs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stflow_graph.stages.tissue_grid.sha256", pytest.fail)
+    out = tmp_path / "root"
+    with pytest.raises(BadInput, match="found 1 as given, 0.5 in the image's metadata"):
+        prepare_grid(svs, out, name="S1", um_per_px=1.0, **SIZES)
+    Image.fromarray(tissue_on_glass()).save(tmp_path / "S1.png")
+    with pytest.raises(BadInput, match="um_per_px: found None"):
+        prepare_grid(tmp_path / "S1.png", out, name="S1", **SIZES)
+    Image.fromarray(tissue_on_glass()).convert("L").save(tmp_path / "S1.png")
+    with pytest.raises(BadInput, match="colours: found mode L"):
+        prepare_grid(tmp_path / "S1.png", out, name="S1", um_per_px=0.5, **SIZES)
+    assert not out.exists()
 
 
 def test_a_slide_at_twice_the_resolution_gives_the_same_grid(tmp_path):

@@ -9,13 +9,15 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from toy import write_slide
+from artefacts import read_embeddings
+from toy import CHANNELS, write_slide
 
 from stflow_graph.config import load_config
 from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput, Diverged
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import sha256
+from stflow_graph.io.embeddings import write_embeddings
 from stflow_graph.io.predictions import read_prediction
 from stflow_graph.models.checkpoint import load_checkpoint, save_checkpoint
 from stflow_graph.stages.sample import sample
@@ -401,3 +403,55 @@ def test_slides_may_name_their_genes_otherwise(cohort, tmp_path, caplog):
     assert caplog.text.count("6 of 6 genes matched by alias") == 4  # once a slide
     provenance = json.loads((matched.folder / "provenance.json").read_text())
     assert provenance["inputs"]["gene_aliases"] == sha256(table)
+
+
+def embedded_in_part(cohort, slide, n):
+    """Write the slide's embeddings again, of its first ``n`` spots."""
+    file = read_embeddings(cohort.embedding(slide))
+    rows = slice(0, n)
+    with write_embeddings(
+        cohort.embedding(slide), file.barcodes[rows], file.coords[rows], CHANNELS, file.attrs
+    ) as writer:
+        writer.append(file.x[rows])
+
+
+def test_a_slide_whose_spots_mostly_have_no_embeddings_is_refused(cohort, tmp_path, caplog):
+    embedded_in_part(cohort, "B", 15)
+    embedded_in_part(cohort, "C", 18)
+    with pytest.raises(BadInput, match=r"B.h5ad: embeddings: found 15 of 36 measured spots"):
+        run(cohort, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(cohort, tmp_path / "run", data__allow_missing_spots=True, train__epochs=1)
+    assert "21 of 36 measured spots (58%) have no embeddings" in caplog.text
+    assert "18 of 36 measured spots (50%) have no embeddings" in caplog.text
+
+
+def test_the_sizes_of_patches_of_different_sizes_are_stored(cohort, tmp_path):
+    for slide, edge in zip("BCD", (112.0, 112.00001, 256.0), strict=True):
+        file = read_embeddings(cohort.embedding(slide))
+        attrs = {**file.attrs, "patch_size_level0": edge}
+        with write_embeddings(
+            cohort.embedding(slide), file.barcodes, file.coords, CHANNELS, attrs
+        ) as writer:
+            writer.append(file.x)
+    changes = {"train__folds": [0], "train__epochs": 1, "train__members": 1}
+    with pytest.raises(BadInput, match="patches: found 256 µm.*--allow-patch-size"):
+        run(cohort, tmp_path / "run", **changes)
+    run(cohort, tmp_path / "run", data__allow_patch_size=True, **changes)
+    provenance = load_checkpoint(tmp_path / "run/fold0/checkpoint").provenance
+    assert provenance["patch_um_all"] == [112, 256]
+    assert provenance["patch_um"] == pytest.approx(112)
+
+
+def test_ensembl_ids_and_symbols_are_both_in_predictions(cohort, tmp_path):
+    ids = [f"ENSG{i:011d}" for i in range(6)]
+    for slide in cohort.slides:
+        adata = anndata.read_h5ad(cohort.expression(slide))
+        adata.var["gene_ids"] = ids if slide == "C" else [*ids[:3], "", "", ""]
+        adata.write_h5ad(cohort.expression(slide))
+    run(cohort, tmp_path / "run")
+    settings = SampleSettings(genes=("G4", "G0"))
+    (done,) = sample(tmp_path / "run", [cohort.embedding("A")], tmp_path / "out", settings)
+    var = anndata.read_h5ad(done.path).var
+    assert list(var["gene_ids"]) == [ids[4], ids[0]]
+    assert list(var["gene_symbols"]) == ["G4", "G0"]
