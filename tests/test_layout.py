@@ -31,10 +31,11 @@ RANKS = {
     "training": 7,
     "evaluation": 7,
     "summary": 7,
+    "integrations": 7,
     "stages": 8,
     "api": 9,
 }
-MAX_ARROWS = 132
+MAX_ARROWS = 136
 FILES = sorted((ROOT / "stflow_graph").rglob("*.py"))
 OUTSIDE = sorted([*(ROOT / "cli").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
 
