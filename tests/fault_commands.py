@@ -29,8 +29,8 @@ from stflow_graph.stages.predict import PredictSettings, predict
 from stflow_graph.stages.summarise import summarise
 from stflow_graph.stages.train import train
 
-# files that a run changes as it goes on
-INTERIM = ("config.toml", "provenance.json")
+# files that a run changes as it goes on, or removes at its end
+INTERIM = ("config.toml", "provenance.json", "embeddings/")
 # logs that are appended to, and files with the time that work took
 NOT_COMPARED = ("tensorboard/", "history.csv", "result.json", "state-", ".log")
 

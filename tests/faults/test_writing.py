@@ -82,6 +82,7 @@ def fail_some(
 
 # every operation of commands that have few; of these, one of so many
 STRIDES = {"simulate": 11, "simulate again": 11, "prepare": 5, "train": 7}
+STRIDES |= {"predict": 5, "predict again": 5}
 
 
 @pytest.mark.slow
