@@ -107,14 +107,16 @@ def state(up_to_date: bool) -> str:
 
 
 def range_note(in_range: InRange | None) -> str:
-    """Return what to add to a slide's line: the share of its spots that are in range."""
-    return "" if in_range is None else f", {in_range.share:.0%} in range"
+    """Return what to add to a slide's line: the share of its spots in range, or the verdict."""
+    if in_range is None:
+        return ""
+    return f", {in_range.share:.0%} in range" if in_range.slide else ", OUT OF RANGE"
 
 
 def show_range(slide: str, in_range: InRange | None) -> None:
     """Print a line where a slide is out of its model's range."""
     if in_range is not None and not in_range.slide:
-        show(f"{slide}: OUT OF RANGE of the model: {in_range.warning()}", style="yellow")
+        show(f"{slide}: unlike the slides of training: {in_range.warning()}", style="yellow")
 
 
 def table(

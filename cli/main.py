@@ -48,8 +48,8 @@ from .train import train
 
 app = typer.Typer(
     name="stflow-graph",
-    help="Spatial gene expression from H&E slides: simulate, prepare, split, genes, embed, train, "
-    "sample, eval.",
+    help="Spatial gene expression from H&E slides: predict with a model, or prepare, split, "
+    "genes, embed, train, sample and eval for one of your own.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: the boxed one cuts long names at 80 columns
     pretty_exceptions_enable=False,

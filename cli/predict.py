@@ -108,9 +108,12 @@ def predict(
     if not done:
         show(f"part {part} has no slides")
         return
-    show(f"maps and what to make of them: {report_file(out, chosen)}")
+    show(f"report: {report_file(out, chosen)}")
     first = done[0].path
-    show_next("export", first, "--to", first.with_suffix(".csv"))
+    if len(done) > 1:
+        show_next("summarise", *(slide.path for slide in done), "--out", out / "summary")
+    else:
+        show_next("export", first, "--to", first.with_suffix(".csv"))
 
 
 def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> list[SlideImage]:
@@ -132,6 +135,6 @@ def _show(done: PredictedSlide) -> None:
     note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
     show(
         f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {state(done.up_to_date)}; "
-        f"where they lie: {done.overlay}"
+        f"overlay: {done.overlay}"
     )
     show_range(done.slide, done.in_range)

@@ -130,6 +130,8 @@ def _sample_command(dataset: str, config: Config, out: Path) -> list[str | Path]
     from stflow_graph.data.splits import embedding_path
     from stflow_graph.models.build import custom_code
 
+    if config.train.folds == "all":
+        return ["predict", "SLIDE", "--model", out, "--out", out / "predictions"]
     data = config.data
     folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
     files = folder if folder.is_dir() else "EMB.h5 [...]"

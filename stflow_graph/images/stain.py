@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+# shares of a slide without any stained pixel, which stand for "none" in a file
+NO_STAIN = np.zeros(3)
 _STEP = 4  # pixels from one that is looked at to the next
 _MIN_DENSITY = 0.15  # mean over colours; below is glass
 

@@ -52,9 +52,11 @@ class InRange:
         """Return why a slide is out of range, "" if it is not."""
         reasons = []
         if not self.embeddings or self.share < _MIN_SHARE:
-            reasons.append("its patches are further from the training slides than these are apart")
+            reasons.append(
+                "its patches differ from the training slides' more than these do among them"
+            )
         if self.stain is False:
-            reasons.append("its stain has another colour")
+            reasons.append("its stain has another colour, or there is none")
         return " and ".join(reasons)
 
 

@@ -201,6 +201,7 @@ def predicted(
     """
     name, held_out = path.stem, fold.holds_out(path.stem)
     expected = {
+        "genes": None,  # of a prediction of all genes, which does not name them
         **fold.predictor.provenance(name, settings),
         "checkpoint_sha256": fold.sha256,
         **origin,

@@ -28,7 +28,8 @@ def check_scale(um_per_px: float | None, patch_um: float, image: str | Path) -> 
     """
     if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
         fix = "give the micrometres per pixel of this image (--um-per-px)"
-        raise BadInput(image, "um_per_px", um_per_px, "a positive number", fix)
+        found = unquoted("none in the file") if um_per_px is None else um_per_px
+        raise BadInput(image, "um_per_px", found, "a positive number", fix)
     edge = patch_um / um_per_px
     if not _MIN_EDGE <= edge <= _MAX_EDGE:
         found = unquoted(f"{um_per_px:g}, so a patch of {patch_um:g} µm is {edge:.4g} px wide")

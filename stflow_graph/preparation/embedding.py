@@ -21,7 +21,7 @@ from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
 from stflow_graph.errors import BadInput, OutOfMemory, attempt_each, unquoted
-from stflow_graph.images.stain import StainMeter
+from stflow_graph.images.stain import NO_STAIN, StainMeter
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
@@ -197,8 +197,7 @@ def embed_patches(
             writer.append(x)
             n_blank += blank
         writer.attrs.update(n_blank=n_blank, engine=engine.name)
-        if stain.shares is not None:
-            writer.attrs["stain"] = stain.shares
+        writer.attrs["stain"] = NO_STAIN if stain.shares is None else stain.shares
         check()
     return Embedded(source.slide, target, n, n_blank, False)
 
@@ -240,7 +239,8 @@ def embed_slide(
             engine = Engine(encoder, settings, lambda: n)
             encoded = list(_encode(batches, n, engine, report, stain))
     x = np.concatenate([x for x, _ in encoded])[rows]
-    return dataclasses.replace(slide, x=x, encoder=encoder.name, stain=stain.shares)
+    shares = NO_STAIN if stain.shares is None else stain.shares
+    return dataclasses.replace(slide, x=x, encoder=encoder.name, stain=shares)
 
 
 def _check_current(target: Path, attrs: Mapping[str, object], hashes: Sequence[str]) -> int:

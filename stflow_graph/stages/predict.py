@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, attempt_each
+from stflow_graph.errors import BadConfig, BadInput, attempt_each
 from stflow_graph.evaluation.prediction_page import read_predicted_slide, render_predictions
 from stflow_graph.images.open import check_image
 from stflow_graph.images.overlay import overlay_path
@@ -32,6 +32,7 @@ from stflow_graph.inference.sampling import (
 )
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_text
+from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.parts import Part, size_of
 from stflow_graph.io.versions import Versions, unchanged
@@ -41,10 +42,12 @@ from stflow_graph.models.precision import check_precision
 from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
 from stflow_graph.preparation.image_embedding import embed_image, write_overlay
+from stflow_graph.preparation.patch_sources import ImagePatches
 from stflow_graph.preparation.places import Layout, Places
 from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
 
 _MAX_UM = 1e5
+_PICTURES = 5_000_000  # bytes of a slide's overlay, small image and maps
 _PATCH_UM, _PITCH_UM = 112.0, 100.0  # where the model does not state those of its training
 
 
@@ -120,7 +123,7 @@ class Estimate:
         slides: those to predict.
         patches_per_second: of the encoder.
         device: of the encoder.
-        n_bytes: of the outputs, at most.
+        n_bytes: of the outputs, about.
         n_bytes_meanwhile: of files that are removed again.
     """
 
@@ -150,7 +153,7 @@ class Estimate:
             ),
             f"{self.n_spots:,} patches at {self.patches_per_second:,.0f} a second: about "
             f"{self.seconds / 60:,.1f} minutes on {self.device}",
-            f"at most {self.n_bytes / 1e6:,.1f} MB for outputs, and "
+            f"about {self.n_bytes / 1e6:,.1f} MB for outputs, and "
             f"{self.n_bytes_meanwhile / 1e6:,.1f} MB meanwhile",
         ]
 
@@ -196,7 +199,7 @@ def predict(
     sample = settings.sample
     check_precision(sample.precision, pick_device(sample.device))
     models = load_models(model, sample.fold, sample.device, allow_code)
-    _check_encoder(models, encoder)
+    _check_models(models, encoder, settings)
 
     engines: list[Engine] = []
 
@@ -280,7 +283,7 @@ def estimate(
     """
     slides = _slides_of(part, slides)
     models = load_models(model, settings.sample.fold, settings.sample.device, allow_code)
-    _check_encoder(models, encoder)
+    _check_models(models, encoder, settings)
     engine = Engine(encoder, dataclasses.replace(settings.embed, engine="torch"), lambda: 0)
     patches = np.zeros((settings.embed.batch_size, *2 * [settings.patch_px], 3), np.uint8)
     engine(patches)
@@ -302,12 +305,14 @@ def estimate(
         kept = settings.keep_embeddings * 4 * encoder.width
         kept += settings.keep_patches * 3 * settings.patch_px**2
         n_bytes += n * (4 * n_genes * (1 + n_layers) + kept)
+    n_bytes += _PICTURES * len(planned)
     meanwhile = 4 * max((slide.n_spots for slide in planned), default=0) * encoder.width
     return Estimate(planned, 1 / seconds, settings.embed.device, n_bytes, meanwhile)
 
 
-def _check_encoder(models: Sequence[FoldModel], encoder: Encoder) -> None:
+def _check_models(models: Sequence[FoldModel], encoder: Encoder, settings: PredictSettings) -> None:
     for fold in models:
+        settings.sample.columns(fold.checkpoint.genes)  # refused before hours of embedding
         expected = fold.checkpoint.config.data.encoder
         if expected and expected != encoder.name:
             raise BadConfig(f"encoder: found {encoder.name!r}, expected the model's {expected!r}")
@@ -366,6 +371,7 @@ class _Work:
             done = None if self.overwrite else predicted(path, self.fold, sample, origin)
             if done is not None and overlay.is_file():
                 return self._result(done, overlay)
+            digest = origin.get("image_sha256") or origin["counts_sha256"]
             with slide.open() as image:
                 places = slide.places(image, self.patch_um, self.grid)
                 write_overlay(slide, image, places, overlay)
@@ -379,8 +385,8 @@ class _Work:
                     self.encoder,
                     self.settings.embed,
                     patch_px=self.settings.patch_px,
-                    image_sha256=origin.get("image_sha256") or origin["counts_sha256"],
-                    overwrite=self.overwrite,
+                    image_sha256=digest,
+                    overwrite=self.overwrite or self._is_stale(embeddings, places, digest),
                     progress=progress,
                     engine=engine(len(places)),
                     check=versions.check,
@@ -391,6 +397,18 @@ class _Work:
         if not self.settings.keep_embeddings:
             embeddings.unlink()
         return self._result(done, overlay)
+
+    def _is_stale(self, embeddings: Path, places: Places, digest: str) -> bool:
+        """Return whether embeddings of an interrupted run are of other spots or another image."""
+        if self.settings.keep_embeddings or not embeddings.is_file():
+            return False  # those that a user keeps are not replaced unasked
+        slide, size = self.slide, self.settings.patch_px
+        hashes = ImagePatches(slide.name, slide.image, places, size, digest).hashes
+        try:
+            stored = read_attrs(embeddings)
+        except BadInput:
+            return True
+        return any(stored.get(name) != value for name, value in hashes.items())
 
     def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:
         numbers = done.n_spots, done.fold

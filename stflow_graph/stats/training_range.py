@@ -107,6 +107,8 @@ class TrainingRange:
 
     def stain_in_range(self, stain: np.ndarray | None) -> bool | None:
         """Return whether a slide's stain lies among the training slides'; None if unknown."""
+        if stain is not None and not np.any(stain):
+            return False  # nothing is stained
         known = self.stains[np.isfinite(self.stains).all(axis=1)]
         if stain is None or not len(known) or not np.isfinite(stain).all():
             return None

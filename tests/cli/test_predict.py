@@ -17,7 +17,7 @@ def imaged(tmp_path, monkeypatch):
     return tmp_path
 
 
-PAGE = "maps and what to make of them"
+PAGE = "report"
 
 
 def _create(name, weights=None, weights_root=None):
@@ -33,12 +33,15 @@ def test_from_images_to_predictions(imaged, cli):
     assert (run.code, run.err) == (0, "")
     lines = run.out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["S0", "S1", "S2", "S3", PAGE, "next"]
-    assert "out/S3.h5ad written; where they lie: out/overlays/S3.png" in lines[3]
+    assert "out/S3.h5ad written; overlay: out/overlays/S3.png" in lines[3]
     again = cli("predict", "images/S3.svs", "--model", "run", "--out", "out", "--genes", "G1,G0")
     assert "is up to date" in again.out
     following = lines[-1].removeprefix("next: stflow-graph ").split()
     assert cli(*following).code == 0
-    assert (imaged / "out/S0.csv").read_text().startswith("barcode,x,y,G1,G0")
+    assert (imaged / "out/summary/slides.csv").is_file()
+    following = again.out.splitlines()[-1].removeprefix("next: stflow-graph ").split()
+    assert cli(*following).code == 0
+    assert (imaged / "out/S3.csv").read_text().startswith("barcode,x,y,G1,G0")
 
 
 def test_an_image_is_embedded_alone(imaged, cli):

@@ -132,7 +132,7 @@ def test_the_share_of_spots_outside_the_image_is_an_option(prepare, tmp_path):
 def test_bad_input_is_one_line_without_a_table(single):
     run = single("--id", "X")
     assert (run.code, run.out) == (3, "")
-    assert "um_per_px: found None" in run.error
+    assert "um_per_px: found none in the file" in run.error
 
 
 def test_slides_that_worked_are_printed_though_others_failed(prepare, kit):

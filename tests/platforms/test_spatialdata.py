@@ -39,7 +39,7 @@ def test_centroids_become_pixels_of_the_image(store, tmp_path):
 
 
 def test_a_scale_has_to_be_given(store, tmp_path):
-    with pytest.raises(BadInput, match="um_per_px: found None"):
+    with pytest.raises(BadInput, match="um_per_px: found none in the file"):
         prepare(store[0], tmp_path / "out")
 
 

@@ -132,8 +132,11 @@ def test_what_is_complete_is_skipped_and_anything_else_is_not(imaged):
         settings = dataclasses.replace(SETTINGS, **changes)
         (done,) = run(imaged, "images/S3.svs", settings=settings)
         assert not done.up_to_date
-    (imaged / "out/overlays/S3.png").unlink()
+    # and back: a prediction of one gene is not one of all
     assert not run(imaged, "images/S3.svs")[0].up_to_date
+    (imaged / "out/overlays/S3.png").unlink()
+    run(imaged, "images/S3.svs")
+    assert (imaged / "out/overlays/S3.png").is_file()
     assert (imaged / "out/S3.h5ad").read_bytes() == before
 
 
@@ -209,7 +212,7 @@ def test_genes_that_are_asked_for(imaged):
 def test_bad_slides_are_refused_in_one_line(imaged):
     glass = np.full((300, 300, 3), 244, np.uint8)
     Image.fromarray(glass).save(imaged / "glass.png")
-    with pytest.raises(BadInput, match=r"um_per_px: found None.*--um-per-px"):
+    with pytest.raises(BadInput, match=r"um_per_px: found none in the file.*--um-per-px"):
         run(imaged, "glass.png")
     with pytest.raises(BadInput, match="tissue: found 0 of"):
         run(imaged, "glass.png", options=SourceOptions(um_per_px=0.5))
@@ -317,3 +320,32 @@ def test_uncertainty_has_a_part_between_members_and_a_part_within(imaged):
         means.append(SlideModel(member).predict(slide).X)
     np.testing.assert_allclose(between, np.std(means, axis=0), atol=1e-5)
     assert between.max() > 0.01
+
+
+def test_embeddings_left_by_a_failed_run_of_another_grid_are_replaced(imaged, monkeypatch):
+    def stopped(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stflow_graph.stages.predict.sample_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(imaged, "images/S3.svs", settings=dataclasses.replace(SETTINGS, pitch_um=35.0))
+    (done,) = run(imaged, "images/S3.svs")
+    assert done.n_spots > 100
+    assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
+
+
+def test_glass_is_out_of_range(imaged):
+    Image.fromarray(np.full((300, 300, 3), 240, np.uint8)).save(imaged / "glass.png")
+    settings = dataclasses.replace(SETTINGS, min_tissue=0.0)
+    options = SourceOptions(um_per_px=0.5)
+    (done,) = run(imaged, "glass.png", settings=settings, options=options)
+    assert done.in_range.stain is False
+    assert not done.in_range.slide
+
+
+def test_genes_are_checked_before_anything_is_computed(imaged):
+    settings = dataclasses.replace(SETTINGS, sample=SampleSettings(genes=("ABC",)))
+    with pytest.raises(BadConfig, match="does not have 'ABC'"):
+        run(imaged, "images/S3.svs", settings=settings)
+    assert not (imaged / "out").exists()

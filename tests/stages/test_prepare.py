@@ -264,7 +264,11 @@ REFUSED = {
     "negative": (replaced(4, "-1"), {}, _OUTSIDE.format(18, "-1 to -1, y .*")),
     "none selected": (replaced(6, "0"), {}, "selected: found 0 of 20 spots"),
     "no overlap": (lambda row: [f"1{row[0]}1", *row[1:]], {}, "0 of 19 barcodes in S0.tsv.gz"),
-    "no scale": (None, {"um_per_px": None}, "um_per_px: found None, expected a positive"),
+    "no scale": (
+        None,
+        {"um_per_px": None},
+        "um_per_px: found none in the file, expected a positive",
+    ),
     "zero scale": (None, {"um_per_px": 0.0}, "um_per_px: found 0.0"),
     "infinite scale": (None, {"um_per_px": float("inf")}, "um_per_px: found inf"),
     "huge scale": (None, {"um_per_px": 50.0}, "found 50, so a patch of 10 µm is 0.2 px wide"),
@@ -314,7 +318,7 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_hashed(tmp_path, fault
     source = tables_source("S0", *files, um_per_px=None if fault == "scale" else UM_PER_PX)
     message = {
         "greyscale": "colours: found mode L",
-        "scale": "um_per_px: found None.*--um-per-px",
+        "scale": "um_per_px: found none in the file.*--um-per-px",
         "contradiction": "um_per_px: found 0.5 as given, 0.25 in the image's metadata",
     }
     source = dataclasses.replace(source, hash_input=pytest.fail)

@@ -84,7 +84,7 @@ def test_a_bad_image_and_a_wrong_scale_are_refused_before_the_image_is_read(
     with pytest.raises(BadInput, match="found 1 as given, 0.5 in the image's metadata"):
         prepare_grid(svs, out, name="S1", um_per_px=1.0, **SIZES)
     Image.fromarray(tissue_on_glass()).save(tmp_path / "S1.png")
-    with pytest.raises(BadInput, match="um_per_px: found None"):
+    with pytest.raises(BadInput, match="um_per_px: found none in the file"):
         prepare_grid(tmp_path / "S1.png", out, name="S1", **SIZES)
     Image.fromarray(tissue_on_glass()).convert("L").save(tmp_path / "S1.png")
     with pytest.raises(BadInput, match="colours: found mode L"):
@@ -119,7 +119,7 @@ GLASS = np.full((200, 200, 3), 244, np.uint8)
 BAD = {
     "glass": (_png(GLASS), {"um_per_px": 0.5}, r"tissue: found 0 of 25 .*lower --min-tissue"),
     "small": (_png(GLASS[:39]), {"um_per_px": 0.5}, r"200 x 39 px.*one patch of 40 px"),
-    "no scale": (_png(GLASS), {}, "um_per_px: found None.*micrometres per pixel"),
+    "no scale": (_png(GLASS), {}, "um_per_px: found none in the file.*micrometres per pixel"),
     "wrong scale": (_png(GLASS), {"um_per_px": 50}, "0.4 px wide"),
     "text": (lambda p: p.write_text("a slide"), {"um_per_px": 0.5}, "cannot identify"),
     "missing": (lambda p: None, {"um_per_px": 0.5}, "No such file"),

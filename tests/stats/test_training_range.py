@@ -72,6 +72,7 @@ def test_stains_are_compared_where_they_are_known():
     assert known.stain_in_range(None) is None
     assert fitted(2, [None, None]).stain_in_range(blue) is None
     assert fitted(2).stain_in_range(blue) is None
+    assert fitted(2).stain_in_range(np.zeros(3)) is False  # nothing is stained
 
 
 def test_expression_is_that_of_the_held_out_predictions():
