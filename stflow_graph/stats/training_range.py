@@ -98,8 +98,8 @@ class TrainingRange:
 
         Above 1 a spot is further from the training slides than 99% of theirs from each other.
         """
-        parts = (self.mean, self.components, self.variances, self.residual)
-        return _distances(x, *parts) / self.spot_limit
+        mean, components = (part.astype(x.dtype) for part in (self.mean, self.components))
+        return _distances(x, mean, components, self.variances, self.residual) / self.spot_limit
 
     def slide_in_range(self, distances: np.ndarray) -> bool:
         """Return whether a slide's median distance is none that training slides do not have."""
