@@ -8,6 +8,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+# of expression, by target
+UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
+
 
 def number(value: float | None, places: int = 3, sign: bool = False) -> str:
     """Return a number for display: a true minus, and a dash for None and NaN."""

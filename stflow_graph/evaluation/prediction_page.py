@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stflow_graph.errors import as_bad_input
 from stflow_graph.evaluation.charts import MapFrame, colour_scale, map_png
-from stflow_graph.evaluation.page import render
-from stflow_graph.io.hdf5 import dataset, open_h5, read_strings
-from stflow_graph.io.predictions import KEY, LEVELS, QUANTILES, read_provenance
+from stflow_graph.evaluation.page import UNITS, render
+from stflow_graph.io.prediction_file import open_prediction
 from stflow_graph.version import __version__
 
 MAX_MAPS = 8  # slides with maps
 _MAX_GENES = 8  # genes with maps, the most reliable
 _MAX_DRAWN = 20_000  # spots of a map; of more, neighbours are averaged
 _OVERLAY_PX = 760
-_UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
 _HIGH = 0.9  # quantile of the training slides above which expression counts as high there
 
 
@@ -89,27 +86,20 @@ def read_predicted_slide(path: str | Path, overlay: str | Path | None = None) ->
     Raises:
         BadInput: not a prediction.
     """
-    provenance = read_provenance(path)
-    with open_h5(path) as file, as_bad_input(path, "content", "a prediction"):
-        names = read_strings(dataset(file["var"], [_index(file["var"])]))
-        coords, values = file["obsm/spatial"][:], dataset(file, ["X"])
-        expected = np.full(len(names), np.nan)
-        if "expected_pearson" in file["var"]:
-            expected = file["var/expected_pearson"][:]
+    with open_prediction(path) as file:
+        expected = file.expected_pearson()
+        if expected is None:
+            expected = np.full(len(file.genes), np.nan)
         # stable, and genes of unknown reliability last
         order = np.argsort(-np.nan_to_num(expected, nan=-2), kind="stable")
-        quantiles = levels = None
-        if f"varm/{QUANTILES}" in file:
-            quantiles = file[f"varm/{QUANTILES}"][:]
-            levels = file[f"uns/{KEY}/{LEVELS}"][:]
-        x = values[:]
-        genes = [_gene(names[i], expected[i], x[:, i], _of(quantiles, i), levels) for i in order]
-        shown = order[:_MAX_GENES]
-        std = dataset(file, ["layers/std"])[:] if "layers/std" in file else None
-        maps = [(x[:, i], None if std is None else std[:, i]) for i in shown]
-    return PredictedSlide(
-        str(provenance["slide"]), Path(path).name, provenance, coords, genes, maps, _small(overlay)
-    )
+        shown, known = order[:_MAX_GENES], file.training_quantiles()
+        x = file.columns(np.arange(len(file.genes)))
+        genes = [_gene(file.genes[i], expected[i], x[:, i], i, known) for i in order]
+        std = file.columns(shown, "std") if file.n_samples else None
+        maps = [(x[:, i], None if std is None else std[:, k]) for k, i in enumerate(shown)]
+        return PredictedSlide(
+            file.slide, Path(path).name, file.provenance, file.coords, genes, maps, _small(overlay)
+        )
 
 
 def render_predictions(slides: Sequence[PredictedSlide]) -> str:
@@ -120,7 +110,7 @@ def render_predictions(slides: Sequence[PredictedSlide]) -> str:
         "predictions.html.jinja",
         slides=slides,
         views=views,
-        unit=_UNITS.get(str(first.get("target")), str(first.get("target"))),
+        unit=UNITS.get(str(first.get("target")), str(first.get("target"))),
         model=first,
         max_maps=MAX_MAPS,
         high=_HIGH,
@@ -130,24 +120,16 @@ def render_predictions(slides: Sequence[PredictedSlide]) -> str:
     return str(page)
 
 
-def _index(table: Any) -> str:
-    index = table.attrs.get("_index", "_index")
-    return index.decode() if isinstance(index, bytes) else str(index)
-
-
-def _of(quantiles: np.ndarray | None, gene: int) -> np.ndarray | None:
-    return None if quantiles is None else quantiles[gene]
-
-
 def _gene(
     name: str,
     expected: float,
     values: np.ndarray,
-    quantiles: np.ndarray | None,
-    levels: np.ndarray | None,
+    column: int,
+    known: tuple[np.ndarray, np.ndarray] | None,
 ) -> PredictedGene:
     mean, percentile, high = float(values.mean()), np.nan, np.nan
-    if quantiles is not None and levels is not None:
+    if known is not None:
+        quantiles, levels = known[0][column], known[1]
         percentile = float(np.interp(mean, quantiles, levels))
         high = float((values > np.interp(_HIGH, levels, quantiles)).mean())
     return PredictedGene(name, float(expected), mean, percentile, high)

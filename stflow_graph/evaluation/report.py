@@ -21,7 +21,7 @@ from stflow_graph.evaluation.charts import (
     strip_chart,
 )
 from stflow_graph.evaluation.notes import TRAINING_SLIDE
-from stflow_graph.evaluation.page import render
+from stflow_graph.evaluation.page import UNITS, render
 from stflow_graph.evaluation.records import CEILING, Evaluation, SlideEvaluation
 from stflow_graph.evaluation.table import MEAN_MEASURES, SAMPLE_MEASURES, defined_measures
 from stflow_graph.stats.ensembles import max_coverage
@@ -30,7 +30,6 @@ from stflow_graph.version import __version__
 MAX_MAPS = 8  # slides with maps
 _MAX_MAP_MODELS = 3
 _COLOURS = 4  # m0 to m3 in the style sheet
-_UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
 
 
 def render_report(evaluation: Evaluation) -> str:
@@ -40,7 +39,7 @@ def render_report(evaluation: Evaluation) -> str:
         "report.html.jinja",
         evaluation=evaluation,
         models=models,
-        unit=_UNITS[evaluation.target],
+        unit=UNITS[evaluation.target],
         training_mark=TRAINING_SLIDE,
         ceiling=CEILING,
         strips=_strips(evaluation),

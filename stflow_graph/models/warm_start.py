@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,7 +103,12 @@ def _copy(
     if not gene_axes:
         target.copy_(source)
         return
-    for axis in gene_axes[1:]:
-        source = source.index_select(axis, torch.tensor(theirs))
-    taken = source.index_select(gene_axes[0], torch.tensor(theirs, dtype=torch.long))
-    target.index_copy_(gene_axes[0], torch.tensor(ours, dtype=torch.long), taken)
+    places = [
+        [genes if axis in gene_axes else range(n) for axis, n in enumerate(source.shape)]
+        for genes in (ours, theirs)
+    ]
+    into, taken = (
+        tuple(map(torch.from_numpy, np.ix_(*(np.array(axis, np.int64) for axis in axes))))
+        for axes in places
+    )
+    target[into] = source[taken]

@@ -1,18 +1,15 @@
-"""Embedding the patches of a slide straight from its image; none touches the disk."""
+"""The patches of a slide straight from its image, to be embedded; none touches the disk."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-from stflow_graph.encoders import Encoder
 from stflow_graph.images.overlay import Overview, draw_overlay
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.atomic import write_bytes
-from stflow_graph.preparation.cut_patches import Progress
-from stflow_graph.preparation.embedding import Embedded, embed_patches
-from stflow_graph.preparation.engine import EmbedSettings, Engine
+from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.preparation.patch_sources import ImagePatches
 from stflow_graph.preparation.places import Places, warn_of_places
 from stflow_graph.preparation.slide_places import GridOptions, SlideImage
@@ -33,53 +30,27 @@ class PatchOptions:
     px: int = 224
 
 
-def embed_image(
+def image_patches(
     slide: SlideImage,
     image: ImageReader,
     places: Places,
-    target: Path,
-    encoder: Encoder,
-    settings: EmbedSettings,
-    *,
     patch_px: int,
-    image_sha256: str,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    engine: Engine | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> Embedded:
-    """Embed the patches around a slide's spots; arguments as of ``embedding.embed_patches``.
+    hashes: Mapping[str, str],
+    settings: EmbedSettings,
+) -> ImagePatches:
+    """Return the patches around a slide's spots, for ``embedding.embed_patches``.
 
     Args:
         slide: the slide.
         image: its image, open.
         places: its spots.
-        target: the embedding file.
-        encoder: the patch encoder.
-        settings: batch size, device, precision, workers, engine.
         patch_px: edge of a patch as the encoder gets it, px.
-        image_sha256: of the image's bytes.
-        overwrite: replace an existing target.
-        progress: called with (slide, spots done, spots in all).
-        engine: computes the embeddings; None makes one of the encoder.
-        check: called when all patches are read.
-
-    Raises:
-        BadInput: the target holds other embeddings.
-        OutOfMemory: a worker died.
+        hashes: from ``SlideImage.hashes``.
+        settings: whether other processes read.
     """
+    digest = hashes.get("image_sha256") or hashes["counts_sha256"]
     here = None if settings.workers else image
-    source = ImagePatches(slide.name, slide.image, places, patch_px, image_sha256, here)
-    return embed_patches(
-        source,
-        target,
-        encoder,
-        settings,
-        overwrite=overwrite,
-        progress=progress,
-        engine=engine,
-        check=check,
-    )
+    return ImagePatches(slide.name, slide.image, places, patch_px, digest, here)
 
 
 def write_overlay(slide: SlideImage, image: ImageReader, places: Places, file: Path) -> None:

@@ -14,9 +14,9 @@ from stflow_graph.io.outputs import check_output_file, check_output_folder
 from stflow_graph.io.parts import Part
 from stflow_graph.io.versions import unchanged
 from stflow_graph.preparation.cut_patches import Progress
-from stflow_graph.preparation.embedding import Embedded, embed_files
+from stflow_graph.preparation.embedding import Embedded, embed_files, embed_patches
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings
-from stflow_graph.preparation.image_embedding import PatchOptions, embed_image, write_overlay
+from stflow_graph.preparation.image_embedding import PatchOptions, image_patches, write_overlay
 from stflow_graph.preparation.slide_places import SlideImage
 
 
@@ -93,15 +93,11 @@ def embed_from_image(
         hashes = slide.hashes()
         places = slide.places(image, patches.um, patches.grid)
         write_overlay(slide, image, places, overlay_path(Path(target).parent, slide.name))
-        return embed_image(
-            slide,
-            image,
-            places,
-            Path(target),
+        return embed_patches(
+            image_patches(slide, image, places, patches.px, hashes, settings),
+            target,
             encoder,
             settings,
-            patch_px=patches.px,
-            image_sha256=hashes.get("image_sha256") or hashes["counts_sha256"],
             overwrite=overwrite,
             progress=progress,
             check=versions.check,

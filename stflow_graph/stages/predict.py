@@ -40,8 +40,9 @@ from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
 from stflow_graph.models.precision import check_precision
 from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
+from stflow_graph.preparation.embedding import embed_patches
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
-from stflow_graph.preparation.image_embedding import embed_image, write_overlay
+from stflow_graph.preparation.image_embedding import image_patches, write_overlay
 from stflow_graph.preparation.patch_sources import ImagePatches
 from stflow_graph.preparation.places import Layout, Places
 from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
@@ -371,22 +372,19 @@ class _Work:
             done = None if self.overwrite else predicted(path, self.fold, sample, origin)
             if done is not None and overlay.is_file():
                 return self._result(done, overlay)
-            digest = origin.get("image_sha256") or origin["counts_sha256"]
             with slide.open() as image:
                 places = slide.places(image, self.patch_um, self.grid)
                 write_overlay(slide, image, places, overlay)
                 if self.settings.keep_patches:
                     self._write_patches(image, places, origin, versions)
-                embed_image(
-                    slide,
-                    image,
-                    places,
+                size, settings = self.settings.patch_px, self.settings.embed
+                source = image_patches(slide, image, places, size, origin, settings)
+                embed_patches(
+                    source,
                     embeddings,
                     self.encoder,
-                    self.settings.embed,
-                    patch_px=self.settings.patch_px,
-                    image_sha256=digest,
-                    overwrite=self.overwrite or self._is_stale(embeddings, places, digest),
+                    settings,
+                    overwrite=self.overwrite or self._is_stale(embeddings, source),
                     progress=progress,
                     engine=engine(len(places)),
                     check=versions.check,
@@ -398,17 +396,15 @@ class _Work:
             embeddings.unlink()
         return self._result(done, overlay)
 
-    def _is_stale(self, embeddings: Path, places: Places, digest: str) -> bool:
+    def _is_stale(self, embeddings: Path, source: ImagePatches) -> bool:
         """Return whether embeddings of an interrupted run are of other spots or another image."""
         if self.settings.keep_embeddings or not embeddings.is_file():
             return False  # those that a user keeps are not replaced unasked
-        slide, size = self.slide, self.settings.patch_px
-        hashes = ImagePatches(slide.name, slide.image, places, size, digest).hashes
         try:
             stored = read_attrs(embeddings)
         except BadInput:
             return True
-        return any(stored.get(name) != value for name, value in hashes.items())
+        return any(stored.get(name) != value for name, value in source.hashes.items())
 
     def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:
         numbers = done.n_spots, done.fold
