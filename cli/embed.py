@@ -41,7 +41,7 @@ def embed(
     device: opt.Device[str] = "auto",
     precision: opt.Precision = "auto",
     engine: opt.Engine = "auto",
-    workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
+    workers: opt.Workers = 0,
     part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
 ) -> None:

@@ -71,7 +71,17 @@ Spots = Annotated[
     Path | None, Option(help="Spot table of the image. (default: a grid on the tissue)")
 ]
 
+Workers = Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")]
+
 # sampling and running
+NSamples = Annotated[
+    int,
+    Option(min=1, help="Samples to draw per spot (1: mean only; 16 or more for uncertainty)."),
+]
+Fold = Annotated[int | None, Option(help="Fold of the run to use.")]
+AllowCode = Annotated[
+    bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
+]
 NetworkPrecision = Annotated[T, Option(help="float32, tf32 or bf16 (GPUs).")]
 Sampler = Annotated[T, Option(help="euler, heun, stflow or estflow.")]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed.")]

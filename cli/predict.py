@@ -35,12 +35,9 @@ def predict(
     layout: opt.Layout = "hexagonal",
     min_tissue: opt.MinTissue = 0.25,
     genes: opt.ChosenGenes = None,
-    n_samples: Annotated[
-        int,
-        Option(min=1, help="Samples to draw per spot (1: mean only; 16 or more for uncertainty)."),
-    ] = 1,
+    n_samples: opt.NSamples = 1,
     seed: opt.Seed = 0,
-    fold: Annotated[int | None, Option(help="Fold of the run to use.")] = None,
+    fold: opt.Fold = None,
     encoder: Annotated[
         str | None, Option(help="Encoder of the model, if it is your own: module:factory.")
     ] = None,
@@ -50,7 +47,7 @@ def predict(
     device: opt.Device[str] = "auto",
     precision: opt.Precision = "auto",
     engine: opt.Engine = "auto",
-    workers: Annotated[int, Option(min=0, max=1024, help="Reader processes; 0: one thread.")] = 0,
+    workers: opt.Workers = 0,
     keep_patches: Annotated[
         bool, Option("--keep-patches", help="Write OUT/patches/<slide>.h5 too.")
     ] = False,
@@ -62,9 +59,7 @@ def predict(
     ] = False,
     part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
-    allow_code: Annotated[
-        bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
-    ] = False,
+    allow_code: opt.AllowCode = False,
 ) -> None:
     """Predict expression from H&E images alone."""
     from stflow_graph.encoders import create_encoder

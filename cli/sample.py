@@ -28,16 +28,13 @@ def sample(
     source: Annotated[Path, Argument(help="Run, fold or checkpoint folder.")],
     embeddings: Annotated[list[Path], Argument(help="Embedding files or folders.")],
     out: Annotated[Path, Option(help="Output folder.")],
-    n_samples: Annotated[
-        int,
-        Option(min=1, help="Samples to draw per spot (1: mean only; 16 or more for uncertainty)."),
-    ] = 1,
+    n_samples: opt.NSamples = 1,
     seed: opt.Seed = 0,
     sampler: opt.Sampler[str | None] = None,
     n_sample_steps: Annotated[
         int | None, Option(min=1, help="Of a flow: network evaluations per sample.")
     ] = None,
-    fold: Annotated[int | None, Option(help="Fold of the run to use.")] = None,
+    fold: opt.Fold = None,
     tile_size: Annotated[
         int | None, Option(parser=_tile_size, help="Spots per tile, or auto: as memory permits.")
     ] = None,
@@ -59,9 +56,7 @@ def sample(
     precision: opt.NetworkPrecision[str] = "float32",
     part: opt.PartOfSlides = None,
     overwrite: opt.Overwrite = False,
-    allow_code: Annotated[
-        bool, Option("--allow-code", help="Run the code of a custom layer that the model names.")
-    ] = False,
+    allow_code: opt.AllowCode = False,
 ) -> None:
     """Predict the expression of slides from their embeddings."""
     from stflow_graph.inference.settings import SampleSettings

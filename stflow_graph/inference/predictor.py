@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.stream import stream
 from stflow_graph.io.embeddings import EmbeddingFile
 from stflow_graph.io.gene_aliases import gene_matching
-from stflow_graph.io.predictions import Block
+from stflow_graph.io.predictions import Block, PredictionInfo
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import Checkpoint
 from stflow_graph.models.precision import check_precision, computing_in
@@ -104,24 +104,44 @@ class Predictor:
         stain = source.stain if isinstance(source, Slide) else stain_of(source.attrs)
         return RangeMeter(known, len(source), stain)
 
-    @property
-    def has_spread(self) -> bool:
-        """Whether the uncertainty of samples has a part between members."""
-        two_stage = all(isinstance(member, TwoStageDenoiser) for member in self.members)
-        return two_stage and len(self.members) > 1
+    def info(
+        self,
+        provenance: Mapping[str, Any],
+        settings: SampleSettings,
+        columns: np.ndarray,
+        observed: Observed | None,
+    ) -> PredictionInfo:
+        """Return what is stored with the values of a prediction.
 
-    def gene_names(self, columns: np.ndarray) -> dict[str, list[str]]:
+        Args:
+            provenance: its origin, with the slide's name.
+            settings: number of samples, image.
+            columns: which of the model's genes it has.
+            observed: from :meth:`observed`.
+        """
+        calibration, known = self.checkpoint.calibration, self.checkpoint.training_range
+        two_stage = all(isinstance(member, TwoStageDenoiser) for member in self.members)
+        places = None
+        if observed is not None:
+            places = observed.rows, np.flatnonzero(np.isin(columns, observed.genes))
+        return {
+            "provenance": provenance,
+            "n_samples": settings.n_samples if settings.n_samples > 1 else 0,
+            "has_spread": two_stage and len(self.members) > 1,
+            "expected_pearson": None if calibration is None else calibration.pearson[columns],
+            "quantiles": None if known is None else (known.expression[columns], LEVELS),
+            "gene_names": self._gene_names(columns),
+            "picture": settings.picture(str(provenance["slide"])),
+            "observed": places,
+        }
+
+    def _gene_names(self, columns: np.ndarray) -> dict[str, list[str]]:
         """Return columns of some genes: Ensembl IDs and symbols, nothing where they are unknown."""
         genes, trained = self.checkpoint.genes, self.checkpoint.provenance
         names = {key: trained.get(key) for key in ("gene_ids", "gene_symbols")}
         if not all(isinstance(v, list) and len(v) == len(genes) for v in names.values()):
             return {}
         return {key: [str(values[i]) for i in columns] for key, values in names.items() if values}
-
-    def quantiles(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return quantiles of some genes' predictions for training slides, and their levels."""
-        known = self.checkpoint.training_range
-        return None if known is None else (known.expression[columns], LEVELS)
 
     def observed(self, source: EmbeddingFile | Slide, settings: SampleSettings) -> Observed | None:
         """Read what is measured of a slide, None where nothing is.
@@ -258,11 +278,6 @@ def of_genes(blocks: Iterator[Block], columns: np.ndarray) -> Iterator[Block]:
             None if samples is None else samples[:, :, columns],
             None if between is None else between[:, columns],
         )
-
-
-def observed_places(observed: Observed, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows, and the places among some genes, of measured values."""
-    return observed.rows, np.flatnonzero(np.isin(columns, observed.genes))
 
 
 def _evidence(observed: Observed | None, settings: SampleSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from stflow_graph.data.load import um_per_px
 from stflow_graph.data.observed import Observed
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.inference.in_range import IN_RANGE, OBS_COLUMNS, InRange
-from stflow_graph.inference.predictor import Predictor, observed_places, of_genes
+from stflow_graph.inference.predictor import Predictor, of_genes
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.h5ad import is_h5ad
@@ -135,7 +135,7 @@ def sample_file(
         BadConfig: embeddings that do not fit the model.
         StorageFailed: the disk is full.
     """
-    predictor, calibration = fold.predictor, fold.checkpoint.calibration
+    predictor = fold.predictor
     name, path = file.stem, out / f"{file.stem}.h5ad"
     with (
         unchanged(file) as versions,
@@ -165,6 +165,8 @@ def sample_file(
             return Late({**digest(), IN_RANGE: meter.result().record()}, meter.columns())
 
         settings.check_disk(out, len(source), len(columns))
+        info = predictor.info(provenance, settings, columns, observed)
+        info["late"], info["late_obs"] = late, {} if meter is None else OBS_COLUMNS
         blocks = of_genes(predictor.blocks(source, settings, observed, out), columns)
         write_prediction_blocks(
             path,
@@ -172,16 +174,7 @@ def sample_file(
             source.barcodes,
             [fold.checkpoint.genes[i] for i in columns],
             source.coords,
-            provenance=provenance,
-            late=late,
-            late_obs={} if meter is None else OBS_COLUMNS,
-            quantiles=predictor.quantiles(columns),
-            gene_names=predictor.gene_names(columns),
-            n_samples=settings.n_samples if settings.n_samples > 1 else 0,
-            has_spread=predictor.has_spread,
-            expected_pearson=None if calibration is None else calibration.pearson[columns],
-            picture=settings.picture(name),
-            observed=None if observed is None else observed_places(observed, columns),
+            **info,
         )
     return result if meter is None else dataclasses.replace(result, in_range=meter.result())
 

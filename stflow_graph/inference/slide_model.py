@@ -11,7 +11,7 @@ from torch import nn
 from stflow_graph.data.slide import Slide
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.inference.in_range import IN_RANGE
-from stflow_graph.inference.predictor import Predictor, observed_places, of_genes
+from stflow_graph.inference.predictor import Predictor, of_genes
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.predictions import prediction_anndata
 from stflow_graph.io.pretrained import HubOptions, PushOptions, fetch, push
@@ -114,7 +114,7 @@ class SlideModel:
             BadInput: too few spots, or measured counts that cannot be used.
         """
         settings = settings or SampleSettings()
-        predictor, calibration = self.predictor(settings.device), self.checkpoint.calibration
+        predictor = self.predictor(settings.device)
         predictor.check(slide, settings)
         observed = predictor.observed(slide, settings)
         provenance = predictor.provenance(slide.name, settings, observed)
@@ -127,14 +127,9 @@ class SlideModel:
             slide.barcodes,
             [self.genes[i] for i in columns],
             slide.coords,
-            provenance={**provenance, "um_per_px": slide.um_per_px},
-            n_samples=settings.n_samples if settings.n_samples > 1 else 0,
-            has_spread=predictor.has_spread,
-            expected_pearson=None if calibration is None else calibration.pearson[columns],
-            quantiles=predictor.quantiles(columns),
-            gene_names=predictor.gene_names(columns),
-            picture=settings.picture(slide.name),
-            observed=None if observed is None else observed_places(observed, columns),
+            **predictor.info(
+                {**provenance, "um_per_px": slide.um_per_px}, settings, columns, observed
+            ),
         )
         for name, values in ({} if meter is None else meter.columns()).items():
             prediction.obs[name] = values
