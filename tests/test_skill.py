@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,8 @@ def test_train_a_model(cli, tmp_path, monkeypatch):
 
 def test_the_python_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # the environment need not be activated, as `make test` does not
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     found = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert found is not None
     names: dict[str, object] = {}
