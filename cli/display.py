@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 160
 _document: Document | None = None  # while a command runs with --json
+_is_quiet = False  # another rank speaks
+
+
+def be_quiet() -> None:
+    """Print no results from now on: another process does."""
+    global _is_quiet
+    _is_quiet = True
+
+
+def is_quiet() -> bool:
+    """Return whether another rank, or the ranks that this process started, print the results."""
+    return _is_quiet
 
 
 def console() -> Console:
@@ -83,7 +95,7 @@ def end_with(code: int, reason: str) -> NoReturn:
 
 def show(*parts: RenderableType | None, style: str = "") -> None:
     """Print lines, unwrapped and without interpreting their content, and tables."""
-    for part in parts if _document is None else ():
+    for part in () if _is_quiet or _document is not None else parts:
         if isinstance(part, str):
             console().print(Text(part, style), soft_wrap=True)
         elif part is not None:

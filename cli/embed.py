@@ -56,8 +56,8 @@ def embed(
             "give --source-dataroot with --embed-dataroot, or patch files with --out, or --image "
             "with --out FILE.h5"
         )
-    chosen = opt.part_of(part)
-    if image and chosen:
+    chosen = opt.share_of(part)
+    if image and part:
         raise BadParameter("--part is of several slides, not of one --image")
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
@@ -93,7 +93,7 @@ def embed(
                 overwrite=overwrite,
                 progress=report,
                 report=add_result,
-                part=chosen,
+                share=chosen,
             )
         else:
             folder = out is not None and (out.suffix != ".h5" or len(patches or []) > 1)
@@ -105,9 +105,9 @@ def embed(
                 overwrite=overwrite,
                 progress=report,
                 report=add_result,
-                part=chosen,
+                share=chosen,
             )
-    if not done:
+    if not done and part:
         show(f"part {part} has no slides")
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:

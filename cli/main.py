@@ -24,11 +24,12 @@ from stflow_graph.errors import (
     is_out_of_memory,
     one_line,
 )
+from stflow_graph.parallel.ranks import joined
 from stflow_graph.version import __version__
 
 from . import options as opt
 from .convert import convert
-from .display import json_mode
+from .display import is_quiet, json_mode
 from .doctor import doctor
 from .download import download
 from .embed import embed
@@ -75,8 +76,10 @@ _AFTER_EVAL: tuple[Callable[..., None], ...] = (
     convert,
     doctor,
 )
+# ranks of torchrun share their slides, or folds and members
+_BY_RANKS = (predict, embed, train, sample)
 for command in _BEFORE_EVAL:
-    app.command()(opt.with_json(command))
+    app.command()(opt.with_json(opt.with_ranks(command) if command in _BY_RANKS else command))
 app.command("eval")(opt.with_json(evaluate))
 for command in _AFTER_EVAL:
     app.command()(opt.with_json(command))
@@ -166,6 +169,10 @@ def main() -> None:
         message, code = _message_and_code(error)
         if debug or code is None:
             raise
+        if (ranks := joined()) is not None:
+            if ranks.is_told_by_first(message):
+                sys.exit(code)
+            ranks.tell_failure(message)
         first, *others = getattr(error, "lines", ()) or [one_line(message)]
         print("\n  ".join([f"error: {first}", *others]), file=sys.stderr)
         sys.exit(code)
@@ -192,7 +199,8 @@ def _run_with_json(arguments: Sequence[str], debug: bool) -> None:
             if isinstance(error, _USAGE_ERROR):
                 error.show()  # type: ignore[attr-defined]
                 raised = SystemExit(failure["exit_code"])
-    print(document.text(failure), flush=True)
+    if not is_quiet():
+        print(document.text(failure), flush=True)
     raise raised
 
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from typer import BadParameter, Option
+from typer import BadParameter, Exit, Option
+
+from stflow_graph.parallel.ranks import is_rank
+
+from .display import be_quiet
 
 if TYPE_CHECKING:
-    from stflow_graph.io.parts import Part
+    from stflow_graph.parallel.share import Share
 
 T = TypeVar("T")
 
@@ -92,6 +97,10 @@ PartOfSlides = Annotated[
     Option("--part", metavar="I/N", help="Part I of N of the slides; auto: a SLURM array's task."),
 ]
 
+NProc = Annotated[
+    int | None,
+    Option(min=1, max=1024, help="Processes on this machine that share the work (torchrun)."),
+]
 Json = Annotated[bool, Option("--json", help="Print one JSON object with the results.")]
 
 
@@ -103,13 +112,37 @@ def with_json(command: Callable[..., None]) -> Callable[..., None]:
         del as_json
         command(**options)
 
-    name, kind = "as_json", inspect.Parameter.KEYWORD_ONLY
-    option = inspect.Parameter(name, kind, default=False, annotation=Json)
+    return _with_option(run, command, "as_json", Json, False)
+
+
+def with_ranks(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the option ``--nproc``, which runs it as the ranks of ``torchrun``."""
+
+    @functools.wraps(command)
+    def run(*, nproc: int | None, **options: Any) -> None:
+        if nproc is not None and nproc > 1 and not is_rank():
+            from stflow_graph.parallel.launch import launch
+
+            be_quiet()
+            raise Exit(launch(sys.argv[1:], nproc))
+        if is_rank() and os.environ["RANK"] != "0":
+            be_quiet()
+        command(**options)
+
+    return _with_option(run, command, "nproc", NProc, None)
+
+
+def _with_option(
+    run: Callable[..., None], command: Callable[..., None], name: str, annotation: Any, default: Any
+) -> Callable[..., None]:
+    """Give a wrapper of a command a further option of its own."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    option = inspect.Parameter(name, kind, default=default, annotation=annotation)
     # evaluated here, as typer does not evaluate those of a signature that is set
     signature = inspect.signature(command, eval_str=True)
     parameters = [*signature.parameters.values(), option]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {**command.__annotations__, name: Json}
+    run.__annotations__ = {**command.__annotations__, name: annotation}
     return run
 
 
@@ -122,13 +155,18 @@ def numbers_or_all(folds: list[str] | None) -> tuple[int, ...] | Literal["all"]:
     return tuple(map(int, folds or ()))
 
 
-def part_of(text: str | None) -> Part | None:
-    """Return the part that ``--part`` names; None stands for all slides."""
+def share_of(text: str | None) -> Share | None:
+    """Return the part that ``--part`` names, or this rank; None stands for all slides."""
     from stflow_graph.errors import BadConfig
-    from stflow_graph.io.parts import Part
+    from stflow_graph.parallel.parts import Part
+    from stflow_graph.parallel.ranks import join
 
+    if text is None:
+        return join()
+    if is_rank():
+        raise BadParameter("--part: the ranks of torchrun share the slides already")
     try:
-        return None if text is None else Part.parse(text, os.environ)
+        return Part.parse(text, os.environ)
     except BadConfig as error:
         raise BadParameter(f"--part: {error}") from None
 

@@ -70,7 +70,7 @@ def predict(
     from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate, report_file
     from stflow_graph.stages.predict import predict as run
 
-    chosen = opt.part_of(part)
+    chosen = opt.share_of(part)
     found = _slides(slides, spots, SourceOptions(name, image, um_per_px))
     network = create_encoder(encoder or encoder_of(model), weights, weights_root)
     settings = PredictSettings(

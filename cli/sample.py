@@ -86,11 +86,11 @@ def sample(
         overwrite=overwrite,
         allow_code=allow_code,
         report=_show,
-        part=opt.part_of(part),
+        share=opt.share_of(part),
     )
     if done:
         show_next(*_next_step(done, out))
-    else:
+    elif part:
         show(f"part {part} has no slides")
 
 

@@ -25,6 +25,8 @@ def handle_signals(arguments: Sequence[str]) -> None:
     """
     resumes = command_of(arguments) in _RESUMED and "--overwrite" not in arguments
     line = b"interrupted; the same command resumes\n" if resumes else b"interrupted\n"
+    if os.environ.get("RANK", "0") != "0":
+        line = b""  # the first rank says so
 
     def end(signum: int, frame: FrameType | None) -> None:
         del frame

@@ -65,6 +65,7 @@ def train(
     """Train a model on every fold, or on all slides; resumes a run."""
     options = {**locals(), "folds": opt.numbers_or_all(folds) or None}
     from stflow_graph.config import load_config
+    from stflow_graph.parallel.ranks import join
     from stflow_graph.stages.train import train as run
 
     resolved = load_config(config, _settings(options, set_ or []))
@@ -77,7 +78,9 @@ def train(
             fold = "all slides" if at.fold is None else f"fold {at.fold}"
             bar(f"{at.dataset} {fold}", at.n_epochs, total, note)
 
-        results = run(resolved, out, overwrite=overwrite, report=report, done=_add)
+        results = run(resolved, out, overwrite=overwrite, report=report, done=_add, ranks=join())
+    if not results:  # another rank finished all folds
+        return
     show(_result_table(results, resolved, out))
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
     show_next(*_sample_command(results[0].dataset, resolved, out))

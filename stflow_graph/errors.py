@@ -224,6 +224,19 @@ def _memory_is_there() -> bool:
     return True
 
 
+def is_of_machine(error: Exception) -> bool:
+    """Return whether the next slide would meet an error as well: disk, memory, a closed output."""
+    machine = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    return machine or is_out_of_memory(error) or isinstance(error, StorageFailed | Diverged)
+
+
+def text_of(error: Exception) -> str:
+    """Return what a line on a slide says of its error."""
+    if isinstance(error, StflowError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (--debug shows more)"
+
+
 class Failures:
     """The slides that failed while the others go on, and their errors.
 
@@ -243,14 +256,12 @@ class Failures:
         Raises:
             Exception: the error is the machine's (disk, memory, a closed output), not the slide's.
         """
-        machine = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
-        if machine or is_out_of_memory(error) or isinstance(error, StorageFailed | Diverged):
+        if is_of_machine(error):
             raise error
         foreign = not isinstance(error, StflowError)
-        text = f"{type(error).__name__}: {error} (--debug shows more)" if foreign else str(error)
         self._names.append(name)
         if len(self._texts) < self._MAX_LINES:
-            self._texts.append(one_line(text, self._MAX_TEXT))
+            self._texts.append(one_line(text_of(error), self._MAX_TEXT))
         # one traceback alone, as it keeps the arrays of its frames in memory
         if self._cause is None or (foreign and isinstance(self._cause, StflowError)):
             self._cause = error

@@ -75,5 +75,12 @@ def pearson_loss(y_1_hat: Tensor, y_1: Tensor, batch: Tensor | None = None) -> T
     return ((1 - pearson) * counted).sum() / (counted | missing).sum().clamp(min=1)
 
 
+def counted_pairs(y_1: Tensor, batch: Tensor) -> Tensor:
+    """Return how many pairs of slide and gene :func:`pearson_loss` is a mean of, a scalar."""
+    missing = scatter(y_1.isnan().to(y_1.dtype), batch, reduce="max") > 0
+    y = _centred(without_missing(y_1, y_1), batch)
+    return ((scatter(y * y, batch, reduce="mean") > _CONSTANT) | missing).sum()
+
+
 def _centred(values: Tensor, batch: Tensor) -> Tensor:
     return values - scatter(values, batch, reduce="mean")[batch]

@@ -20,14 +20,15 @@ from stflow_graph.data.barcodes import rows_of
 from stflow_graph.data.coordinates import patch_centres
 from stflow_graph.data.slide import Slide
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadInput, OutOfMemory, attempt_each, unquoted
+from stflow_graph.errors import BadInput, OutOfMemory, unquoted
 from stflow_graph.images.stain import NO_STAIN, StainMeter
 from stflow_graph.io.embeddings import FORMAT, read_attrs, write_embeddings
 from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
-from stflow_graph.io.parts import Part, size_of
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.versions import unchanged
+from stflow_graph.parallel.parts import size_of
+from stflow_graph.parallel.share import Share, attempt_shared
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
 from stflow_graph.preparation.patch_sources import PatchSource, StoredPatches
@@ -55,7 +56,7 @@ def embed_files(
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Callable[[Embedded], None] | None = None,
-    part: Part | None = None,
+    share: Share | None = None,
 ) -> list[Embedded]:
     """Embed patch files, each to its own path; one that fails does not stop the others.
 
@@ -66,7 +67,7 @@ def embed_files(
         overwrite: replace existing targets.
         progress: called with (slide, spots done, spots in all).
         report: called after every slide.
-        part: embed the files of this part only; None: all.
+        share: of a part of an array's jobs, or of a rank; None: all files.
 
     Raises:
         BadInput: the only file cannot be used, or a target is no place for a file.
@@ -76,21 +77,18 @@ def embed_files(
         check_output_file(target)
     sources = [source for source, _ in jobs]  # of all parts, which have one engine
     engine = Engine(encoder, settings, lambda: sum(map(_count, sources)))
-    if part is not None:
-        jobs = part.choose(jobs, lambda job: str(job[1]), lambda job: size_of(job[0]))
     with patch_readers(settings.workers) as pool:
         embed = partial(
             embed_file, overwrite=overwrite, progress=progress, pool=pool, engine=engine
         )
-
-        def run(source: Path, target: Path) -> Embedded:
-            done = embed(source, target, encoder, settings)
-            if report is not None:
-                report(done)
-            return done
-
-        return attempt_each(
-            [(source.stem, partial(run, source, target)) for source, target in jobs]
+        return attempt_shared(
+            jobs,
+            lambda job: embed(*job, encoder, settings),
+            name=lambda job: job[0].stem,
+            n_bytes=lambda job: size_of(job[0]),
+            key=lambda job: str(job[1]),  # slides of two data sets may have one name
+            share=share,
+            report=report,
         )
 
 

@@ -11,8 +11,8 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_file, check_output_folder
-from stflow_graph.io.parts import Part
 from stflow_graph.io.versions import unchanged
+from stflow_graph.parallel.share import Share
 from stflow_graph.preparation.cut_patches import Progress
 from stflow_graph.preparation.embedding import Embedded, embed_files, embed_patches
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings
@@ -30,7 +30,7 @@ def embed(
     overwrite: bool = False,
     progress: Progress | None = None,
     report: Callable[[Embedded], None] | None = None,
-    part: Part | None = None,
+    share: Share | None = None,
 ) -> list[Embedded]:
     """Embed every patch file of every data set, as ``<root>/<data set>/<encoder>/fp32/<slide>.h5``.
 
@@ -43,7 +43,7 @@ def embed(
         overwrite: replace existing embeddings.
         progress: called with (slide, spots done, spots in all).
         report: called after every slide.
-        part: embed the slides of this part only; None: all.
+        share: of a part of an array's jobs, or of a rank; None: all slides.
 
     Raises:
         BadInput: no patches there, or the only slide cannot be used.
@@ -58,7 +58,7 @@ def embed(
     if not jobs:
         raise BadInput(source_dataroot, "patches", unquoted("no .h5 file"), "patches/<slide>.h5")
     return embed_files(
-        jobs, encoder, settings, overwrite=overwrite, progress=progress, report=report, part=part
+        jobs, encoder, settings, overwrite=overwrite, progress=progress, report=report, share=share
     )
 
 

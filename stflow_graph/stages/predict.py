@@ -34,11 +34,11 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import write_text
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.outputs import check_output_folder
-from stflow_graph.io.parts import Part, size_of
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
 from stflow_graph.models.precision import check_precision
+from stflow_graph.parallel.parts import Part, size_of
 from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
 from stflow_graph.preparation.embedding import embed_patches
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stflow_graph.errors import BadConfig, BadInput, attempt_each, unquoted
+from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.inference.sampling import Sampled, load_models, model_for, sample_file
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.outputs import check_output_folder
-from stflow_graph.io.parts import Part, size_of
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.precision import check_precision
+from stflow_graph.parallel.parts import size_of
+from stflow_graph.parallel.share import Share, attempt_shared
 
 
 def sample(
@@ -25,7 +25,7 @@ def sample(
     overwrite: bool = False,
     allow_code: bool = False,
     report: Callable[[Sampled], None] | None = None,
-    part: Part | None = None,
+    share: Share | None = None,
 ) -> list[Sampled]:
     """Predict the expression of slides from their embeddings and write ``out/<slide>.h5ad``.
 
@@ -40,7 +40,7 @@ def sample(
         overwrite: overwrite existing predictions.
         allow_code: run the code of a layer that is neither ours nor PyG's.
         report: called after every slide.
-        part: predict the slides of this part only; None: all.
+        share: of a part of an array's jobs, or of a rank; None: all slides.
 
     Raises:
         BadInput: a file that cannot be used, when it is the only one.
@@ -57,18 +57,20 @@ def sample(
     files = _embedding_files(embeddings)
     _check_observed(settings, [file.stem for file in files])
     _check_image(settings, len(files))
-    if part is not None:
-        files = part.choose(files, lambda file: file.stem, size_of)
 
     def one(file: Path) -> Sampled:
         check_name(file.stem, file, "slide name")
         model = model_for(file.stem, models)
-        result = sample_file(model, file, Path(out), settings, overwrite=overwrite)
-        if report:
-            report(result)
-        return result
+        return sample_file(model, file, Path(out), settings, overwrite=overwrite)
 
-    return attempt_each([(file.stem, functools.partial(one, file)) for file in files])
+    return attempt_shared(
+        files,
+        one,
+        name=lambda file: file.stem,
+        n_bytes=size_of,
+        share=share,
+        report=report,
+    )
 
 
 def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:

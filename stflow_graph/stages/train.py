@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,11 @@ from stflow_graph.models.checkpoint import (
 )
 from stflow_graph.models.precision import check_precision
 from stflow_graph.models.warm_start import WarmStart
+from stflow_graph.parallel.group import Group, make_groups
+from stflow_graph.parallel.ranks import Ranks
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
 from stflow_graph.stats.panels import measured_genes
-from stflow_graph.training.fold import fit_fold
+from stflow_graph.training.fold import FoldTraining
 from stflow_graph.training.fold_result import (
     FoldResult,
     history_csv,
@@ -95,6 +98,7 @@ def train(
     overwrite: bool = False,
     report: Report | None = None,
     done: Callable[[FoldResult], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[FoldResult]:
     """Train a denoiser on every fold of every data set and score it on the fold's test slides.
 
@@ -112,6 +116,9 @@ def train(
         overwrite: train anew where ``out`` holds a run of another configuration.
         report: called after every epoch.
         done: called after every fold.
+        ranks: the processes that share the members of all folds, and where there are more
+            processes than members the steps of ``train.batch_size`` regions; the first one calls
+            ``report`` for its own and ``done`` for all, and returns all results, the others theirs.
 
     Raises:
         BadInput: data that cannot be used, or ``out`` holds files that are of no run.
@@ -119,6 +126,7 @@ def train(
             exist, or the device lacks the precision.
         Diverged: a loss that is not finite.
         StorageFailed: another process trains one of the folds; the disk is full or broken.
+        RankFailed: another rank failed or is lost.
     """
     out = check_output_folder(out)
     check_precision(config.train.precision, pick_device(config.train.device))
@@ -129,29 +137,113 @@ def train(
         for dataset in datasets
         for fold in dataset.training_folds(config.train.folds, allow_patient_overlap=overlap)
     ]
-    check_is_run(out)
-    if not overwrite:
-        check_same_run(out, config)
+    folders = [(out if len(datasets) == 1 else out / d.name) / fold.name for d, fold in work]
+    if ranks is not None:
+        with ranks.telling_failures():
+            return _train_by_ranks(work, folders, config, out, overwrite, report, done, ranks)
+    _check_run(out, config, overwrite)
     results: list[FoldResult] = []
-    for dataset, fold in work:
+    for (dataset, fold), folder in zip(work, folders, strict=True):
         inputs = _read_inputs(dataset, fold, config)
         if not results:  # nothing is written before the first fold's data have proved good
             claim(out, config, overwrite)
-        parent = out if len(datasets) == 1 else out / dataset.name
-        folder = parent / fold.name
         with lock_fold(folder):
             result = _train_fold(inputs, config, folder, report)
         results.append(result)
         if done is not None:
             done(result)
-        if fold.index is None:
-            continue
-        with lock_run(parent):  # jobs of an array, each with folds of its own
-            others = finished_folds(parent, dataset.name, config.train.epochs, result.protocol)
-            tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in others]
-            table = results_kfold(tables) | {"protocol": result.protocol}
-            write_json(parent / "results_kfold.json", table)
+        _write_table(result, config)
     return results
+
+
+def _check_run(out: Path, config: Config, overwrite: bool) -> None:
+    check_is_run(out)
+    if not overwrite:
+        check_same_run(out, config)
+
+
+def _write_table(result: FoldResult, config: Config) -> None:
+    """Write the table of all folds that are finished, if the result is of one."""
+    if result.fold is None:
+        return
+    parent = result.folder.parent
+    with lock_run(parent):  # jobs of an array, each with folds of its own
+        others = finished_folds(parent, result.dataset, config.train.epochs, result.protocol)
+        tables = [dict(zip(r.genes, r.pearson.tolist(), strict=True)) for r in others]
+        table = results_kfold(tables) | {"protocol": result.protocol}
+        write_json(parent / "results_kfold.json", table)
+
+
+def _train_by_ranks(
+    work: Sequence[tuple[Dataset, Fold]],
+    folders: Sequence[Path],
+    config: Config,
+    out: Path,
+    overwrite: bool,
+    report: Report | None,
+    done: Callable[[FoldResult], None] | None,
+    ranks: Ranks,
+) -> list[FoldResult]:
+    """Train the members of all folds, each by a rank, or by a group of them if there are so many.
+
+    A member's state is in its fold's folder: whoever has trained the last member of a fold reads
+    those of the others, and finishes it.
+    """
+    results: dict[int, FoldResult] = {}
+    shared, count = ranks.results(len(work)), ranks.counter()
+
+    def take(arrived: Iterable[tuple[int, FoldResult]]) -> None:
+        for k, result in arrived:
+            results[k] = result
+            if done is not None:
+                done(result)
+
+    first: _Inputs | None = None
+    with contextlib.ExitStack() as locks:
+        if ranks.rank == 0:
+            _check_run(out, config, overwrite)
+            first = _read_inputs(*work[0], config)
+            claim(out, config, overwrite)
+            for folder in folders:
+                locks.enter_context(lock_fold(folder))
+            ranks.tell("claimed")
+        else:
+            ranks.hear()
+        n_members = config.train.members
+        group, tasks = _tasks(len(work) * n_members, config, ranks)
+        leads = group is None or group.rank == 0
+        current: tuple[int, _FoldWork] | None = None
+        for k, i in (divmod(task, n_members) for task in tasks):
+            if current is None or current[0] != k:
+                current = None  # the slides of one fold at a time are in memory
+                inputs = first if k == 0 and first else _read_inputs(*work[k], config)
+                first = None
+                current = k, _FoldWork(inputs, config, folders[k], report if leads else None)
+            fold_work = current[1]
+            fold_work.train(i, group)
+            if leads and count(str(k)) == n_members:
+                result = fold_work.finish()
+                _write_table(result, config)
+                shared.put(k, (k, result))
+                if ranks.rank:
+                    results[k] = result
+            if ranks.rank == 0:
+                take(shared.ready())
+        if ranks.rank:
+            ranks.leave()
+        else:
+            take(shared.rest())
+    return [results[k] for k in sorted(results)]
+
+
+def _tasks(n: int, config: Config, ranks: Ranks) -> tuple[Group | None, Iterator[int]]:
+    """Return the group that this rank trains in, if any, and numbers of the members it trains."""
+    size = min(ranks.size // n, config.train.batch_size)
+    if size < 2:
+        return None, ranks.claims(n)
+    group = make_groups(ranks, size, pick_device(config.train.device))
+    number = ranks.rank // size
+    return group, iter([number] if group is not None and number < n else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,50 +313,81 @@ def _warm_start(
 
 
 def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | None) -> FoldResult:
-    stored = _stored_result(inputs, config, folder)
-    if stored is not None:
-        return stored
-    fold, genes = inputs.fold, inputs.genes
-    provenance = _provenance(inputs, config)
-    config.save(folder / "config.toml")
-    write_provenance(folder / "provenance.json", provenance)
-    with Trackers(folder / "tensorboard") as trackers:
+    return _FoldWork(inputs, config, folder, report).finish()
 
-        def on_epoch(histories: list[list[EpochRecord]], member: int) -> None:
-            last = histories[member][-1]
-            write_text(folder / "history.csv", history_csv(histories))
-            trackers.log(member, last)
-            if report:
-                n_epochs = sum(map(len, histories))
-                report(Progress(inputs.dataset, fold.index, folder, member, last, n_epochs))
 
-        fitted = fit_fold(
+class _FoldWork:
+    """What is to be done for a fold: nothing where it is complete.
+
+    Args:
+        inputs: its slides.
+        config: the run's configuration.
+        folder: of the fold.
+        report: called after every epoch.
+    """
+
+    def __init__(
+        self, inputs: _Inputs, config: Config, folder: Path, report: Report | None
+    ) -> None:
+        self._inputs, self._config, self._folder, self._report = inputs, config, folder, report
+        self._stored = _stored_result(inputs, config, folder)
+        if self._stored is not None:
+            return
+        self._provenance = _provenance(inputs, config)
+        config.save(folder / "config.toml")
+        write_provenance(folder / "provenance.json", self._provenance)
+        self._trackers = Trackers(folder / "tensorboard")
+        self._training = FoldTraining(
             inputs.slides,
             config,
             folder,
-            fold=fold.index or 0,
+            fold=inputs.fold.index or 0,
             warm_start=inputs.warm_start,
-            report=on_epoch,
+            report=self._on_epoch,
         )
-    checkpoint = fitted.checkpoint(genes, inputs.slides[0].width, provenance)
-    write_provenance(folder / "provenance.json", checkpoint.provenance)
-    fitted.config.save(folder / "config.toml")  # with what training has set
-    save_checkpoint(folder / "checkpoint", checkpoint)
-    pearson, of_slides = _score_test(checkpoint, inputs.tests)
-    result = FoldResult(
-        inputs.dataset,
-        fold.index,
-        folder,
-        fitted.best,
-        fitted.validation_pearson,
-        genes,
-        pearson,
-        of_slides,
-        False,
-        inputs.protocol,
-    )
-    result.save(inputs=inputs.hashes, epochs=config.train.epochs)
-    return result
+
+    def train(self, i: int, group: Group | None) -> None:
+        """Train a member, alone or in a group, if the fold has it and is not complete."""
+        if self._stored is None and i < self._training.n_members:
+            with self._trackers:
+                self._training.train(i, group)
+
+    def finish(self) -> FoldResult:
+        """Train the members that are not trained yet; write the checkpoint and the result."""
+        if self._stored is not None:
+            return self._stored
+        inputs, config, folder = self._inputs, self._config, self._folder
+        with self._trackers:
+            fitted = self._training.finish()
+        write_text(folder / "history.csv", history_csv(fitted.histories))  # also of other ranks
+        checkpoint = fitted.checkpoint(inputs.genes, inputs.slides[0].width, self._provenance)
+        write_provenance(folder / "provenance.json", checkpoint.provenance)
+        fitted.config.save(folder / "config.toml")  # with what training has set
+        save_checkpoint(folder / "checkpoint", checkpoint)
+        pearson, of_slides = _score_test(checkpoint, inputs.tests)
+        result = FoldResult(
+            inputs.dataset,
+            inputs.fold.index,
+            folder,
+            fitted.best,
+            fitted.validation_pearson,
+            inputs.genes,
+            pearson,
+            of_slides,
+            False,
+            inputs.protocol,
+        )
+        result.save(inputs=inputs.hashes, epochs=config.train.epochs)
+        return result
+
+    def _on_epoch(self, histories: list[list[EpochRecord]], member: int) -> None:
+        last = histories[member][-1]
+        write_text(self._folder / "history.csv", history_csv(histories))
+        self._trackers.log(member, last)
+        if self._report:
+            n_epochs, fold = sum(map(len, histories)), self._inputs.fold.index
+            dataset = self._inputs.dataset
+            self._report(Progress(dataset, fold, self._folder, member, last, n_epochs))
 
 
 def _score_test(

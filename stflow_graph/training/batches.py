@@ -12,6 +12,7 @@ from torch_geometric.data import Batch, Data
 
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
+from stflow_graph.parallel.group import Group
 
 _RESIDENT = 0.4  # of a GPU's free memory, for the slides
 
@@ -34,8 +35,19 @@ class Slides:
             if needed <= _RESIDENT * torch.cuda.mem_get_info(device)[0]:
                 self._slides = [copy.copy(data).to(device) for data in slides]
 
-    def batches(self, config: Config, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield an epoch's batches of regions, with their graphs and halos."""
+    def batches(
+        self, config: Config, generator: torch.Generator, group: Group | None = None
+    ) -> Iterator[tuple[Batch | None, int]]:
+        """Yield an epoch's batches of regions, with their graphs and halos.
+
+        Args:
+            config: the run's configuration.
+            generator: of the regions and their order.
+            group: the processes that share every step; None: this one takes all of it.
+
+        Yields:
+            This process's regions of a step, None if it has none; and how many the step has.
+        """
         settings = config.train
         n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
         plan = [
@@ -47,7 +59,10 @@ class Slides:
         order = torch.randperm(len(plan), generator=generator)
         for part in order.split(settings.batch_size):
             chosen = [plan[i] for i in part.tolist()]
-            yield join_regions([cut_region(data, rows, n_hops) for data, rows in chosen])
+            if group is not None:
+                chosen = group.own(chosen)
+            regions = [cut_region(data, rows, n_hops) for data, rows in chosen]
+            yield join_regions(regions) if regions else None, len(part)
 
 
 def _regions(pos: Tensor, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:

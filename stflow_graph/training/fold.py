@@ -26,6 +26,7 @@ from stflow_graph.models.warm_start import WarmStart
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import join_weights
 from stflow_graph.nn.two_stage import TwoStageDenoiser
+from stflow_graph.parallel.group import Group
 from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
 from stflow_graph.stats.panels import mean_of_measured
@@ -49,7 +50,7 @@ class FittedFold:
         weights: the members' state dicts, see ``nn.pretrained.join_weights``.
         normalisation: how input and output are scaled.
         calibration: per-gene results on the held-out slides.
-        best: the epoch that each member chose.
+        histories: of each member, an entry an epoch.
         held_out: names of the slides that each member chose it on.
         validation_pearson: mean PCC, over genes and held-out slides, of each slide's prediction by
             the member that held it out.
@@ -61,11 +62,16 @@ class FittedFold:
     weights: dict[str, Tensor]
     normalisation: Normalisation
     calibration: Calibration
-    best: list[EpochRecord]
+    histories: list[list[EpochRecord]]
     held_out: list[list[str]]
     validation_pearson: float
     field: ExpressionField | None
     training_range: TrainingRange
+
+    @property
+    def best(self) -> list[EpochRecord]:
+        """The epoch that each member chose."""
+        return [history[history[-1].best_epoch - 1] for history in self.histories]
 
     def checkpoint(
         self, genes: Sequence[str], in_channels: int, provenance: Mapping[str, Any]
@@ -149,16 +155,8 @@ class _FoldData:
         return np.concatenate([x, data.context.numpy()], axis=1) if "context" in data else x
 
 
-def fit_fold(
-    slides: Sequence[Slide],
-    config: Config,
-    folder: Path,
-    *,
-    fold: int,
-    warm_start: WarmStart | None = None,
-    report: Callable[[list[list[EpochRecord]], int], None] | None = None,
-) -> FittedFold:
-    """Train ``config.train.members`` networks on a fold's training slides.
+class FoldTraining:
+    """Training of ``config.train.members`` networks on a fold's training slides.
 
     Every member holds another part of the slides out, on which it chooses its epoch; predictions
     for those parts, by the members that did not see them, choose the penalty of the ridges and
@@ -173,87 +171,143 @@ def fit_fold(
         warm_start: the model to start from; None starts from nothing.
         report: called after every epoch with the history of each member so far, and the member.
 
+    Attributes:
+        n_members: number of networks: of few slides less than the configuration's.
+
     Raises:
         BadConfig: the device does not exist or lacks the precision.
-        Diverged: a loss is not finite.
     """
-    if warm_start is not None:
-        config = warm_start.adapt(config)
-    data = _FoldData(slides, config, warm_start)
-    splits = split_validation(slides, _stream(config, fold), config.train.members)
-    paths = _ridge_paths(splits, data)
-    config = _with_input_dropout(config, splits, data, paths)
-    members = [
-        _new_member(data, config, learn, validate, _stream(config, fold, i))
-        for i, (learn, validate) in enumerate(splits)
-    ]
-    for i, member in enumerate(members):
+
+    def __init__(
+        self,
+        slides: Sequence[Slide],
+        config: Config,
+        folder: Path,
+        *,
+        fold: int,
+        warm_start: WarmStart | None = None,
+        report: Callable[[list[list[EpochRecord]], int], None] | None = None,
+    ) -> None:
         if warm_start is not None:
-            warm_start.load(member.network, i)
-    histories = _train(members, data, config, folder, report)
-    _fit_ridges(members, splits, data, paths)
-    parts = [pair for member in members for pair in _finish(member, data, config)]
-    calibration = Calibration.fit([part for _, part in parts])
-    field = None
-    if config.flow.kind == "field":
-        field = fit_expression_field(parts, data.normalisation, stream=_stream(config, fold))
-    return FittedFold(
-        config,
-        join_weights([member.network for member in members]),
-        data.normalisation,
-        calibration,
-        [history[history[-1].best_epoch - 1] for history in histories],
-        [sorted({slide.name for slide in validate}) for _, validate in splits],
-        mean_of_defined(calibration.pearson),
-        field,
-        TrainingRange.fit(
-            [slide.x for slide in slides],
-            [part.mean for _, part in parts],
-            [slide.stain for slide in slides],
-        ),
-    )
+            config = warm_start.adapt(config)
+        self._slides, self._fold, self._report = slides, fold, report
+        self._data = _FoldData(slides, config, warm_start)
+        self._splits = split_validation(slides, _stream(config, fold), config.train.members)
+        self._paths = _ridge_paths(self._splits, self._data)
+        self._config = config = _with_input_dropout(config, self._splits, self._data, self._paths)
+        self._members = [
+            _new_member(self._data, config, learn, validate, _stream(config, fold, i))
+            for i, (learn, validate) in enumerate(self._splits)
+        ]
+        for i, member in enumerate(self._members):
+            if warm_start is not None:
+                warm_start.load(member.network, i)
+        self.n_members = len(self._members)
+        self._states = [folder / f"state-{i}.safetensors" for i in range(self.n_members)]
 
+    def train(self, i: int, group: Group | None = None) -> None:
+        """Train a member alone, or with others of a group; its state is kept.
 
-def _train(
-    members: Sequence[_Member],
-    data: _FoldData,
-    config: Config,
-    folder: Path,
-    report: Callable[[list[list[EpochRecord]], int], None] | None,
-) -> list[list[EpochRecord]]:
-    """Train the members' networks, which get the weights of their best epochs; return histories."""
-    states = [folder / f"state-{i}.safetensors" for i in range(len(members))]
-    histories = [stored_history(state) for state in states]
+        Raises:
+            Diverged: a loss is not finite.
+            RankFailed: another process of the group is lost.
+        """
+        histories = [stored_history(state) for state in self._states]
 
-    def on_epoch(member: int, history: list[EpochRecord]) -> None:
-        histories[member] = list(history)
-        if report:
-            report(histories, member)
+        def report(history: list[EpochRecord]) -> None:
+            if self._report and (group is None or group.rank == 0):
+                histories[i] = list(history)
+                self._report(histories, i)
 
-    def training(i: int, member: _Member) -> Training:
-        learn = [data.with_context(slide) for slide in member.learn]
+        self._training(i, group)(report)
+
+    def finish(self) -> FittedFold:
+        """Train the members that are not yet, from their states; fit all that follows.
+
+        Raises:
+            Diverged: a loss is not finite.
+        """
+        members, data, config = self._members, self._data, self._config
+        histories = self._train()
+        _fit_ridges(members, self._splits, data, self._paths)
+        parts = [pair for member in members for pair in _finish(member, data, config)]
+        calibration = Calibration.fit([part for _, part in parts])
+        field = None
+        if config.flow.kind == "field":
+            stream = _stream(config, self._fold)
+            field = fit_expression_field(parts, data.normalisation, stream=stream)
+        return FittedFold(
+            config,
+            join_weights([member.network for member in members]),
+            data.normalisation,
+            calibration,
+            histories,
+            [sorted({slide.name for slide in validate}) for _, validate in self._splits],
+            mean_of_defined(calibration.pearson),
+            field,
+            TrainingRange.fit(
+                [slide.x for slide in self._slides],
+                [part.mean for _, part in parts],
+                [slide.stain for slide in self._slides],
+            ),
+        )
+
+    def _train(self) -> list[list[EpochRecord]]:
+        """Train all networks, which get the weights of their best epochs; return histories."""
+        histories = [stored_history(state) for state in self._states]
+
+        def on_epoch(member: int, history: list[EpochRecord]) -> None:
+            histories[member] = list(history)
+            if self._report:
+                self._report(histories, member)
+
+        members, data, settings = self._members, self._data, self._config.train
+        largest = max(len(slide) for member in members for slide in member.learn)
+        n_spots = min(largest * settings.batch_size, settings.max_spots_per_batch)
+        n_numbers = data.n_numbers(members[0].learn[0])
+        fitted = train_members(
+            [self._training(i) for i in range(self.n_members)],
+            on_epoch,
+            n_processes(self.n_members, n_spots, n_numbers, data.device),
+        )
+        for member, result in zip(members, fitted, strict=True):
+            member.network.load_state_dict(result.weights)
+            member.network.eval()
+        return [result.history for result in fitted]
+
+    def _training(self, i: int, group: Group | None = None) -> Training:
+        member = self._members[i]
+        learn = [self._data.with_context(slide) for slide in member.learn]
         return lambda report: fit(
             member.network,
             learn,
             member.held_out,
-            config,
+            self._config,
             member.normalisation,
             stream=member.stream,
-            state_file=states[i],
+            state_file=self._states[i],
             report=report,
+            group=group,
         )
 
-    largest = max(len(slide) for member in members for slide in member.learn)
-    n_spots = min(largest * config.train.batch_size, config.train.max_spots_per_batch)
-    fitted = train_members(
-        [training(i, member) for i, member in enumerate(members)],
-        on_epoch,
-        n_processes(len(members), n_spots, data.n_numbers(members[0].learn[0]), data.device),
-    )
-    for member, result in zip(members, fitted, strict=True):
-        member.network.load_state_dict(result.weights)
-        member.network.eval()
-    return [result.history for result in fitted]
+
+def fit_fold(
+    slides: Sequence[Slide],
+    config: Config,
+    folder: Path,
+    *,
+    fold: int,
+    warm_start: WarmStart | None = None,
+    report: Callable[[list[list[EpochRecord]], int], None] | None = None,
+) -> FittedFold:
+    """Train all members on a fold's slides; arguments and errors as of :class:`FoldTraining`.
+
+    Raises:
+        BadConfig: the device does not exist or lacks the precision.
+        Diverged: a loss is not finite.
+    """
+    training = FoldTraining(slides, config, folder, fold=fold, warm_start=warm_start, report=report)
+    return training.finish()
 
 
 def _ridge_paths(splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldData) -> Paths:

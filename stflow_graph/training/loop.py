@@ -17,7 +17,7 @@ from torch_geometric.data import Batch, Data
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.errors import BadInput, Diverged, as_bad_input
-from stflow_graph.flow.loss import flow_loss, without_missing
+from stflow_graph.flow.loss import flow_loss, pearson_loss, squared_error, without_missing
 from stflow_graph.flow.noise import open_uniform
 from stflow_graph.flow.path import linear_path
 from stflow_graph.flow.prior import Prior
@@ -27,8 +27,10 @@ from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.models.build import build_prior
 from stflow_graph.models.precision import computing_in
 from stflow_graph.nn.two_stage import TwoStageDenoiser
+from stflow_graph.parallel.group import Group
 from stflow_graph.stats.metrics import mean_of_defined, pearson_per_gene
 from stflow_graph.training.batches import Slides
+from stflow_graph.training.shared_step import StepShare, check_same_state
 from stflow_graph.training.state_file import STATE_FIX, read_state, write_state
 
 # seconds of training that an interrupted run may lose; epochs of small cohorts take less time than
@@ -82,6 +84,7 @@ def fit(
     stream: int,
     state_file: Path,
     report: Callable[[list[EpochRecord]], None] | None = None,
+    group: Group | None = None,
 ) -> Fitted:
     """Train until the validation score no longer improves; resumes from ``state_file``.
 
@@ -100,24 +103,31 @@ def fit(
         state_file: where the state of the loop is kept: after the first and the last epoch, and
             after one in every ten seconds between.
         report: called after every epoch with the history up to it.
+        group: the processes that train this network together, each with the same arguments: they
+            share the regions of every step and the validation slides; the first one keeps the
+            state. Gradients are those of one process with all regions but for rounding, dropout.
 
     Raises:
         Diverged: a loss or a gradient is not finite; the state kept last stays.
+        RankFailed: another process of the group is lost.
     """
     slides = Slides(learn, next(network.parameters()).device)
     state, prior = _start(network, config.train), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)
+    if group is not None:
+        check_same_state(group, len(state.history))
     saved = -math.inf
     with freed_memory_kept():
         while not _finished(state.history, config.train):
             start = time.perf_counter()
-            mean_loss = _epoch(state, slides, prior, config, stream)
+            mean_loss = _epoch(state, slides, prior, config, stream, group)
             mse, pearson = validation_score(
-                state.average.module, validate, config, normalisation, seed=stream
+                state.average.module, validate, config, normalisation, seed=stream, group=group
             )
             _record(state, mean_loss, mse, pearson, start)
-            if _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY:
+            due = _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY
+            if due and (group is None or group.rank == 0):
                 _save(state, state_file)
                 saved = time.monotonic()
             if report:
@@ -125,7 +135,14 @@ def fit(
     return Fitted(state.best, state.history)
 
 
-def _epoch(state: _State, slides: Slides, prior: Prior, config: Config, stream: int) -> float:
+def _epoch(
+    state: _State,
+    slides: Slides,
+    prior: Prior,
+    config: Config,
+    stream: int,
+    group: Group | None = None,
+) -> float:
     """Train on every region of the next epoch; return the mean loss.
 
     Raises:
@@ -136,55 +153,88 @@ def _epoch(state: _State, slides: Slides, prior: Prior, config: Config, stream: 
     generator = torch.Generator().manual_seed(_mix(stream, epoch))
     losses, norms = list[Tensor](), list[Tensor]()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_mix(stream, epoch))  # dropout draws from the global generator
+        # dropout draws from the global generator, and each process of a group from its own
+        own = [group.rank] if group is not None and group.rank else []
+        torch.manual_seed(_mix(stream, epoch, *own))
         network.train()
-        for batch in slides.batches(config, generator):
-            with computing_in(config.train.precision, device):
-                y_1 = _estimate(network, batch.to(device), prior, generator)
-            loss = region_loss(y_1.float(), batch, config.train.pcc_weight)
-            norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(norms) + 1)))
-            losses.append(loss.detach())
+        for batch, n_regions in slides.batches(config, generator, group):
+            share = None if group is None else StepShare(batch, n_regions, group, device)
+            loss = torch.zeros((), device=device)
+            if batch is not None:
+                with computing_in(config.train.precision, device):
+                    y_1 = _estimate(network, batch.to(device), prior, generator, share)
+                loss = region_loss(y_1.float(), batch, config.train.pcc_weight, share)
+            norm, loss = _descend(state, loss, config.train, (epoch, len(norms) + 1), share)
+            norms.append(norm)
+            losses.append(loss)
     return _mean_loss(losses, norms, epoch)
 
 
-def _estimate(network: nn.Module, batch: Batch, prior: Prior, generator: torch.Generator) -> Tensor:
+def _estimate(
+    network: nn.Module,
+    batch: Batch,
+    prior: Prior,
+    generator: torch.Generator,
+    share: StepShare | None = None,
+) -> Tensor:
     """Return the estimate of y₁ that the loss is about, ``[N, G]``."""
     if isinstance(network, TwoStageDenoiser):
         mean: Tensor = network.encoder(batch).mean
         return mean
-    t = torch.rand(batch.num_graphs, generator=generator).to(batch.y.device)
-    y_0 = prior(open_uniform(batch.y.shape, generator)).to(batch.y.device)
+    n_regions, n_spots = (batch.num_graphs, len(batch.y)) if share is None else share.shape
+    t = torch.rand(n_regions, generator=generator)
+    noise = open_uniform((n_spots, batch.y.size(1)), generator)
+    if share is not None:  # the noise of a spot does not depend on who has it
+        t, noise = t[share.regions], noise[share.rows]
+    t, y_0 = t.to(batch.y.device), prior(noise).to(batch.y.device)
     path = linear_path(y_0, batch.y, t, batch.batch)
     # a gene that the slide does not measure is constant, so it tells spots nothing of each other
     estimate: Tensor = network(without_missing(path.y_t, batch.y), t, batch)
     return estimate
 
 
-def region_loss(y_1_hat: Tensor, batch: Data, pcc_weight: float) -> Tensor:
+def region_loss(
+    y_1_hat: Tensor, batch: Data, pcc_weight: float, share: StepShare | None = None
+) -> Tensor:
     """Return :func:`flow_loss` of the regions' own spots: those of halos do not count.
 
     Args:
         y_1_hat: ``[N, G]`` estimate of all spots.
         batch: regions with ``y``, ``batch`` and, where they have halos, ``inner [N]``.
         pcc_weight: as of :func:`flow_loss`.
+        share: of a step that several processes take: their losses add up to that of all regions.
     """
     y_1, of_slide = batch.y, batch.batch
     if "inner" in batch:
         inner = batch.inner
         y_1_hat, y_1, of_slide = y_1_hat[inner], y_1[inner], of_slide[inner]
+    if share is not None:
+        of_pairs = pearson_loss(y_1_hat, y_1, of_slide) if pcc_weight else 0.0
+        weights = share.weights
+        return weights[0] * squared_error(y_1_hat, y_1) + pcc_weight * weights[1] * of_pairs
     return flow_loss(y_1_hat, y_1, of_slide, pcc_weight=pcc_weight)
 
 
-def _descend(state: _State, loss: Tensor, clip_norm: float, when: tuple[int, int]) -> Tensor:
-    """Take an optimiser step and update the average; return the norm of the gradient."""
+def _descend(
+    state: _State,
+    loss: Tensor,
+    settings: TrainConfig,
+    when: tuple[int, int],
+    share: StepShare | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take an optimiser step and update the average; return the gradient's norm and the loss."""
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), clip_norm)
+    if loss.requires_grad:
+        loss.backward()
+    loss = loss.detach()
+    if share is not None:
+        loss = share.add_gradients(state.network, loss)
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip_norm)
     if loss.device.type == "cpu":  # a GPU would wait in every step: it is asked once an epoch
         _check_finite(loss.item(), norm.item(), when)
     state.optimizer.step()
     state.average.update_parameters(state.network)
-    return norm
+    return norm, loss
 
 
 def _mean_loss(losses: Sequence[Tensor], norms: Sequence[Tensor], epoch: int) -> float:
@@ -213,19 +263,23 @@ def validation_score(
     config: Config,
     normalisation: Normalisation,
     seed: int,
+    *,
+    group: Group | None = None,
 ) -> tuple[float, float]:
     """Return the mean squared error and the mean PCC over genes, averaged over slides.
 
-    Of each slide the genes that it measures count.
+    Of each slide the genes that it measures count. The processes of a group share the slides.
     """
     network.eval()
     errors, scores = [], []
-    for inputs in slides:
+    for inputs in slides if group is None else group.own(slides):
         truth = inputs.slide.truth
         predicted = predict(network, inputs, config.flow, normalisation, seed=seed).mean
         errors.append(float(np.mean(((predicted - truth) ** 2)[~np.isnan(truth)])))
         score = mean_of_defined(pearson_per_gene(predicted, truth))
         scores.append(score if math.isfinite(score) else 0.0)
+    if group is not None:
+        errors, scores = (group.of_all(values, len(slides)) for values in (errors, scores))
     return float(np.mean(errors)), float(np.mean(scores))
 
 
@@ -248,8 +302,8 @@ def _finished(history: Sequence[EpochRecord], settings: TrainConfig) -> bool:
     return len(history) >= settings.epochs or waited >= settings.patience
 
 
-def _mix(stream: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([stream, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def _mix(stream: int, *numbers: int) -> int:
+    return int(np.random.SeedSequence([stream, *numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _record(state: _State, loss: float, mse: float, pearson: float, start: float) -> None:

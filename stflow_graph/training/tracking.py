@@ -80,6 +80,7 @@ class Trackers:
                 for writer in self._writers.values():
                     writer.close()
         finally:
+            self._writers.clear()
             threading.excepthook = threading.__excepthook__
 
 

@@ -9,58 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from linear import (
-    configured,
-    linear_slide,
-    new_network,
-    optimiser_steps,
-    prepared,
-    same_weights,
-    scaling_of,
-)
+from linear import configured, linear_slide, optimiser_steps, prepared, same_weights
+from looped import NO_DROPOUT, STREAM, TRANSFORMER_NO_DROPOUT, Loop
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.stats import kstest
 from torch_geometric.data import Data
 
-from stflow_graph.config import Config
 from stflow_graph.errors import BadInput, Diverged
 from stflow_graph.flow.loss import flow_loss
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.training import loop
-from stflow_graph.training.loop import Fitted, fit, region_loss, validation_score
+from stflow_graph.training.loop import Fitted, region_loss, validation_score
 
-STREAM = 3
 # weights that do not move: what differs between steps is then not the optimiser's doing
 FROZEN = {"train__lr": 1e-30}
-NO_DROPOUT = {"denoiser__dropout": 0.0, "denoiser__input_dropout": 0.0}
-TRANSFORMER_NO_DROPOUT = {"denoiser__dropout": 0.0, "denoiser__attn_dropout": 0.0}
 
 
 class Stopped(Exception):
     pass
-
-
-class Loop:
-    """A network and slides to fit it to: A, B, C to learn from, D and E held out."""
-
-    def __init__(self, config: Config, sizes: tuple[int, ...] = (20, 16, 12)) -> None:
-        slides = [linear_slide(name, n) for name, n in zip("ABC", sizes, strict=True)]
-        self.config, self.scaling = config, scaling_of(slides, config)
-        self.learn = [prepared(slide, config, self.scaling).data for slide in slides]
-        held_out = (linear_slide("D", 15), linear_slide("E", 10))
-        self.validate = [prepared(slide, config, self.scaling) for slide in held_out]
-        self.network: Any = new_network(config)
-
-    def fit(self, folder: Path, **options: Any) -> Fitted:
-        arguments = {"stream": STREAM, "state_file": folder / "state.safetensors", **options}
-        return fit(self.network, self.learn, self.validate, self.config, self.scaling, **arguments)
-
-    def score(self, weights: dict[str, torch.Tensor], seed: int = STREAM) -> tuple[float, float]:
-        """Return the validation score of a new network with these weights."""
-        network = new_network(self.config, seed=99)
-        network.load_state_dict(weights)
-        return validation_score(network, self.validate, self.config, self.scaling, seed)
 
 
 @dataclasses.dataclass

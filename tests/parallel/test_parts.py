@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stflow_graph.errors import BadConfig
-from stflow_graph.io.parts import Part, size_of
+from stflow_graph.parallel.parts import Part, size_of
 
 SIZES = st.dictionaries(st.text(min_size=1, max_size=4), st.integers(0, 1000), max_size=30)
 
