@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,7 @@ from stflow_graph.nn.global_attention import PyGAttention
 from stflow_graph.nn.pretrained import Pretrained
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.nn.two_stage import TwoStageDenoiser
+from stflow_graph.parallel.ranks import is_rank
 from stflow_graph.resolve import code_file, resolve
 
 _PYG = "pyg:"
@@ -36,11 +38,15 @@ _DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d{1,3})?")
 def pick_device(name: str) -> torch.device:
     """Return the device of this name; ``"auto"`` takes a GPU where there is one.
 
+    Among ranks each takes another GPU of its machine, unless the name has a number.
+
     Raises:
         BadConfig: an unknown device, or one that this machine lacks.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and is_rank() and torch.cuda.device_count() > 1:
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     if not _DEVICE.fullmatch(name):
         raise BadConfig(
             f"device {short_repr(name)}: expected auto, cpu, cuda, cuda:<number>, mps or xpu"

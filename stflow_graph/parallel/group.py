@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from stflow_graph.errors import one_line
-from stflow_graph.parallel.ranks import RESUME, RankFailed, Ranks
+from stflow_graph.parallel.ranks import RESUME, RankFailed, Ranks, connect
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _Item = TypeVar("_Item")
+_SIGNS = ("gloo", "NCCL", "onnection", "imed out")
 # the others may take long over a step; one that dies closes its connections and is seen at once
 _TIMEOUT = timedelta(minutes=10)
 
@@ -73,10 +74,13 @@ class Group:
 
 @contextlib.contextmanager
 def _as_lost() -> Iterator[None]:
+    from torch.distributed import DistError
+
     try:
         yield
     except RuntimeError as error:
-        if "istributed" not in type(error).__name__ and "onnection" not in str(error):
+        of_network = isinstance(error, DistError) or any(sign in str(error) for sign in _SIGNS)
+        if not of_network:
             raise
         raise RankFailed(
             f"a rank that trains the same network is lost ({one_line(str(error), 120)}). "
@@ -93,21 +97,25 @@ def make_groups(ranks: Ranks, size: int, device: torch.device) -> Group | None:
         ranks: of the command.
         size: of a group, 2 or more.
         device: of this process's network.
+
+    Raises:
+        RankFailed: another rank is lost.
     """
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("groups", ranks.store),
-            rank=ranks.rank,
-            world_size=ranks.size,
-            timeout=_TIMEOUT,
-        )
     mine = None
-    for first in range(0, ranks.size - size + 1, size):
-        members = list(range(first, first + size))
-        handle = dist.new_group(members, timeout=_TIMEOUT)
-        if ranks.rank in members:
-            mine = Group(handle, ranks.rank - first, size)
+    with _as_lost():
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=dist.PrefixStore("groups", connect()[0]),  # whose waits do not block the beat
+                rank=ranks.rank,
+                world_size=ranks.size,
+                timeout=_TIMEOUT,
+            )
+        for first in range(0, ranks.size - size + 1, size):
+            members = list(range(first, first + size))
+            handle = dist.new_group(members, timeout=_TIMEOUT)
+            if ranks.rank in members:
+                mine = Group(handle, ranks.rank - first, size)
     return mine

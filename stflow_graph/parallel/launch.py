@@ -27,8 +27,8 @@ def launch(arguments: Sequence[str], n: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # what it says of each process is said below, in one line
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    # this process does nothing else; what the agent says at length is said below in one line
+    logging.disable(logging.CRITICAL)
     n_threads = max(1, len(os.sched_getaffinity(0)) // n)
     os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
     config = LaunchConfig(

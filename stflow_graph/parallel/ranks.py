@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 BEAT = 5.0  # seconds between signs of life
 MAX_SILENCE = 45.0  # seconds after which a rank counts as lost
-_JOIN = timedelta(minutes=10)  # machines of a queue do not start together
+MAX_START = 600.0  # seconds after which one that gave none counts as lost
+_GRACE = 5.0  # seconds
 _POLL, _MAX_POLL = 0.01, 0.5
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 RESUME = "the same command goes on with what is missing"
@@ -47,11 +48,10 @@ class Ranks:
     Attributes:
         rank: number of this one; the first, 0, speaks for all.
         size: their number.
-        store: for process groups, see ``parallel.group``.
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        self.store, self.rank, self.size = store, rank, size
+        self._store, self.rank, self.size = store, rank, size
         self._rounds = 0
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._set(f"host/{rank}", socket.gethostname())
@@ -98,8 +98,15 @@ class Ranks:
             self._set(f"failed/{self.rank}", one_line(message))
 
     def leave(self) -> None:
-        """Tell the other ranks that this one has done its part."""
-        self._set(f"left/{self.rank}", "")
+        """Tell the other ranks that this one has done its part; the first one stays to the end.
+
+        It may keep the store, without which the others cannot end well.
+        """
+        self._set(f"left/{self._rounds}/{self.rank}", "")
+        with contextlib.suppress(RankFailed):  # all results are there
+            while not self.rank and not all(map(self._has_left, range(self.size))):
+                self.check_others()
+                time.sleep(_POLL)
 
     def is_told_by_first(self, message: str, seconds: float = 3.0) -> bool:
         """Return whether the first rank fails with the same message within so many seconds."""
@@ -110,6 +117,30 @@ class Ranks:
                     return text.decode() == one_line(message)
                 time.sleep(0.05)
         return False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """End this process when another rank is lost while the body waits for it inside torch.
+
+        What a collective operation or a connection waits for cannot be interrupted otherwise.
+        """
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(BEAT):
+                try:
+                    self.check_others()
+                except RankFailed as error:
+                    if not done.wait(_GRACE):  # torch may see it as well, and the body ends
+                        os.write(2, f"error: {error}\n".encode())
+                        os._exit(RankFailed.exit_code)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
 
     def check_others(self) -> None:
         """Check that no other rank has failed or been lost.
@@ -125,13 +156,18 @@ class Ranks:
                 raise RankFailed(f"rank {rank}{self._place(rank)}: {reason.decode()}")
             beat = self._get(f"beat/{rank}") or b""
             last, since = self._seen.get(rank, (None, now))
+            # machines of a queue do not start together
+            patience = MAX_SILENCE if beat else MAX_START
             if beat != last:
                 self._seen[rank] = beat, now
-            elif now - since > MAX_SILENCE and self._get(f"left/{rank}") is None:
+            elif now - since > patience and not self._has_left(rank):
                 raise RankFailed(
                     f"rank {rank}{self._place(rank)}: no sign of life for {now - since:.0f} s. "
                     f"Fix: {RESUME}"
                 )
+
+    def _has_left(self, rank: int) -> bool:
+        return self._get(f"left/{self._rounds}/{rank}") is not None
 
     def _round(self, kind: str) -> str:
         self._rounds += 1
@@ -151,17 +187,17 @@ class Ranks:
 
     def _set(self, key: str, value: str | bytes) -> None:
         with _as_lost():
-            self.store.set(key, value)  # type: ignore[arg-type]  # bytes are taken
+            self._store.set(key, value)  # type: ignore[arg-type]  # bytes are taken
 
     def _get(self, key: str) -> bytes | None:
         """Return a key's value, None if it has none yet; never waits."""
         with _as_lost():
-            return bytes(self.store.get(key)) if self.store.check([key]) else None
+            return bytes(self._store.get(key)) if self._store.check([key]) else None
 
     def _add(self, key: str) -> int:
         """Return how often all ranks had added to a key before."""
         with _as_lost():
-            return int(self.store.add(key, 1)) - 1
+            return int(self._store.add(key, 1)) - 1
 
 
 class Results:
@@ -240,15 +276,24 @@ def join() -> Ranks | None:
     global _joined
     if _joined is not None or not is_rank():
         return _joined
+    _joined = Ranks(*connect())
+    return _joined
+
+
+def connect() -> tuple[Store, int, int]:
+    """Return a new connection to the store of the ranks, this one's number and their number.
+
+    Raises:
+        RankFailed: the others cannot be reached.
+    """
     import torch.distributed as dist
 
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=_JOIN))
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=MAX_START)))
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankFailed(
             f"ranks: nobody answers at {place} ({one_line(str(error), 120)}). "
             "Fix: MASTER_ADDR and MASTER_PORT name the machine of rank 0"
         ) from None
-    _joined = Ranks(store, rank, size)
-    return _joined
+    return store, rank, size

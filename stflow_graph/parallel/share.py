@@ -94,8 +94,7 @@ def _attempt_by_ranks(
                 done[i] = result
         if ranks.rank == 0:
             take(shared.rest())
-        else:
-            ranks.leave()
+        ranks.leave()
         failures = Failures(len(items))
         for i in sorted(failed):
             if len(items) == 1:

@@ -210,7 +210,10 @@ def _train_by_ranks(
         else:
             ranks.hear()
         n_members = config.train.members
-        group, tasks = _tasks(len(work) * n_members, config, ranks)
+        group_size = min(ranks.size // (len(work) * n_members), config.train.batch_size)
+        if group_size > 1:
+            locks.enter_context(ranks.watching())
+        group, tasks = _tasks(len(work) * n_members, group_size, config, ranks)
         leads = group is None or group.rank == 0
         current: tuple[int, _FoldWork] | None = None
         for k, i in (divmod(task, n_members) for task in tasks):
@@ -229,16 +232,14 @@ def _train_by_ranks(
                     results[k] = result
             if ranks.rank == 0:
                 take(shared.ready())
-        if ranks.rank:
-            ranks.leave()
-        else:
+        if ranks.rank == 0:
             take(shared.rest())
+        ranks.leave()
     return [results[k] for k in sorted(results)]
 
 
-def _tasks(n: int, config: Config, ranks: Ranks) -> tuple[Group | None, Iterator[int]]:
-    """Return the group that this rank trains in, if any, and numbers of the members it trains."""
-    size = min(ranks.size // n, config.train.batch_size)
+def _tasks(n: int, size: int, config: Config, ranks: Ranks) -> tuple[Group | None, Iterator[int]]:
+    """Return the group that this rank trains in, if any, and which of n members it trains."""
     if size < 2:
         return None, ranks.claims(n)
     group = make_groups(ranks, size, pick_device(config.train.device))

@@ -15,6 +15,7 @@ from stflow_graph.parallel.ranks import RankFailed, Ranks, is_rank, join
 def fast(monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.02)
     monkeypatch.setattr(module, "MAX_SILENCE", 0.4)
+    monkeypatch.setattr(module, "MAX_START", 0.8)
 
 
 def test_every_number_is_claimed_once():
@@ -75,8 +76,10 @@ def test_a_rank_without_a_sign_of_life_is_named(fast):
 
 
 def test_a_rank_that_never_came_is_named(fast):
+    start = time.monotonic()
     with pytest.raises(RankFailed, match="rank 1: no sign of life"):
         list(Ranks(HashStore(), 0, 2).results(1).rest())
+    assert time.monotonic() - start > module.MAX_START
 
 
 def test_a_slow_rank_is_waited_for(fast):
@@ -92,11 +95,27 @@ def test_a_slow_rank_is_waited_for(fast):
 
 def test_a_rank_that_has_left_is_not_lost(fast):
     store = HashStore()
-    store.set("left/1", "")
     ranks = Ranks(store, 0, 2)
+    store.set("beat/1", "1")
+    store.set("left/0/1", "")
     ranks.check_others()
     time.sleep(1.5 * module.MAX_SILENCE)
     ranks.check_others()
+    ranks.tell("another round")
+    with pytest.raises(RankFailed, match="rank 1"):
+        ranks.check_others()
+
+
+def test_the_first_leaves_last():
+    left: list[int] = []
+
+    def work(ranks: Ranks) -> None:
+        time.sleep(0.1 * ranks.rank)
+        ranks.leave()
+        left.append(ranks.rank)
+
+    in_threads(3, work)
+    assert left == [1, 2, 0]
 
 
 def test_what_ends_a_rank_is_told_to_the_others():
