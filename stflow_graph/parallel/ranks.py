@@ -53,6 +53,7 @@ class Ranks:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self.rank, self.size = store, rank, size
         self._rounds = 0
+        self._last_beat, self._needs_others, self._lost = time.monotonic(), False, ""
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._set(f"host/{rank}", socket.gethostname())
         threading.Thread(target=self._beat, daemon=True).start()
@@ -119,28 +120,37 @@ class Ranks:
         return False
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """End this process when another rank is lost while the body waits for it inside torch.
+    def watching(self, *, others: bool = False) -> Iterator[None]:
+        """End this process if the store is lost while the body waits for it, or for another rank.
 
-        What a collective operation or a connection waits for cannot be interrupted otherwise.
+        What torch waits for, an answer that never comes or a collective operation, cannot be
+        interrupted otherwise. Files are whole at any moment.
+
+        Args:
+            others: end it also when another rank is lost, without which the body cannot go on.
         """
         done = threading.Event()
 
+        def lost() -> str:
+            silence = time.monotonic() - self._last_beat
+            if silence > MAX_SILENCE:
+                return f"the store of the ranks is silent for {silence:.0f} s. Fix: {RESUME}"
+            return self._lost
+
         def watch() -> None:
             while not done.wait(BEAT):
-                try:
-                    self.check_others()
-                except RankFailed as error:
-                    if not done.wait(_GRACE):  # torch may see it as well, and the body ends
-                        os.write(2, f"error: {error}\n".encode())
-                        os._exit(RankFailed.exit_code)
+                # torch may see it as well, and the body ends; or a machine that slept wakes up
+                if lost() and not done.wait(_GRACE) and (reason := lost()):
+                    os.write(2, f"error: {reason}\n".encode())
+                    os._exit(RankFailed.exit_code)
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
+        self._needs_others = others
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         finally:
             done.set()
+            self._needs_others, self._lost = False, ""
 
     def check_others(self) -> None:
         """Check that no other rank has failed or been lost.
@@ -179,11 +189,21 @@ class Ranks:
 
     def _beat(self) -> None:
         beats = 0
-        with contextlib.suppress(RankFailed):
+        with contextlib.suppress(RankFailed):  # by the store, which is missed before long
             while True:
                 beats += 1
                 self._set(f"beat/{self.rank}", str(beats))
+                self._last_beat = time.monotonic()
+                if self._needs_others:
+                    self._lost = self._who_is_lost()
                 time.sleep(BEAT)
+
+    def _who_is_lost(self) -> str:
+        try:
+            self.check_others()
+        except RankFailed as error:
+            return str(error)
+        return ""
 
     def _set(self, key: str, value: str | bytes) -> None:
         with _as_lost():

@@ -83,7 +83,7 @@ def _attempt_by_ranks(
             if report is not None:
                 report(result)
 
-    with ranks.telling_failures():
+    with ranks.telling_failures(), ranks.watching():
         for number in claims:
             i = order[number]
             result = _result_or_error(do, items[i])

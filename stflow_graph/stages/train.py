@@ -200,6 +200,9 @@ def _train_by_ranks(
 
     first: _Inputs | None = None
     with contextlib.ExitStack() as locks:
+        n_members = config.train.members
+        group_size = min(ranks.size // (len(work) * n_members), config.train.batch_size)
+        locks.enter_context(ranks.watching(others=group_size > 1))
         if ranks.rank == 0:
             _check_run(out, config, overwrite)
             first = _read_inputs(*work[0], config)
@@ -209,10 +212,6 @@ def _train_by_ranks(
             ranks.tell("claimed")
         else:
             ranks.hear()
-        n_members = config.train.members
-        group_size = min(ranks.size // (len(work) * n_members), config.train.batch_size)
-        if group_size > 1:
-            locks.enter_context(ranks.watching())
         group, tasks = _tasks(len(work) * n_members, group_size, config, ranks)
         leads = group is None or group.rank == 0
         current: tuple[int, _FoldWork] | None = None
