@@ -235,7 +235,7 @@ def _train_fold(inputs: _Inputs, config: Config, folder: Path, report: Report | 
             write_text(folder / "history.csv", history_csv(histories))
             trackers.log(member, last)
             if report:
-                n_epochs = sum(map(len, histories))
+                n_epochs = sum(history[-1].epoch for history in histories if history)
                 report(Progress(inputs.dataset, fold.index, folder, member, last, n_epochs))
 
         fitted = fit_fold(

@@ -32,7 +32,7 @@ from stflow_graph.stats.panels import mean_of_measured
 from stflow_graph.stats.ridge import fit_ridge_path
 from stflow_graph.stats.training_range import TrainingRange
 from stflow_graph.training.expression_field import fit_expression_field
-from stflow_graph.training.loop import EpochRecord, fit, stored_history
+from stflow_graph.training.loop import EpochRecord, best_of, fit, stored_history
 from stflow_graph.training.members import Training, n_processes, train_members
 from stflow_graph.training.ridge import Paths, choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
@@ -187,11 +187,11 @@ def fit_fold(
         _new_member(data, config, learn, validate, _stream(config, fold, i))
         for i, (learn, validate) in enumerate(splits)
     ]
-    for i, member in enumerate(members):
-        if warm_start is not None:
-            warm_start.load(member.network, i)
-    histories = _train(members, data, config, folder, report)
-    _fit_ridges(members, splits, data, paths)
+    fixed = None
+    if warm_start is not None:
+        fixed = [_start_from(warm_start, i, member, data) for i, member in enumerate(members)]
+    histories = _train(members, data, config, folder, report, warm=warm_start is not None)
+    _fit_ridges(members, splits, data, paths, fixed)
     parts = [pair for member in members for pair in _finish(member, data, config)]
     calibration = Calibration.fit([part for _, part in parts])
     field = None
@@ -202,7 +202,7 @@ def fit_fold(
         join_weights([member.network for member in members]),
         data.normalisation,
         calibration,
-        [history[history[-1].best_epoch - 1] for history in histories],
+        [best_of(history) for history in histories],
         [sorted({slide.name for slide in validate}) for _, validate in splits],
         mean_of_defined(calibration.pearson),
         field,
@@ -220,6 +220,8 @@ def _train(
     config: Config,
     folder: Path,
     report: Callable[[list[list[EpochRecord]], int], None] | None,
+    *,
+    warm: bool,
 ) -> list[list[EpochRecord]]:
     """Train the members' networks, which get the weights of their best epochs; return histories."""
     states = [folder / f"state-{i}.safetensors" for i in range(len(members))]
@@ -240,6 +242,7 @@ def _train(
             member.normalisation,
             stream=member.stream,
             state_file=states[i],
+            warm=warm,
             report=report,
         )
 
@@ -307,11 +310,34 @@ def _new_member(
     )
 
 
+def _start_from(
+    warm_start: WarmStart, number: int, member: _Member, data: _FoldData
+) -> np.ndarray | None:
+    """Give a member's network the weights of a model; return those of the model's ridge.
+
+    Returns:
+        As ``fixed`` of :func:`fit_ridge_heads`; None where the model has no ridge.
+    """
+    warm_start.load(member.network, number)
+    if warm_start.has_new_genes:
+        scaling = member.normalisation
+        member.network.eval()
+        inputs = [data.inputs(slide) for slide in member.learn]
+        means = [predict(member.network, part, data.config.flow, scaling).mean for part in inputs]
+        warm_start.start_new_genes(
+            member.network,
+            [scaling.targets(mean) for mean in means],
+            [scaling.targets(slide.truth) for slide in member.learn],
+        )
+    return warm_start.ridge(number)
+
+
 def _fit_ridges(
     members: Sequence[_Member],
     splits: Sequence[tuple[list[Slide], list[Slide]]],
     data: _FoldData,
     paths: Paths,
+    fixed: Sequence[np.ndarray | None] | None,
 ) -> None:
     """Fit the members' ridge heads, where they have one."""
     networks = [m.network for m in members if isinstance(m.network, TwoStageDenoiser)]
@@ -331,7 +357,7 @@ def _fit_ridges(
         )
         for member in members
     ]
-    fit_ridge_heads(fitted, splits, data.features, means, paths, level)
+    fit_ridge_heads(fitted, splits, data.features, means, paths, level, fixed)
 
 
 def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[SlideInputs, HeldOut]]:

@@ -37,9 +37,16 @@ _SAVE_EVERY = 10.0
 _STATE = ("content", "the state of this run", STATE_FIX)
 
 
+# of the learning rate, in training that starts from a model
+_WARM_RATE = 0.25
+
+
 @dataclasses.dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: training loss, validation scores and the best so far; seconds of wall time."""
+    """One epoch: training loss, validation scores and the best so far; seconds of wall time.
+
+    Epoch 0, of training that starts from a model, is the model before the first step.
+    """
 
     epoch: int
     loss: float
@@ -60,7 +67,12 @@ class Fitted:
     @property
     def best(self) -> EpochRecord:
         """The epoch chosen."""
-        return self.history[self.history[-1].best_epoch - 1]
+        return best_of(self.history)
+
+
+def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the best epoch of a history that begins with epoch 0 or 1."""
+    return history[history[-1].best_epoch - history[0].epoch]
 
 
 @dataclasses.dataclass
@@ -81,6 +93,7 @@ def fit(
     *,
     stream: int,
     state_file: Path,
+    warm: bool = False,
     report: Callable[[list[EpochRecord]], None] | None = None,
 ) -> Fitted:
     """Train until the validation score no longer improves; resumes from ``state_file``.
@@ -91,7 +104,7 @@ def fit(
     the epoch alone, so a run that was interrupted and resumed gives the same weights.
 
     Args:
-        network: with new weights, on the device to use.
+        network: with the weights to start from, on the device to use.
         learn: scaled slides with their graphs and context, to draw regions from.
         validate: slides held out of training, on the network's device.
         config: the run's configuration.
@@ -99,24 +112,27 @@ def fit(
         stream: seed of this network's random numbers.
         state_file: where the state of the loop is kept: after the first and the last epoch, and
             after one in every ten seconds between.
+        warm: the network starts from a model. Then the weights before the first step are a
+            candidate too, as epoch 0, and the learning rate is a quarter of ``train.lr``.
         report: called after every epoch with the history up to it.
 
     Raises:
         Diverged: a loss or a gradient is not finite; the state kept last stays.
     """
     slides = Slides(learn, next(network.parameters()).device)
-    state, prior = _start(network, config.train), build_prior(config.flow)
+    state, prior = _start(network, config.train, warm), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)
     saved = -math.inf
     with freed_memory_kept():
         while not _finished(state.history, config.train):
             start = time.perf_counter()
-            mean_loss = _epoch(state, slides, prior, config, stream)
+            epoch = state.history[-1].epoch + 1 if state.history else int(not warm)
+            mean_loss = _epoch(state, slides, prior, config, stream, epoch)
             mse, pearson = validation_score(
                 state.average.module, validate, config, normalisation, seed=stream
             )
-            _record(state, mean_loss, mse, pearson, start)
+            _record(state, epoch, mean_loss, mse, pearson, start)
             if _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY:
                 _save(state, state_file)
                 saved = time.monotonic()
@@ -125,13 +141,15 @@ def fit(
     return Fitted(state.best, state.history)
 
 
-def _epoch(state: _State, slides: Slides, prior: Prior, config: Config, stream: int) -> float:
-    """Train on every region of the next epoch; return the mean loss.
+def _epoch(
+    state: _State, slides: Slides, prior: Prior, config: Config, stream: int, epoch: int
+) -> float:
+    """Train on every region of an epoch, in epoch 0 without steps; return the mean loss.
 
     Raises:
         Diverged: a loss or a gradient is not finite.
     """
-    epoch, network = len(state.history) + 1, state.network
+    network = state.network
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(_mix(stream, epoch))
     losses, norms = list[Tensor](), list[Tensor]()
@@ -142,9 +160,10 @@ def _epoch(state: _State, slides: Slides, prior: Prior, config: Config, stream: 
             with computing_in(config.train.precision, device):
                 y_1 = _estimate(network, batch.to(device), prior, generator)
             loss = region_loss(y_1.float(), batch, config.train.pcc_weight)
-            norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(norms) + 1)))
             losses.append(loss.detach())
-    return _mean_loss(losses, norms, epoch)
+            if epoch:
+                norms.append(_descend(state, loss, config.train.clip_norm, (epoch, len(losses))))
+    return _mean_loss(losses, norms or losses, epoch)
 
 
 def _estimate(network: nn.Module, batch: Batch, prior: Prior, generator: torch.Generator) -> Tensor:
@@ -229,10 +248,10 @@ def validation_score(
     return float(np.mean(errors)), float(np.mean(scores))
 
 
-def _start(network: nn.Module, settings: TrainConfig) -> _State:
+def _start(network: nn.Module, settings: TrainConfig, warm: bool) -> _State:
     optimizer = torch.optim.AdamW(
         network.parameters(),
-        lr=settings.lr,
+        lr=settings.lr * (_WARM_RATE if warm else 1.0),
         weight_decay=settings.weight_decay,
         fused=True,  # a small network's step is mostly the optimiser's overhead
     )
@@ -245,15 +264,16 @@ def _finished(history: Sequence[EpochRecord], settings: TrainConfig) -> bool:
     if not history:
         return False
     waited = history[-1].epoch - history[-1].best_epoch
-    return len(history) >= settings.epochs or waited >= settings.patience
+    return history[-1].epoch >= settings.epochs or waited >= settings.patience
 
 
 def _mix(stream: int, epoch: int) -> int:
     return int(np.random.SeedSequence([stream, epoch]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _record(state: _State, loss: float, mse: float, pearson: float, start: float) -> None:
-    epoch = len(state.history) + 1
+def _record(
+    state: _State, epoch: int, loss: float, mse: float, pearson: float, start: float
+) -> None:
     best = (state.history[-1].best_epoch, state.history[-1].best_pearson) if state.history else None
     if best is None or pearson > best[1]:
         best = (epoch, pearson)
