@@ -315,7 +315,8 @@ def _restore(state: _State, file: Path) -> None:
         state.network.load_state_dict(parts["network"])
         state.average.load_state_dict(parts["average"])
         optimizer: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
+        moments = parts["optimizer"] if history[-1]["epoch"] else {}  # none before the first step
+        for key, value in moments.items():
             i, _, name = key.partition("/")
             optimizer.setdefault(int(i), {})[name] = value
         groups = state.optimizer.state_dict()["param_groups"]
