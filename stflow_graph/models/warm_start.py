@@ -18,7 +18,7 @@ from stflow_graph.nn.pretrained import weights_of_member
 from stflow_graph.stats.panels import genes_by_slides
 
 _RIDGE = "ridge_head."
-_PENALTY = 0.01  # of combinations of genes, of their predictions' mean square
+_PENALTY = 0.01  # of combinations of genes, in mean eigenvalues of their predictions' covariance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,18 @@ def test_a_trained_model_has_the_ridge_it_started_from(cohort, tmp_path):
         assert [row.split(",")[1] for row in history[1:]] == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("denoiser", "flow"), [("graph", "spot"), ("graph", "graph"), ("transformer", "graph")]
+)
+def test_every_network_learns_new_genes(cohort, tmp_path, denoiser, flow):
+    common = {"denoiser__name": denoiser, "flow__kind": flow, "train__epochs": 1}
+    write_gene_list(cohort.root / "fewer.json", GENES[:4])
+    source = run(cohort, tmp_path / "a", data__gene_list="fewer.json", **common)
+    warm = run(cohort, tmp_path / "b", train__warm_start=str(tmp_path / "a"), **common)
+    assert (source.genes, warm.genes) == (GENES[:4], GENES)
+    assert np.isfinite(warm.calibration.pearson).all()
+
+
 @pytest.mark.parametrize("denoiser", ["graph", "transformer"])
 def test_training_goes_on_from_the_model(cohort, tmp_path, denoiser):
     source = run(cohort, tmp_path / "a", denoiser__name=denoiser, train__epochs=1)
