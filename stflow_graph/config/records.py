@@ -146,7 +146,8 @@ class TrainConfig(_Record):
     better validation score. The flow of single spots is trained afterwards, in ``flow_steps`` steps
     of ``flow_spots`` spots. ``precision`` is that of the network's forward and backward pass in the
     loop's steps; weights, losses and all that follows them stay float32. ``warm_start`` is a model
-    (a run, fold or checkpoint folder) whose weights the members start from; "": from nothing.
+    (a run, fold or checkpoint folder) whose weights the members start from, at a quarter of ``lr``;
+    "": from nothing.
     """
 
     seed: int = Field(0, ge=0, le=MAX_SEED)

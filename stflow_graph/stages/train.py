@@ -385,7 +385,8 @@ class _FoldWork:
         write_text(self._folder / "history.csv", history_csv(histories))
         self._trackers.log(member, last)
         if self._report:
-            n_epochs, fold = sum(map(len, histories)), self._inputs.fold.index
+            n_epochs = sum(history[-1].epoch for history in histories if history)
+            fold = self._inputs.fold.index
             dataset = self._inputs.dataset
             self._report(Progress(dataset, fold, self._folder, member, last, n_epochs))
 

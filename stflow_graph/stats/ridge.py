@@ -26,6 +26,7 @@ class RidgePath:
         vectors: ``[n, n]`` its eigenvectors.
         rotated: ``[n, G]`` expression in their basis.
         share: fraction of the spots in ``x``.
+        fixed: ``[F, G]`` weights that are not fitted, NaN for genes that are; None fits all.
     """
 
     x: np.ndarray
@@ -33,6 +34,7 @@ class RidgePath:
     vectors: np.ndarray
     rotated: np.ndarray
     share: float
+    fixed: np.ndarray | None = None
 
     @classmethod
     def fit(cls, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> RidgePath:
@@ -52,7 +54,7 @@ class RidgePath:
     def weights(self, alpha: float) -> np.ndarray:
         """Return the weights ``[F, G]`` for an L2 penalty of all spots together."""
         shrunk = self.rotated / (self.values + alpha * self.share)[:, None]
-        return self.x.T @ (self.vectors @ shrunk)
+        return _with_fixed(self.x.T @ (self.vectors @ shrunk), self.fixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +68,13 @@ class PanelRidgePath:
         x: ``[n, F]`` features of the spots of all slides, or of a random sample of very many.
         groups: columns of genes, the numbers of the slides that measure them, and their regression.
         n_genes: G.
+        fixed: as of :class:`RidgePath`.
     """
 
     x: np.ndarray
     groups: list[tuple[np.ndarray, np.ndarray, RidgePath]]
     n_genes: int
+    fixed: np.ndarray | None = None
 
     @classmethod
     def fit(cls, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> PanelRidgePath:
@@ -91,7 +95,7 @@ class PanelRidgePath:
         weights = np.zeros((self.x.shape[1], self.n_genes))
         for genes, _, path in self.groups:
             weights[:, genes] = path.weights(alpha)
-        return weights
+        return _with_fixed(weights, self.fixed)
 
 
 def fit_ridge_path(
@@ -106,6 +110,10 @@ def fit_ridge_path(
     if all(measured_genes(y).all() for y in ys):
         return RidgePath.fit(xs, ys)
     return PanelRidgePath.fit(xs, ys)
+
+
+def _with_fixed(weights: np.ndarray, fixed: np.ndarray | None) -> np.ndarray:
+    return weights if fixed is None else np.where(np.isnan(fixed), weights, fixed)
 
 
 def _sample(n: int) -> np.ndarray:

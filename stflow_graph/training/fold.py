@@ -33,7 +33,7 @@ from stflow_graph.stats.panels import mean_of_measured
 from stflow_graph.stats.ridge import fit_ridge_path
 from stflow_graph.stats.training_range import TrainingRange
 from stflow_graph.training.expression_field import fit_expression_field
-from stflow_graph.training.loop import EpochRecord, fit, stored_history
+from stflow_graph.training.loop import EpochRecord, best_of, fit, stored_history
 from stflow_graph.training.members import Training, n_processes, train_members
 from stflow_graph.training.ridge import Paths, choose_input_dropout, fit_ridge_heads
 from stflow_graph.training.spot_flow import fit_spot_flow
@@ -71,7 +71,7 @@ class FittedFold:
     @property
     def best(self) -> list[EpochRecord]:
         """The epoch that each member chose."""
-        return [history[history[-1].best_epoch - 1] for history in self.histories]
+        return [best_of(history) for history in self.histories]
 
     def checkpoint(
         self, genes: Sequence[str], in_channels: int, provenance: Mapping[str, Any]
@@ -199,9 +199,12 @@ class FoldTraining:
             _new_member(self._data, config, learn, validate, _stream(config, fold, i))
             for i, (learn, validate) in enumerate(self._splits)
         ]
-        for i, member in enumerate(self._members):
-            if warm_start is not None:
-                warm_start.load(member.network, i)
+        self._is_warm, self._fixed = warm_start is not None, list[np.ndarray | None]()
+        if warm_start is not None:
+            self._fixed = [
+                _start_from(warm_start, i, member, self._data)
+                for i, member in enumerate(self._members)
+            ]
         self.n_members = len(self._members)
         self._states = [folder / f"state-{i}.safetensors" for i in range(self.n_members)]
 
@@ -229,7 +232,7 @@ class FoldTraining:
         """
         members, data, config = self._members, self._data, self._config
         histories = self._train()
-        _fit_ridges(members, self._splits, data, self._paths)
+        _fit_ridges(members, self._splits, data, self._paths, self._fixed or None)
         parts = [pair for member in members for pair in _finish(member, data, config)]
         calibration = Calibration.fit([part for _, part in parts])
         field = None
@@ -286,6 +289,7 @@ class FoldTraining:
             member.normalisation,
             stream=member.stream,
             state_file=self._states[i],
+            warm=self._is_warm,
             report=report,
             group=group,
         )
@@ -361,11 +365,34 @@ def _new_member(
     )
 
 
+def _start_from(
+    warm_start: WarmStart, number: int, member: _Member, data: _FoldData
+) -> np.ndarray | None:
+    """Give a member's network the weights of a model; return those of the model's ridge.
+
+    Returns:
+        As ``fixed`` of :func:`fit_ridge_heads`; None where the model has no ridge.
+    """
+    warm_start.load(member.network, number)
+    if warm_start.has_new_genes:
+        scaling = member.normalisation
+        member.network.eval()
+        inputs = [data.inputs(slide) for slide in member.learn]
+        means = [predict(member.network, part, data.config.flow, scaling).mean for part in inputs]
+        warm_start.start_new_genes(
+            member.network,
+            [scaling.targets(mean) for mean in means],
+            [scaling.targets(slide.truth) for slide in member.learn],
+        )
+    return warm_start.ridge(number)
+
+
 def _fit_ridges(
     members: Sequence[_Member],
     splits: Sequence[tuple[list[Slide], list[Slide]]],
     data: _FoldData,
     paths: Paths,
+    fixed: Sequence[np.ndarray | None] | None,
 ) -> None:
     """Fit the members' ridge heads, where they have one."""
     networks = [m.network for m in members if isinstance(m.network, TwoStageDenoiser)]
@@ -385,7 +412,7 @@ def _fit_ridges(
         )
         for member in members
     ]
-    fit_ridge_heads(fitted, splits, data.features, means, paths, level)
+    fit_ridge_heads(fitted, splits, data.features, means, paths, level, fixed)
 
 
 def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[SlideInputs, HeldOut]]:

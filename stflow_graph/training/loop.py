@@ -39,9 +39,16 @@ _SAVE_EVERY = 10.0
 _STATE = ("content", "the state of this run", STATE_FIX)
 
 
+# of the learning rate, in training that starts from a model
+_WARM_RATE = 0.25
+
+
 @dataclasses.dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: training loss, validation scores and the best so far; seconds of wall time."""
+    """One epoch: training loss, validation scores and the best so far; seconds of wall time.
+
+    Epoch 0, of training that starts from a model, is the model before the first step.
+    """
 
     epoch: int
     loss: float
@@ -62,7 +69,12 @@ class Fitted:
     @property
     def best(self) -> EpochRecord:
         """The epoch chosen."""
-        return self.history[self.history[-1].best_epoch - 1]
+        return best_of(self.history)
+
+
+def best_of(history: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the best epoch of a history that begins with epoch 0 or 1."""
+    return history[history[-1].best_epoch - history[0].epoch]
 
 
 @dataclasses.dataclass
@@ -83,6 +95,7 @@ def fit(
     *,
     stream: int,
     state_file: Path,
+    warm: bool = False,
     report: Callable[[list[EpochRecord]], None] | None = None,
     group: Group | None = None,
 ) -> Fitted:
@@ -94,7 +107,7 @@ def fit(
     the epoch alone, so a run that was interrupted and resumed gives the same weights.
 
     Args:
-        network: with new weights, on the device to use.
+        network: with the weights to start from, on the device to use.
         learn: scaled slides with their graphs and context, to draw regions from.
         validate: slides held out of training, on the network's device.
         config: the run's configuration.
@@ -102,6 +115,8 @@ def fit(
         stream: seed of this network's random numbers.
         state_file: where the state of the loop is kept: after the first and the last epoch, and
             after one in every ten seconds between.
+        warm: the network starts from a model. Then the weights before the first step are a
+            candidate too, as epoch 0, and the learning rate is a quarter of ``train.lr``.
         report: called after every epoch with the history up to it.
         group: the processes that train this network together, each with the same arguments: they
             share the regions of every step and the validation slides; the first one keeps the
@@ -112,7 +127,7 @@ def fit(
         RankFailed: another process of the group is lost.
     """
     slides = Slides(learn, next(network.parameters()).device)
-    state, prior = _start(network, config.train), build_prior(config.flow)
+    state, prior = _start(network, config.train, warm), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)
     if group is not None:
@@ -121,11 +136,12 @@ def fit(
     with freed_memory_kept():
         while not _finished(state.history, config.train):
             start = time.perf_counter()
-            mean_loss = _epoch(state, slides, prior, config, stream, group)
+            epoch = state.history[-1].epoch + 1 if state.history else int(not warm)
+            mean_loss = _epoch(state, slides, prior, config, stream, epoch, group)
             mse, pearson = validation_score(
                 state.average.module, validate, config, normalisation, seed=stream, group=group
             )
-            _record(state, mean_loss, mse, pearson, start)
+            _record(state, epoch, mean_loss, mse, pearson, start)
             due = _finished(state.history, config.train) or time.monotonic() - saved >= _SAVE_EVERY
             if due and (group is None or group.rank == 0):
                 _save(state, state_file)
@@ -141,14 +157,15 @@ def _epoch(
     prior: Prior,
     config: Config,
     stream: int,
+    epoch: int,
     group: Group | None = None,
 ) -> float:
-    """Train on every region of the next epoch; return the mean loss.
+    """Train on every region of an epoch, in epoch 0 without steps; return the mean loss.
 
     Raises:
         Diverged: a loss or a gradient is not finite.
     """
-    epoch, network = len(state.history) + 1, state.network
+    network = state.network
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(_mix(stream, epoch))
     losses, norms = list[Tensor](), list[Tensor]()
@@ -164,10 +181,13 @@ def _epoch(
                 with computing_in(config.train.precision, device):
                     y_1 = _estimate(network, batch.to(device), prior, generator, share)
                 loss = region_loss(y_1.float(), batch, config.train.pcc_weight, share)
-            norm, loss = _descend(state, loss, config.train, (epoch, len(norms) + 1), share)
-            norms.append(norm)
-            losses.append(loss)
-    return _mean_loss(losses, norms, epoch)
+            if epoch:
+                norm, loss = _descend(state, loss, config.train, (epoch, len(norms) + 1), share)
+                norms.append(norm)
+            elif group is not None:
+                loss = group.add(loss.detach())
+            losses.append(loss.detach())
+    return _mean_loss(losses, norms or losses, epoch)
 
 
 def _estimate(
@@ -283,10 +303,10 @@ def validation_score(
     return float(np.mean(errors)), float(np.mean(scores))
 
 
-def _start(network: nn.Module, settings: TrainConfig) -> _State:
+def _start(network: nn.Module, settings: TrainConfig, warm: bool) -> _State:
     optimizer = torch.optim.AdamW(
         network.parameters(),
-        lr=settings.lr,
+        lr=settings.lr * (_WARM_RATE if warm else 1.0),
         weight_decay=settings.weight_decay,
         fused=True,  # a small network's step is mostly the optimiser's overhead
     )
@@ -299,15 +319,16 @@ def _finished(history: Sequence[EpochRecord], settings: TrainConfig) -> bool:
     if not history:
         return False
     waited = history[-1].epoch - history[-1].best_epoch
-    return len(history) >= settings.epochs or waited >= settings.patience
+    return history[-1].epoch >= settings.epochs or waited >= settings.patience
 
 
 def _mix(stream: int, *numbers: int) -> int:
     return int(np.random.SeedSequence([stream, *numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _record(state: _State, loss: float, mse: float, pearson: float, start: float) -> None:
-    epoch = len(state.history) + 1
+def _record(
+    state: _State, epoch: int, loss: float, mse: float, pearson: float, start: float
+) -> None:
     best = (state.history[-1].best_epoch, state.history[-1].best_pearson) if state.history else None
     if best is None or pearson > best[1]:
         best = (epoch, pearson)
@@ -349,7 +370,8 @@ def _restore(state: _State, file: Path) -> None:
         state.network.load_state_dict(parts["network"])
         state.average.load_state_dict(parts["average"])
         optimizer: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
+        moments = parts["optimizer"] if history[-1]["epoch"] else {}  # none before the first step
+        for key, value in moments.items():
             i, _, name = key.partition("/")
             optimizer.setdefault(int(i), {})[name] = value
         groups = state.optimizer.state_dict()["param_groups"]

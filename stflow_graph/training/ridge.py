@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -59,6 +60,7 @@ def fit_ridge_heads(
     means: Mapping[Slide, np.ndarray],
     paths: Paths,
     level: Sequence[np.ndarray],
+    fixed: Sequence[np.ndarray | None] | None = None,
 ) -> tuple[float, float] | None:
     """Set each member's ridge head to a ridge regression on the slides that it learns from.
 
@@ -73,6 +75,8 @@ def fit_ridge_heads(
         paths: for each member the ridge regressions on what it learns from.
         level: for each member ``[G]`` mean of what it learns, in the scale of training; of a gene
             that not all slides measure, over the spots of those that do.
+        fixed: for each member weights ``[F, G]`` that are not fitted, NaN for genes that are; None
+            fits all genes.
 
     Returns:
         Penalty and mixing weight; None, with the heads left unset, if no held-out slide can be
@@ -83,6 +87,9 @@ def fit_ridge_heads(
         mixtures = [partial(_mixed, means[slide], weight=weight) for weight in _MIXING_WEIGHTS]
         return HeldOutPart(features(slide), slide.truth, mixtures)
 
+    if fixed is not None:
+        pairs = zip(paths, fixed, strict=True)
+        paths = [dataclasses.replace(path, fixed=weights) for path, weights in pairs]
     scores = held_out_scores(paths, [[part_of(s) for s in held_out] for _, held_out in splits])
     if not np.isfinite(scores).any():
         return None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import linear
+import numpy as np
 import pytest
 import torch
 from toy import CHANNELS, GENES
@@ -52,6 +54,7 @@ def test_weights_of_genes_are_taken_by_name(source):
         torch.testing.assert_close(after[name][0], before[name][0])
     name = "encoder.blocks.0.conv.score.lin_y.weight"
     torch.testing.assert_close(after[name][:, 1:], theirs[name][:, places])
+    assert (after[name][:, 0] == 0).all()
     torch.testing.assert_close(after["encoder.embed_x.weight"], theirs["encoder.embed_x.weight"])
 
 
@@ -61,6 +64,110 @@ def test_a_panel_without_common_genes_shares_the_body(source):
     torch.testing.assert_close(after[name], before[name])
     name = "encoder.blocks.0.mlp.1.weight"
     torch.testing.assert_close(after[name], source.weights[f"members.0.{name}"])
+
+
+def extended(kind="regression", genes=("new", *linear.GENES)):
+    """Return a model, a network that starts from it with more genes, and a slide."""
+    source = linear.checkpoint_of(kind, denoiser__n_layers=2, denoiser__dropout=0.0)
+    warm = WarmStart(source, list(genes))
+    torch.manual_seed(2)
+    network = build_denoiser(warm.adapt(source.config), linear.CHANNELS, len(genes)).eval()
+    warm.load(network, 0)
+    slide = linear.prepared(linear.linear_slide("S"), source.config, source.normalisation)
+    return warm, network, slide
+
+
+def mean_of(network, slide):
+    with torch.no_grad():
+        return network.encoder(slide.data, slide.graph).mean.numpy()
+
+
+def test_known_genes_are_predicted_as_by_the_model():
+    warm, network, slide = extended()
+    (model, _) = warm.source.build()
+    model.encoder.ridge_head.reset_parameters()
+    expected = mean_of(model, slide)
+    np.testing.assert_allclose(mean_of(network, slide)[:, 1:], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_new_gene_starts_as_the_combination_of_known_genes_that_fits_it(masked):
+    warm, network, slide = extended()
+    before = mean_of(network, slide)
+    y = np.concatenate([before @ [[0], [2], [0], [-1], [0]] + 3, before[:, 1:]], axis=1)
+    means, ys = [before[:20], before[20:]], [y[:20], y[20:]]
+    if masked:  # a slide that does not measure the gene tells nothing of it
+        means.append(before[:7])
+        ys.append(np.full((7, 5), np.nan))
+    warm.start_new_genes(network, means, ys)
+    after = mean_of(network, slide)
+    np.testing.assert_allclose(after[:, 1:], before[:, 1:])
+    assert (
+        np.corrcoef(after[:, 0], y[:, 0])[0, 1]
+        > 0.99
+        > abs(np.corrcoef(before[:, 0], y[:, 0])[0, 1])
+    )
+    # the slides' level was taken off before the fit
+    assert after[:, 0].mean() == pytest.approx(y[:, 0].mean(), abs=0.05)
+
+
+def test_without_known_genes_new_ones_start_from_nothing():
+    warm, network, slide = extended(genes=("a", "b"))
+    before = mean_of(network, slide)
+    warm.start_new_genes(network, [before], [np.ones_like(before)])
+    np.testing.assert_array_equal(mean_of(network, slide), before)
+    assert np.isnan(warm.ridge(0)).all()
+
+
+def test_the_ridge_of_known_genes_is_the_models():
+    warm, _, _ = extended(genes=[*linear.GENES[::-1], "new"])
+    model = warm.source.build()[1].encoder.ridge_head
+    weights = warm.ridge(3)
+    np.testing.assert_allclose(
+        weights[:, :4], (model.up.weight @ model.down.weight).detach().numpy()[::-1].T, rtol=1e-5
+    )
+    assert np.isnan(weights[:, 4]).all()
+    assert WarmStart(linear.checkpoint_of(denoiser__ridge_rank=0), linear.GENES).ridge(0) is None
+
+
+def test_the_ridge_head_has_room_for_new_genes():
+    source = linear.checkpoint_of(denoiser__ridge_rank=2)
+    config = linear.configured(denoiser__ridge_rank=3, denoiser__input_dropout="auto")
+    ranks = [
+        WarmStart(source, genes).adapt(config).denoiser.ridge_rank
+        for genes in (linear.GENES, [*linear.GENES, "x", "y"], ["x", "y"])
+    ]
+    assert ranks == [2, 5, 2]
+    assert WarmStart(source, linear.GENES).adapt(config).denoiser.input_dropout == 0.2
+
+
+def test_a_trained_model_has_the_ridge_it_started_from(cohort, tmp_path):
+    source = run(cohort, tmp_path / "a")
+    write_gene_list(cohort.root / "more.json", GENES[::-1])
+    write_gene_list(cohort.root / "fewer.json", GENES[:3])
+    first = run(cohort, tmp_path / "f", data__gene_list="fewer.json")
+    for model, path, genes in ((source, "a", 6), (first, "f", 3)):
+        start = {"train__warm_start": str(tmp_path / path), "data__gene_list": "more.json"}
+        warm = run(cohort, tmp_path / f"b{path}", **start)
+        ours, theirs = (
+            m.weights["encoder.ridge_head.up.weight"] @ m.weights["encoder.ridge_head.down.weight"]
+            for m in (warm, model)
+        )
+        torch.testing.assert_close(ours.flip(0)[:genes], theirs, atol=1e-4, rtol=1e-3)
+        history = (tmp_path / f"b{path}/fold0/history.csv").read_text().splitlines()
+        assert [row.split(",")[1] for row in history[1:]] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "flow"), [("graph", "spot"), ("graph", "graph"), ("transformer", "graph")]
+)
+def test_every_network_learns_new_genes(cohort, tmp_path, denoiser, flow):
+    common = {"denoiser__name": denoiser, "flow__kind": flow, "train__epochs": 1}
+    write_gene_list(cohort.root / "fewer.json", GENES[:4])
+    source = run(cohort, tmp_path / "a", data__gene_list="fewer.json", **common)
+    warm = run(cohort, tmp_path / "b", train__warm_start=str(tmp_path / "a"), **common)
+    assert (source.genes, warm.genes) == (GENES[:4], GENES)
+    assert np.isfinite(warm.calibration.pearson).all()
 
 
 @pytest.mark.parametrize("denoiser", ["graph", "transformer"])

@@ -280,6 +280,52 @@ def test_a_resumed_loop_gives_the_same_weights_to_the_bit(tmp_path, monkeypatch,
     assert same_weights(again.weights, whole.weights)
 
 
+@pytest.mark.parametrize(("scores", "best"), [((0.5, 0.2, 0.5), 0), ((0.1, 0.4, 0.3), 1)])
+def test_a_model_to_start_from_is_a_candidate_itself(tmp_path, monkeypatch, scores, best):
+    given = iter(scores)
+    monkeypatch.setattr(loop, "validation_score", lambda *_, **__: (1.0, next(given)))
+    loop_ = Loop(configured(train__epochs=2, train__lr=0.02))
+    before = {key: value.clone() for key, value in loop_.network.state_dict().items()}
+    with optimiser_steps() as steps:
+        fitted = loop_.fit(tmp_path, warm=True)
+    assert [record.epoch for record in fitted.history] == [0, 1, 2]
+    assert fitted.best == fitted.history[best]
+    assert fitted.best.validation_pearson == max(scores)
+    assert same_weights(fitted.weights, before) == (best == 0)
+    # no step is taken in epoch 0, and those after it are smaller
+    assert len(steps) == 2 * len(loop_.learn)
+    assert {step["lr"] for step in steps} == {0.005}
+
+
+@pytest.mark.parametrize("kind", ["two-stage", "graph"])
+def test_the_loss_of_epoch_0_is_that_of_the_weights_before_any_step(tmp_path, kind):
+    loop_ = Loop(configured(kind, train__epochs=1))
+    steps = recorded(loop_.network)
+    fitted = loop_.fit(tmp_path, warm=True)
+    weight = loop_.config.train.pcc_weight
+    losses = [region_loss(step.estimate, step.batch, weight).item() for step in steps]
+    assert fitted.history[0].loss == pytest.approx(np.mean(losses[:3]), rel=1e-5)
+    assert all(same_weights(step.weights, steps[0].weights) for step in steps[:4])
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_training_from_a_model_resumes_to_the_bit(tmp_path, monkeypatch, stopped_after):
+    monkeypatch.setattr(loop, "_SAVE_EVERY", 0)
+    (tmp_path / "whole").mkdir()
+    config = configured(train__epochs=3, train__lr=0.02)
+    whole = Loop(config).fit(tmp_path / "whole", warm=True)
+
+    def stop(history: list[loop.EpochRecord]) -> None:
+        if len(history) == stopped_after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        Loop(config).fit(tmp_path, warm=True, report=stop)
+    resumed = Loop(config).fit(tmp_path, warm=True)
+    assert plain(resumed) == plain(whole)
+    assert same_weights(resumed.weights, whole.weights)
+
+
 def test_the_state_is_kept_at_the_first_and_last_epoch_and_every_ten_seconds(tmp_path, monkeypatch):
     clock, kept = [0.0], []
     fake = types.SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0] / 2)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from linear import CHANNELS, N_GENES, linear_slide
+from linear import CHANNELS, N_GENES, WEIGHTS, linear_slide
 
 from stflow_graph.data.slide import Slide
 from stflow_graph.nn.ridge_head import RidgeHead
-from stflow_graph.stats.ridge import ALPHAS, RidgePath
+from stflow_graph.stats.ridge import ALPHAS, RidgePath, fit_ridge_path
 from stflow_graph.training.ridge import choose_input_dropout, fit_ridge_heads
 
 # of the channels: so large that the grid's penalties matter
@@ -108,3 +110,27 @@ def test_heads_stay_unset_where_nothing_can_be_scored():
     level = [np.zeros(N_GENES)]
     assert fit_ridge_heads([head], splits, features, means, paths()[:1], level) is None
     assert all((value == 0).all() for value in head.state_dict().values())
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_weights_that_are_fixed_stay_whatever_the_penalty(missing):
+    slides = list(SLIDES)
+    if missing:  # the third gene, of one slide
+        y = slides[0].truth.copy()
+        y[:, 2] = np.nan
+        slides[0] = dataclasses.replace(slides[0], y=y)
+    splits = [(slides, [SLIDES[3]])]
+    path = fit_ridge_path([features(s) for s in slides], [s.truth for s in slides])
+    fixed = np.full((CHANNELS, N_GENES), np.nan)
+    fixed[:, :2] = WEIGHTS[:, :2] / SCALES[:, None]
+    head, level = RidgeHead(CHANNELS, N_GENES, rank=9), np.full(N_GENES, 2.0)
+    means = {SLIDES[3]: np.random.default_rng(0).normal(size=(12, N_GENES))}
+    fitted = fit_ridge_heads([head], splits, features, means, [path], [level], [fixed])
+    assert fitted is not None
+    expected = np.concatenate([fixed[:, :2], path.weights(fitted[0])[:, 2:]], axis=1)
+    weights = (head.up.weight @ head.down.weight).T
+    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-5)
+    # the level is that of the slides
+    x = np.concatenate([features(slide) for slide in slides])
+    predicted = head(torch.from_numpy(x), lambda z: z).detach().numpy()
+    np.testing.assert_allclose(predicted[:, :2].mean(axis=0), 2, rtol=1e-4)
