@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from . import options as opt
-from .display import add_result, progress, show, show_next, state
+from .display import add_result, progress, show, state
+from .following import follow_embed
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.embedding import Embedded
@@ -111,19 +112,7 @@ def embed(
         show(f"part {part} has no slides")
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:
-        _show_next(source_dataroot, embed_dataroot, network.name, datasets or [])
-
-
-def _show_next(source: Path, embeddings: Path, encoder: str, datasets: Sequence[str]) -> None:
-    """Print how to split the first data set without folds, or how to train."""
-    from stflow_graph.data.splits import find_datasets
-
-    for dataset in find_datasets(source, datasets):
-        if not (dataset.path / "splits").is_dir():
-            show_next("split", dataset.path, "--leave-one-out")
-            return
-    roots = ("--source-dataroot", source, "--embed-dataroot", embeddings)
-    show_next("train", *roots, "--encoder", encoder, "--out RUN")
+        follow_embed(source_dataroot, embed_dataroot, network.name, datasets or [])
 
 
 def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from . import options as opt
-from .display import add_result, show, show_next, state, table
+from .display import add_result, show, state, table
+from .following import follow_genes
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.gene_lists import ChosenGenes
@@ -61,9 +62,9 @@ def genes(
     everything = done[0].fold is None
     option = done[0].file.name.replace(f"_fold{done[0].fold}", "_fold{fold}")
     file = Path(option) if out is None else done[0].file.with_name(option)
-    masked = "" if min_slides is None else "--missing-genes mask "
-    more = f"{masked}{'--folds all ' if everything else ''}--out RUN"
-    show_next("train --source-dataroot", root, "--embed-dataroot EMB --gene-list", file, more)
+    masked = [] if min_slides is None else ["--missing-genes", "mask"]
+    every_slide = ["--folds", "all"] if everything else []
+    follow_genes(root, done[0].dataset, ["--gene-list", file, *masked, *every_slide])
 
 
 def _show(chosen: ChosenGenes, score: str, top: int) -> None:

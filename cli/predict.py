@@ -128,8 +128,9 @@ def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> li
 def _show(done: PredictedSlide) -> None:
     add_result(done)
     note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
+    outcome = state(done.up_to_date, done.replaced)
     show(
-        f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {state(done.up_to_date)}; "
+        f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {outcome}; "
         f"overlay: {done.overlay}"
     )
     show_range(done.slide, done.in_range)

@@ -124,5 +124,6 @@ def _show(done: Sampled) -> None:
     fold = "" if done.fold is None else f", fold {done.fold}"
     fold += " (held out)" if done.held_out else ""
     note = fold + range_note(done.in_range)
-    show(f"{done.slide}: {done.n_spots} spots{note}: {done.path} {state(done.up_to_date)}")
+    outcome = state(done.up_to_date, done.replaced)
+    show(f"{done.slide}: {done.n_spots} spots{note}: {done.path} {outcome}")
     show_range(done.slide, done.in_range)

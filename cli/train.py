@@ -80,7 +80,7 @@ def train(
         results = run(resolved, out, overwrite=overwrite, report=report, done=_add)
     show(_result_table(results, resolved, out))
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
-    show_next(*_sample_command(results[0].dataset, resolved, out))
+    show_next(*_sample_command(results[0], resolved, out))
 
 
 def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -126,14 +126,13 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
     return table(f"{config.denoiser.name} denoiser, {out}", headings, rows, left=(0, 4, 6))
 
 
-def _sample_command(dataset: str, config: Config, out: Path) -> list[str | Path]:
-    from stflow_graph.data.splits import embedding_path
+def _sample_command(result: FoldResult, config: Config, out: Path) -> list[str | Path]:
+    from stflow_graph.data.splits import find_embedding
     from stflow_graph.models.build import custom_code
 
     if config.train.folds == "all":
         return ["predict", "SLIDE", "--model", out, "--out", out / "predictions"]
-    data = config.data
-    folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
-    files = folder if folder.is_dir() else "EMB.h5 [...]"
+    data, slide = config.data, next(iter(result.test_pearson))
+    files = find_embedding(data.embed_dataroot, result.dataset, data.encoder, slide).parent
     code = ["--allow-code"] if custom_code(config) else []
     return ["sample", out, files, "--out", out / "predictions", *code]

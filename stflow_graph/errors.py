@@ -53,6 +53,11 @@ def one_line(text: str, max_length: int = _MAX_LINE) -> str:
     return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number of things, "1 slide" or "1,200 slides"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 class _Unquoted(str):
     """Text written by this package, printed without quotes."""
 

@@ -8,6 +8,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from stflow_graph.errors import count
+
 # of expression, by target
 UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
 
@@ -31,11 +33,6 @@ def interval(ends: tuple[float, float] | None, sign: bool = False) -> str:
 def percent(value: float) -> str:
     """Return a fraction in percent for display."""
     return f"{value:.0%}" if np.isfinite(value) else "–"
-
-
-def count(n: int, noun: str) -> str:
-    """Return a number of things for display."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def render(template: str, **values: object) -> Markup:

@@ -40,6 +40,7 @@ class Sampled:
     """A slide's prediction on disk; ``up_to_date`` if there was nothing to do.
 
     ``in_range`` says how far the slide lies from those of training; None: the model does not know.
+    ``replaced``: one of other settings, model or inputs was there.
     """
 
     slide: str
@@ -49,6 +50,7 @@ class Sampled:
     path: Path
     up_to_date: bool
     in_range: InRange | None = None
+    replaced: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,9 +157,13 @@ def sample_file(
         def digest() -> dict[str, str]:
             return {"embeddings_sha256": hashed.result()}
 
-        if not overwrite and (stored := _stored(path, provenance, digest)) is not None:
-            in_range = InRange.of_record(stored.get(IN_RANGE))
-            return dataclasses.replace(result, up_to_date=True, in_range=in_range)
+        stored = _stored(path, overwrite)
+        if stored is not None:
+            same = _is_same(stored, {**provenance, **digest()})
+            if same and not overwrite:
+                in_range = InRange.of_record(stored.get(IN_RANGE))
+                return dataclasses.replace(result, up_to_date=True, in_range=in_range)
+            result = dataclasses.replace(result, replaced=not same)
 
         def late() -> Late:
             if meter is None:
@@ -240,20 +246,25 @@ def _provenance(
     return provenance
 
 
-def _stored(
-    path: Path, provenance: dict[str, Any], late: Callable[[], dict[str, str]]
-) -> dict[str, Any] | None:
-    """Return the provenance of a prediction that is there, None where it is of other inputs."""
+def _stored(path: Path, overwrite: bool) -> dict[str, Any] | None:
+    """Return the provenance of a prediction that is there, None where there is none.
+
+    Raises:
+        BadInput: another .h5ad is there, which is not to be overwritten.
+    """
     if not path.exists():
         return None
     try:
-        stored = read_provenance(path)
+        return read_provenance(path)
     except BadInput as error:
-        if not is_h5ad(path):
+        if overwrite or not is_h5ad(path):
             return None
         found = unquoted("an .h5ad that is no prediction")
         fix = "give another --out, or --overwrite to replace it"
         raise BadInput(path, "output", found, "a free name or a prediction", fix) from error
+
+
+def _is_same(stored: Mapping[str, Any], provenance: Mapping[str, Any]) -> bool:
+    """Return whether a prediction is of these settings, model and inputs."""
     measured = {"format": None, IN_RANGE: None}
-    same = {**stored, **measured} == {**provenance, **late(), **measured}
-    return stored if same else None
+    return {**stored, **measured} == {**provenance, **measured}

@@ -17,7 +17,7 @@ from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import scale_of_slide
 from stflow_graph.io.atomic import write_bytes
-from stflow_graph.io.coords import median_pitch
+from stflow_graph.io.coords import array_pitch
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
 from stflow_graph.io.hdf5 import open_h5
@@ -133,7 +133,7 @@ def cut_slide(
             **kept.left_out,
             "n_spots": len(coords),
             "n_padded": n_padded,
-            "pitch_um": median_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
+            "pitch_um": array_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
         }
         cut_patches(patches, read, kept.barcodes, coords, edge, record, progress, check)
         if image is not None:

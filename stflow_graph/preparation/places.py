@@ -92,8 +92,9 @@ def grid_places(
         int((length - edge) // step) + 1 for length, step in zip(image.size, steps, strict=True)
     )
     if min(n_columns, n_rows) < 1:
-        found = unquoted(f"{image.size[0]} x {image.size[1]} px")
-        raise BadInput(image.path, "size", found, f"at least one patch of {edge:.0f} px")
+        found = unquoted(f"{image.size[0]} x {image.size[1]} px of {um_per_px:.4g} µm")
+        fix = "check the scale (--um-per-px)"
+        raise BadInput(image.path, "size", found, f"at least one patch of {edge:.0f} px", fix)
     if n_columns * n_rows > _MAX_PATCHES:
         found = unquoted(f"a grid of {n_columns:,} x {n_rows:,} patches")
         fix = "a larger --pitch-um"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, attempt_each
+from stflow_graph.errors import BadConfig, BadInput, attempt_each, count, unquoted
 from stflow_graph.evaluation.prediction_page import read_predicted_slide, render_predictions
 from stflow_graph.images.open import check_image
 from stflow_graph.images.overlay import overlay_path
@@ -94,6 +94,7 @@ class PredictedSlide:
         overlay: a picture of where the spots lie.
         up_to_date: both existed, made from the same inputs; nothing was done.
         in_range: how far the slide lies from those of training; None: the model does not know.
+        replaced: a prediction with other settings, model or inputs was there.
     """
 
     slide: str
@@ -103,6 +104,7 @@ class PredictedSlide:
     overlay: Path
     up_to_date: bool
     in_range: InRange | None
+    replaced: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +298,7 @@ def estimate(
         fold = model_for(slide.name, models)
         work = _Work(slide, fold, Path(out), encoder, settings, overwrite=False)
         with slide.open() as image:
-            places = slide.places(image, work.patch_um, work.grid)
+            places = work.places(image)
         n = len(places)
         path = Path(out) / f"{slide.name}.h5ad"
         planned.append(PlannedSlide(slide.name, n, places.um_per_px, work.patch_um, path))
@@ -340,6 +342,25 @@ class _Work:
     def patch_um(self) -> float:
         return self.settings.patch_um or self._as_trained("patch_um", _PATCH_UM)
 
+    def places(self, image: ImageReader) -> Places:
+        """Return the slide's spots.
+
+        Raises:
+            BadInput: see ``SlideImage.places``; or a grid of too few, which a wrong scale makes.
+        """
+        places = self.slide.places(image, self.patch_um, self.grid)
+        n, k = len(places), self.fold.checkpoint.config.graph.n_neighbors
+        if self.slide.read_spots is None and n <= k:
+            width, height = (1e-3 * places.um_per_px * length for length in image.size)
+            found = unquoted(
+                f"{count(n, 'spot')}, as the image is {width:.3g} x {height:.3g} mm at "
+                f"{places.um_per_px:.4g} µm/px"
+            )
+            expected = f"more than the {k} neighbours of each spot"
+            fix = "check the scale (--um-per-px), or lay a finer grid (--pitch-um)"
+            raise BadInput(self.slide.image, "spots", found, expected, fix)
+        return places
+
     def _as_trained(self, name: str, default: float) -> float:
         stored = self.fold.checkpoint.provenance.get(name)
         if isinstance(stored, int | float) and 0 < stored < _MAX_UM:
@@ -373,7 +394,7 @@ class _Work:
             if done is not None and overlay.is_file():
                 return self._result(done, overlay)
             with slide.open() as image:
-                places = slide.places(image, self.patch_um, self.grid)
+                places = self.places(image)
                 write_overlay(slide, image, places, overlay)
                 if self.settings.keep_patches:
                     self._write_patches(image, places, origin, versions)
@@ -409,7 +430,13 @@ class _Work:
     def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:
         numbers = done.n_spots, done.fold
         return PredictedSlide(
-            done.slide, *numbers, done.path, overlay, done.up_to_date, done.in_range
+            done.slide,
+            *numbers,
+            done.path,
+            overlay,
+            done.up_to_date,
+            done.in_range,
+            done.replaced,
         )
 
     def _picture(self) -> Path | None:

@@ -108,7 +108,7 @@ def test_the_next_command_quotes_paths_with_blanks(cli, tmp_path):
         (["simulate", root, "--slides", 4, "--spots", 20], ["embed", *roots]),
         (["embed", *roots], ["train", *roots, "--encoder"]),
         (["split", root, "--leave-one-out", "--overwrite"], ["genes", root]),
-        (["genes", root], ["train", *roots[:2], "--embed-dataroot", "EMB", "--gene-list"]),
+        (["genes", root], ["train", *roots, "--encoder", "efficientnet_lite0", "--gene-list"]),
         (["train", *roots, "--out", run, "--folds", 0, *tiny], sample),
         (sample, ["eval", f"{predictions}/*.h5ad", "--truth", root / "adata", "--out"]),
     ]

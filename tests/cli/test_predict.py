@@ -36,6 +36,9 @@ def test_from_images_to_predictions(imaged, cli):
     assert "out/S3.h5ad written; overlay: out/overlays/S3.png" in lines[3]
     again = cli("predict", "images/S3.svs", "--model", "run", "--out", "out", "--genes", "G1,G0")
     assert "is up to date" in again.out
+    other = cli("predict", "images/S3.svs", "--model", "run", "--out", "out", "--genes", "G1")
+    assert "out/S3.h5ad written, replaced a prediction with other settings; overlay" in other.out
+    cli("predict", "images/S3.svs", "--model", "run", "--out", "out", "--genes", "G1,G0")
     following = lines[-1].removeprefix("next: stflow-graph ").split()
     assert cli(*following).code == 0
     assert (imaged / "out/summary/slides.csv").is_file()

@@ -58,6 +58,7 @@ def files(folder):
 
 def test_an_image_becomes_a_prediction_and_nothing_else_stays(imaged):
     (done,) = run(imaged, "images/S3.svs")
+    assert not done.replaced
     assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
     assert not (imaged / "out/embeddings").exists()
     adata = anndata.read_h5ad(done.path)
@@ -131,7 +132,7 @@ def test_what_is_complete_is_skipped_and_anything_else_is_not(imaged):
     for changes in ({"pitch_um": 30.0}, {"sample": SampleSettings(genes=("G1",))}):
         settings = dataclasses.replace(SETTINGS, **changes)
         (done,) = run(imaged, "images/S3.svs", settings=settings)
-        assert not done.up_to_date
+        assert (done.up_to_date, done.replaced) == (False, True)
     # and back: a prediction of one gene is not one of all
     assert not run(imaged, "images/S3.svs")[0].up_to_date
     (imaged / "out/overlays/S3.png").unlink()
@@ -218,6 +219,13 @@ def test_bad_slides_are_refused_in_one_line(imaged):
         run(imaged, "glass.png", options=SourceOptions(um_per_px=0.5))
     with pytest.raises(BadInput, match="No such file"):
         run(imaged, "absent.svs")
+    # a scale that is wrong makes few spots, and few pixels
+    Image.fromarray(tissue_on_glass()).save(imaged / "tissue.png")
+    few = r"spots: found [1-4] spots?, as the image is .* mm at 0.06 µm/px.*check the scale"
+    with pytest.raises(BadInput, match=few):
+        run(imaged, "tissue.png", options=SourceOptions(um_per_px=0.06))
+    with pytest.raises(BadInput, match="of 0.02 µm, expected at least one patch.*check the scale"):
+        run(imaged, "tissue.png", options=SourceOptions(um_per_px=0.02))
     (imaged / "empty").mkdir()
     with pytest.raises(BadInput, match="one of: kit"):
         run(imaged, "empty")
