@@ -20,7 +20,7 @@ def export(
             "(Loupe Browser)."
         ),
     ],
-    genes: Annotated[list[str] | None, Option(help="Genes to export. (default: all)")] = None,
+    genes: opt.ChosenGenes = None,
     layer: Annotated[str, Option(help="mean, std or sample_0, ...")] = "mean",
     shape: Annotated[
         Literal["circle", "square", "point"], Option(help="Shape of spots in GeoJSON.")
@@ -30,6 +30,7 @@ def export(
     """Write a prediction as a table, or for another tool."""
     from stflow_graph.stages.export import export as run
 
-    done = run(prediction, to, genes=genes or [], layer=layer, shape=shape, overwrite=overwrite)
+    chosen = opt.gene_names(genes)
+    done = run(prediction, to, genes=chosen, layer=layer, shape=shape, overwrite=overwrite)
     add_result(done)
     show(f"{done.path}: {done.n_spots:,} spots x {done.n_genes} genes written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,28 @@ class MatchedGenes:
     columns: list[np.ndarray]
     absent: list[str]
     how: str
+
+
+def places_of(chosen: Sequence[str], genes: Sequence[str]) -> list[int | None]:
+    """Return where each chosen gene is among the genes, None where it is not.
+
+    A name in another case counts where one gene alone has it.
+    """
+    place = {gene: i for i, gene in enumerate(genes)}
+    folded: dict[str, list[int]] = {}
+    for i, gene in enumerate(genes):
+        folded.setdefault(gene.casefold(), []).append(i)
+    alone = {name: columns[0] for name, columns in folded.items() if len(columns) == 1}
+    return [place.get(gene, alone.get(gene.casefold())) for gene in chosen]
+
+
+def similar_genes(gene: str, genes: Sequence[str]) -> str:
+    """Return the end of a message on an unknown gene: the nearest names, or some."""
+    folded = {name.casefold(): name for name in reversed(genes)}
+    similar = difflib.get_close_matches(gene.casefold(), folded, 3, 0.6)
+    if similar:
+        return f"did you mean {', '.join(folded[name] for name in similar)}?"
+    return f"it has {', '.join(genes[:3])}, ..."
 
 
 def without_version(name: str) -> str:

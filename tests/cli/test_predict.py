@@ -42,6 +42,14 @@ def test_from_images_to_predictions(imaged, cli):
     following = lines[-1].removeprefix("next: stflow-graph ").split()
     assert cli(*following).code == 0
     assert (imaged / "out/summary/slides.csv").is_file()
+    words = ["predict", "images/S3.svs", "--model", "run", "--out", "out", "--genes"]
+    for genes in (["g1", "g0"], ["G1,g0,"], ["G1", "--genes", "G0"]):
+        assert "is up to date" in cli(*words, *genes).out
+    for genes in (["g1", "G0"], ["G1,G0"]):
+        export = ["export", "out/S3.h5ad", "--to", "out/x.csv", "--overwrite", "--genes", *genes]
+        assert cli(*export).code == 0
+        assert (imaged / "out/x.csv").read_text().startswith("barcode,x,y,G1,G0")
+    (imaged / "out/x.csv").unlink()
     following = again.out.splitlines()[-1].removeprefix("next: stflow-graph ").split()
     assert cli(*following).code == 0
     assert (imaged / "out/S3.csv").read_text().startswith("barcode,x,y,G1,G0")

@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.gene_names import GeneMatching, identities, match_genes, without_version
+from stflow_graph.io.gene_names import (
+    GeneMatching,
+    identities,
+    match_genes,
+    places_of,
+    similar_genes,
+    without_version,
+)
 
 SYMBOLS = ["TP53", "ACTB", "ERBB2", "IGKC", "MGP"]
 IDS = [f"ENSG000001415{i:02d}" for i in range(5)]
@@ -147,3 +154,12 @@ def test_identities_are_the_id_and_the_symbol_among_all_names():
         "absent": ("", "absent"),
         "ENSG00000000003": ("ENSG00000000003", ""),
     }
+
+
+def test_chosen_genes_are_found_in_letters_of_any_case_where_one_gene_has_them():
+    genes = ["TP53", "Tp53", "MGP", "C1orf43"]
+    assert places_of(["tp53", "TP53", "Tp53", "mgp", "C1ORF43", "IGKC"], genes) == [
+        *(None, 0, 1, 2, 3, None)
+    ]
+    assert similar_genes("erbb3", SYMBOLS) == "did you mean ERBB2?"
+    assert similar_genes("xyz", SYMBOLS) == "it has TP53, ACTB, ERBB2, ..."

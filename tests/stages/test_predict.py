@@ -202,9 +202,17 @@ def test_genes_that_are_asked_for(imaged):
         run(imaged, "images/S3.svs", settings=whole, overwrite=True)[0].path
     )
     assert some.genes == ["G4", "G0"]
+    lower = dataclasses.replace(SETTINGS, sample=SampleSettings(4, genes=("g4", "G0")))
+    assert run(imaged, "images/S3.svs", settings=lower)[0].up_to_date is False
+    assert read_prediction(done.path).genes == ["G4", "G0"]
+    assert run(imaged, "images/S3.svs", settings=settings)[0].up_to_date
     np.testing.assert_array_equal(some.mean, everything.mean[:, [4, 0]])
     np.testing.assert_array_equal(some.samples, everything.samples[:, :, [4, 0]])
-    for genes, message in ((("G9",), "does not have 'G9'; it has"), (("G1", "G1"), "twice")):
+    for genes, message in (
+        (("G11",), r"does not have 'G11'; did you mean G1\?"),
+        (("ERBB2",), "does not have 'ERBB2'; it has G0, G1, G2, ..."),
+        (("G1", "g1"), "twice"),
+    ):
         wrong = dataclasses.replace(SETTINGS, sample=SampleSettings(genes=genes))
         with pytest.raises(BadConfig, match=message):
             run(imaged, "images/S3.svs", settings=wrong, overwrite=True)
