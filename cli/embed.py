@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, show, state
 from .following import follow_embed
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.embedding import Embedded
@@ -60,6 +63,13 @@ def embed(
     chosen = opt.part_of(part)
     if image and chosen:
         raise BadParameter("--part is of several slides, not of one --image")
+    check_paths(
+        *(image, spots, weights, weights_root),
+        folder=embed_dataroot or (out if out and out.suffix != ".h5" else None),
+        file=out if out and out.suffix == ".h5" else None,
+        roots=[source_dataroot],
+        slides=patches or [],
+    )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
     from stflow_graph.platforms.source import SourceOptions
@@ -119,6 +129,7 @@ def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:
     for slide in done:
         blank = f", {slide.n_blank} blank" if slide.n_blank else ""
         outcome = f"{slide.path} {state(slide.up_to_date)}"
-        show(f"{slide.slide}: {slide.n_spots} spots{blank}: {outcome}")
+        show(f"{slide.slide}: {count(slide.n_spots, 'spot')}{blank}: {outcome}")
     if n := sum(slide.n_spots for slide in done if not slide.up_to_date):
-        show(f"{n:,} patches in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {encoder}")
+        patches = count(n, "patch", "patches")
+        show(f"{patches} in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {encoder}")

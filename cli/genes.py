@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, show, state, table
 from .following import follow_genes
@@ -77,7 +79,9 @@ def _show(chosen: ChosenGenes, score: str, top: int) -> None:
             )
         ]
         which = "all slides" if chosen.fold is None else f"fold {chosen.fold}"
-        title = f"{chosen.dataset}, {which}: {chosen.n_qualified} genes qualify"
+        qualified = count(chosen.n_qualified, "gene")
+        verb = "qualifies" if chosen.n_qualified == 1 else "qualify"
+        title = f"{chosen.dataset}, {which}: {qualified} {verb}"
         headings = ["", "gene", "mean count", "min. fraction", score, "slides"]
         show(table(title, headings, rows, left=(1,)))
-    show(f"{chosen.file} {state(chosen.up_to_date)}: {len(chosen.genes)} genes")
+    show(f"{chosen.file} {state(chosen.up_to_date)}: {count(len(chosen.genes), 'gene')}")

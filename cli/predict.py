@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, range_note, show, show_next, show_range, state
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.platforms.source import SourceOptions
@@ -62,6 +65,7 @@ def predict(
     allow_code: opt.AllowCode = False,
 ) -> None:
     """Predict expression from H&E images alone."""
+    check_paths(spots, image, weights, weights_root, folder=out, model=model, slides=slides)
     from stflow_graph.encoders import create_encoder
     from stflow_graph.inference.settings import SampleSettings
     from stflow_graph.models.build import pick_device
@@ -87,6 +91,12 @@ def predict(
         add_result(plan, n_spots=plan.n_spots, seconds=plan.seconds)
         show(*plan.lines())
         return
+    page = report_file(out, chosen)
+
+    def report(slide: PredictedSlide) -> None:
+        add_result(slide, report=page)
+        _show(slide)
+
     with progress() as bar:
         done = run(
             found,
@@ -97,13 +107,13 @@ def predict(
             overwrite=overwrite,
             allow_code=allow_code,
             progress=bar,
-            report=_show,
+            report=report,
             part=chosen,
         )
     if not done:
         show(f"part {part} has no slides")
         return
-    show(f"report: {report_file(out, chosen)}")
+    show(f"report: {page}")
     first = done[0].path
     if len(done) > 1:
         show_next("summarise", *(slide.path for slide in done), "--out", out / "summary")
@@ -126,11 +136,10 @@ def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> li
 
 
 def _show(done: PredictedSlide) -> None:
-    add_result(done)
     note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
     outcome = state(done.up_to_date, done.replaced)
     show(
-        f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {outcome}; "
+        f"{done.slide}: {count(done.n_spots, 'spot')}{note}: {done.path} {outcome}; "
         f"overlay: {done.overlay}"
     )
     show_range(done.slide, done.in_range)

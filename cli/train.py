@@ -11,6 +11,7 @@ from typer import Option
 
 from . import options as opt
 from .display import add_result, progress, show, show_next, table
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.config import Config
@@ -65,9 +66,18 @@ def train(
     """Train a model on every fold, or on all slides; resumes a run."""
     options = {**locals(), "folds": opt.numbers_or_all(folds) or None}
     from stflow_graph.config import load_config
+
+    check_paths(config)
+    resolved = load_config(config, _settings(options, set_ or []))
+    data = resolved.data
+    check_paths(
+        data.gene_aliases,
+        folder=out,
+        roots=(data.source_dataroot, data.embed_dataroot),
+        model=resolved.train.warm_start or None,
+    )
     from stflow_graph.stages.train import train as run
 
-    resolved = load_config(config, _settings(options, set_ or []))
     with progress("epochs") as bar:
 
         def report(at: Progress) -> None:

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stflow_graph.errors import count
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.io.coords import array_pitch
 
@@ -81,7 +82,7 @@ def draw_overlay(
                 width=2 if radius > _THIN else 1,
             )
     _draw_bar(drawing, (width, height), um_per_px * shrinkage)
-    text = f"{name}: {len(coords):,} spots, {um_per_px:.4g} \u00b5m/px"
+    text = f"{name}: {count(len(coords), 'spot')}, {um_per_px:.4g} \u00b5m/px"
     if np.isfinite(pitch):
         text += f", pitch {pitch * um_per_px:.4g} \u00b5m"
     if len(unused):

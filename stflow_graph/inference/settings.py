@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from stflow_graph.config import MAX_SAMPLE_STEPS, MAX_SEED, FlowConfig, Precision
-from stflow_graph.errors import BadConfig, StorageFailed, short_repr
+from stflow_graph.errors import BadConfig, StorageFailed, count, short_repr
 from stflow_graph.images.pictures import read_picture
 from stflow_graph.io.gene_names import places_of, similar_genes
 from stflow_graph.io.picture import Picture
@@ -97,9 +97,9 @@ class SampleSettings:
         free = shutil.disk_usage(place).free
         if needed > free:
             raise StorageFailed(
-                f"{out}: n_samples = {self.n_samples} of {n_spots:,} spots and {n_genes:,} genes "
-                f"need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free. Fix: fewer samples, "
-                "or another disk"
+                f"{out}: n_samples = {self.n_samples} of {count(n_spots, 'spot')} and "
+                f"{count(n_genes, 'gene')} need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
+                "free. Fix: fewer samples, or another disk"
             )
 
     def columns(self, genes: Sequence[str]) -> np.ndarray:
@@ -115,7 +115,7 @@ class SampleSettings:
         if unknown:
             shown = ", ".join(map(short_repr, unknown[:5]))
             raise BadConfig(
-                f"genes: the model, of {len(genes)} genes, does not have {shown}; "
+                f"genes: the model, of {count(len(genes), 'gene')}, does not have {shown}; "
                 f"{similar_genes(unknown[0], genes)}"
             )
         if len({*places}) < len(places):

@@ -129,8 +129,10 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 def listed(folder: Path) -> str:
     """Return the first names in a folder, for messages."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return unquoted(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
+    if not folder.is_dir():
+        return unquoted("no such folder")
+    names = sorted(path.name for path in folder.iterdir())
+    return unquoted(", ".join(map(repr, names[:12])) or "an empty folder")
 
 
 def required_file(folder: Path, role: str, names: Iterable[str]) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 
 _MAX_AT_ONE_PLACE = 1000  # all of them are neighbours: their edges grow with the square
 _MAX_PLACE = 1e9  # a thousand times the longest slides, whose squares are exact
@@ -27,7 +27,9 @@ def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise BadInput(path, field, coords.shape, f"({n}, 2)")
     if len(coords) != n:
-        raise BadInput(path, field, unquoted(f"{len(coords)} rows"), f"{n} rows, one per barcode")
+        raise BadInput(
+            path, field, unquoted(count(len(coords), "row")), f"{count(n, 'row')}, one per barcode"
+        )
     if coords.dtype.kind not in "iuf":
         raise BadInput(path, field, str(coords.dtype), "numbers")
     coords = coords.astype(np.float64)
@@ -78,7 +80,7 @@ def check_finite(
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         rows = (bad[:3] + first_row).tolist()
-        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {rows}")
+        found = unquoted(f"{len(bad)} of {count(n, 'row')} not finite, first rows {rows}")
         raise BadInput(path, field, found, "finite numbers")
 
 

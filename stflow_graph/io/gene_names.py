@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 
 Duplicates = Literal["refuse", "sum", "first"]
 DUPLICATES: tuple[Duplicates, ...] = ("refuse", "sum", "first")
@@ -146,7 +146,9 @@ def match_genes(
     search.match(lambda name: without_version(name).casefold(), "in another case")
     if search.repeated:
         examples = search.repeated[:_N_EXAMPLES]
-        found = unquoted(f"{len(search.repeated)} duplicates among the genes asked for: {examples}")
+        found = unquoted(
+            f"{count(len(search.repeated), 'duplicate')} among the genes asked for: {examples}"
+        )
         fix = "give --duplicate-genes sum or first, or remove them from the file"
         raise BadInput(path, "var_names", found, "each gene once", fix)
     absent = list(search.left)
@@ -156,7 +158,7 @@ def match_genes(
         raise _too_few(requested, absent, names, path, matching)
     genes = [gene for gene in requested if gene in search.columns]
     counts = ", ".join(f"{n} {rule}" for rule, n in search.rules.items() if rule != "by name")
-    how = counts.replace(" ", f" of {len(requested)} genes matched ", 1)
+    how = counts.replace(" ", f" of {count(len(requested), 'gene')} matched ", 1)
     return MatchedGenes(genes, [search.columns[gene] for gene in genes], absent, how)
 
 
@@ -226,7 +228,8 @@ def _too_few(
     matching: GeneMatching,
 ) -> BadInput:
     kinds = _kind(requested), _kind(names)
-    text = f"{len(absent)} of {len(requested)} genes absent, such as {list(absent[:_N_EXAMPLES])}"
+    text = f"{len(absent)} of {count(len(requested), 'gene')} absent"
+    text += f", such as {list(absent[:_N_EXAMPLES])}"
     expected = "every gene of the gene list"
     fix = "choose genes that every slide has, with `stflow-graph genes`"
     if matching.missing == "mask":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.data.barcodes import match_barcodes
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import scale_of_slide
@@ -191,7 +191,7 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
     n = len(table.barcodes)
     chosen = np.arange(n) if table.selected is None else np.flatnonzero(table.selected)
     if not len(chosen):
-        raise BadInput(file, "selected", unquoted(f"0 of {n} spots"), "at least one")
+        raise BadInput(file, "selected", unquoted(f"0 of {count(n, 'spot')}"), "at least one")
     if stored is not None:
         names = [table.barcodes[i] for i in chosen]
         chosen = chosen[match_barcodes(names, stored.barcodes, file, stored.path)[0]]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.images.overlay import Overview
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.tissue_mask import tissue_mask, tissue_share
@@ -109,7 +109,8 @@ def grid_places(
     share = tissue_share(mask, centres / shrinkage, edge / shrinkage)
     kept = np.flatnonzero(inside & (share >= min_tissue))
     if not len(kept):
-        found = unquoted(f"0 of {int(inside.sum())} patches with {min_tissue:.0%} of it")
+        all_patches = count(int(inside.sum()), "patch", "patches")
+        found = unquoted(f"0 of {all_patches} with {min_tissue:.0%} of it")
         raise BadInput(image.path, "tissue", found, "at least one", "lower --min-tissue")
     record = {
         "n_rows": n_rows,
@@ -145,8 +146,8 @@ def rows_inside(
     if n_outside > max_outside * len(coords) or n_outside == len(coords):
         (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
         found = unquoted(
-            f"{n_outside} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
-            f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
+            f"{n_outside} of {count(len(coords), 'spot')} outside the image: x {left:.0f} to "
+            f"{right:.0f}, y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
         )
         if _outside(coords[:, ::-1], size).any():
             fix = (

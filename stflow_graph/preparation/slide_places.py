@@ -13,8 +13,8 @@ from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import scale_of_slide
-from stflow_graph.io.atomic import check_name, sha256
-from stflow_graph.platforms.detect import find_slides
+from stflow_graph.io.atomic import check_name, listed, sha256
+from stflow_graph.platforms.detect import UnknownSource, evidence_of, find_slides
 from stflow_graph.platforms.source import SlideSource, SourceOptions
 from stflow_graph.platforms.tables import SpotTable, read_spots
 from stflow_graph.preparation.cut_patches import check_scale
@@ -116,8 +116,12 @@ def slides_of(
     if path.is_dir():
         try:
             slides = find_slides(path, options)
-        except BadInput:
+        except BadInput as error:
             images = _images(path)
+            if not images and isinstance(error, UnknownSource):
+                endings = ", ".join(sorted(_IMAGE_SUFFIXES))
+                expected = f"images ({endings}), or one of: {evidence_of()}"
+                raise BadInput(path, "slides", listed(path), expected) from None
             if not images:
                 raise
             return [_of_image(image, None, options) for image in images]

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.errors import BadConfig, BadInput, count, unquoted
 from stflow_graph.io.atomic import atomic_file
 from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.folders import FolderKind, atomic_folder
@@ -136,7 +136,9 @@ def _select(file: PredictionFile, chosen: Sequence[str], layer: str, shape: Shap
     places = places_of(chosen, file.genes) if chosen else [*range(len(file.genes))]
     absent = [gene for gene, i in zip(chosen, places, strict=False) if i is None]
     if absent:
-        found = unquoted(f"{len(absent)} of {len(chosen)} genes absent, such as {absent[:3]}")
+        found = unquoted(
+            f"{len(absent)} of {count(len(chosen), 'gene')} absent, such as {absent[:3]}"
+        )
         expected = f"genes of the prediction; {similar_genes(absent[0], file.genes)}"
         raise BadInput(file.path, "var_names", found, expected)
     columns = np.array(places, dtype=np.int64)

@@ -150,12 +150,12 @@ class Estimate:
         """Return it for a reader."""
         return [
             *(
-                f"{slide.slide}: {slide.n_spots:,} spots, {slide.um_per_px:.4g} µm/px, "
+                f"{slide.slide}: {count(slide.n_spots, 'spot')}, {slide.um_per_px:.4g} µm/px, "
                 f"patches of {slide.patch_um:.4g} µm: {slide.path}"
                 for slide in self.slides
             ),
-            f"{self.n_spots:,} patches at {self.patches_per_second:,.0f} a second: about "
-            f"{self.seconds / 60:,.1f} minutes on {self.device}",
+            f"{count(self.n_spots, 'patch', 'patches')} at {self.patches_per_second:,.0f} a "
+            f"second: about {self.seconds / 60:,.1f} minutes on {self.device}",
             f"about {self.n_bytes / 1e6:,.1f} MB for outputs, and "
             f"{self.n_bytes_meanwhile / 1e6:,.1f} MB meanwhile",
         ]
