@@ -69,16 +69,29 @@ def predict(
     from stflow_graph.encoders import create_encoder
     from stflow_graph.inference.settings import SampleSettings
     from stflow_graph.models.build import pick_device
+    from stflow_graph.models.checkpoint import find_checkpoints
     from stflow_graph.platforms.source import SourceOptions
     from stflow_graph.preparation.engine import EmbedSettings
-    from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate, report_file
+    from stflow_graph.stages.predict import (
+        PredictSettings,
+        encoder_of,
+        estimate,
+        models_of,
+        report_file,
+    )
     from stflow_graph.stages.predict import predict as run
 
     chosen = opt.part_of(part)
     found = _slides(slides, spots, SourceOptions(name, image, um_per_px))
-    network = create_encoder(encoder or encoder_of(model), weights, weights_root)
+    sample = SampleSettings(n_samples, seed, fold=fold, device=device, genes=opt.gene_names(genes))
+    models = models_of(model, sample, allow_code=allow_code)
+    left_out = len(find_checkpoints(model)) - len(models)
+    if fold is None and left_out:
+        others = count(left_out, "model")
+        show(f"model: that of all slides; {others} of folds left out (--fold takes one)")
+    network = create_encoder(encoder or encoder_of(models), weights, weights_root)
     settings = PredictSettings(
-        SampleSettings(n_samples, seed, fold=fold, device=device, genes=opt.gene_names(genes)),
+        sample,
         EmbedSettings(batch_size, str(pick_device(device)), precision, workers, engine),
         pitch_um,
         layout,
@@ -87,7 +100,7 @@ def predict(
         keep_embeddings=keep_embeddings,
     )
     if dry_run:
-        plan = estimate(found, model, out, network, settings, allow_code=allow_code, part=chosen)
+        plan = estimate(found, models, out, network, settings, part=chosen)
         add_result(plan, n_spots=plan.n_spots, seconds=plan.seconds)
         show(*plan.lines())
         return
@@ -100,12 +113,11 @@ def predict(
     with progress() as bar:
         done = run(
             found,
-            model,
+            models,
             out,
             network,
             settings,
             overwrite=overwrite,
-            allow_code=allow_code,
             progress=bar,
             report=report,
             part=chosen,
@@ -143,3 +155,5 @@ def _show(done: PredictedSlide) -> None:
         f"overlay: {done.overlay}"
     )
     show_range(done.slide, done.in_range)
+    for warning in done.warnings if done.up_to_date else ():  # otherwise they have just been logged
+        show(f"{done.slide}: {warning}", style="yellow")

@@ -256,7 +256,9 @@ def target_of(
     if genes is None or not expression.absent:
         return y
     n_absent = len(expression.absent)
-    warn_once(f"{origin}: {n_absent} of {count(len(genes), 'gene')} not measured and masked")
+    warn_once(
+        f"{origin}: {n_absent} of {count(len(genes), 'gene')} are not measured and are masked"
+    )
     full, present = np.full((len(y), len(genes)), np.nan, dtype=np.float32), {*expression.genes}
     full[:, [gene in present for gene in genes]] = y  # both in the requested order
     return full

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stflow_graph.errors import count
+from stflow_graph.io.coords import length_text
 
 # of expression, by target
 UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
@@ -49,7 +50,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    for display in (number, interval, percent, count):
+    for display in (number, interval, percent, count, length_text):
         environment.filters[display.__name__] = display
     environment.tests["finite"] = lambda value: bool(np.isfinite(value))
     return environment

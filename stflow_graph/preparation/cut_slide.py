@@ -138,7 +138,7 @@ def cut_slide(
         cut_patches(patches, read, kept.barcodes, coords, edge, record, progress, check)
         if image is not None:
             drawn = draw_overlay(
-                overview, coords, um_per_px, name=request["slide"], unused=kept.unused
+                image, overview, coords, um_per_px, name=request["slide"], unused=kept.unused
             )
             write_bytes(overlay_path(patches.parents[1], request["slide"]), drawn)
     _write_adata(adata, kept, provenance)

@@ -41,6 +41,7 @@ class Places:
         edge: of a square, level-0 px.
         um_per_px: micrometres per level-0 pixel.
         record: what is known of how they came to be.
+        overview: of the image, where one was read for them.
     """
 
     barcodes: list[str]
@@ -48,6 +49,7 @@ class Places:
     edge: float
     um_per_px: float
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overview: Overview | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -105,7 +107,8 @@ def grid_places(
         centres[rows % 2 == 1, 0] += pitch / 2
     inside = centres[:, 0] <= image.size[0] - edge / 2
     shrinkage = max(1.0, edge / _OVERVIEW_PX, math.sqrt(math.prod(image.size) / _MAX_OVERVIEW))
-    mask = tissue_mask(image.read_overview(shrinkage), edge / shrinkage)
+    overview = Overview(image.read_overview(shrinkage), shrinkage)
+    mask = tissue_mask(overview.pixels, edge / shrinkage)
     share = tissue_share(mask, centres / shrinkage, edge / shrinkage)
     kept = np.flatnonzero(inside & (share >= min_tissue))
     if not len(kept):
@@ -119,7 +122,7 @@ def grid_places(
         "tissue": float(mask.mean()),
     }
     barcodes = [f"{rows[i]}x{columns[i]}" for i in kept]
-    return Places(barcodes, centres[kept], edge, um_per_px, record)
+    return Places(barcodes, centres[kept], edge, um_per_px, record, overview)
 
 
 def rows_inside(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, attempt_each, count, unquoted
-from stflow_graph.evaluation.prediction_page import read_predicted_slide, render_predictions
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed, attempt_each, count, unquoted
+from stflow_graph.evaluation.prediction_page import read_reported_slide, render_predictions
 from stflow_graph.images.open import check_image
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.images.reader import ImageReader
@@ -35,9 +36,9 @@ from stflow_graph.io.atomic import write_text
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.parts import Part, size_of
+from stflow_graph.io.predictions import read_provenance
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
-from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
 from stflow_graph.models.precision import check_precision
 from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
 from stflow_graph.preparation.embedding import embed_patches
@@ -47,7 +48,10 @@ from stflow_graph.preparation.patch_sources import ImagePatches
 from stflow_graph.preparation.places import Layout, Places
 from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
 
+Model = str | Path | Sequence[FoldModel]
+
 _MAX_UM = 1e5
+_MAX_SLIDES = 50  # of a page, but for those of its command
 _PICTURES = 5_000_000  # bytes of a slide's overlay, small image and maps
 _PATCH_UM, _PITCH_UM = 112.0, 100.0  # where the model does not state those of its training
 
@@ -95,6 +99,7 @@ class PredictedSlide:
         up_to_date: both existed, made from the same inputs; nothing was done.
         in_range: how far the slide lies from those of training; None: the model does not know.
         replaced: a prediction with other settings, model or inputs was there.
+        warnings: of its image and spots.
     """
 
     slide: str
@@ -105,6 +110,7 @@ class PredictedSlide:
     up_to_date: bool
     in_range: InRange | None
     replaced: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +169,7 @@ class Estimate:
 
 def predict(
     slides: Sequence[SlideImage],
-    model: str | Path,
+    model: Model,
     out: str | Path,
     encoder: Encoder,
     settings: PredictSettings = DEFAULT,
@@ -178,11 +184,12 @@ def predict(
 
     Patches go from the image through the encoder without touching the disk; embeddings are in
     ``out/embeddings`` until the slide is predicted. ``out/overlays/<slide>.png`` shows where the
-    spots lie, ``out/report.html`` what is predicted. Slides that are complete are skipped.
+    spots lie, ``out/report.html`` what is predicted, with the model's other predictions there.
+    Slides that are complete are skipped.
 
     Args:
         slides: see ``preparation.slide_places.slides_of``.
-        model: run, fold or checkpoint folder.
+        model: run, fold or checkpoint folder, or what :func:`models_of` returned of it.
         out: folder of the outputs.
         encoder: of the model's embeddings.
         settings: spots, samples, device, what to keep.
@@ -201,7 +208,7 @@ def predict(
     out = check_output_folder(out)
     sample = settings.sample
     check_precision(sample.precision, pick_device(sample.device))
-    models = load_models(model, sample.fold, sample.device, allow_code)
+    models = models_of(model, sample, allow_code=allow_code)
     _check_models(models, encoder, settings)
 
     engines: list[Engine] = []
@@ -212,6 +219,7 @@ def predict(
         return engines[0]
 
     finished: list[PredictedSlide] = []
+    failed: Sequence[tuple[str, str]] = ()
 
     def one(slide: SlideImage) -> PredictedSlide:
         fold = model_for(slide.name, models)
@@ -224,12 +232,17 @@ def predict(
 
     try:
         return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
+    except SomeFailed as error:
+        failed = error.failed
+        raise
     finally:
         if part is None:  # other jobs may be about to write there
             with contextlib.suppress(OSError):  # it is not empty, or not there
                 (out / "embeddings").rmdir()
-        if finished:  # also where others failed
-            write_report(report_file(out, part), finished)
+        if finished or failed:
+            # of a part, other jobs may be about to write there
+            alone = part is not None
+            write_report(report_file(out, part), finished, models, failed, alone=alone)
 
 
 def report_file(out: Path, part: Part | None) -> Path:
@@ -247,29 +260,87 @@ def _slides_of(part: Part | None, slides: Sequence[SlideImage]) -> Sequence[Slid
     )
 
 
-def write_report(file: Path, slides: Sequence[PredictedSlide]) -> None:
-    """Write the page that shows predictions."""
-    read = [read_predicted_slide(slide.path, slide.overlay) for slide in slides]
-    write_text(file, render_predictions(read))
+def write_report(
+    file: Path,
+    slides: Sequence[PredictedSlide],
+    models: Sequence[FoldModel],
+    failed: Sequence[tuple[str, str]] = (),
+    *,
+    alone: bool = False,
+) -> None:
+    """Write the page that shows predictions, unless there are none.
+
+    Args:
+        file: the page.
+        slides: the slides of a command, which come first.
+        models: of these, one or more.
+        failed: the command's other slides, with their errors.
+        alone: leave out what else the page's folder has; otherwise predictions of the same models
+            there are shown, and the rest is named.
+    """
+    mine = {slide.path for slide in slides}
+    others = [] if alone else [p for p in sorted(file.parent.glob("*.h5ad")) if p not in mine]
+    shown = [read_reported_slide(slide.path, slide.overlay) for slide in slides]
+    left_out, hashes = list[tuple[str, str]](), {model.sha256 for model in models}
+    for path in others:
+        reason = _not_shown(path, hashes)
+        if not reason and len(shown) >= _MAX_SLIDES:
+            reason = f"beyond {_MAX_SLIDES} slides"
+        if reason:
+            left_out.append((path.name, reason))
+        else:
+            shown.append(read_reported_slide(path, overlay_path(file.parent, path.stem)))
+    if shown:
+        write_text(file, render_predictions(shown, failed, left_out))
 
 
-def encoder_of(model: str | Path) -> str:
-    """Return the name of the encoder whose embeddings a model takes.
+def _not_shown(path: Path, hashes: Container[str]) -> str:
+    """Return why a file has no place on a page of these models, "" if it has one."""
+    try:
+        stored = read_provenance(path)
+    except BadInput:
+        return "no prediction"
+    if stored.get("slide") != path.stem:
+        return "a copy"
+    return "" if stored.get("checkpoint_sha256") in hashes else "of another model"
+
+
+def models_of(
+    model: Model, settings: SampleSettings, *, allow_code: bool = False
+) -> list[FoldModel]:
+    """Return the models to predict new slides with: the one of all slides, or else the folds'.
+
+    Args:
+        model: run, fold or checkpoint folder.
+        settings: of which ``fold`` chooses one, and ``device`` is where they run.
+        allow_code: see ``models.checkpoint.load_checkpoint``.
 
     Raises:
         BadInput: no checkpoint there.
+        BadConfig: no such fold.
+    """
+    if not isinstance(model, str | Path):
+        return list(model)
+    models = load_models(model, settings.fold, settings.device, allow_code)
+    return [fold for fold in models if fold.number is None] or models
+
+
+def encoder_of(models: Sequence[FoldModel]) -> str:
+    """Return the name of the encoder whose embeddings models take.
+
+    Raises:
         BadConfig: the checkpoint does not state it.
     """
-    folder = find_checkpoints(model)[0]
-    name = load_checkpoint(folder, allow_code=True).config.data.encoder
+    name = models[0].checkpoint.config.data.encoder
     if not name:
-        raise BadConfig(f"{folder}: the checkpoint states no encoder")
+        fix = "name it with --encoder"
+        raise BadConfig(f"model: the checkpoint states no encoder. Fix: {fix}")
     return name
 
 
 def estimate(
     slides: Sequence[SlideImage],
-    model: str | Path,
+    model: Model,
     out: str | Path,
     encoder: Encoder,
     settings: PredictSettings = DEFAULT,
@@ -285,7 +356,7 @@ def estimate(
         BadInput: a slide cannot be used.
     """
     slides = _slides_of(part, slides)
-    models = load_models(model, settings.sample.fold, settings.sample.device, allow_code)
+    models = models_of(model, settings.sample, allow_code=allow_code)
     _check_models(models, encoder, settings)
     engine = Engine(encoder, dataclasses.replace(settings.embed, engine="torch"), lambda: 0)
     patches = np.zeros((settings.embed.batch_size, *2 * [settings.patch_px], 3), np.uint8)
@@ -388,7 +459,7 @@ class _Work:
         sample = dataclasses.replace(self.settings.sample, image=self._picture())
         if "image" in slide.inputs:
             check_image(slide.image)  # before it is hashed, which takes its time
-        with unchanged(*slide.inputs.values()) as versions:
+        with unchanged(*slide.inputs.values()) as versions, _warnings_of(slide) as warnings:
             origin = self.origin()
             done = None if self.overwrite else predicted(path, self.fold, sample, origin)
             if done is not None and overlay.is_file():
@@ -411,7 +482,13 @@ class _Work:
                     check=versions.check,
                 )
             done = sample_file(
-                self.fold, embeddings, out, sample, origin=origin, overwrite=self.overwrite
+                self.fold,
+                embeddings,
+                out,
+                sample,
+                origin=origin,
+                warnings=tuple(warnings),
+                overwrite=self.overwrite,
             )
         if not self.settings.keep_embeddings:
             embeddings.unlink()
@@ -437,6 +514,7 @@ class _Work:
             done.up_to_date,
             done.in_range,
             done.replaced,
+            done.warnings,
         )
 
     def _picture(self) -> Path | None:
@@ -458,3 +536,36 @@ class _Work:
             record,
             check=versions.check,
         )
+
+
+class _Collector(logging.Handler):
+    """Keeps the warnings that are logged, besides what else becomes of them.
+
+    Args:
+        files: with whose names they begin, which are left away.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        self._files = list(files)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        for file in self._files:
+            text = text.removeprefix(f"{file}: ")
+        self.messages.append(text)
+        if not logging.getLogger().handlers and logging.lastResort is not None:
+            logging.lastResort.handle(record)  # as it is without this handler
+
+
+@contextlib.contextmanager
+def _warnings_of(slide: SlideImage) -> Iterator[list[str]]:
+    """Collect the warnings that are logged in the body."""
+    collector = _Collector([slide.image, *slide.inputs.values()])
+    package = logging.getLogger(__name__.partition(".")[0])
+    package.addHandler(collector)
+    try:
+        yield collector.messages
+    finally:
+        package.removeHandler(collector)

@@ -187,7 +187,8 @@ def prediction(tmp_path, monkeypatch) -> None:
     (tmp_path / "p.h5ad").touch()
 
 
-def test_an_interrupted_command_has_its_code(cli, monkeypatch, prediction):
+@pytest.mark.usefixtures("prediction")
+def test_an_interrupted_command_has_its_code(cli, monkeypatch):
     end = Mock(side_effect=lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr("stflow_graph.stages.export.export", end)
     monkeypatch.setattr("stflow_graph_cli.signals.os.write", Mock())
@@ -195,7 +196,8 @@ def test_an_interrupted_command_has_its_code(cli, monkeypatch, prediction):
     assert found["error"] == {"message": "interrupted", "exit_code": 143}
 
 
-def test_an_error_of_the_program_keeps_its_traceback(cli, monkeypatch, capsys, prediction):
+@pytest.mark.usefixtures("prediction")
+def test_an_error_of_the_program_keeps_its_traceback(cli, monkeypatch, capsys):
     monkeypatch.setattr("stflow_graph.stages.export.export", Mock(side_effect=RuntimeError("bug")))
     with pytest.raises(RuntimeError, match="bug"):
         cli("export", "p.h5ad", "--to", "p.csv", "--json")
@@ -209,7 +211,8 @@ def test_debug_has_the_code_of_a_traceback(cli, capsys):
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 1
 
 
-def test_what_else_is_printed_goes_to_standard_error(cli, monkeypatch, prediction):
+@pytest.mark.usefixtures("prediction")
+def test_what_else_is_printed_goes_to_standard_error(cli, monkeypatch):
     def noisy(prediction, to, **options):
         print("noise")
         return Exported(to, 1, 2)

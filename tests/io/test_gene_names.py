@@ -75,7 +75,7 @@ def test_aliases_go_both_ways_and_over_ids():
     ],
 )
 def test_what_is_not_clear_is_not_guessed(requested, names):
-    with pytest.raises(BadInput, match=f"(1|{len(requested)}) of {len(requested)} genes"):
+    with pytest.raises(BadInput, match=f"(1|{len(requested)}) of {len(requested)} gene"):
         match(requested, names, matching=GeneMatching(ALIASES))
 
 
@@ -94,7 +94,7 @@ def test_an_exact_name_wins_over_a_looser_one():
     ],
 )
 def test_duplicates_matter_only_where_they_are_asked_for(requested, names, others):
-    with pytest.raises(BadInput, match="1 duplicates among the genes asked for.*duplicate-genes"):
+    with pytest.raises(BadInput, match="1 duplicate among the genes asked for.*duplicate-genes"):
         match(requested, names, *others)
     assert columns(match(["MGP"], names, *others)) == [[0]]
     for duplicates, expected in (("sum", [1, 2]), ("first", [1])):
@@ -122,7 +122,7 @@ def test_some_genes_may_be_absent_if_that_is_said():
     assert columns(result) == [[4], [3], [2], [1], [0]]
     with pytest.raises(BadInput, match="2 of 3 genes absent"):
         match(["A", "B", "MGP"], SYMBOLS, min_fraction=0.5)
-    with pytest.raises(BadInput, match="1 of 1 genes absent"):
+    with pytest.raises(BadInput, match="1 of 1 gene absent"):
         match(["A"], SYMBOLS, min_fraction=0.0)
     with pytest.raises(BadInput, match="found 0 genes"):
         match(["A"], [])

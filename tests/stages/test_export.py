@@ -241,7 +241,7 @@ def test_what_is_not_there_is_named(written, tmp_path):
     for options, message in [
         ({"genes": ["G2", "TP53"]}, r"1 of 2 genes absent, such as \['TP53'\].*it has ACTB,"),
         ({"genes": ["G2", "G22"]}, r"such as \['G22'\].*did you mean G2\b"),
-        ({"genes": ["G2", "g2"]}, "1 duplicates"),
+        ({"genes": ["G2", "g2"]}, "1 duplicate"),
         ({"layer": "median"}, "one of mean, sample_0, sample_1, std"),
     ]:
         with pytest.raises(BadInput, match=message):
