@@ -254,7 +254,7 @@ class Predictor:
             "train_slides": trained.get("train_slides", []),
             "source_dataroot": trained.get("source_dataroot"),
             "embed_dataroot": trained.get("embed_dataroot"),
-            "gene_list": config.data.gene_list,
+            "gene_list": trained.get("gene_list", config.data.gene_list),
             "missing_genes": config.data.missing_genes,
             "seed": settings.seed,
             "precision": settings.precision,
