@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Group
 from typer import Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, show, show_next, table
 from .paths import check_paths
@@ -89,6 +91,7 @@ def train(
 
         results = run(resolved, out, overwrite=overwrite, report=report, done=_add)
     show(_result_table(results, resolved, out))
+    show(*_hints(results, resolved.train.epochs), style="yellow")
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
     show_next(*_sample_command(results[0], resolved, out))
 
@@ -134,6 +137,16 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
     ]
     headings = ["data set", "fold", "best epochs", "val PCC", "test slides", "test PCC", ""]
     return table(f"{config.denoiser.name} denoiser, {out}", headings, rows, left=(0, 4, 6))
+
+
+def _hints(results: Sequence[FoldResult], epochs: int) -> list[str]:
+    """Return a hint where training has ended before most of the networks were at their best."""
+    best = [record.epoch for result in results for record in result.best]
+    n_last = sum(epoch >= epochs for epoch in best)
+    if 2 * n_last < len(best):
+        return []
+    members = f"{n_last} of {count(len(best), 'member')}"
+    return [f"best epoch of {members} is the last: more epochs may help: --epochs {2 * epochs}"]
 
 
 def _sample_command(result: FoldResult, config: Config, out: Path) -> list[str | Path]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import scale_of_slide
@@ -127,19 +127,6 @@ def slides_of(
             return [_of_image(image, None, options) for image in images]
         return [_of_source(slide) for slide in slides]
     return [_of_image(path, spots, options)]
-
-
-def check_names(slides: Sequence[SlideImage]) -> None:
-    """Refuse slides of the same name.
-
-    Raises:
-        BadInput: names them.
-    """
-    names = [slide.name for slide in slides]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        image = slides[names.index(twice[0])].image
-        raise BadInput(image, "slide name", unquoted(f"{twice[:3]} twice"), "each once")
 
 
 def _images(folder: Path) -> list[Path]:

@@ -32,7 +32,7 @@ from stflow_graph.inference.sampling import (
     sample_file,
 )
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import write_text
+from stflow_graph.io.atomic import check_slide_names, write_text
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.parts import Part, size_of
@@ -46,7 +46,7 @@ from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Eng
 from stflow_graph.preparation.image_embedding import image_patches, write_overlay
 from stflow_graph.preparation.patch_sources import ImagePatches
 from stflow_graph.preparation.places import Layout, Places
-from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
+from stflow_graph.preparation.slide_places import GridOptions, SlideImage
 
 Model = str | Path | Sequence[FoldModel]
 
@@ -252,7 +252,7 @@ def report_file(out: Path, part: Part | None) -> Path:
 
 
 def _slides_of(part: Part | None, slides: Sequence[SlideImage]) -> Sequence[SlideImage]:
-    check_names(slides)
+    check_slide_names([(slide.name, slide.image) for slide in slides])
     if part is None:
         return slides
     return part.choose(

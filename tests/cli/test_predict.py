@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 from command_line import refused
 from imaged import PATCH_PX, PITCH_UM, write_imaged
 from toy import toy_encoder
 
 from stflow_graph.io.embeddings import open_embeddings
+from stflow_graph.models.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -97,3 +101,31 @@ def test_ways_to_embed_are_not_mixed(imaged, cli, arguments):
     run = cli("embed", *arguments)
     assert run.code == 2
     assert "--image with --out FILE.h5" in run.err
+
+
+def test_of_a_run_with_folds_the_model_of_all_slides_is_taken_and_said(imaged, cli):
+    words = ["predict", "images/S3.svs", "--model", "run", "--out", "out"]
+    assert not cli(*words).out.startswith("model:")
+    checkpoint = load_checkpoint(imaged / "run/all/checkpoint")
+    provenance = {**checkpoint.provenance, "fold": 0, "test_slides": ["S3"]}
+    fold = dataclasses.replace(checkpoint, provenance=provenance)
+    save_checkpoint(imaged / "run/fold0/checkpoint", fold)
+    lines = cli(*words).out.splitlines()
+    assert lines[0] == "model: that of all slides; 1 model of folds left out (--fold takes one)"
+    assert "is up to date" in lines[1]
+    lines = cli(*words, "--fold", 0).out.splitlines()
+    assert lines[0].startswith("S3: ")
+    assert ", fold 0" in lines[0]
+
+
+def test_warnings_are_repeated_with_what_is_up_to_date(imaged, cli):
+    table = ["barcode,pixel_x,pixel_y", *(f"b{i},{10 + 40 * (i % 8)},{690 - i}" for i in range(40))]
+    (imaged / "spots.csv").write_text("\n".join(table) + "\n")
+    words = ["predict", "images/S3.svs", "--model", "run", "--out", "out", "--spots", "spots.csv"]
+    assert "of the spots lie on tissue" not in cli(*words).out  # it is in the log
+    again = cli(*words)
+    assert "\nS3: only " in again.out
+    assert again.out.count("of the spots lie on tissue") == 1
+    (slide,) = json.loads(cli(*words, "--json").out)["results"]
+    assert slide["warnings"][0].startswith("only ")
+    assert slide["report"] == "out/report.html"
