@@ -63,12 +63,8 @@ def embed(
     chosen = opt.part_of(part)
     if image and chosen:
         raise BadParameter("--part is of several slides, not of one --image")
-    check_paths(
-        *(image, spots, weights, weights_root),
-        folder=embed_dataroot or (out if out and out.suffix != ".h5" else None),
-        file=out if out and out.suffix == ".h5" else None,
-        roots=[source_dataroot],
-        slides=patches or [],
+    _check_paths(
+        [image, spots, weights, weights_root], source_dataroot, patches, embed_dataroot or out
     )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
@@ -123,6 +119,14 @@ def embed(
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:
         follow_embed(source_dataroot, embed_dataroot, network.name, datasets or [])
+
+
+def _check_paths(
+    files: list[Path | None], root: Path | None, patches: list[Path] | None, out: Path | None
+) -> None:
+    is_file = out is not None and out.suffix == ".h5"
+    to_file, to_folder = (out, None) if is_file else (None, out)
+    check_paths(*files, folder=to_folder, file=to_file, roots=[root], slides=patches or [])
 
 
 def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:

@@ -122,15 +122,19 @@ def predict(
             report=report,
             part=chosen,
         )
-    if not done:
-        show(f"part {part} has no slides")
-        return
-    show(f"report: {page}")
-    first = done[0].path
-    if len(done) > 1:
-        show_next("summarise", *(slide.path for slide in done), "--out", out / "summary")
+    if done:
+        show(f"report: {page}")
+        _follow([slide.path for slide in done], out)
     else:
-        show_next("export", first, "--to", first.with_suffix(".csv"))
+        show(f"part {part} has no slides")
+
+
+def _follow(files: list[Path], out: Path) -> None:
+    """Print the command that usually follows predictions."""
+    if len(files) > 1:
+        show_next("summarise", *files, "--out", out / "summary")
+    else:
+        show_next("export", files[0], "--to", files[0].with_suffix(".csv"))
 
 
 def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> list[SlideImage]:

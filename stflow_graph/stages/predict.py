@@ -286,10 +286,13 @@ def write_report(
         reason = _not_shown(path, hashes)
         if not reason and len(shown) >= _MAX_SLIDES:
             reason = f"beyond {_MAX_SLIDES} slides"
+        if not reason:
+            try:
+                shown.append(read_reported_slide(path, overlay_path(file.parent, path.stem)))
+            except BadInput:
+                reason = "damaged"
         if reason:
             left_out.append((path.name, reason))
-        else:
-            shown.append(read_reported_slide(path, overlay_path(file.parent, path.stem)))
     if shown:
         write_text(file, render_predictions(shown, failed, left_out))
 

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import anndata
 import numpy as np
 import pytest
-from artefacts import read_embeddings
+from artefacts import read_embeddings, resealed
 from foreign import tissue_on_glass, write_svs
 from imaged import PATCH_PX, PATCH_UM, PATCHES, PITCH_UM, write_image, write_imaged
 from PIL import Image
@@ -396,6 +396,11 @@ def test_the_page_shows_the_models_other_predictions_of_the_folder(imaged):
     (imaged / "out/none.h5ad").write_text("x")
     run(imaged, "images/S2.svs")
     assert slides_on_page(imaged) == (["S2", "S3"], "copy.h5ad (a copy), none.h5ad (no prediction)")
+    with resealed(imaged / "out/S3.h5ad") as file:
+        del file["X"]
+    run(imaged, "images/S2.svs")
+    assert slides_on_page(imaged)[1].startswith("S3.h5ad (damaged), copy.h5ad")
+    run(imaged, "images/S3.svs", overwrite=True)
     # of another model, which is as good as the first but for its card
     checkpoint = load_checkpoint(imaged / "run/all/checkpoint")
     provenance = {**checkpoint.provenance, "dataset": "other"}
