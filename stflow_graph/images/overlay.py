@@ -110,8 +110,9 @@ def _box(
 
     Points that lie beside the tissue are to be seen, and so is tissue beside them.
     """
-    rows, columns = np.nonzero(tissue_mask(overview.pixels))
-    tissue = overview.shrinkage * np.stack([columns, rows], axis=1)
+    step = -(-max(overview.pixels.shape) // _LONGEST_EDGE)  # an overview for a grid may be large
+    rows, columns = np.nonzero(tissue_mask(overview.pixels[::step, ::step]))
+    tissue = step * overview.shrinkage * np.stack([columns, rows], axis=1)
     shown = np.concatenate([points, tissue]) if len(rows) else points
     if not len(shown):
         return (0, 0, *size)
