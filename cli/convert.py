@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, show, show_next
 
@@ -48,7 +50,7 @@ def convert(
     )
     show(
         f"{out}: {sizes['name']} denoiser, {model.in_channels} input channels, "
-        f"{len(model.genes)} genes, D {sizes['hidden_channels']}, D_e {edge_channels}, "
+        f"{count(len(model.genes), 'gene')}, D {sizes['hidden_channels']}, D_e {edge_channels}, "
         f"H {sizes['n_heads']}, L {sizes['n_layers']}"
     )
     if gene_list is None:

@@ -113,9 +113,16 @@ def show_next(*words: str | Path) -> None:
     show(f"next: stflow-graph {command}", style="dim")
 
 
-def state(up_to_date: bool) -> str:
-    """Return the end of a sentence about an output: left as it was, or written."""
-    return "is up to date" if up_to_date else "written"
+def state(up_to_date: bool, replaced: bool = False) -> str:
+    """Return the end of a sentence about an output: left as it was, or written.
+
+    Args:
+        up_to_date: it was left as it was.
+        replaced: a prediction with other settings, which is gone.
+    """
+    if up_to_date:
+        return "is up to date"
+    return "written, replaced a prediction with other settings" if replaced else "written"
 
 
 def range_note(in_range: InRange | None) -> str:

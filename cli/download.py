@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, show
 
@@ -51,7 +53,8 @@ def download(
         done = run(selection, folder, hub=hub, overwrite=overwrite, progress=report)
     add_result(done, repository=selection.repo.id, out=folder)
     kept = f", {len(done.kept)} up to date" if done.kept else ""
+    fetched = count(len(done.fetched), "file")
     show(
-        f"{selection.repo.id} at {done.commit[:12]}: {len(done.fetched)} files downloaded{kept}, "
+        f"{selection.repo.id} at {done.commit[:12]}: {fetched} downloaded{kept}, "
         f"{done.n_bytes / 1e9:,.2f} GB in total: {folder}"
     )

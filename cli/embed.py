@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
-from .display import add_result, progress, show, show_next, state
+from .display import add_result, progress, show, state
+from .following import follow_embed
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.embedding import Embedded
@@ -59,6 +63,9 @@ def embed(
     chosen = opt.share_of(part)
     if image and part:
         raise BadParameter("--part is of several slides, not of one --image")
+    _check_paths(
+        [image, spots, weights, weights_root], source_dataroot, patches, embed_dataroot or out
+    )
     from stflow_graph.encoders import create_encoder
     from stflow_graph.models.build import pick_device
     from stflow_graph.platforms.source import SourceOptions
@@ -111,25 +118,22 @@ def embed(
         show(f"part {part} has no slides")
     _show(done, time.perf_counter() - start, f"{network.name} on {settings.device}")
     if source_dataroot and embed_dataroot:
-        _show_next(source_dataroot, embed_dataroot, network.name, datasets or [])
+        follow_embed(source_dataroot, embed_dataroot, network.name, datasets or [])
 
 
-def _show_next(source: Path, embeddings: Path, encoder: str, datasets: Sequence[str]) -> None:
-    """Print how to split the first data set without folds, or how to train."""
-    from stflow_graph.data.splits import find_datasets
-
-    for dataset in find_datasets(source, datasets):
-        if not (dataset.path / "splits").is_dir():
-            show_next("split", dataset.path, "--leave-one-out")
-            return
-    roots = ("--source-dataroot", source, "--embed-dataroot", embeddings)
-    show_next("train", *roots, "--encoder", encoder, "--out RUN")
+def _check_paths(
+    files: list[Path | None], root: Path | None, patches: list[Path] | None, out: Path | None
+) -> None:
+    is_file = out is not None and out.suffix == ".h5"
+    to_file, to_folder = (out, None) if is_file else (None, out)
+    check_paths(*files, folder=to_folder, file=to_file, roots=[root], slides=patches or [])
 
 
 def _show(done: Sequence[Embedded], seconds: float, encoder: str) -> None:
     for slide in done:
         blank = f", {slide.n_blank} blank" if slide.n_blank else ""
         outcome = f"{slide.path} {state(slide.up_to_date)}"
-        show(f"{slide.slide}: {slide.n_spots} spots{blank}: {outcome}")
+        show(f"{slide.slide}: {count(slide.n_spots, 'spot')}{blank}: {outcome}")
     if n := sum(slide.n_spots for slide in done if not slide.up_to_date):
-        show(f"{n:,} patches in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {encoder}")
+        patches = count(n, "patch", "patches")
+        show(f"{patches} in {seconds:.1f} s: {n / seconds:,.1f} patches/s, {encoder}")

@@ -10,8 +10,11 @@ from rich.console import Console, Group
 from rich.text import Text
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, console, show, table
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.evaluation.records import Evaluation
@@ -43,6 +46,9 @@ def evaluate(
 
     Baselines need --source-dataroot and --embed-dataroot, those of training.
     """
+    check_paths(
+        *(*predictions, truth, gene_aliases), folder=out, roots=(source_dataroot, embed_dataroot)
+    )
     from stflow_graph.io.gene_aliases import gene_matching
     from stflow_graph.stages.evaluate import evaluate as run
 
@@ -100,7 +106,7 @@ def _score_table(scores: Evaluation) -> Group:
     names = [slide.name for slide in scores.averaged]
     slides = names[0] if len(names) == 1 else f"mean of {len(names)} slides"
     if left_out := len(scores.slides) - len(names):
-        slides += f" ({left_out} training slide{'s' if left_out > 1 else ''} left out)"
+        slides += f" ({count(left_out, 'training slide')} left out)"
     elif not scores.test_slides:
         slides += " (trained on)"
     compared = scores.best_baseline is not None

@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, show
+from .paths import check_paths
 
 
 def export(
@@ -20,7 +23,7 @@ def export(
             "(Loupe Browser)."
         ),
     ],
-    genes: Annotated[list[str] | None, Option(help="Genes to export. (default: all)")] = None,
+    genes: opt.ChosenGenes = None,
     layer: Annotated[str, Option(help="mean, std or sample_0, ...")] = "mean",
     shape: Annotated[
         Literal["circle", "square", "point"], Option(help="Shape of spots in GeoJSON.")
@@ -28,8 +31,11 @@ def export(
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Write a prediction as a table, or for another tool."""
+    store = to.name.lower().endswith(".zarr")
+    check_paths(prediction, folder=to if store else None, file=None if store else to)
     from stflow_graph.stages.export import export as run
 
-    done = run(prediction, to, genes=genes or [], layer=layer, shape=shape, overwrite=overwrite)
+    chosen = opt.gene_names(genes)
+    done = run(prediction, to, genes=chosen, layer=layer, shape=shape, overwrite=overwrite)
     add_result(done)
-    show(f"{done.path}: {done.n_spots:,} spots x {done.n_genes} genes written")
+    show(f"{done.path}: {count(done.n_spots, 'spot')} x {count(done.n_genes, 'gene')} written")

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
-from .display import add_result, show, show_next, state, table
+from .display import add_result, show, state, table
+from .following import follow_genes
 
 if TYPE_CHECKING:
     from stflow_graph.preparation.gene_lists import ChosenGenes
@@ -61,9 +64,9 @@ def genes(
     everything = done[0].fold is None
     option = done[0].file.name.replace(f"_fold{done[0].fold}", "_fold{fold}")
     file = Path(option) if out is None else done[0].file.with_name(option)
-    masked = "" if min_slides is None else "--missing-genes mask "
-    more = f"{masked}{'--folds all ' if everything else ''}--out RUN"
-    show_next("train --source-dataroot", root, "--embed-dataroot EMB --gene-list", file, more)
+    masked = [] if min_slides is None else ["--missing-genes", "mask"]
+    every_slide = ["--folds", "all"] if everything else []
+    follow_genes(root, done[0].dataset, ["--gene-list", file, *masked, *every_slide])
 
 
 def _show(chosen: ChosenGenes, score: str, top: int) -> None:
@@ -76,7 +79,9 @@ def _show(chosen: ChosenGenes, score: str, top: int) -> None:
             )
         ]
         which = "all slides" if chosen.fold is None else f"fold {chosen.fold}"
-        title = f"{chosen.dataset}, {which}: {chosen.n_qualified} genes qualify"
+        qualified = count(chosen.n_qualified, "gene")
+        verb = "qualifies" if chosen.n_qualified == 1 else "qualify"
+        title = f"{chosen.dataset}, {which}: {qualified} {verb}"
         headings = ["", "gene", "mean count", "min. fraction", score, "slides"]
         show(table(title, headings, rows, left=(1,)))
-    show(f"{chosen.file} {state(chosen.up_to_date)}: {len(chosen.genes)} genes")
+    show(f"{chosen.file} {state(chosen.up_to_date)}: {count(len(chosen.genes), 'gene')}")

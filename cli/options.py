@@ -38,7 +38,8 @@ AllowPatientOverlap = Annotated[
 ]
 GeneList = Annotated[T, Option(help="JSON file of gene names.")]
 ChosenGenes = Annotated[
-    str | None, Option("--genes", help="Write these genes only: ERBB2,FASN or a gene list.")
+    list[str] | None,
+    Option("--genes", help="Write these genes only: ERBB2 FASN, ERBB2,FASN or a gene list."),
 ]
 GeneAliases = Annotated[T, Option(help="Table of gene aliases, or a GTF file.")]
 DuplicateGenes = Annotated[T, Option(help="Duplicate gene names: refuse, sum or first.")]
@@ -171,12 +172,14 @@ def share_of(text: str | None) -> Share | None:
         raise BadParameter(f"--part: {error}") from None
 
 
-def gene_names(genes: str | None) -> tuple[str, ...]:
-    """Return the genes that ``--genes`` names, with commas between them or in a file."""
+def gene_names(genes: list[str] | None) -> tuple[str, ...]:
+    """Return the genes that ``--genes`` names, with blanks or commas between them or in a file."""
     from stflow_graph.data.genes import read_gene_list
 
-    if genes is None:
-        return ()
-    if genes.endswith(".json"):
-        return tuple(read_gene_list(genes))
-    return tuple(name.strip() for name in genes.split(",") if name.strip())
+    names = list[str]()
+    for word in genes or ():
+        if word.endswith(".json"):
+            names += read_gene_list(word)
+        else:
+            names += [name.strip() for name in word.split(",") if name.strip()]
+    return tuple(names)

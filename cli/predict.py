@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, range_note, show, show_next, show_range, state
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.platforms.source import SourceOptions
@@ -62,19 +65,33 @@ def predict(
     allow_code: opt.AllowCode = False,
 ) -> None:
     """Predict expression from H&E images alone."""
+    check_paths(spots, image, weights, weights_root, folder=out, model=model, slides=slides)
     from stflow_graph.encoders import create_encoder
     from stflow_graph.inference.settings import SampleSettings
     from stflow_graph.models.build import pick_device
+    from stflow_graph.models.checkpoint import find_checkpoints
     from stflow_graph.platforms.source import SourceOptions
     from stflow_graph.preparation.engine import EmbedSettings
-    from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate, report_file
+    from stflow_graph.stages.predict import (
+        PredictSettings,
+        encoder_of,
+        estimate,
+        models_of,
+        report_file,
+    )
     from stflow_graph.stages.predict import predict as run
 
     chosen = opt.share_of(part)
     found = _slides(slides, spots, SourceOptions(name, image, um_per_px))
-    network = create_encoder(encoder or encoder_of(model), weights, weights_root)
+    sample = SampleSettings(n_samples, seed, fold=fold, device=device, genes=opt.gene_names(genes))
+    models = models_of(model, sample, allow_code=allow_code)
+    left_out = len(find_checkpoints(model)) - len(models)
+    if fold is None and left_out:
+        others = count(left_out, "model")
+        show(f"model: that of all slides; {others} of folds left out (--fold takes one)")
+    network = create_encoder(encoder or encoder_of(models), weights, weights_root)
     settings = PredictSettings(
-        SampleSettings(n_samples, seed, fold=fold, device=device, genes=opt.gene_names(genes)),
+        sample,
         EmbedSettings(batch_size, str(pick_device(device)), precision, workers, engine),
         pitch_um,
         layout,
@@ -83,32 +100,41 @@ def predict(
         keep_embeddings=keep_embeddings,
     )
     if dry_run:
-        plan = estimate(found, model, out, network, settings, allow_code=allow_code, part=chosen)
+        plan = estimate(found, models, out, network, settings, share=chosen)
         add_result(plan, n_spots=plan.n_spots, seconds=plan.seconds)
         show(*plan.lines())
         return
+    page = report_file(out, chosen)
+
+    def report(slide: PredictedSlide) -> None:
+        add_result(slide, report=page)
+        _show(slide)
+
     with progress() as bar:
         done = run(
             found,
-            model,
+            models,
             out,
             network,
             settings,
             overwrite=overwrite,
-            allow_code=allow_code,
             progress=bar,
-            report=_show,
-            part=chosen,
+            report=report,
+            share=chosen,
         )
-    if not done:
+    if done:
+        show(f"report: {page}")
+        _follow([slide.path for slide in done], out)
+    elif part:
         show(f"part {part} has no slides")
-        return
-    show(f"report: {report_file(out, chosen)}")
-    first = done[0].path
-    if len(done) > 1:
-        show_next("summarise", *(slide.path for slide in done), "--out", out / "summary")
+
+
+def _follow(files: list[Path], out: Path) -> None:
+    """Print the command that usually follows predictions."""
+    if len(files) > 1:
+        show_next("summarise", *files, "--out", out / "summary")
     else:
-        show_next("export", first, "--to", first.with_suffix(".csv"))
+        show_next("export", files[0], "--to", files[0].with_suffix(".csv"))
 
 
 def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> list[SlideImage]:
@@ -126,10 +152,12 @@ def _slides(paths: list[Path], spots: Path | None, options: SourceOptions) -> li
 
 
 def _show(done: PredictedSlide) -> None:
-    add_result(done)
     note = ("" if done.fold is None else f", fold {done.fold}") + range_note(done.in_range)
+    outcome = state(done.up_to_date, done.replaced)
     show(
-        f"{done.slide}: {done.n_spots:,} spots{note}: {done.path} {state(done.up_to_date)}; "
+        f"{done.slide}: {count(done.n_spots, 'spot')}{note}: {done.path} {outcome}; "
         f"overlay: {done.overlay}"
     )
     show_range(done.slide, done.in_range)
+    for warning in done.warnings if done.up_to_date else ():  # otherwise they have just been logged
+        show(f"{done.slide}: {warning}", style="yellow")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.console import Group
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, show, show_next, state, table
 
@@ -134,9 +136,10 @@ def _prepare_grid(image: Path, out: Path, name: str, options: dict[str, Any]) ->
     add_result(done)
     origin = "metadata" if options["um_per_px"] is None else "--um-per-px"
     embeddings = out.parent / "embeddings" / f"{name}.h5"
+    patches = count(done.n_patches, "patch", "patches")
     show(
         f"{name}: {done.um_per_px:.4g} µm/px ({origin}), tissue on {done.tissue:.0%} of the slide",
-        f"{name}: {done.n_patches} patches of a grid of {done.n_rows} x {done.n_columns}: "
+        f"{name}: {patches} of a grid of {done.n_rows} x {done.n_columns}: "
         f"{done.patches} {state(done.up_to_date)}",
     )
     show_next("embed", done.patches, "--out", embeddings)

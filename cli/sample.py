@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, range_note, show, show_next, show_range, state
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.inference.sampling import Sampled
@@ -59,6 +62,7 @@ def sample(
     allow_code: opt.AllowCode = False,
 ) -> None:
     """Predict the expression of slides from their embeddings."""
+    check_paths(observed, gene_aliases, image, folder=out, model=source, slides=embeddings)
     from stflow_graph.inference.settings import SampleSettings
     from stflow_graph.stages.sample import sample as run
 
@@ -124,5 +128,6 @@ def _show(done: Sampled) -> None:
     fold = "" if done.fold is None else f", fold {done.fold}"
     fold += " (held out)" if done.held_out else ""
     note = fold + range_note(done.in_range)
-    show(f"{done.slide}: {done.n_spots} spots{note}: {done.path} {state(done.up_to_date)}")
+    outcome = state(done.up_to_date, done.replaced)
+    show(f"{done.slide}: {count(done.n_spots, 'spot')}{note}: {done.path} {outcome}")
     show_range(done.slide, done.in_range)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, show, show_next, table
 
@@ -38,8 +40,8 @@ def simulate(
     add_result(cohort)
     patients = len({slide.patient for slide in cohort.slides})
     show(
-        f"{cohort.path}: {slides} slides of {patients} patients, {spots} spots each, "
-        f"{cohort.n_folds} folds"
+        f"{cohort.path}: {count(slides, 'slide')} of {count(patients, 'patient')}, "
+        f"{count(spots, 'spot')} each, {count(cohort.n_folds, 'fold')}"
     )
     rows = []
     for name, genes in cohort.genes.items():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Group
 from typer import Argument, BadParameter, Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, show, show_next, state, table
 
@@ -63,4 +65,4 @@ def _fold_table(done: Split) -> Group:
             cells.append(str(sum(done.n_spots[sample.id] for sample in side)))
         rows.append(cells)
     headings = ("fold", "test patients", "test slides", "spots", "training slides", "spots")
-    return table(f"{len(done.folds)} folds", headings, rows, left=(0, 1, 2, 4))
+    return table(count(len(done.folds), "fold"), headings, rows, left=(0, 1, 2, 4))

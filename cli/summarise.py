@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.text import Text
 from typer import Argument, Option
 
+from stflow_graph.errors import count
+
 from .display import add_result, show, table
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.stages.summarise import Summary
@@ -38,6 +41,7 @@ def summarise(
     format: Annotated[Literal["csv", "parquet"], Option(help="Format of the tables.")] = "csv",
 ) -> None:
     """Tabulate the slides, genes, domains and patients of a cohort."""
+    check_paths(*(gene_sets or ()), patients, *(reference or ()), folder=out, slides=predictions)
     from stflow_graph.stages.summarise import SummarySettings
     from stflow_graph.stages.summarise import summarise as run
 
@@ -73,7 +77,8 @@ def _show(result: Summary) -> None:
     ]
     note = ""
     if len(slides) > _MAX_ROWS or len(columns) < len(slides.columns) - len(_NOT_SHOWN):
-        note = f"{len(slides)} slides, {len(slides.columns)} columns in the table of slides"
+        columns_in_all = count(len(slides.columns), "column")
+        note = f"{count(len(slides), 'slide')}, {columns_in_all} in the table of slides"
     left = [i for i, name in enumerate(columns) if name in ("slide", "patient")]
     show(table("", [printable(name) for name in columns], rows, left=left, note=note))
     show(*(f"note: {text}" for text in result.content["notes"]), style="yellow")

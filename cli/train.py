@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Group
 from typer import Option
 
+from stflow_graph.errors import count
+
 from . import options as opt
 from .display import add_result, progress, show, show_next, table
+from .paths import check_paths
 
 if TYPE_CHECKING:
     from stflow_graph.config import Config
@@ -65,10 +68,19 @@ def train(
     """Train a model on every fold, or on all slides; resumes a run."""
     options = {**locals(), "folds": opt.numbers_or_all(folds) or None}
     from stflow_graph.config import load_config
+
+    check_paths(config)
+    resolved = load_config(config, _settings(options, set_ or []))
+    data = resolved.data
+    check_paths(
+        data.gene_aliases,
+        folder=out,
+        roots=(data.source_dataroot, data.embed_dataroot),
+        model=resolved.train.warm_start or None,
+    )
     from stflow_graph.parallel.ranks import join
     from stflow_graph.stages.train import train as run
 
-    resolved = load_config(config, _settings(options, set_ or []))
     with progress("epochs") as bar:
 
         def report(at: Progress) -> None:
@@ -82,8 +94,9 @@ def train(
     if not results:  # another rank finished all folds
         return
     show(_result_table(results, resolved, out))
+    show(*_hints(results, resolved.train.epochs), style="yellow")
     show(*(f"protocol: {protocol}" for protocol in dict.fromkeys(r.protocol for r in results)))
-    show_next(*_sample_command(results[0].dataset, resolved, out))
+    show_next(*_sample_command(results[0], resolved, out))
 
 
 def _settings(options: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -129,14 +142,23 @@ def _result_table(results: Sequence[FoldResult], config: Config, out: Path) -> G
     return table(f"{config.denoiser.name} denoiser, {out}", headings, rows, left=(0, 4, 6))
 
 
-def _sample_command(dataset: str, config: Config, out: Path) -> list[str | Path]:
-    from stflow_graph.data.splits import embedding_path
+def _hints(results: Sequence[FoldResult], epochs: int) -> list[str]:
+    """Return a hint where training has ended before most of the networks were at their best."""
+    best = [record.epoch for result in results for record in result.best]
+    n_last = sum(epoch >= epochs for epoch in best)
+    if 2 * n_last < len(best):
+        return []
+    members = f"{n_last} of {count(len(best), 'member')}"
+    return [f"best epoch of {members} is the last: more epochs may help: --epochs {2 * epochs}"]
+
+
+def _sample_command(result: FoldResult, config: Config, out: Path) -> list[str | Path]:
+    from stflow_graph.data.splits import find_embedding
     from stflow_graph.models.build import custom_code
 
     if config.train.folds == "all":
         return ["predict", "SLIDE", "--model", out, "--out", out / "predictions"]
-    data = config.data
-    folder = embedding_path(data.embed_dataroot, dataset, data.encoder, "x").parent
-    files = folder if folder.is_dir() else "EMB.h5 [...]"
+    data, slide = config.data, next(iter(result.test_pearson))
+    files = find_embedding(data.embed_dataroot, result.dataset, data.encoder, slide).parent
     code = ["--allow-code"] if custom_code(config) else []
     return ["sample", out, files, "--out", out / "predictions", *code]

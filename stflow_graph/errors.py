@@ -26,6 +26,8 @@ _OUT_OF_MEMORY = (
 )
 # HDF5 says this of damaged data, and of data for which there was no memory
 _OF_DATA_OR_MEMORY = ("filter returned failure", "can't be opened", "unable to read raw data chunk")
+# of decoders that met data of another form: their texts speak of the decoder's code
+_OF_PYTHON = (TypeError, AttributeError, IndexError, AssertionError, RecursionError)
 _SPARE = 2**26  # bytes that a machine with memory can spare
 # the machine's errors, which the next slide would meet as well
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -51,6 +53,21 @@ def one_line(text: str, max_length: int = _MAX_LINE) -> str:
     text = " ".join(text[: max_length + 1].splitlines())
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= max_length else text[: max_length - 3] + "..."
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """Return a number of things, "1 slide" or "1,200 slides"; the plural where it has no s."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason that a library states, as one line without the class of its error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        return f"no entry {text}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no {error.encoding.upper()} text"
+    return text or "no reason stated"
 
 
 class _Unquoted(str):
@@ -129,8 +146,10 @@ def as_bad_input(file: str | Path, field: str, expected: str, fix: str = "") -> 
         of_disk = isinstance(error, OSError) and error.errno not in (None, 0, errno.EINVAL)
         if is_out_of_memory(error) or of_disk:
             raise
-        found = unquoted(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        raise BadInput(file, field, found, expected, fix) from None
+        reason = "" if isinstance(error, _OF_PYTHON) else f" ({reason_of(error)})"
+        raise BadInput(
+            file, field, unquoted(f"damaged or other data{reason}"), expected, fix
+        ) from None
 
 
 class BadModel(BadInput):
@@ -234,7 +253,7 @@ def text_of(error: Exception) -> str:
     """Return what a line on a slide says of its error."""
     if isinstance(error, StflowError):
         return str(error)
-    return f"{type(error).__name__}: {error} (--debug shows more)"
+    return f"unexpected: {reason_of(error)} (--debug shows more)"
 
 
 class Failures:
@@ -283,7 +302,7 @@ class Failures:
             SomeFailed: there are any; it names them, the first with their errors.
         """
         if self._names:
-            head = f"{len(self._names)} of {self._total} slides failed"
+            head = f"{len(self._names)} of {count(self._total, 'slide')} failed"
             failed = list(itertools.zip_longest(self._names, self._texts, fillvalue=""))
             texts = [f"{name}: {text}" for name, text in failed if text]
             text = f"{head}: " + "; ".join(texts[: self._MAX_SHOWN])

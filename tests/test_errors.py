@@ -9,6 +9,7 @@ from stflow_graph.errors import (
     StorageFailed,
     as_bad_input,
     attempt_each,
+    count,
     short_repr,
     unquoted,
 )
@@ -45,11 +46,11 @@ def test_the_others_are_done_and_those_that_failed_named():
 
 def test_an_error_of_any_library_is_the_slides_own(capsys):
     work = [("A", fail(ValueError("deep inside\na library"))), ("B", lambda: 1)]
-    message = r"1 of 2 slides failed: A: ValueError: deep inside a library \(--debug shows more\)$"
+    message = r"1 of 2 slides failed: A: unexpected: deep inside a library \(--debug shows more\)$"
     with pytest.raises(SomeFailed, match=message) as caught:
         attempt_each(work)
     assert isinstance(caught.value.__cause__, ValueError)  # whose traceback is printed
-    with pytest.raises(SomeFailed, match=message.replace("of 2", "of 1")):
+    with pytest.raises(SomeFailed, match=message.replace("of 2 slides", "of 1 slide")):
         attempt_each(work[:1])
 
 
@@ -133,3 +134,27 @@ def test_what_libraries_quote_from_files_is_one_printable_line(kind):
     assert text.isprintable()
     assert text.startswith(r"unexpected key   a\x7fb\x1b[2J x")
     assert len(text) == 2000
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("not a\nTIFF"), "found damaged or other data (not a TIFF), expected"),
+        (KeyError("config"), "found damaged or other data (no entry 'config'), expected"),
+        (TypeError("'int' object is not iterable"), "found damaged or other data, expected"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), "(no UTF-8 text), expected"),
+        (EOFError(), "(no reason stated), expected"),
+    ],
+)
+def test_errors_of_libraries_are_told_without_their_class(error, text):
+    with pytest.raises(BadInput) as caught, as_bad_input("x.tif", "content", "a TIFF"):
+        raise error
+    assert text in str(caught.value)
+    assert type(error).__name__ not in str(caught.value)
+
+
+def test_counts_agree_with_their_noun():
+    assert [count(n, "slide") for n in (0, 1, 1200)] == ["0 slides", "1 slide", "1,200 slides"]
+    assert [count(n, "patch", "patches") for n in (1, 2)] == ["1 patch", "2 patches"]
+    with pytest.raises(SomeFailed, match="1 of 1 slide failed"):
+        attempt_each([("A", fail(ValueError("x")))])

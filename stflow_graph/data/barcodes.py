@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 
 
 def common_rows(left: Sequence[str], right: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def rows_of(
     present, rows = common_rows(barcodes, stored)
     if n_absent := len(barcodes) - len(present):
         absent = _first_absent(barcodes, stored)
-        found = unquoted(f"{n_absent} of {len(barcodes)} spots absent, such as {absent}")
+        found = unquoted(f"{n_absent} of {count(len(barcodes), 'spot')} absent, such as {absent}")
         raise BadInput(file, field, found, "every spot of the slide")
     return rows
 

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import to_centres
 from stflow_graph.data.normalise import to_target
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.expression import Expression, expression_of
 from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.h5ad import read_h5ad
@@ -137,7 +137,7 @@ def _total(adata: AnnData, expression: Expression, n_genes: int, file: str) -> n
             )
         return total
     if adata.n_vars <= n_genes:
-        found = unquoted(f"{adata.n_vars} genes and no {TOTAL!r}")
+        found = unquoted(f"{count(adata.n_vars, 'gene')} and no {TOTAL!r}")
         expected = "the counts of each spot over all genes, by which the target is normalised"
         fix = f"add them as obs[{TOTAL!r}], or give a file with all genes"
         raise BadInput(file, "obs", found, expected, fix)

@@ -25,7 +25,9 @@ def protocol_name(
 
     The parts are the target, the gene list, the split rule, and a hash of the target, of every
     fold's genes and of every fold's slides on both sides: names of comparable scores are equal,
-    whatever the folders are called and whichever folds were run. Masked genes are in the name and
+    whatever the folders are called and whichever folds were run. The gene list is the one that was
+    taken, ``var_50genes_all.json`` or ``var_50genes_fold{fold}.json`` where ``var_50genes.json`` is
+    absent. Masked genes are in the name and
     the hash, as slides are then scored on different genes.
 
     Args:
@@ -46,7 +48,8 @@ def protocol_name(
     ]
     masked = [MASKED] if missing_genes == "mask" else []
     digest = hashlib.sha256(json.dumps([target, content, *masked]).encode()).hexdigest()
-    return " | ".join([target, Path(gene_list).name, *masked, _split_rule(folds), digest[:8]])
+    genes = dataset.gene_list_name(gene_list, folds)
+    return " | ".join([target, genes, *masked, _split_rule(folds), digest[:8]])
 
 
 def _split_rule(folds: Sequence[Fold]) -> str:

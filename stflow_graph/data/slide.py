@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stflow_graph.data.normalise import to_target
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.coords import check_finite, check_spread
 from stflow_graph.io.expression import Expression, expression_of, spatial, um_per_px_of
@@ -256,7 +256,9 @@ def target_of(
     if genes is None or not expression.absent:
         return y
     n_absent = len(expression.absent)
-    warn_once(f"{origin}: {n_absent} of {len(genes)} genes are not measured and are masked")
+    warn_once(
+        f"{origin}: {n_absent} of {count(len(genes), 'gene')} are not measured and are masked"
+    )
     full, present = np.full((len(y), len(genes)), np.nan, dtype=np.float32), {*expression.genes}
     full[:, [gene in present for gene in genes]] = y  # both in the requested order
     return full

@@ -90,6 +90,14 @@ class Dataset:
         paths = [self.path / name, self.path / of_fold, name]
         return next((path for path in paths if path.exists()), paths[0])
 
+    def gene_list_name(self, gene_list: str, folds: Sequence[Fold]) -> str:
+        """Return the name of the gene lists that folds take, ``{fold}`` for the fold's number."""
+        for fold in folds:
+            path = self.gene_list_path(gene_list, fold)
+            if path.exists():  # a fold that is not run may lack its list
+                return path.name.replace(f"_fold{fold.index}.", "_fold{fold}.")
+        return Path(gene_list).name
+
     def folds(self) -> list[Fold]:
         """Read every fold, ordered by its number.
 

@@ -53,7 +53,7 @@ def compiled(encoder: Encoder, images: Tensor, size: int) -> Callable[[Tensor], 
         x, expected = run(images), encoder(images)
         difference = float(((x - expected).norm(dim=1) / expected.norm(dim=1)).max())
     except Exception as error:  # of the exporter, of any type
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), "no reason stated")
         logger.warning("%s: ONNX Runtime is not used: %s", encoder.name, reason)
         return None
     if not difference <= _MAX_DIFFERENCE:

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import to_centres
 from stflow_graph.data.normalise import to_target
-from stflow_graph.errors import BadInput, Failures, unquoted
+from stflow_graph.errors import BadInput, Failures, count, unquoted
 from stflow_graph.evaluation.files import ModelPrediction, Models, read_truth
 from stflow_graph.evaluation.records import TRUE_MEAN, SlideEvaluation
 from stflow_graph.io.expression import Expression
@@ -78,7 +78,7 @@ def _align(
         found = unquoted("no spot or gene that was not measured")
         raise BadInput(first.path, "observed", found, "predictions to score")
     if len(rows) < _MIN_SPOTS:
-        found = unquoted(f"{len(rows)} spots with a truth")
+        found = unquoted(f"{count(len(rows), 'spot')} with a truth")
         raise BadInput(first.path, "barcodes", found, f"at least {_MIN_SPOTS} to correlate")
     counts, total = expression.counts[truth_rows], expression.total[truth_rows]
     y = to_target(counts, total, target)
@@ -199,6 +199,8 @@ def _check_same(item: ModelPrediction, first: ModelPrediction) -> None:
     if set(here.barcodes) != set(there.barcodes):
         present = set(here.barcodes)
         absent = [barcode for barcode in there.barcodes if barcode not in present]
-        found = unquoted(f"{len(present)} spots, {len(absent)} absent, such as {absent[:3]}")
-        expected = f"the {len(there.barcodes)} spots of {first.path}"
+        found = unquoted(
+            f"{count(len(present), 'spot')}, {len(absent)} absent, such as {absent[:3]}"
+        )
+        expected = f"the {count(len(there.barcodes), 'spot')} of {first.path}"
         raise BadInput(item.path, "obs_names", found, expected)

@@ -18,12 +18,12 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from stflow_graph.evaluation.page import render
+from stflow_graph.io.coords import scale_bar_um
 
 COLOUR_MAP = "viridis"
 _MAP_PX = 520  # longest edge of a map's file, twice its size on the page for sharp screens
 _MAX_BARS = 80
 _TOP, _PLOT, _LEFT = 10, 200, 38
-_BAR_UM = np.array([10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000])
 
 
 def strip_chart(
@@ -198,13 +198,11 @@ class MapFrame:
         apart = distance[np.isfinite(distance) & (distance > 0)]
         pitch = float(np.median(apart)) if len(apart) else 1.0
         low, high = coords.min(axis=0) - pitch, coords.max(axis=0) + pitch
-        bar_um, bar_px = None, 0.0
-        if um_per_px:
-            fitting = _BAR_UM[_BAR_UM <= 0.3 * (high[0] - low[0]) * um_per_px]
-            if len(fitting):
-                bar_um = int(fitting[-1])
-                bar_px = bar_um / um_per_px
-                high[1] += 0.05 * max(high - low)
+        bar_um = scale_bar_um(coords, um_per_px) if um_per_px else None
+        bar_px = 0.0
+        if bar_um is not None and um_per_px:
+            bar_px = bar_um / um_per_px
+            high[1] += 0.05 * max(high - low)
         return cls(coords, pitch, (low[0], low[1], high[0], high[1]), bar_um, bar_px)
 
     @property

@@ -8,6 +8,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from stflow_graph.errors import count
+from stflow_graph.io.coords import length_text
+
 # of expression, by target
 UNITS = {"log1p": "log1p(count)", "log1p_normalised": "log1p(10⁴ · count / total)"}
 
@@ -33,11 +36,6 @@ def percent(value: float) -> str:
     return f"{value:.0%}" if np.isfinite(value) else "–"
 
 
-def count(n: int, noun: str) -> str:
-    """Return a number of things for display."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def render(template: str, **values: object) -> Markup:
     """Render a template of this package; values are escaped unless they are markup."""
     return Markup(_environment().get_template(template).render(**values).lstrip())
@@ -52,7 +50,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    for display in (number, interval, percent, count):
+    for display in (number, interval, percent, count, length_text):
         environment.filters[display.__name__] = display
     environment.tests["finite"] = lambda value: bool(np.isfinite(value))
     return environment

@@ -14,14 +14,17 @@ import numpy as np
 from PIL import Image
 
 from stflow_graph.evaluation.charts import MapFrame, colour_scale, map_png
+from stflow_graph.evaluation.origins import origins_of
 from stflow_graph.evaluation.page import UNITS, render
 from stflow_graph.io.prediction_file import open_prediction
+from stflow_graph.io.predictions import warnings_of
 from stflow_graph.version import __version__
 
 MAX_MAPS = 8  # slides with maps
 _MAX_GENES = 8  # genes with maps, the most reliable
 _MAX_DRAWN = 20_000  # spots of a map; of more, neighbours are averaged
-_OVERLAY_PX = 760
+_OVERLAY_PX = 1100
+MIN_SAMPLES = 16  # of fewer the deviation is uncertain by a fifth, which looks like structure
 _HIGH = 0.9  # quantile of the training slides above which expression counts as high there
 
 
@@ -45,25 +48,26 @@ class PredictedGene:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictedSlide:
+class ReportedSlide:
     """What the page shows of a slide.
 
     Attributes:
         name: of the slide.
-        file: the prediction's name.
         provenance: of the prediction.
         coords: ``[N, 2]`` level-0 px.
         genes: the most reliable first.
-        maps: mean ``[N]`` of the first genes, and the standard deviation of their samples or None.
+        maps: mean ``[N]`` of the first genes, and the standard deviation of their samples, None
+            where these are too few.
+        n_samples: of the prediction.
         overlay: a picture of where the spots lie, a JPEG as base64; "" without one.
     """
 
     name: str
-    file: str
     provenance: Mapping[str, Any]
     coords: np.ndarray
     genes: list[PredictedGene]
     maps: list[tuple[np.ndarray, np.ndarray | None]]
+    n_samples: int
     overlay: str
 
     def __len__(self) -> int:
@@ -75,8 +79,13 @@ class PredictedSlide:
         record = self.provenance.get("in_range")
         return record if isinstance(record, Mapping) else None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings that its image and spots met."""
+        return warnings_of(self.provenance)
 
-def read_predicted_slide(path: str | Path, overlay: str | Path | None = None) -> PredictedSlide:
+
+def read_reported_slide(path: str | Path, overlay: str | Path | None = None) -> ReportedSlide:
     """Read what the page shows of a prediction; samples are not read.
 
     Args:
@@ -95,15 +104,33 @@ def read_predicted_slide(path: str | Path, overlay: str | Path | None = None) ->
         shown, known = order[:_MAX_GENES], file.training_quantiles()
         x = file.columns(np.arange(len(file.genes)))
         genes = [_gene(file.genes[i], expected[i], x[:, i], i, known) for i in order]
-        std = file.columns(shown, "std") if file.n_samples else None
+        std = file.columns(shown, "std") if file.n_samples >= MIN_SAMPLES else None
         maps = [(x[:, i], None if std is None else std[:, k]) for k, i in enumerate(shown)]
-        return PredictedSlide(
-            file.slide, Path(path).name, file.provenance, file.coords, genes, maps, _small(overlay)
+        return ReportedSlide(
+            file.slide,
+            file.provenance,
+            file.coords,
+            genes,
+            maps,
+            file.n_samples,
+            _small(overlay),
         )
 
 
-def render_predictions(slides: Sequence[PredictedSlide]) -> str:
-    """Return the page as HTML with styles and maps inside it; it needs no network."""
+def render_predictions(
+    slides: Sequence[ReportedSlide],
+    failed: Sequence[tuple[str, str]] = (),
+    left_out: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return the page as HTML with styles and maps inside it; it needs no network.
+
+    The same predictions give the same page, byte for byte: it has no date.
+
+    Args:
+        slides: one or more, those with maps first.
+        failed: slides that could not be predicted, and why.
+        left_out: files of the folder that are not shown, and why.
+    """
     first = slides[0].provenance
     views = [_view(slide, maps=i < MAX_MAPS) for i, slide in enumerate(slides)]
     page = render(
@@ -112,7 +139,11 @@ def render_predictions(slides: Sequence[PredictedSlide]) -> str:
         views=views,
         unit=UNITS.get(str(first.get("target")), str(first.get("target"))),
         model=first,
+        failed=failed,
+        left_out=left_out,
+        origins=origins_of(slides),
         max_maps=MAX_MAPS,
+        min_samples=MIN_SAMPLES,
         high=_HIGH,
         colours=colour_scale(),
         version=__version__,
@@ -145,7 +176,7 @@ def _small(overlay: str | Path | None) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _view(slide: PredictedSlide, *, maps: bool) -> dict[str, Any]:
+def _view(slide: ReportedSlide, *, maps: bool) -> dict[str, Any]:
     view: dict[str, Any] = {"slide": slide, "maps": [], "binned": len(slide) > _MAX_DRAWN}
     if not maps:
         return view
@@ -155,7 +186,8 @@ def _view(slide: PredictedSlide, *, maps: bool) -> dict[str, Any]:
     for gene, (mean, std) in zip(slide.genes, slide.maps, strict=False):
         figures = [("expected expression", *_figure(frame, _averaged(mean, group)))]
         if std is not None:
-            figures.append(("standard deviation", *_figure(frame, _averaged(std, group))))
+            name = f"standard deviation of {slide.n_samples} samples"
+            figures.append((name, *_figure(frame, _averaged(std, group))))
         view["maps"].append({"gene": gene, "figures": figures, "size": frame.size})
     return view
 

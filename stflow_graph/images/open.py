@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tifffile import PHOTOMETRIC
 
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
@@ -111,8 +111,12 @@ class _DecodedImage(ImageReader):
 def _pillow(path: Path, *, decode: bool) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as stack:
         with as_bad_input(path, "content", f"a whole image ({', '.join(_FORMATS)})"):
-            with _without_pillows_limit():
-                image = stack.enter_context(Image.open(path, formats=_FORMATS))
+            try:
+                with _without_pillows_limit():
+                    image = stack.enter_context(Image.open(path, formats=_FORMATS))
+            except UnidentifiedImageError:
+                found, expected = unquoted("no image"), f"an image ({', '.join(_FORMATS)})"
+                raise BadInput(path, "content", found, expected) from None
             _check_pillow(path, image)
             if decode:
                 image.load()

@@ -87,20 +87,26 @@ class ImageReader(abc.ABC):
         half = edge / 2
         return self._resample((x - half, y - half, x + half, y + half), (size, size))
 
-    def read_overview(self, shrinkage: float) -> np.ndarray:
-        """Return the whole image reduced, ``[height, width, 3]`` uint8, read in blocks.
+    def read_overview(
+        self, shrinkage: float, box: tuple[int, int, int, int] | None = None
+    ) -> np.ndarray:
+        """Return the image reduced, ``[height, width, 3]`` uint8, read in blocks.
 
         Args:
             shrinkage: pixels of level 0 per pixel of the result, at least 1.
+            box: left, top, right and bottom edge, level-0 px; None: the whole image.
         """
-        width, height = (math.ceil(length / shrinkage) for length in self.size)
+        x0, y0, x1, y1 = box or (0, 0, *self.size)
+        width, height = (math.ceil(length / shrinkage) for length in (x1 - x0, y1 - y0))
         overview = np.empty((height, width, 3), dtype=np.uint8)
         block = max(1, int(_BLOCK * self.downsamples[self._level(shrinkage)][0] / shrinkage))
         for top in range(0, height, block):
             for left in range(0, width, block):
                 right, bottom = min(left + block, width), min(top + block, height)
-                box = (left * shrinkage, top * shrinkage, right * shrinkage, bottom * shrinkage)
-                overview[top:bottom, left:right] = self._resample(box, (right - left, bottom - top))
+                low = x0 + left * shrinkage, y0 + top * shrinkage
+                high = x0 + right * shrinkage, y0 + bottom * shrinkage
+                shape = (right - left, bottom - top)
+                overview[top:bottom, left:right] = self._resample((*low, *high), shape)
         return overview
 
     def _resample(

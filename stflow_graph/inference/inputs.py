@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from stflow_graph.config import Config, DataConfig
 from stflow_graph.data.normalise import Normalisation
 from stflow_graph.data.slide import Slide
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.graph.tiles import GraphView, view_of
 from stflow_graph.models.build import build_graph
 
@@ -84,4 +84,4 @@ def check_enough_spots(n_spots: int, n_neighbors: int, file: str | Path) -> None
     if n_spots <= n_neighbors:
         expected = f"more than the {n_neighbors} neighbours of each spot"
         fix = "leave the slide out, or train with fewer neighbours (train --n-neighbors)"
-        raise BadInput(file, "spots", unquoted(f"{n_spots} spots"), expected, fix)
+        raise BadInput(file, "spots", unquoted(f"{count(n_spots, 'spot')}"), expected, fix)

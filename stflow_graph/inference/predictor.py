@@ -254,12 +254,12 @@ class Predictor:
             "train_slides": trained.get("train_slides", []),
             "source_dataroot": trained.get("source_dataroot"),
             "embed_dataroot": trained.get("embed_dataroot"),
-            "gene_list": config.data.gene_list,
+            "gene_list": trained.get("gene_list", config.data.gene_list),
             "missing_genes": config.data.missing_genes,
             "seed": settings.seed,
             "precision": settings.precision,
             "n_samples": settings.n_samples,
-            **({"genes": [*settings.genes]} if settings.genes else {}),
+            **self._chosen_genes(settings),
             **({} if flow.kind == "field" else steps),
             **_evidence(observed, settings),
             "version": __version__,
@@ -267,6 +267,11 @@ class Predictor:
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }
+
+    def _chosen_genes(self, settings: SampleSettings) -> dict[str, list[str]]:
+        """Return the names of the genes to write, as the model has them; nothing of all."""
+        genes = self.checkpoint.genes
+        return {"genes": [genes[i] for i in settings.columns(genes)]} if settings.genes else {}
 
 
 def of_genes(blocks: Iterator[Block], columns: np.ndarray) -> Iterator[Block]:

@@ -21,10 +21,12 @@ from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
 from stflow_graph.io.h5ad import is_h5ad
 from stflow_graph.io.patches import TOP_LEFT
 from stflow_graph.io.predictions import (
+    WARNINGS,
     Block,
     Late,
     n_spots_of,
     read_provenance,
+    warnings_of,
     write_prediction_blocks,
 )
 from stflow_graph.io.versions import Versions, unchanged
@@ -40,6 +42,8 @@ class Sampled:
     """A slide's prediction on disk; ``up_to_date`` if there was nothing to do.
 
     ``in_range`` says how far the slide lies from those of training; None: the model does not know.
+    ``replaced``: one of other settings, model or inputs was there. ``warnings`` are those that its
+    image and spots met, stored with it.
     """
 
     slide: str
@@ -49,6 +53,8 @@ class Sampled:
     path: Path
     up_to_date: bool
     in_range: InRange | None = None
+    replaced: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,6 +123,7 @@ def sample_file(
     settings: SampleSettings,
     *,
     origin: Mapping[str, Any] = NO_ORIGIN,
+    warnings: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Sampled:
     """Predict a slide from its embedding file and write ``out/<slide>.h5ad``.
@@ -127,6 +134,7 @@ def sample_file(
         out: folder of the prediction.
         settings: number of samples, seed, measured spots.
         origin: further provenance, of what the embeddings were made of.
+        warnings: of how they were made, to be stored.
         overwrite: replace an existing prediction.
 
     Raises:
@@ -149,15 +157,23 @@ def sample_file(
         if meter is not None:
             source = dataclasses.replace(source, watch=meter.see)
         provenance = {**_provenance(fold, source, settings, observed, versions), **origin}
+        if warnings:
+            provenance[WARNINGS] = list(warnings)
         hashed = threads.submit(versions.sha256, file)  # large: takes its time beside the rest
-        result = Sampled(name, len(source), fold.number, fold.holds_out(name), path, False)
+        held_out = fold.holds_out(name)
+        result = Sampled(
+            name, len(source), fold.number, held_out, path, False, warnings=tuple(warnings)
+        )
 
         def digest() -> dict[str, str]:
             return {"embeddings_sha256": hashed.result()}
 
-        if not overwrite and (stored := _stored(path, provenance, digest)) is not None:
-            in_range = InRange.of_record(stored.get(IN_RANGE))
-            return dataclasses.replace(result, up_to_date=True, in_range=in_range)
+        stored = _stored(path, overwrite)
+        if stored is not None:
+            same = _is_same(stored, {**provenance, **digest()})
+            if same and not overwrite:
+                return dataclasses.replace(result, up_to_date=True, **_measured(stored))
+            result = dataclasses.replace(result, replaced=not same)
 
         def late() -> Late:
             if meter is None:
@@ -202,10 +218,17 @@ def predicted(
     with contextlib.suppress(BadInput):
         if path.is_file():
             stored, n = read_provenance(path), n_spots_of(path)
-            in_range = InRange.of_record(stored.get(IN_RANGE))
             if all(stored.get(key) == value for key, value in expected.items()):
-                return Sampled(name, n, fold.number, held_out, path, True, in_range)
+                return Sampled(name, n, fold.number, held_out, path, True, **_measured(stored))
     return None
+
+
+def _measured(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a prediction's provenance states that was not asked for."""
+    return {
+        "in_range": InRange.of_record(stored.get(IN_RANGE)),
+        "warnings": warnings_of(stored),
+    }
 
 
 def _then(blocks: Iterator[Block], *work: Callable[[], Any]) -> Iterator[Block]:
@@ -240,20 +263,25 @@ def _provenance(
     return provenance
 
 
-def _stored(
-    path: Path, provenance: dict[str, Any], late: Callable[[], dict[str, str]]
-) -> dict[str, Any] | None:
-    """Return the provenance of a prediction that is there, None where it is of other inputs."""
+def _stored(path: Path, overwrite: bool) -> dict[str, Any] | None:
+    """Return the provenance of a prediction that is there, None where there is none.
+
+    Raises:
+        BadInput: another .h5ad is there, which is not to be overwritten.
+    """
     if not path.exists():
         return None
     try:
-        stored = read_provenance(path)
+        return read_provenance(path)
     except BadInput as error:
-        if not is_h5ad(path):
+        if overwrite or not is_h5ad(path):
             return None
         found = unquoted("an .h5ad that is no prediction")
         fix = "give another --out, or --overwrite to replace it"
         raise BadInput(path, "output", found, "a free name or a prediction", fix) from error
-    measured = {"format": None, IN_RANGE: None}
-    same = {**stored, **measured} == {**provenance, **late(), **measured}
-    return stored if same else None
+
+
+def _is_same(stored: Mapping[str, Any], provenance: Mapping[str, Any]) -> bool:
+    """Return whether a prediction is of these settings, model and inputs."""
+    measured = {"format": None, IN_RANGE: None, WARNINGS: None}
+    return {**stored, **measured} == {**provenance, **measured}

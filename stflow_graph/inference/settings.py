@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from stflow_graph.config import MAX_SAMPLE_STEPS, MAX_SEED, FlowConfig, Precision
-from stflow_graph.errors import BadConfig, StorageFailed, short_repr
+from stflow_graph.errors import BadConfig, StorageFailed, count, short_repr
 from stflow_graph.images.pictures import read_picture
+from stflow_graph.io.gene_names import places_of, similar_genes
 from stflow_graph.io.picture import Picture
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SampleSettings:
     ``denoise_observed`` asks for the model's estimate there. ``gene_aliases`` is a table for genes
     that they name otherwise; that of training, which the checkpoint names, is not opened.
     ``allow_patch_size`` accepts patches of another physical size than in training. ``genes`` are
-    those to write, in this order; none means all of the model.
+    those to write, in this order and in letters of any case; none means all of the model.
     ``n_samples`` is at most 10,000. ``precision`` is that of the messages and the first layer (of a
     flow that passes messages, of the network); what is read out, samples and scores stay float32.
     """
@@ -97,9 +97,9 @@ class SampleSettings:
         free = shutil.disk_usage(place).free
         if needed > free:
             raise StorageFailed(
-                f"{out}: n_samples = {self.n_samples} of {n_spots:,} spots and {n_genes:,} genes "
-                f"need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free. Fix: fewer samples, "
-                "or another disk"
+                f"{out}: n_samples = {self.n_samples} of {count(n_spots, 'spot')} and "
+                f"{count(n_genes, 'gene')} need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
+                "free. Fix: fewer samples, or another disk"
             )
 
     def columns(self, genes: Sequence[str]) -> np.ndarray:
@@ -110,18 +110,17 @@ class SampleSettings:
         """
         if not self.genes:
             return np.arange(len(genes))
-        place = {gene: i for i, gene in enumerate(genes)}
-        unknown = [gene for gene in self.genes if gene not in place]
+        places = places_of(self.genes, genes)
+        unknown = [gene for gene, i in zip(self.genes, places, strict=True) if i is None]
         if unknown:
             shown = ", ".join(map(short_repr, unknown[:5]))
-            similar = difflib.get_close_matches(unknown[0], genes, 3, 0.5) or list(genes[:3])
             raise BadConfig(
-                f"genes: the model, of {len(genes)} genes, does not have {shown}; it has "
-                f"{', '.join(similar)}, ..."
+                f"genes: the model, of {count(len(genes), 'gene')}, does not have {shown}; "
+                f"{similar_genes(unknown[0], genes)}"
             )
-        if len({*self.genes}) < len(self.genes):
+        if len({*places}) < len(places):
             raise BadConfig("genes: one is asked for twice")
-        return np.array([place[gene] for gene in self.genes])
+        return np.array(places, dtype=np.int64)
 
     def image_of(self, slide: str) -> Path | None:
         """Return the file of the slide's image, None if none was asked for."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 from torch import nn
 
 from stflow_graph.data.slide import Slide
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.inference.in_range import IN_RANGE
 from stflow_graph.inference.predictor import Predictor, of_genes
 from stflow_graph.inference.settings import SampleSettings
@@ -67,7 +67,7 @@ class SlideModel:
         folder = Path(path_or_repo) if archive else fetch(path_or_repo, **options)
         checkpoints = find_checkpoints(folder)
         if len(checkpoints) > 1:
-            n_folds = unquoted(f"{len(checkpoints)} folds")
+            n_folds = unquoted(f"{count(len(checkpoints), 'fold')}")
             raise BadInput(folder, "model", n_folds, f"one, as {checkpoints[0]}")
         return cls(load_checkpoint(checkpoints[0], allow_code=allow_code))
 

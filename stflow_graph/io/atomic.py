@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,10 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 def listed(folder: Path) -> str:
     """Return the first names in a folder, for messages."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return unquoted(", ".join(map(repr, names[:12])) or "no such folder, or an empty one")
+    if not folder.is_dir():
+        return unquoted("no such folder")
+    names = sorted(path.name for path in folder.iterdir())
+    return unquoted(", ".join(map(repr, names[:12])) or "an empty folder")
 
 
 def required_file(folder: Path, role: str, names: Iterable[str]) -> Path:
@@ -197,3 +200,19 @@ def check_name(name: str, file: str | Path, field: str = "sample id") -> str:
         )
         raise BadInput(file, field, name, expected)
     return name
+
+
+def check_slide_names(slides: Sequence[tuple[str, str | Path]]) -> None:
+    """Refuse slides of the same name, whose outputs would be one file.
+
+    Args:
+        slides: the name of each, and its file for the message.
+
+    Raises:
+        BadInput: names them.
+    """
+    names = [name for name, _ in slides]
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
+    if twice:
+        file = slides[names.index(twice[0])][1]
+        raise BadInput(file, "slide name", unquoted(f"{twice[:3]} twice"), "each once")

@@ -13,7 +13,14 @@ from typing import TextIO
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, MissingDependency, as_bad_input, unquoted
+from stflow_graph.errors import (
+    BadInput,
+    MissingDependency,
+    as_bad_input,
+    count,
+    reason_of,
+    unquoted,
+)
 from stflow_graph.io.atomic import check_file
 from stflow_graph.io.hdf5 import HDF5_SIGNATURE, check_unique
 
@@ -170,7 +177,7 @@ def read_rows(path: str | Path, *, short_rows: bool = False) -> Iterator[list[st
             if short_rows:
                 row += [""] * (n_cells - len(row))
             if len(row) != n_cells:
-                found = unquoted(f"{len(row)} cells in the row of {row[0][:40]!r}")
+                found = unquoted(f"{count(len(row), 'cell')} in the row of {row[0][:40]!r}")
                 raise BadInput(path, "rows", found, f"{n_cells}, as in the first row")
             yield row
     if not n_cells:
@@ -214,6 +221,7 @@ def open_text(path: str | Path, expected: str, newline: str | None = None) -> It
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline=newline) as file:
             yield file
-    except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise BadInput(path, "content", found, expected) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise BadInput(path, "content", unquoted("a damaged .gz"), expected) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInput(path, "content", unquoted(reason_of(error)), expected) from None

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 
 _MAX_AT_ONE_PLACE = 1000  # all of them are neighbours: their edges grow with the square
 _MAX_PLACE = 1e9  # a thousand times the longest slides, whose squares are exact
 
 
 _MANY = 64  # spots of an array most of which are not at its border
+_BAR_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+_BAR_SHARE = 0.25  # of the spots' width, at most
 
 
 def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np.ndarray:
@@ -27,7 +29,9 @@ def check_coords(coords: np.ndarray, path: str | Path, field: str, n: int) -> np
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise BadInput(path, field, coords.shape, f"({n}, 2)")
     if len(coords) != n:
-        raise BadInput(path, field, unquoted(f"{len(coords)} rows"), f"{n} rows, one per barcode")
+        raise BadInput(
+            path, field, unquoted(count(len(coords), "row")), f"{count(n, 'row')}, one per barcode"
+        )
     if coords.dtype.kind not in "iuf":
         raise BadInput(path, field, str(coords.dtype), "numbers")
     coords = coords.astype(np.float64)
@@ -78,7 +82,7 @@ def check_finite(
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         rows = (bad[:3] + first_row).tolist()
-        found = unquoted(f"{len(bad)} of {n} rows not finite, first rows {rows}")
+        found = unquoted(f"{len(bad)} of {count(n, 'row')} not finite, first rows {rows}")
         raise BadInput(path, field, found, "finite numbers")
 
 
@@ -102,6 +106,26 @@ def array_pitch(coords: np.ndarray) -> float:
         coords: ``[N, 2]``.
     """
     return _median_distance(coords, 4 if len(coords) >= _MANY else 1)
+
+
+def scale_bar_um(coords: np.ndarray, um_per_px: float) -> int | None:
+    """Return the length of the scale bar of a picture of spots, µm; None where none fits.
+
+    It is the longest of 1, 2, 5, 10, ... µm up to a quarter of the spots' width, so that all
+    pictures of a slide have the same.
+
+    Args:
+        coords: ``[N, 2]`` level-0 px (x, y).
+        um_per_px: micrometres per level-0 pixel.
+    """
+    width = np.ptp(coords[:, 0]) * um_per_px if len(coords) else 0.0
+    fitting = [um for um in _BAR_UM if um <= _BAR_SHARE * width]
+    return fitting[-1] if fitting else None
+
+
+def length_text(um: float) -> str:
+    """Return a length with its unit, for the label of a scale bar."""
+    return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
 
 
 def _median_distance(coords: np.ndarray, n_nearest: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 
 Duplicates = Literal["refuse", "sum", "first"]
 DUPLICATES: tuple[Duplicates, ...] = ("refuse", "sum", "first")
@@ -59,6 +60,28 @@ class MatchedGenes:
     columns: list[np.ndarray]
     absent: list[str]
     how: str
+
+
+def places_of(chosen: Sequence[str], genes: Sequence[str]) -> list[int | None]:
+    """Return where each chosen gene is among the genes, None where it is not.
+
+    A name in another case counts where one gene alone has it.
+    """
+    place = {gene: i for i, gene in enumerate(genes)}
+    folded: dict[str, list[int]] = {}
+    for i, gene in enumerate(genes):
+        folded.setdefault(gene.casefold(), []).append(i)
+    alone = {name: columns[0] for name, columns in folded.items() if len(columns) == 1}
+    return [place.get(gene, alone.get(gene.casefold())) for gene in chosen]
+
+
+def similar_genes(gene: str, genes: Sequence[str]) -> str:
+    """Return the end of a message on an unknown gene: the nearest names, or some."""
+    folded = {name.casefold(): name for name in reversed(genes)}
+    similar = difflib.get_close_matches(gene.casefold(), folded, 3, 0.6)
+    if similar:
+        return f"did you mean {', '.join(folded[name] for name in similar)}?"
+    return f"it has {', '.join(genes[:3])}, ..."
 
 
 def without_version(name: str) -> str:
@@ -123,7 +146,9 @@ def match_genes(
     search.match(lambda name: without_version(name).casefold(), "in another case")
     if search.repeated:
         examples = search.repeated[:_N_EXAMPLES]
-        found = unquoted(f"{len(search.repeated)} duplicates among the genes asked for: {examples}")
+        found = unquoted(
+            f"{count(len(search.repeated), 'duplicate')} among the genes asked for: {examples}"
+        )
         fix = "give --duplicate-genes sum or first, or remove them from the file"
         raise BadInput(path, "var_names", found, "each gene once", fix)
     absent = list(search.left)
@@ -133,7 +158,7 @@ def match_genes(
         raise _too_few(requested, absent, names, path, matching)
     genes = [gene for gene in requested if gene in search.columns]
     counts = ", ".join(f"{n} {rule}" for rule, n in search.rules.items() if rule != "by name")
-    how = counts.replace(" ", f" of {len(requested)} genes matched ", 1)
+    how = counts.replace(" ", f" of {count(len(requested), 'gene')} matched ", 1)
     return MatchedGenes(genes, [search.columns[gene] for gene in genes], absent, how)
 
 
@@ -203,7 +228,8 @@ def _too_few(
     matching: GeneMatching,
 ) -> BadInput:
     kinds = _kind(requested), _kind(names)
-    text = f"{len(absent)} of {len(requested)} genes absent, such as {list(absent[:_N_EXAMPLES])}"
+    text = f"{len(absent)} of {count(len(requested), 'gene')} absent"
+    text += f", such as {list(absent[:_N_EXAMPLES])}"
     expected = "every gene of the gene list"
     fix = "choose genes that every slide has, with `stflow-graph genes`"
     if matching.missing == "mask":

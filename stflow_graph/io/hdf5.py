@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, is_out_of_memory, unquoted
+from stflow_graph.errors import BadInput, count, is_out_of_memory, unquoted
 from stflow_graph.io.atomic import atomic_file, check_file
 from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.hdf5_trial import comes_back
@@ -214,7 +214,9 @@ def check_unique(values: Sequence[str], path: str | Path, field: str) -> None:
         return
     seen: set[str] = set()
     twice = [v for v in values if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
-    raise BadInput(path, field, unquoted(f"{len(twice)} duplicates, such as {twice[:3]}"), "unique")
+    raise BadInput(
+        path, field, unquoted(f"{count(len(twice), 'duplicate')}, such as {twice[:3]}"), "unique"
+    )
 
 
 def number_of(attrs: Mapping[str, Any], key: str) -> float | None:

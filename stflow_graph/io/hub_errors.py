@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from stflow_graph.errors import BadConfig, StflowError, StorageFailed
+from stflow_graph.errors import BadConfig, StflowError, StorageFailed, reason_of
 
 _NETWORK_MODULES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 
@@ -73,4 +73,4 @@ def _refusal(status: int, page: str) -> StflowError:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return reason_of(error)[:160]

@@ -28,6 +28,7 @@ FORMAT = "stflow_graph.predictions/1"
 KEY = "stflow_graph"
 OBSERVED = "observed"
 QUANTILES, LEVELS = "training_quantiles", "quantile_levels"
+WARNINGS = "warnings"  # of the provenance
 _CHUNK_BYTES = 2**20
 _NOTHING: Mapping[str, Any] = {}
 _Matrix: TypeAlias = h5py.Dataset | np.ndarray
@@ -297,6 +298,12 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     """
     with open_h5(path) as file:
         return stored_provenance(file, path)
+
+
+def warnings_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the warnings that a prediction's image and spots met, which are stored with it."""
+    stored = provenance.get(WARNINGS)
+    return tuple(map(str, stored)) if isinstance(stored, list) else ()
 
 
 def stored_provenance(file: h5py.File, path: str | Path) -> dict[str, Any]:

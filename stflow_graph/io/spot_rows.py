@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.checked_file import CheckedFile
 from stflow_graph.io.coords import check_coords, check_spread
 from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, read_strings
@@ -50,7 +50,7 @@ def check_n_rows(path: str | Path, field: str, n_rows: int, n: int, item: str) -
     if n == 0:
         raise BadInput(path, f"{item}s", unquoted("0 spots"), "at least one spot")
     if n_rows != n:
-        raise BadInput(path, field, unquoted(f"{n_rows} rows"), f"{n}, one per {item}")
+        raise BadInput(path, field, unquoted(count(n_rows, "row")), f"{n}, one per {item}")
 
 
 class RowWriter:

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from stflow_graph.errors import BadModel, unquoted
+from stflow_graph.errors import BadModel, reason_of, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.nn.pretrained import MODEL_FILES
 
@@ -34,12 +34,15 @@ def unpacked(file: str | Path) -> Path:
 @functools.cache
 def _unpack(path: Path, _changed: int, size: int) -> tempfile.TemporaryDirectory[str]:
     content: dict[str, bytes] = {}
+    if not zipfile.is_zipfile(path):
+        expected = "a run or checkpoint folder, or a zip archive of one"
+        raise BadModel(path, "content", unquoted("no zip archive"), expected)
     try:
         with zipfile.ZipFile(path) as archive:
             for name, member in _members(path, archive, size).items():
                 content[name] = archive.read(member)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, zlib.error) as error:
-        found = unquoted(" ".join(str(error).split())[:200])
+        found = unquoted(f"a damaged archive ({reason_of(error)})")
         raise BadModel(path, "content", found, "a whole zip archive of a checkpoint") from None
     except RuntimeError:  # zipfile's for a password
         expected = "a zip archive without a password"

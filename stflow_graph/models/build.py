@@ -55,7 +55,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        found = unquoted((str(error).splitlines() or [type(error).__name__])[0])
+        found = unquoted((str(error).splitlines() or ["not there"])[0])
         raise BadConfig(f"device {name!r}: {short_repr(found)}") from None
     return device
 

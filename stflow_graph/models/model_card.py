@@ -103,17 +103,17 @@ def _table(
 ) -> str:
     score = provenance.get("validation_pearson")
     slides = [str(name) for name in provenance.get("train_slides") or []]
-    tested = [str(name) for name in provenance.get("test_slides") or []]
+    gene_list = provenance.get("gene_list") or config.data.gene_list or "custom list"
     rows = {
         "protocol": provenance.get("protocol") or "unknown",
         "denoiser": config.denoiser.name,
         "encoder": f"{config.data.encoder or 'unknown'} ({in_channels} channels)",
         "target": config.data.target,
-        "genes": f"{len(genes)} ({config.data.gene_list or 'custom list'})",
+        "genes": f"{len(genes)} ({gene_list})",
         **_missing(provenance.get("missing_genes")),
         "trained on": ", ".join(slides) or "unknown",
         **_before(provenance.get("warm_start")),
-        "never seen in training": ", ".join(tested) or "unknown",
+        "never seen in training": _tested(provenance.get("test_slides")),
         "validation PCC": "none" if score is None else f"{score:.3f}",
         "members": n_members,
         "seed": config.train.seed,
@@ -121,6 +121,13 @@ def _table(
     }
     body = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
     return f"| | |\n|---|---|\n{body}\n"
+
+
+def _tested(slides: Any) -> str:
+    if not isinstance(slides, list):
+        return "unknown"
+    names = ", ".join(map(str, slides))
+    return names or "none: a model of all slides, of which each member has held out some"
 
 
 def _missing(slides: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stflow_graph.config import RECIPES, Config, load_config
 from stflow_graph.data.genes import read_gene_list
 from stflow_graph.data.normalise import Normalisation
-from stflow_graph.errors import BadConfig, BadInput, one_line, unquoted
+from stflow_graph.errors import BadConfig, BadInput, count, one_line, unquoted
 from stflow_graph.io.atomic import sha256
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.state_dict import misfits, read_state_dict
@@ -170,7 +170,7 @@ def convert_stflow(
     if gene_list is not None:
         genes = read_gene_list(gene_list)
         if len(genes) != sizes.n_genes:
-            found = unquoted(f"{len(genes)} genes")
+            found = unquoted(count(len(genes), "gene"))
             raise BadInput(gene_list, "genes", found, f"the model's {sizes.n_genes}")
     checkpoint = Checkpoint(
         config=_config(kind, sizes, encoder, str(gene_list or ""), n_neighbors),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stflow_graph.errors import BadConfig, BadInput, unquoted
@@ -18,6 +18,10 @@ from stflow_graph.platforms.spaceranger import visium_hd_slides, visium_slides
 from stflow_graph.platforms.spatialdata import spatialdata_slides
 from stflow_graph.platforms.stimage import stimage_slides
 from stflow_graph.platforms.xenium import xenium_slides
+
+
+class UnknownSource(BadInput):
+    """A folder of no known kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,11 @@ FORMATS = (
 )
 
 
+def evidence_of(kinds: Sequence[Format] = FORMATS) -> str:
+    """Return the kinds with the files that identify each, for messages."""
+    return "; ".join(f"{kind.name} ({kind.evidence})" for kind in kinds)
+
+
 def find_slides(
     source: str | Path, options: SourceOptions = NO_OPTIONS, format: str | None = None
 ) -> list[SlideSource]:
@@ -120,8 +129,7 @@ def _recognised(folder: Path, options: SourceOptions, name: str | None) -> tuple
     if (folder / "adata").is_dir() and (folder / "patches").is_dir():
         fix = f"go on with stflow-graph embed --source-dataroot {shlex.quote(str(folder))}"
         raise BadInput(folder, "source", unquoted("a data set that is prepared"), "raw slides", fix)
-    evidence = "; ".join(f"{kind.name} ({kind.evidence})" for kind in kinds)
-    raise BadInput(folder, "source", listed(folder), f"one of: {evidence}")
+    raise UnknownSource(folder, "source", listed(folder), f"one of: {evidence_of(kinds)}")
 
 
 def _with_options(slide: SlideSource, options: SourceOptions) -> SlideSource:

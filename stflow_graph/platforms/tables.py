@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.columns import (
     Column,
     numbers,
@@ -173,7 +173,9 @@ def read_counts(path: str | Path, *, number_duplicates: bool = False) -> Express
         columns.append(nonzero)
         values.append(row[nonzero].astype(np.float32))
     if not barcodes or not genes:
-        found = unquoted(f"{len(barcodes)} spots, {len(genes)} genes in this table")
+        found = unquoted(
+            f"{count(len(barcodes), 'spot')}, {count(len(genes), 'gene')} in this table"
+        )
         raise BadInput(path, "rows", found, "spots in rows, genes in columns")
     check_unique(barcodes, path, "barcodes")
     starts = np.concatenate([[0], np.cumsum([len(row) for row in columns])])

@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 
-from stflow_graph.errors import BadConfig, BadInput, as_bad_input, one_line, unquoted
+from stflow_graph.errors import BadConfig, BadInput, as_bad_input, count, one_line, unquoted
 from stflow_graph.io.atomic import check_file, required_file
 from stflow_graph.io.columns import read_rows
 from stflow_graph.io.expression import Expression, check_raw, numbered, totals
@@ -213,7 +213,9 @@ def _read_entries(path: Path, shape: tuple[int, int], n_entries: int) -> sp.csr_
             dtype={"feature": np.int64, "spot": np.int64, "count": np.float64},
         )[1:]  # the first line has the shape
     if len(table) != n_entries:
-        raise BadInput(path, "content", unquoted(f"{len(table)} entries"), f"{n_entries}")
+        raise BadInput(
+            path, "content", unquoted(count(len(table), "entry", "entries")), f"{n_entries}"
+        )
     places = []
     for name, n in (("spot", shape[0]), ("feature", shape[1])):
         place = table[name].to_numpy() - 1

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from stflow_graph.data.barcodes import match_barcodes
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.images.overlay import Overview, draw_overlay, overlay_path
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import scale_of_slide
 from stflow_graph.io.atomic import write_bytes
-from stflow_graph.io.coords import median_pitch
+from stflow_graph.io.coords import array_pitch
 from stflow_graph.io.expression import FORMAT as EXPRESSION
 from stflow_graph.io.expression import write_expression
 from stflow_graph.io.hdf5 import open_h5
@@ -133,12 +133,12 @@ def cut_slide(
             **kept.left_out,
             "n_spots": len(coords),
             "n_padded": n_padded,
-            "pitch_um": median_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
+            "pitch_um": array_pitch(coords) * um_per_px if len(coords) > 1 else np.nan,
         }
         cut_patches(patches, read, kept.barcodes, coords, edge, record, progress, check)
         if image is not None:
             drawn = draw_overlay(
-                overview, coords, um_per_px, name=request["slide"], unused=kept.unused
+                image, overview, coords, um_per_px, name=request["slide"], unused=kept.unused
             )
             write_bytes(overlay_path(patches.parents[1], request["slide"]), drawn)
     _write_adata(adata, kept, provenance)
@@ -191,7 +191,7 @@ def _join(data: SlideData, source: SlideSource, stored: PatchFile | None) -> _Jo
     n = len(table.barcodes)
     chosen = np.arange(n) if table.selected is None else np.flatnonzero(table.selected)
     if not len(chosen):
-        raise BadInput(file, "selected", unquoted(f"0 of {n} spots"), "at least one")
+        raise BadInput(file, "selected", unquoted(f"0 of {count(n, 'spot')}"), "at least one")
     if stored is not None:
         names = [table.barcodes[i] for i in chosen]
         chosen = chosen[match_barcodes(names, stored.barcodes, file, stored.path)[0]]

@@ -50,13 +50,14 @@ def image_patches(
     """
     digest = hashes.get("image_sha256") or hashes["counts_sha256"]
     here = None if settings.workers else image
+    places = dataclasses.replace(places, overview=None)  # processes that read do without
     return ImagePatches(slide.name, slide.image, places, patch_px, digest, here)
 
 
 def write_overlay(slide: SlideImage, image: ImageReader, places: Places, file: Path) -> None:
     """Write a picture of where a slide's spots lie, and warn where they cannot be right."""
-    overview = Overview.of(image)
+    overview = places.overview or Overview.of(image)
     if slide.read_spots is not None:
         warn_of_places(overview, places.coords, places.edge, slide.image)
-    drawn = draw_overlay(overview, places.coords, places.um_per_px, name=slide.name)
+    drawn = draw_overlay(image, overview, places.coords, places.um_per_px, name=slide.name)
     write_bytes(file, drawn)

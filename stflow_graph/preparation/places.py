@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.images.overlay import Overview
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.tissue_mask import tissue_mask, tissue_share
@@ -41,6 +41,7 @@ class Places:
         edge: of a square, level-0 px.
         um_per_px: micrometres per level-0 pixel.
         record: what is known of how they came to be.
+        overview: of the image, where one was read for them.
     """
 
     barcodes: list[str]
@@ -48,6 +49,7 @@ class Places:
     edge: float
     um_per_px: float
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    overview: Overview | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -92,8 +94,9 @@ def grid_places(
         int((length - edge) // step) + 1 for length, step in zip(image.size, steps, strict=True)
     )
     if min(n_columns, n_rows) < 1:
-        found = unquoted(f"{image.size[0]} x {image.size[1]} px")
-        raise BadInput(image.path, "size", found, f"at least one patch of {edge:.0f} px")
+        found = unquoted(f"{image.size[0]} x {image.size[1]} px of {um_per_px:.4g} µm")
+        fix = "check the scale (--um-per-px)"
+        raise BadInput(image.path, "size", found, f"at least one patch of {edge:.0f} px", fix)
     if n_columns * n_rows > _MAX_PATCHES:
         found = unquoted(f"a grid of {n_columns:,} x {n_rows:,} patches")
         fix = "a larger --pitch-um"
@@ -104,11 +107,13 @@ def grid_places(
         centres[rows % 2 == 1, 0] += pitch / 2
     inside = centres[:, 0] <= image.size[0] - edge / 2
     shrinkage = max(1.0, edge / _OVERVIEW_PX, math.sqrt(math.prod(image.size) / _MAX_OVERVIEW))
-    mask = tissue_mask(image.read_overview(shrinkage), edge / shrinkage)
+    overview = Overview(image.read_overview(shrinkage), shrinkage)
+    mask = tissue_mask(overview.pixels, edge / shrinkage)
     share = tissue_share(mask, centres / shrinkage, edge / shrinkage)
     kept = np.flatnonzero(inside & (share >= min_tissue))
     if not len(kept):
-        found = unquoted(f"0 of {int(inside.sum())} patches with {min_tissue:.0%} of it")
+        all_patches = count(int(inside.sum()), "patch", "patches")
+        found = unquoted(f"0 of {all_patches} with {min_tissue:.0%} of it")
         raise BadInput(image.path, "tissue", found, "at least one", "lower --min-tissue")
     record = {
         "n_rows": n_rows,
@@ -117,7 +122,7 @@ def grid_places(
         "tissue": float(mask.mean()),
     }
     barcodes = [f"{rows[i]}x{columns[i]}" for i in kept]
-    return Places(barcodes, centres[kept], edge, um_per_px, record)
+    return Places(barcodes, centres[kept], edge, um_per_px, record, overview)
 
 
 def rows_inside(
@@ -144,8 +149,8 @@ def rows_inside(
     if n_outside > max_outside * len(coords) or n_outside == len(coords):
         (left, top), (right, bottom) = coords.min(axis=0), coords.max(axis=0)
         found = unquoted(
-            f"{n_outside} of {len(coords)} spots outside the image: x {left:.0f} to {right:.0f}, "
-            f"y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
+            f"{n_outside} of {count(len(coords), 'spot')} outside the image: x {left:.0f} to "
+            f"{right:.0f}, y {top:.0f} to {bottom:.0f}, image {size[0]} x {size[1]} px"
         )
         if _outside(coords[:, ::-1], size).any():
             fix = (

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput
 from stflow_graph.images.open import open_image
 from stflow_graph.images.reader import ImageReader
 from stflow_graph.images.scale import scale_of_slide
-from stflow_graph.io.atomic import check_name, sha256
-from stflow_graph.platforms.detect import find_slides
+from stflow_graph.io.atomic import check_name, listed, sha256
+from stflow_graph.platforms.detect import UnknownSource, evidence_of, find_slides
 from stflow_graph.platforms.source import SlideSource, SourceOptions
 from stflow_graph.platforms.tables import SpotTable, read_spots
 from stflow_graph.preparation.cut_patches import check_scale
@@ -116,26 +116,17 @@ def slides_of(
     if path.is_dir():
         try:
             slides = find_slides(path, options)
-        except BadInput:
+        except BadInput as error:
             images = _images(path)
+            if not images and isinstance(error, UnknownSource):
+                endings = ", ".join(sorted(_IMAGE_SUFFIXES))
+                expected = f"images ({endings}), or one of: {evidence_of()}"
+                raise BadInput(path, "slides", listed(path), expected) from None
             if not images:
                 raise
             return [_of_image(image, None, options) for image in images]
         return [_of_source(slide) for slide in slides]
     return [_of_image(path, spots, options)]
-
-
-def check_names(slides: Sequence[SlideImage]) -> None:
-    """Refuse slides of the same name.
-
-    Raises:
-        BadInput: names them.
-    """
-    names = [slide.name for slide in slides]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        image = slides[names.index(twice[0])].image
-        raise BadInput(image, "slide name", unquoted(f"{twice[:3]} twice"), "each once")
 
 
 def _images(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from stflow_graph.data.genes import write_gene_list
 from stflow_graph.data.splits import split_files, write_splits
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.atomic import write_json
 from stflow_graph.io.expression import TRUE_MEAN, write_expression
 from stflow_graph.io.folders import atomic_folder, marked
@@ -189,7 +189,7 @@ def _check_folder(out: Path, overwrite: bool) -> None:
         raise BadInput(out, "output", unquoted("the working folder"), "a folder below it")
     present = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     if present and not overwrite:
-        found = unquoted(f"{len(present)} entries, such as {present[:3]}")
+        found = unquoted(f"{count(len(present), 'entry', 'entries')}, such as {present[:3]}")
         raise BadInput(out, "output", found, "an empty or new folder", "add --overwrite")
     _COHORT_FOLDER.check(out)
 

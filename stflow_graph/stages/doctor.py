@@ -20,7 +20,7 @@ from stflow_graph.data.splits import find_datasets
 from stflow_graph.encoders.catalogue import ENCODERS, entry_of
 from stflow_graph.encoders.torchvision_shim import import_timm
 from stflow_graph.encoders.weights_file import find_weights
-from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, unquoted
+from stflow_graph.errors import BadInput, MissingDependency, StorageFailed, reason_of, unquoted
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.process import available_cores, available_memory
 from stflow_graph.io.renames import sync, sync_folder
@@ -221,5 +221,5 @@ def _size(n_bytes: float) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = str(error).strip() or reason_of(error)
     return text.splitlines()[0][:200]

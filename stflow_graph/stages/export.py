@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import BadConfig, BadInput, unquoted
+from stflow_graph.errors import BadConfig, BadInput, count, unquoted
 from stflow_graph.io.atomic import atomic_file
 from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.folders import FolderKind, atomic_folder
+from stflow_graph.io.gene_names import places_of, similar_genes
 from stflow_graph.io.geojson import BEGIN, END, SHAPES, FeatureWriter, Shape
 from stflow_graph.io.hdf5 import check_unique, dataset
 from stflow_graph.io.loupe import level_edges, level_names
@@ -99,7 +100,7 @@ def export(
     Args:
         prediction: a file that ``sample`` wrote.
         to: the output.
-        genes: genes to export, in this order; none means all.
+        genes: genes to export, in this order and in letters of any case; none means all.
         layer: ``"mean"``, ``"std"`` or ``"sample_<i>"``.
         shape: of spots in GeoJSON: circles of 0.55 of the distance between spots, or as large as
             in the prediction's picture; squares of that distance; or points.
@@ -132,15 +133,19 @@ def _writer(to: Path) -> Callable[[_Source, Path], None]:
 
 
 def _select(file: PredictionFile, chosen: Sequence[str], layer: str, shape: Shape) -> _Source:
-    check_unique(chosen, file.path, "genes to export")
-    column = {gene: i for i, gene in enumerate(file.genes)}
-    absent = [gene for gene in chosen if gene not in column]
+    places = places_of(chosen, file.genes) if chosen else [*range(len(file.genes))]
+    absent = [gene for gene, i in zip(chosen, places, strict=False) if i is None]
     if absent:
-        found = unquoted(f"{len(absent)} of {len(chosen)} genes absent, such as {absent[:3]}")
-        raise BadInput(file.path, "var_names", found, "the genes of the prediction")
+        found = unquoted(
+            f"{len(absent)} of {count(len(chosen), 'gene')} absent, such as {absent[:3]}"
+        )
+        expected = f"genes of the prediction; {similar_genes(absent[0], file.genes)}"
+        raise BadInput(file.path, "var_names", found, expected)
+    columns = np.array(places, dtype=np.int64)
+    genes = [file.genes[i] for i in columns]
+    check_unique(genes, file.path, "genes to export")
     file.layer(layer)  # refused before anything is written
-    genes = list(chosen) or file.genes
-    return _Source(file, genes, np.array([column[gene] for gene in genes]), layer, shape)
+    return _Source(file, genes, columns, layer, shape)
 
 
 def _write_table(source: _Source, to: Path) -> None:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stflow_graph.encoders import Encoder
-from stflow_graph.errors import BadConfig, BadInput, attempt_each
-from stflow_graph.evaluation.prediction_page import read_predicted_slide, render_predictions
+from stflow_graph.errors import BadConfig, BadInput, SomeFailed, count, unquoted
+from stflow_graph.evaluation.prediction_page import read_reported_slide, render_predictions
 from stflow_graph.images.open import check_image
 from stflow_graph.images.overlay import overlay_path
 from stflow_graph.images.reader import ImageReader
@@ -31,23 +31,28 @@ from stflow_graph.inference.sampling import (
     sample_file,
 )
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import write_text
+from stflow_graph.io.atomic import check_slide_names, write_text
 from stflow_graph.io.embeddings import read_attrs
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.predictions import read_provenance
 from stflow_graph.io.versions import Versions, unchanged
 from stflow_graph.models.build import pick_device
-from stflow_graph.models.checkpoint import find_checkpoints, load_checkpoint
 from stflow_graph.models.precision import check_precision
 from stflow_graph.parallel.parts import Part, size_of
+from stflow_graph.parallel.ranks import Ranks
+from stflow_graph.parallel.share import Share, attempt_shared
 from stflow_graph.preparation.cut_patches import Progress, cut_patches, patch_reader
 from stflow_graph.preparation.embedding import embed_patches
 from stflow_graph.preparation.engine import DEFAULT_SETTINGS, EmbedSettings, Engine
 from stflow_graph.preparation.image_embedding import image_patches, write_overlay
 from stflow_graph.preparation.patch_sources import ImagePatches
 from stflow_graph.preparation.places import Layout, Places
-from stflow_graph.preparation.slide_places import GridOptions, SlideImage, check_names
+from stflow_graph.preparation.slide_places import GridOptions, SlideImage
+
+Model = str | Path | Sequence[FoldModel]
 
 _MAX_UM = 1e5
+_MAX_SLIDES = 50  # of a page, but for those of its command
 _PICTURES = 5_000_000  # bytes of a slide's overlay, small image and maps
 _PATCH_UM, _PITCH_UM = 112.0, 100.0  # where the model does not state those of its training
 
@@ -94,6 +99,8 @@ class PredictedSlide:
         overlay: a picture of where the spots lie.
         up_to_date: both existed, made from the same inputs; nothing was done.
         in_range: how far the slide lies from those of training; None: the model does not know.
+        replaced: a prediction with other settings, model or inputs was there.
+        warnings: of its image and spots.
     """
 
     slide: str
@@ -103,6 +110,8 @@ class PredictedSlide:
     overlay: Path
     up_to_date: bool
     in_range: InRange | None
+    replaced: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +157,12 @@ class Estimate:
         """Return it for a reader."""
         return [
             *(
-                f"{slide.slide}: {slide.n_spots:,} spots, {slide.um_per_px:.4g} µm/px, "
+                f"{slide.slide}: {count(slide.n_spots, 'spot')}, {slide.um_per_px:.4g} µm/px, "
                 f"patches of {slide.patch_um:.4g} µm: {slide.path}"
                 for slide in self.slides
             ),
-            f"{self.n_spots:,} patches at {self.patches_per_second:,.0f} a second: about "
-            f"{self.seconds / 60:,.1f} minutes on {self.device}",
+            f"{count(self.n_spots, 'patch', 'patches')} at {self.patches_per_second:,.0f} a "
+            f"second: about {self.seconds / 60:,.1f} minutes on {self.device}",
             f"about {self.n_bytes / 1e6:,.1f} MB for outputs, and "
             f"{self.n_bytes_meanwhile / 1e6:,.1f} MB meanwhile",
         ]
@@ -161,7 +170,7 @@ class Estimate:
 
 def predict(
     slides: Sequence[SlideImage],
-    model: str | Path,
+    model: Model,
     out: str | Path,
     encoder: Encoder,
     settings: PredictSettings = DEFAULT,
@@ -170,17 +179,18 @@ def predict(
     allow_code: bool = False,
     progress: Progress | None = None,
     report: Callable[[PredictedSlide], None] | None = None,
-    part: Part | None = None,
+    share: Share | None = None,
 ) -> list[PredictedSlide]:
     """Predict the expression of slides from their images; write ``out/<slide>.h5ad``.
 
     Patches go from the image through the encoder without touching the disk; embeddings are in
     ``out/embeddings`` until the slide is predicted. ``out/overlays/<slide>.png`` shows where the
-    spots lie, ``out/report.html`` what is predicted. Slides that are complete are skipped.
+    spots lie, ``out/report.html`` what is predicted, with the model's other predictions there.
+    Slides that are complete are skipped.
 
     Args:
         slides: see ``preparation.slide_places.slides_of``.
-        model: run, fold or checkpoint folder.
+        model: run, fold or checkpoint folder, or what :func:`models_of` returned of it.
         out: folder of the outputs.
         encoder: of the model's embeddings.
         settings: spots, samples, device, what to keep.
@@ -188,18 +198,20 @@ def predict(
         allow_code: run the code of a layer that is neither ours nor PyG's.
         progress: called with (slide, spots embedded, spots in all).
         report: called after every slide.
-        part: predict the slides of this part only, with a report of their own; None: all.
+        share: of a part of an array's jobs, which has a page of its own, or of a rank; None: all
+            slides.
 
     Raises:
         BadInput: the only slide cannot be used: no scale, no tissue, spots outside the image.
         BadConfig: the encoder is not the model's, or a device lacks the precision.
         SomeFailed: some of several slides failed; the others are written.
     """
-    n_slides, slides = len(slides), _slides_of(part, slides)
+    check_slide_names([(slide.name, slide.image) for slide in slides])
+    n_slides = len(slides)
     out = check_output_folder(out)
     sample = settings.sample
     check_precision(sample.precision, pick_device(sample.device))
-    models = load_models(model, sample.fold, sample.device, allow_code)
+    models = models_of(model, sample, allow_code=allow_code)
     _check_models(models, encoder, settings)
 
     engines: list[Engine] = []
@@ -210,70 +222,136 @@ def predict(
         return engines[0]
 
     finished: list[PredictedSlide] = []
+    failed: Sequence[tuple[str, str]] = ()
 
     def one(slide: SlideImage) -> PredictedSlide:
         fold = model_for(slide.name, models)
         work = _Work(slide, fold, out, encoder, settings, overwrite)
-        result = work.run(engine, progress)
+        return work.run(engine, progress)
+
+    def take(result: PredictedSlide) -> None:
         finished.append(result)
         if report:
             report(result)
-        return result
 
     try:
-        return attempt_each([(slide.name, partial(one, slide)) for slide in slides])
+        return attempt_shared(slides, one, name=_name, n_bytes=_n_bytes, share=share, report=take)
+    except SomeFailed as error:
+        failed = error.failed
+        raise
     finally:
-        if part is None:  # other jobs may be about to write there
+        alone = isinstance(share, Part)  # other jobs may be about to write there
+        if not alone and (not isinstance(share, Ranks) or share.rank == 0):
             with contextlib.suppress(OSError):  # it is not empty, or not there
                 (out / "embeddings").rmdir()
-        if finished:  # also where others failed
-            write_report(report_file(out, part), finished)
+        if finished or failed:
+            write_report(report_file(out, share), finished, models, failed, alone=alone)
 
 
-def report_file(out: Path, part: Part | None) -> Path:
+def report_file(out: Path, share: Share | None) -> Path:
     """Return the page of a command's slides; parts have pages of their own."""
-    which = "" if part is None else f"-{part.number}-of-{part.count}"
+    which = f"-{share.number}-of-{share.count}" if isinstance(share, Part) else ""
     return out / f"report{which}.html"
 
 
-def _slides_of(part: Part | None, slides: Sequence[SlideImage]) -> Sequence[SlideImage]:
-    check_names(slides)
-    if part is None:
-        return slides
-    return part.choose(
-        slides, lambda slide: slide.name, lambda slide: sum(map(size_of, slide.inputs.values()))
-    )
+def _name(slide: SlideImage) -> str:
+    return slide.name
 
 
-def write_report(file: Path, slides: Sequence[PredictedSlide]) -> None:
-    """Write the page that shows predictions."""
-    read = [read_predicted_slide(slide.path, slide.overlay) for slide in slides]
-    write_text(file, render_predictions(read))
+def _n_bytes(slide: SlideImage) -> int:
+    return sum(map(size_of, slide.inputs.values()))
 
 
-def encoder_of(model: str | Path) -> str:
-    """Return the name of the encoder whose embeddings a model takes.
+def write_report(
+    file: Path,
+    slides: Sequence[PredictedSlide],
+    models: Sequence[FoldModel],
+    failed: Sequence[tuple[str, str]] = (),
+    *,
+    alone: bool = False,
+) -> None:
+    """Write the page that shows predictions, unless there are none.
+
+    Args:
+        file: the page.
+        slides: the slides of a command, which come first.
+        models: of these, one or more.
+        failed: the command's other slides, with their errors.
+        alone: leave out what else the page's folder has; otherwise predictions of the same models
+            there are shown, and the rest is named.
+    """
+    mine = {slide.path for slide in slides}
+    others = [] if alone else [p for p in sorted(file.parent.glob("*.h5ad")) if p not in mine]
+    shown = [read_reported_slide(slide.path, slide.overlay) for slide in slides]
+    left_out, hashes = list[tuple[str, str]](), {model.sha256 for model in models}
+    for path in others:
+        reason = _not_shown(path, hashes)
+        if not reason and len(shown) >= _MAX_SLIDES:
+            reason = f"beyond {_MAX_SLIDES} slides"
+        if not reason:
+            try:
+                shown.append(read_reported_slide(path, overlay_path(file.parent, path.stem)))
+            except BadInput:
+                reason = "damaged"
+        if reason:
+            left_out.append((path.name, reason))
+    if shown:
+        write_text(file, render_predictions(shown, failed, left_out))
+
+
+def _not_shown(path: Path, hashes: Container[str]) -> str:
+    """Return why a file has no place on a page of these models, "" if it has one."""
+    try:
+        stored = read_provenance(path)
+    except BadInput:
+        return "no prediction"
+    if stored.get("slide") != path.stem:
+        return "a copy"
+    return "" if stored.get("checkpoint_sha256") in hashes else "of another model"
+
+
+def models_of(
+    model: Model, settings: SampleSettings, *, allow_code: bool = False
+) -> list[FoldModel]:
+    """Return the models to predict new slides with: the one of all slides, or else the folds'.
+
+    Args:
+        model: run, fold or checkpoint folder.
+        settings: of which ``fold`` chooses one, and ``device`` is where they run.
+        allow_code: see ``models.checkpoint.load_checkpoint``.
 
     Raises:
         BadInput: no checkpoint there.
+        BadConfig: no such fold.
+    """
+    if not isinstance(model, str | Path):
+        return list(model)
+    models = load_models(model, settings.fold, settings.device, allow_code)
+    return [fold for fold in models if fold.number is None] or models
+
+
+def encoder_of(models: Sequence[FoldModel]) -> str:
+    """Return the name of the encoder whose embeddings models take.
+
+    Raises:
         BadConfig: the checkpoint does not state it.
     """
-    folder = find_checkpoints(model)[0]
-    name = load_checkpoint(folder, allow_code=True).config.data.encoder
+    name = models[0].checkpoint.config.data.encoder
     if not name:
-        raise BadConfig(f"{folder}: the checkpoint states no encoder")
+        fix = "name it with --encoder"
+        raise BadConfig(f"model: the checkpoint states no encoder. Fix: {fix}")
     return name
 
 
 def estimate(
     slides: Sequence[SlideImage],
-    model: str | Path,
+    model: Model,
     out: str | Path,
     encoder: Encoder,
     settings: PredictSettings = DEFAULT,
     *,
     allow_code: bool = False,
-    part: Part | None = None,
+    share: Share | None = None,
 ) -> Estimate:
     """Return what :func:`predict` would do: slides, spots, time, disk.
 
@@ -282,8 +360,9 @@ def estimate(
     Raises:
         BadInput: a slide cannot be used.
     """
-    slides = _slides_of(part, slides)
-    models = load_models(model, settings.sample.fold, settings.sample.device, allow_code)
+    if isinstance(share, Part):
+        slides = share.choose(slides, _name, _n_bytes)
+    models = models_of(model, settings.sample, allow_code=allow_code)
     _check_models(models, encoder, settings)
     engine = Engine(encoder, dataclasses.replace(settings.embed, engine="torch"), lambda: 0)
     patches = np.zeros((settings.embed.batch_size, *2 * [settings.patch_px], 3), np.uint8)
@@ -296,7 +375,7 @@ def estimate(
         fold = model_for(slide.name, models)
         work = _Work(slide, fold, Path(out), encoder, settings, overwrite=False)
         with slide.open() as image:
-            places = slide.places(image, work.patch_um, work.grid)
+            places = work.places(image)
         n = len(places)
         path = Path(out) / f"{slide.name}.h5ad"
         planned.append(PlannedSlide(slide.name, n, places.um_per_px, work.patch_um, path))
@@ -340,6 +419,25 @@ class _Work:
     def patch_um(self) -> float:
         return self.settings.patch_um or self._as_trained("patch_um", _PATCH_UM)
 
+    def places(self, image: ImageReader) -> Places:
+        """Return the slide's spots.
+
+        Raises:
+            BadInput: see ``SlideImage.places``; or a grid of too few, which a wrong scale makes.
+        """
+        places = self.slide.places(image, self.patch_um, self.grid)
+        n, k = len(places), self.fold.checkpoint.config.graph.n_neighbors
+        if self.slide.read_spots is None and n <= k:
+            width, height = (1e-3 * places.um_per_px * length for length in image.size)
+            found = unquoted(
+                f"{count(n, 'spot')}, as the image is {width:.3g} x {height:.3g} mm at "
+                f"{places.um_per_px:.4g} µm/px"
+            )
+            expected = f"more than the {k} neighbours of each spot"
+            fix = "check the scale (--um-per-px), or lay a finer grid (--pitch-um)"
+            raise BadInput(self.slide.image, "spots", found, expected, fix)
+        return places
+
     def _as_trained(self, name: str, default: float) -> float:
         stored = self.fold.checkpoint.provenance.get(name)
         if isinstance(stored, int | float) and 0 < stored < _MAX_UM:
@@ -367,13 +465,13 @@ class _Work:
         sample = dataclasses.replace(self.settings.sample, image=self._picture())
         if "image" in slide.inputs:
             check_image(slide.image)  # before it is hashed, which takes its time
-        with unchanged(*slide.inputs.values()) as versions:
+        with unchanged(*slide.inputs.values()) as versions, _warnings_of(slide) as warnings:
             origin = self.origin()
             done = None if self.overwrite else predicted(path, self.fold, sample, origin)
             if done is not None and overlay.is_file():
                 return self._result(done, overlay)
             with slide.open() as image:
-                places = slide.places(image, self.patch_um, self.grid)
+                places = self.places(image)
                 write_overlay(slide, image, places, overlay)
                 if self.settings.keep_patches:
                     self._write_patches(image, places, origin, versions)
@@ -390,7 +488,13 @@ class _Work:
                     check=versions.check,
                 )
             done = sample_file(
-                self.fold, embeddings, out, sample, origin=origin, overwrite=self.overwrite
+                self.fold,
+                embeddings,
+                out,
+                sample,
+                origin=origin,
+                warnings=tuple(warnings),
+                overwrite=self.overwrite,
             )
         if not self.settings.keep_embeddings:
             embeddings.unlink()
@@ -409,7 +513,14 @@ class _Work:
     def _result(self, done: Sampled, overlay: Path) -> PredictedSlide:
         numbers = done.n_spots, done.fold
         return PredictedSlide(
-            done.slide, *numbers, done.path, overlay, done.up_to_date, done.in_range
+            done.slide,
+            *numbers,
+            done.path,
+            overlay,
+            done.up_to_date,
+            done.in_range,
+            done.replaced,
+            done.warnings,
         )
 
     def _picture(self) -> Path | None:
@@ -431,3 +542,36 @@ class _Work:
             record,
             check=versions.check,
         )
+
+
+class _Collector(logging.Handler):
+    """Keeps the warnings that are logged, besides what else becomes of them.
+
+    Args:
+        files: with whose names they begin, which are left away.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        self._files = list(files)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        for file in self._files:
+            text = text.removeprefix(f"{file}: ")
+        self.messages.append(text)
+        if not logging.getLogger().handlers and logging.lastResort is not None:
+            logging.lastResort.handle(record)  # as it is without this handler
+
+
+@contextlib.contextmanager
+def _warnings_of(slide: SlideImage) -> Iterator[list[str]]:
+    """Collect the warnings that are logged in the body."""
+    collector = _Collector([slide.image, *slide.inputs.values()])
+    package = logging.getLogger(__name__.partition(".")[0])
+    package.addHandler(collector)
+    try:
+        yield collector.messages
+    finally:
+        package.removeHandler(collector)

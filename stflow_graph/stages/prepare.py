@@ -45,8 +45,8 @@ class Prepared:
         only_in_spots: spots left out because they have no counts.
         only_in_counts: spots left out because they have no position.
         n_padded: patches that reach over the image's edge, where they are white.
-        pitch_um: median distance of a spot to the nearest other one, µm; NaN for a lone spot. A
-            wrong scale shows here.
+        pitch_um: distance of neighbouring spots, ``io.coords.array_pitch``, µm; NaN for a lone
+            spot. A wrong scale shows here.
         um_per_px: micrometres per pixel of the image.
         outside: spots left out because they lie outside the image.
         up_to_date: both files existed, made from the same inputs; nothing was done.

@@ -8,7 +8,7 @@ from pathlib import Path
 from stflow_graph.errors import BadConfig, BadInput, unquoted
 from stflow_graph.inference.sampling import Sampled, load_models, model_for, sample_file
 from stflow_graph.inference.settings import SampleSettings
-from stflow_graph.io.atomic import check_name
+from stflow_graph.io.atomic import check_name, check_slide_names
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.precision import check_precision
@@ -82,12 +82,7 @@ def _embedding_files(paths: Sequence[str | Path]) -> list[Path]:
         if not inside:
             raise BadInput(path, "folder", unquoted("no .h5 or .pt file"), "embedding files")
         files += inside
-    names = [file.stem for file in files]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise BadInput(
-            files[names.index(twice[0])], "slide name", unquoted(f"{twice[:3]} twice"), "each once"
-        )
+    check_slide_names([(file.stem, file) for file in files])
     return files
 
 

@@ -15,7 +15,7 @@ from stflow_graph.data.patients import (
     stored_group,
 )
 from stflow_graph.data.splits import Dataset, Fold, split_files, write_splits
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.atomic import check_file, check_name
 from stflow_graph.io.columns import read_text_columns
 from stflow_graph.io.outputs import check_output_folder
@@ -118,7 +118,9 @@ def _all_groups(
     groups = _groups(files, source, columns)
     unknown = [name for name, group in zip(files, groups, strict=True) if not group]
     if unknown:
-        found = unquoted(f"none for {len(unknown)} of {len(files)} slides, such as {unknown[:3]}")
+        found = unquoted(
+            f"none for {len(unknown)} of {count(len(files), 'slide')}, such as {unknown[:3]}"
+        )
         fix = f"give a table of all slides with --table or as one of {', '.join(TABLES)}"
         raise BadInput(origin, "/".join(columns), found, "a value for every slide", fix)
     return groups
@@ -136,7 +138,7 @@ def _write(folder: Path, contents: Mapping[str, str], overwrite: bool) -> bool:
     if existing == {name: text.encode() for name, text in contents.items()}:
         return True
     if existing and not overwrite:
-        found = unquoted(f"{len(existing)} other files")
+        found = unquoted(f"{count(len(existing), 'other file')}")
         raise BadInput(folder, "splits", found, "no splits", "give --overwrite to replace them")
     write_splits(folder, contents)
     return False

@@ -134,6 +134,7 @@ def _write(
         cut_patches(
             path, read, places.barcodes, places.coords, places.edge, record, progress, check
         )
-        drawn = draw_overlay(Overview.of(reader), places.coords, um_per_px, name=request["slide"])
+        overview = places.overview or Overview.of(reader)
+        drawn = draw_overlay(reader, overview, places.coords, um_per_px, name=request["slide"])
     write_bytes(overlay_path(path.parents[1], request["slide"]), drawn)
     return record

@@ -253,6 +253,7 @@ class _Inputs:
     dataset: str
     fold: Fold
     protocol: str
+    gene_list: str
     genes: list[str]
     slides: list[Slide]
     tests: list[Slide]
@@ -281,7 +282,8 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     versions.check()
     folds = [fold] if fold.index is None else None
     protocol = protocol_name(dataset, data.target, data.gene_list, data.missing_genes, folds)
-    return _Inputs(dataset.name, fold, protocol, genes, slides, tests, hashes, warm_start)
+    names = dataset.name, fold, protocol, gene_file.name
+    return _Inputs(*names, genes, slides, tests, hashes, warm_start)
 
 
 def _warm_start(
@@ -436,6 +438,7 @@ def _provenance(inputs: _Inputs, config: Config) -> dict[str, Any]:
         "dataset": inputs.dataset,
         "fold": fold.index,
         "protocol": inputs.protocol,
+        "gene_list": inputs.gene_list,
         "train_slides": [sample.id for sample in fold.train],
         "test_slides": [sample.id for sample in fold.test],
         **missing_genes(inputs.slides, config),

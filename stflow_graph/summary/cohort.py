@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stflow_graph.data.normalise import TARGETS
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.cells import printable
 from stflow_graph.io.predictions import read_provenance
@@ -121,7 +121,7 @@ def cohort_notes(sources: Sequence[Source]) -> list[str]:
         )
     if trained := [source.slide for source in sources if source.in_training]:
         notes.append(
-            f"{len(trained)} of {len(sources)} slides were in their model's training "
+            f"{len(trained)} of {count(len(sources), 'slide')} were in their model's training "
             f"({first_names(trained)}): their values are fitted, not predicted"
         )
     return notes

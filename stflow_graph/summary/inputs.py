@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stflow_graph.data.patients import PatientTable, read_patients
-from stflow_graph.errors import BadInput, Failures, StflowError, one_line, unquoted
+from stflow_graph.errors import BadInput, Failures, StflowError, count, one_line, unquoted
 from stflow_graph.io.gene_sets import read_gene_sets
 from stflow_graph.io.versions import Versions
 from stflow_graph.summary.cohort import Source, check_cohort, prediction_files
@@ -108,5 +108,5 @@ def read_inputs(
 def _check_patients(sources: Sequence[Source], patients: PatientTable, path: Path | None) -> None:
     lost = [source.slide for source in sources if source.slide not in patients.patient_of]
     if lost:
-        found = unquoted(f"no row of {len(lost)} slides, such as {lost[:3]}")
+        found = unquoted(f"no row of {count(len(lost), 'slide')}, such as {lost[:3]}")
         raise BadInput(path or "patients", "slides", found, "a patient for each slide")

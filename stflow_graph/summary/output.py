@@ -12,7 +12,7 @@ import pandas as pd
 import scipy
 import sklearn
 
-from stflow_graph.errors import BadInput, unquoted
+from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.prediction_file import open_prediction
 from stflow_graph.io.sealed_json import write_sealed
 from stflow_graph.io.tables import table_file, write_table
@@ -199,7 +199,7 @@ def _present_sets(
     table = pd.concat([each.gene_sets.assign(slide=each.slide) for each in summaries])
     there = set(table.loc[table["n_present"] > 0, "gene_set"])
     if not there:
-        found = unquoted(f"no gene of {len(inputs.sets)} sets in any prediction")
+        found = unquoted(f"no gene of {count(len(inputs.sets), 'set')} in any prediction")
         raise BadInput(settings.gene_sets[0], "genes", found, "genes that the model predicts")
     table = table[table["gene_set"].isin(there)]
     lost = [name for name in inputs.sets if name not in there]

@@ -79,6 +79,7 @@ def test_baselines_take_their_roots_from_the_command_line(cli, files, cohort, tm
 
 
 def test_bad_input_is_one_line_and_exit_code_3(cli, files, tmp_path):
+    (tmp_path / "none").mkdir()
     run = cli("eval", *files, "--truth", tmp_path / "none", "--out", tmp_path / "out")
     assert (run.code, run.out) == (3, "")
     assert run.error.startswith("error: ")

@@ -10,7 +10,7 @@ def test_the_best_genes_are_printed_and_the_next_command(cli, cohort):
     assert [row[0] for row in run.rows] == ["1", "2"]
     assert float(run.rows[0][2]) >= float(run.rows[1][2])
     assert f"{cohort.root}/mean_4genes_fold1.json written: 4 genes" in run.out
-    assert "--embed-dataroot EMB --gene-list 'mean_4genes_fold{fold}.json'" in run.out
+    assert " --gene-list 'mean_4genes_fold{fold}.json' --out RUN" in run.out
     again = cli(*step, "--top", 0)
     assert again.out.count("is up to date") == 1
     assert again.out.count("written") == 3

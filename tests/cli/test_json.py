@@ -39,7 +39,7 @@ FIELDS = {
     "eval": {"metrics", "report", "rows", "slides", "notes", "protocols"},
     "export": {"path", "n_spots", "n_genes"},
     "genes": {"dataset", "fold", "file", "genes", "up_to_date"},
-    "predict": {"slide", "path", "overlay", "n_spots", "up_to_date", "in_range"},
+    "predict": {"slide", "path", "overlay", "report", "n_spots", "up_to_date", "in_range"},
     "prepare": {"slide", "patches", "adata", "n_spots", "pitch_um", "up_to_date"},
     "probe": {"dataset", "encoder", "mean", "std", "folds", "up_to_date"},
     "sample": {"slide", "path", "n_spots", "fold", "held_out", "up_to_date", "in_range"},
@@ -180,6 +180,14 @@ def test_a_check_that_fails_is_the_error(cli, tmp_path, monkeypatch):
     assert len(found["results"]) > 9
 
 
+@pytest.fixture
+def prediction(tmp_path, monkeypatch) -> None:
+    """A file p.h5ad in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.h5ad").touch()
+
+
+@pytest.mark.usefixtures("prediction")
 def test_an_interrupted_command_has_its_code(cli, monkeypatch):
     end = Mock(side_effect=lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr("stflow_graph.stages.export.export", end)
@@ -188,6 +196,7 @@ def test_an_interrupted_command_has_its_code(cli, monkeypatch):
     assert found["error"] == {"message": "interrupted", "exit_code": 143}
 
 
+@pytest.mark.usefixtures("prediction")
 def test_an_error_of_the_program_keeps_its_traceback(cli, monkeypatch, capsys):
     monkeypatch.setattr("stflow_graph.stages.export.export", Mock(side_effect=RuntimeError("bug")))
     with pytest.raises(RuntimeError, match="bug"):
@@ -202,6 +211,7 @@ def test_debug_has_the_code_of_a_traceback(cli, capsys):
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 1
 
 
+@pytest.mark.usefixtures("prediction")
 def test_what_else_is_printed_goes_to_standard_error(cli, monkeypatch):
     def noisy(prediction, to, **options):
         print("noise")

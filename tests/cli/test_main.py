@@ -108,7 +108,7 @@ def test_the_next_command_quotes_paths_with_blanks(cli, tmp_path):
         (["simulate", root, "--slides", 4, "--spots", 20], ["embed", *roots]),
         (["embed", *roots], ["train", *roots, "--encoder"]),
         (["split", root, "--leave-one-out", "--overwrite"], ["genes", root]),
-        (["genes", root], ["train", *roots[:2], "--embed-dataroot", "EMB", "--gene-list"]),
+        (["genes", root], ["train", *roots, "--encoder", "efficientnet_lite0", "--gene-list"]),
         (["train", *roots, "--out", run, "--folds", 0, *tiny], sample),
         (sample, ["eval", f"{predictions}/*.h5ad", "--truth", root / "adata", "--out"]),
     ]
@@ -212,6 +212,16 @@ def test_a_path_that_is_too_long_is_bad_input(cli, tmp_path):
         assert (run.code, "x" * 100 in run.error) == (3, True), run
 
 
+@pytest.fixture
+def given(tmp_path, monkeypatch) -> None:
+    """A prediction, embeddings and a run in the current folder, of no content."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("p.h5ad", "e.h5"):
+        (tmp_path / name).touch()
+    (tmp_path / "run").mkdir()
+
+
+@pytest.mark.usefixtures("given")
 def test_a_long_message_is_cut_and_has_no_control_characters(cli, monkeypatch):
     error = BadConfig("\x1b[2J\x00\n" + "x" * 10**6)
     monkeypatch.setattr("stflow_graph.stages.export.export", Mock(side_effect=error))
@@ -250,6 +260,7 @@ def test_a_full_disk_is_74_and_memory_75(cli, cohort, tmp_path, monkeypatch):
         assert (run.code, "out of memory" in run.error) == (75, True)
 
 
+@pytest.mark.usefixtures("given")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_command_with_one_line(cli, monkeypatch, signum, code):
     interrupted = Mock(side_effect=lambda *_, **__: signal.raise_signal(signum))
@@ -295,6 +306,7 @@ def test_an_interrupt_before_the_libraries_are_there_is_one_line_too():
     assert (run.returncode, run.stdout, run.stderr) == (130, "", line)
 
 
+@pytest.mark.usefixtures("given")
 def test_errors_of_the_program_keep_their_traceback(cli, monkeypatch):
     monkeypatch.setattr("stflow_graph.stages.export.export", Mock(side_effect=RuntimeError("bug")))
     with pytest.raises(RuntimeError, match="bug"):

@@ -58,5 +58,10 @@ def test_another_target_gene_or_slide_makes_another_name(tmp_path, change):
 def test_a_folds_own_genes_count(tmp_path):
     dataset = make(tmp_path, f_fold0=["A"], f_fold1=["B"])  # fold 2 has no list
     before = protocol_name(dataset, "log1p", "f.json")
+    assert before.startswith("log1p | f_fold{fold}.json | ")
+    assert (
+        protocol_name(dataset, "log1p", "f.json", folds=dataset.folds()[1:]).split(" | ")[:2]
+        == (before.split(" | ")[:2])
+    )
     write_gene_list(tmp_path / "f_fold1.json", ["C"])
     assert protocol_name(dataset, "log1p", "f.json") != before

@@ -53,7 +53,7 @@ def test_folds_come_in_the_order_of_their_numbers(tmp_path):
     ("train", "test", "message"),
     [
         (("A",), ("A",), r"\['A'\] also in train_0"),
-        (("A", "A"), ("B",), "duplicates"),
+        (("A", "A"), ("B",), "duplicate"),
         ((), ("B",), "none or empty"),
         (("../A",), ("B",), "letters, digits"),
     ],

@@ -199,7 +199,7 @@ def _read_run(folder: Path) -> object:
     check_is_run(folder)
     config = configured()
     check_same_run(folder, config)
-    inputs = _Inputs("D", Fold(0, (), ()), "p", ["A", "B"], [], [], HASHES, None)
+    inputs = _Inputs("D", Fold(0, (), ()), "p", "g.json", ["A", "B"], [], [], HASHES, None)
     result = _stored_result(inputs, config, folder / "fold0")
     stored = load_config(folder / "config.toml")
     return stored.model_dump(), None if result is None else {**vars(result), "folder": None}

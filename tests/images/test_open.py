@@ -258,8 +258,8 @@ BAD = {
     "16-bit planes": (_tiff(np.moveaxis(WIDE, 2, 0), **GREY, **TILE), "uint16"),
     "rotated": (lambda p: _rotated(p.with_suffix(".jpg")) or p.with_suffix(".jpg").rename(p), "6"),
     "rotated tiles": (_tiff(PIXELS, **RGB, **TILE, **ORIENTED), "orientation tag: found 6"),
-    "text": (lambda p: p.write_text("x, y\n1, 2\n"), "cannot identify.*JPEG, PNG, TIFF"),
-    "empty": (lambda p: p.write_bytes(b""), "cannot identify"),
+    "text": (lambda p: p.write_text("x, y\n1, 2\n"), "no image, expected .*JPEG, PNG, TIFF"),
+    "empty": (lambda p: p.write_bytes(b""), "no image"),
     "folder": (lambda p: p.mkdir(), "a folder"),
     "missing": (lambda p: None, "No such file"),
     "large tiles": (_tiff(PIXELS, **RGB, **LARGE), "8192 x 16384 px.*at most"),
@@ -268,7 +268,7 @@ BAD = {
     "cut tiles": (_truncated("raw.tif", 0.95), "truncated: .* of at least"),
     "too few tiles": (_wider, r"tiles: found \d+ for an image of \d,?\d+, expected a place"),
     "tiff head": (lambda p: p.write_bytes(b"II*\0"), "content: found"),
-    "gif": (lambda p: Image.new("RGB", (9, 9)).save(p, "GIF"), "cannot identify"),
+    "gif": (lambda p: Image.new("RGB", (9, 9)).save(p, "GIF"), "no image"),
 }
 
 

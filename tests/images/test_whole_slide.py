@@ -74,7 +74,10 @@ def test_a_damaged_region_is_refused_with_its_place(tmp_path):
     content = bytearray(path.read_bytes())
     content[start : start + length] = bytes(length)
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=r"region at \(.*OpenSlideError"), open_image(path) as image:
+    with (
+        pytest.raises(BadInput, match=r"region at \(.*: found damaged or other data"),
+        open_image(path) as image,
+    ):
         image.read_overview(1)
 
 

@@ -54,7 +54,7 @@ def test_other_tools_spellings_are_accepted(tmp_path, key, shape, kind):
         ("embeddings", None, "'embeddings' or 'features'.*|keys"),
         ("barcodes", None, "keys 'coords', 'embeddings'"),
         ("barcodes", np.array([b"a", b"b"]), "5 rows"),
-        ("barcodes", np.array([b"a", b"a", b"b", b"c", b"d"]), "duplicates"),
+        ("barcodes", np.array([b"a", b"a", b"b", b"c", b"d"]), "duplicate"),
         ("barcodes", np.arange(5), "int64.*text"),
         ("embeddings", np.array([b"x"] * 5).reshape(5, 1), r"\|S1.*real numbers"),
         ("embeddings", np.zeros((5, 2, 2)), r"\(5, 2, 2\)"),

@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stflow_graph.errors import BadInput
-from stflow_graph.io.gene_names import GeneMatching, identities, match_genes, without_version
+from stflow_graph.io.gene_names import (
+    GeneMatching,
+    identities,
+    match_genes,
+    places_of,
+    similar_genes,
+    without_version,
+)
 
 SYMBOLS = ["TP53", "ACTB", "ERBB2", "IGKC", "MGP"]
 IDS = [f"ENSG000001415{i:02d}" for i in range(5)]
@@ -68,7 +75,7 @@ def test_aliases_go_both_ways_and_over_ids():
     ],
 )
 def test_what_is_not_clear_is_not_guessed(requested, names):
-    with pytest.raises(BadInput, match=f"(1|{len(requested)}) of {len(requested)} genes"):
+    with pytest.raises(BadInput, match=f"(1|{len(requested)}) of {len(requested)} gene"):
         match(requested, names, matching=GeneMatching(ALIASES))
 
 
@@ -87,7 +94,7 @@ def test_an_exact_name_wins_over_a_looser_one():
     ],
 )
 def test_duplicates_matter_only_where_they_are_asked_for(requested, names, others):
-    with pytest.raises(BadInput, match="1 duplicates among the genes asked for.*duplicate-genes"):
+    with pytest.raises(BadInput, match="1 duplicate among the genes asked for.*duplicate-genes"):
         match(requested, names, *others)
     assert columns(match(["MGP"], names, *others)) == [[0]]
     for duplicates, expected in (("sum", [1, 2]), ("first", [1])):
@@ -115,7 +122,7 @@ def test_some_genes_may_be_absent_if_that_is_said():
     assert columns(result) == [[4], [3], [2], [1], [0]]
     with pytest.raises(BadInput, match="2 of 3 genes absent"):
         match(["A", "B", "MGP"], SYMBOLS, min_fraction=0.5)
-    with pytest.raises(BadInput, match="1 of 1 genes absent"):
+    with pytest.raises(BadInput, match="1 of 1 gene absent"):
         match(["A"], SYMBOLS, min_fraction=0.0)
     with pytest.raises(BadInput, match="found 0 genes"):
         match(["A"], [])
@@ -147,3 +154,12 @@ def test_identities_are_the_id_and_the_symbol_among_all_names():
         "absent": ("", "absent"),
         "ENSG00000000003": ("ENSG00000000003", ""),
     }
+
+
+def test_chosen_genes_are_found_in_letters_of_any_case_where_one_gene_has_them():
+    genes = ["TP53", "Tp53", "MGP", "C1orf43"]
+    assert places_of(["tp53", "TP53", "Tp53", "mgp", "C1ORF43", "IGKC"], genes) == [
+        *(None, 0, 1, 2, 3, None)
+    ]
+    assert similar_genes("erbb3", SYMBOLS) == "did you mean ERBB2?"
+    assert similar_genes("xyz", SYMBOLS) == "it has TP53, ACTB, ERBB2, ..."

@@ -28,7 +28,7 @@ def test_sets_of_several_files_in_their_order(tmp_path):
         ("A\tdescription\n", "separated by tabs"),
         ("\tdescription\tTP53\n", "separated by tabs"),
         ("A\tx\tTP53\nA\tx\tACTB\n", "'A' twice"),
-        (b"A\tx\t\xff\n", "UnicodeDecodeError"),
+        (b"A\tx\t\xff\n", "no UTF-8 text"),
     ],
 )
 def test_what_is_no_gmt_file_is_refused(tmp_path, text, message):

@@ -139,7 +139,7 @@ def _check_refused(path, message, monkeypatch):
         ("coords", np.zeros((41, 3)), r"\(41, 3\)"),
         ("coords", 3, "0 spots"),
         ("coords", np.where(CORNERS == 512, np.nan, CORNERS), "not finite"),
-        ("coords", np.vstack([CORNERS[:-1], CORNERS[:1]]), "1 duplicates"),
+        ("coords", np.vstack([CORNERS[:-1], CORNERS[:1]]), "1 duplicate"),
         ("coords", CORNERS * 10, "of 41 corners beyond 20000 x 16000"),
         ("coords", CORNERS // 4, "128 px apart, though 512 px wide"),
         ("coords", CORNERS // 2, "256 px apart, .*overlapping by 0%.*multiply the places by 2"),

@@ -35,7 +35,7 @@ def test_what_is_written_is_read_with_its_units(tmp_path):
         ("img", np.zeros((2, 3, 8, 8), np.uint8), r"\(2, 3, 8, 8\)"),
         ("img", np.zeros((2, 8, 8, 3), np.float32), "float32.*uint8"),
         ("img", np.zeros((3, 8, 8, 3), np.uint8), "3 rows.*2, one per barcode"),
-        ("barcode", np.array([b"a", b"a"]), "duplicates"),
+        ("barcode", np.array([b"a", b"a"]), "duplicate"),
         ("coords", np.array([[np.inf, 0], [0, 0]]), "1 of 2"),
     ],
 )

@@ -40,7 +40,7 @@ def test_archives_of_anything_else_are_refused(folder, tmp_path):
         assert "\n" not in str(caught.value)
 
     path.write_text("no archive")
-    refused("zip")
+    refused("no zip archive")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "x")
     refused("0 files config.json")

@@ -284,7 +284,7 @@ def test_a_description_that_is_no_object_is_refused(tmp_path):
 def test_a_description_that_lacks_an_entry_is_refused(tmp_path, key):
     save_checkpoint(tmp_path / "c", checkpoint_of())
     edit(tmp_path / "c", **{key: None})
-    with pytest.raises(BadModel, match=rf"config\.json: content: found KeyError: '{key}'"):
+    with pytest.raises(BadModel, match=rf"config\.json: content: .*no entry '{key}'"):
         load_checkpoint(tmp_path / "c")
 
 

@@ -43,8 +43,8 @@ def test_a_manifest_may_know_no_patients(tmp_path):
     [
         ("um_per_px", "mpp", "columns: found .*expected also um_per_px"),
         (MANIFEST.split("\n", 1)[1], "", "0 slides"),
-        ("C2,C", "B4,C", "id: found 1 duplicates"),
-        ("C2,C", "b4,C", "id: found 1 duplicates"),
+        ("C2,C", "B4,C", "id: found 1 duplicate"),
+        ("C2,C", "b4,C", "id: found 1 duplicate"),
         ("C2,C", "../C2,C", "id: found '../C2'"),
         ("C2,C", "C2,", r"patient: found none for \['C2'\]"),
         ("0.6878", "0", "um_per_px of B4: found '0', expected a positive number"),

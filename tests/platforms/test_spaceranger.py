@@ -104,7 +104,7 @@ def _hires(table):
         (POSITIONS, None, "positions: found 'scale.*, expected tissue_positions.parquet or"),
         (POSITIONS, lambda t: t.drop(columns="pxl_row_in_fullres"), "columns: found .*'pxl_col_in"),
         (POSITIONS, lambda t: t[:0], "found 0 spots"),
-        (POSITIONS, lambda t: pd.concat([t, t[:1]]), "1 duplicates"),
+        (POSITIONS, lambda t: pd.concat([t, t[:1]]), "1 duplicate"),
         (POSITIONS, lambda t: t.replace({"pxl_row_in_fullres": 20}, np.nan), "could not convert"),
         (POSITIONS, _hires, "coordinates: found 23.* µm/px.*expected 4 µm/px as in scalefactors"),
         (POSITIONS, lambda t: t.assign(in_tissue=2), "in_tissue: found"),

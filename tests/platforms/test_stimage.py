@@ -72,7 +72,7 @@ def test_a_given_scale_needs_no_radius(tmp_path):
         (COORDS, lambda t: t.assign(r=3.0), "r: found a radius of 3 px.*--um-per-px"),
         (COORDS, lambda t: t.assign(r=0), "r: found a radius of 0 px"),
         (COORDS, lambda t: t.assign(xaxis="nan"), "20 of 20 rows not finite"),
-        (COORDS, lambda t: pd.concat([t, t[:1]]), "barcodes: found 1 duplicates"),
+        (COORDS, lambda t: pd.concat([t, t[:1]]), "barcodes: found 1 duplicate"),
         (COUNTS, lambda t: t - 1, "expected a raw count"),
         (COUNTS, lambda t: t / 2, "expected a raw count"),
         (COUNTS, lambda t: t[:0], "0 spots, 6 genes in this table"),

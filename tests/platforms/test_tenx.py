@@ -90,7 +90,7 @@ def _of_two_genomes(path):
         ("features/feature_type", np.full(6, b"Custom"), r"found 0 genes; types \['Custom'\]"),
         ("features/name", lambda v: v[1:], "names: found 5, expected 6"),
         ("barcodes", lambda v: v[1:], r"\(6, 4\) for 6 features and 3"),
-        ("barcodes", _set(1, b"ACGT-1"), "1 duplicates.*ACGT-1"),
+        ("barcodes", _set(1, b"ACGT-1"), "1 duplicate.*ACGT-1"),
         ("shape", lambda v: v[::-1], r"found \(4, 6\) for 6"),
         ("indices", _set(0, 6), "indices: found .* to 6, expected 0 to 5"),
         ("indices", _set(0, -1), "indices: found -1 to"),

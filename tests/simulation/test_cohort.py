@@ -217,7 +217,7 @@ def test_a_single_spot_a_slide_is_enough(tmp_path):
 @pytest.mark.usefixtures("_plain_tissue")
 def test_a_folder_with_content_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"1 entries, such as \['mine.txt'\]"):
+    with pytest.raises(BadInput, match=r"1 entry, such as \['mine.txt'\]"):
         small(tmp_path)
     with pytest.raises(BadInput, match=r"a folder with other entries, such as \['mine.txt'\]"):
         small(tmp_path, overwrite=True)

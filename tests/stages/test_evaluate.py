@@ -580,7 +580,7 @@ def test_a_foreign_error_on_one_slide_leaves_the_results_of_the_others(
         return real(*arrays)
 
     monkeypatch.setattr(metrics, "spearman_per_gene", breaks_once)
-    with pytest.raises(SomeFailed, match="1 of 2 slides failed: A: ValueError: deep inside"):
+    with pytest.raises(SomeFailed, match="1 of 2 slides failed: A: unexpected: deep inside"):
         write_scores(predict("A"), predict("B"))
     written = strict_json(tmp_path / "out/results/metrics.json")
     assert set(written["models"]["graph"]["slides"]) == {"B"}

@@ -239,8 +239,9 @@ def test_overwrite_replaces(written, tmp_path):
 def test_what_is_not_there_is_named(written, tmp_path):
     file = written[0]
     for options, message in [
-        ({"genes": ["G2", "TP53"]}, r"1 of 2 genes absent, such as \['TP53'\]"),
-        ({"genes": ["G2", "G2"]}, "1 duplicates"),
+        ({"genes": ["G2", "TP53"]}, r"1 of 2 genes absent, such as \['TP53'\].*it has ACTB,"),
+        ({"genes": ["G2", "G22"]}, r"such as \['G22'\].*did you mean G2\b"),
+        ({"genes": ["G2", "g2"]}, "1 duplicate"),
         ({"layer": "median"}, "one of mean, sample_0, sample_1, std"),
     ]:
         with pytest.raises(BadInput, match=message):

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+from unittest.mock import Mock
 
 import anndata
 import numpy as np
 import pytest
-from artefacts import read_embeddings
+from artefacts import read_embeddings, resealed
 from foreign import tissue_on_glass, write_svs
 from imaged import PATCH_PX, PATCH_UM, PATCHES, PITCH_UM, write_image, write_imaged
 from PIL import Image
@@ -15,18 +17,27 @@ from toy import GENES, toy_encoder
 
 from stflow_graph.data.load import load_slide
 from stflow_graph.errors import BadConfig, BadInput, SomeFailed
+from stflow_graph.images.reader import ImageReader
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.predictions import read_prediction
-from stflow_graph.models.checkpoint import load_checkpoint
+from stflow_graph.models.checkpoint import load_checkpoint, save_checkpoint
 from stflow_graph.nn.pretrained import weights_of_member
+from stflow_graph.parallel.parts import Part
 from stflow_graph.platforms.source import SourceOptions
 from stflow_graph.preparation.embedding import embed_file
 from stflow_graph.preparation.engine import EmbedSettings
+from stflow_graph.preparation.image_embedding import write_overlay
 from stflow_graph.preparation.slide_places import slides_of
 from stflow_graph.stages.embed import embed_from_image
-from stflow_graph.stages.predict import PredictSettings, encoder_of, estimate, predict
+from stflow_graph.stages.predict import (
+    PredictSettings,
+    encoder_of,
+    estimate,
+    models_of,
+    predict,
+)
 from stflow_graph.stages.sample import sample
 from stflow_graph.stages.tissue_grid import prepare_grid
 
@@ -58,6 +69,7 @@ def files(folder):
 
 def test_an_image_becomes_a_prediction_and_nothing_else_stays(imaged):
     (done,) = run(imaged, "images/S3.svs")
+    assert not done.replaced
     assert files(imaged / "out") == ["S3.h5ad", "overlays/S3.png", "report.html"]
     assert not (imaged / "out/embeddings").exists()
     adata = anndata.read_h5ad(done.path)
@@ -131,7 +143,7 @@ def test_what_is_complete_is_skipped_and_anything_else_is_not(imaged):
     for changes in ({"pitch_um": 30.0}, {"sample": SampleSettings(genes=("G1",))}):
         settings = dataclasses.replace(SETTINGS, **changes)
         (done,) = run(imaged, "images/S3.svs", settings=settings)
-        assert not done.up_to_date
+        assert (done.up_to_date, done.replaced) == (False, True)
     # and back: a prediction of one gene is not one of all
     assert not run(imaged, "images/S3.svs")[0].up_to_date
     (imaged / "out/overlays/S3.png").unlink()
@@ -160,6 +172,9 @@ def test_several_slides_and_one_that_fails(imaged):
     (imaged / "images/S1.svs").write_bytes(b"none")
     with pytest.raises(SomeFailed, match=r"1 of 4 slides failed: S1"):
         run(imaged, "images")
+    page = (imaged / "out/report.html").read_text()
+    assert "1 slide failed" in page
+    assert re.search(r"S1</b>: .*S1.svs: content: found no image", page)
     assert sorted(p.name for p in (imaged / "out").glob("*.h5ad")) == [
         "S0.h5ad",
         "S2.h5ad",
@@ -201,9 +216,17 @@ def test_genes_that_are_asked_for(imaged):
         run(imaged, "images/S3.svs", settings=whole, overwrite=True)[0].path
     )
     assert some.genes == ["G4", "G0"]
+    lower = dataclasses.replace(SETTINGS, sample=SampleSettings(4, genes=("g4", "G0")))
+    assert run(imaged, "images/S3.svs", settings=lower)[0].up_to_date is False
+    assert read_prediction(done.path).genes == ["G4", "G0"]
+    assert run(imaged, "images/S3.svs", settings=settings)[0].up_to_date
     np.testing.assert_array_equal(some.mean, everything.mean[:, [4, 0]])
     np.testing.assert_array_equal(some.samples, everything.samples[:, :, [4, 0]])
-    for genes, message in ((("G9",), "does not have 'G9'; it has"), (("G1", "G1"), "twice")):
+    for genes, message in (
+        (("G11",), r"does not have 'G11'; did you mean G1\?"),
+        (("ERBB2",), "does not have 'ERBB2'; it has G0, G1, G2, ..."),
+        (("G1", "g1"), "twice"),
+    ):
         wrong = dataclasses.replace(SETTINGS, sample=SampleSettings(genes=genes))
         with pytest.raises(BadConfig, match=message):
             run(imaged, "images/S3.svs", settings=wrong, overwrite=True)
@@ -218,8 +241,15 @@ def test_bad_slides_are_refused_in_one_line(imaged):
         run(imaged, "glass.png", options=SourceOptions(um_per_px=0.5))
     with pytest.raises(BadInput, match="No such file"):
         run(imaged, "absent.svs")
+    # a scale that is wrong makes few spots, and few pixels
+    Image.fromarray(tissue_on_glass()).save(imaged / "tissue.png")
+    few = r"spots: found [1-4] spots?, as the image is .* mm at 0.06 µm/px.*check the scale"
+    with pytest.raises(BadInput, match=few):
+        run(imaged, "tissue.png", options=SourceOptions(um_per_px=0.06))
+    with pytest.raises(BadInput, match="of 0.02 µm, expected at least one patch.*check the scale"):
+        run(imaged, "tissue.png", options=SourceOptions(um_per_px=0.02))
     (imaged / "empty").mkdir()
-    with pytest.raises(BadInput, match="one of: kit"):
+    with pytest.raises(BadInput, match=r"found an empty folder, expected images \(.*one of: kit"):
         run(imaged, "empty")
     with pytest.raises(BadConfig, match="found 'other', expected the model's 'toy'"):
         run(imaged, "images/S3.svs", encoder=toy_encoder("other"))
@@ -247,7 +277,7 @@ def test_an_estimate_says_what_would_be_done_and_does_nothing(imaged):
     assert "patches at" in lines[4]
     assert "MB for outputs" in lines[5]
     assert not (imaged / "out").exists()
-    assert encoder_of(imaged / "run") == "toy"
+    assert encoder_of(models_of(imaged / "run", SETTINGS.sample)) == "toy"
 
 
 def test_a_slide_read_anew_is_another(imaged):
@@ -349,3 +379,95 @@ def test_genes_are_checked_before_anything_is_computed(imaged):
     with pytest.raises(BadConfig, match="does not have 'ABC'"):
         run(imaged, "images/S3.svs", settings=settings)
     assert not (imaged / "out").exists()
+
+
+def slides_on_page(folder):
+    """Return the slides that the page shows, and what it says it does not show."""
+    page = (folder / "out/report.html").read_text()
+    left_out = re.search(r"Not shown, of the same folder: (.*?)\.</p>", page)
+    return re.findall(r"<h2>(S\d)</h2>", page), left_out.group(1) if left_out else ""
+
+
+def test_the_page_shows_the_models_other_predictions_of_the_folder(imaged):
+    run(imaged, "images/S2.svs")
+    run(imaged, "images/S3.svs")
+    assert slides_on_page(imaged) == (["S3", "S2"], "")
+    shutil.copy(imaged / "out/S2.h5ad", imaged / "out/copy.h5ad")
+    (imaged / "out/none.h5ad").write_text("x")
+    run(imaged, "images/S2.svs")
+    assert slides_on_page(imaged) == (["S2", "S3"], "copy.h5ad (a copy), none.h5ad (no prediction)")
+    with resealed(imaged / "out/S3.h5ad") as file:
+        del file["X"]
+    run(imaged, "images/S2.svs")
+    assert slides_on_page(imaged)[1].startswith("S3.h5ad (damaged), copy.h5ad")
+    run(imaged, "images/S3.svs", overwrite=True)
+    # of another model, which is as good as the first but for its card
+    checkpoint = load_checkpoint(imaged / "run/all/checkpoint")
+    provenance = {**checkpoint.provenance, "dataset": "other"}
+    other = dataclasses.replace(checkpoint, provenance=provenance)
+    save_checkpoint(imaged / "run/all/checkpoint", other)
+    (imaged / "out/none.h5ad").unlink()
+    (imaged / "out/copy.h5ad").unlink()
+    run(imaged, "images/S2.svs")
+    assert slides_on_page(imaged) == (["S2"], "S3.h5ad (of another model)")
+    # a part has a page of its own slides
+    run(imaged, "images", share=Part(1, 1))
+    page = (imaged / "out/report-1-of-1.html").read_text()
+    assert re.findall(r"<h2>(S\d)</h2>", page) == ["S0", "S1", "S2", "S3"]
+    assert "Not shown" not in page
+
+
+def test_the_model_of_all_slides_is_taken_for_new_ones(imaged):
+    """Also for a slide that one of the run's folds has held out."""
+    checkpoint = load_checkpoint(imaged / "run/all/checkpoint")
+    for number in (0, 1):
+        provenance = {**checkpoint.provenance, "fold": number, "test_slides": [f"S{number + 2}"]}
+        fold = dataclasses.replace(checkpoint, provenance=provenance)
+        save_checkpoint(imaged / f"run/fold{number}/checkpoint", fold)
+    assert run(imaged, "images/S3.svs")[0].fold is None
+    one = dataclasses.replace(SETTINGS, sample=SampleSettings(fold=1))
+    assert run(imaged, "images/S3.svs", settings=one)[0].fold == 1
+    shutil.rmtree(imaged / "run/all")
+    assert run(imaged, "images/S3.svs")[0].fold == 1
+
+
+def test_the_checkpoint_is_read_once(imaged, monkeypatch):
+    read = Mock(side_effect=load_checkpoint)
+    monkeypatch.setattr("stflow_graph.inference.sampling.load_checkpoint", read)
+    models = models_of(imaged / "run", SETTINGS.sample)
+    assert encoder_of(models) == "toy"
+    (slide,) = slides_of(imaged / "images/S3.svs")
+    predict([slide], models, imaged / "out", toy_encoder(), SETTINGS)
+    assert read.call_count == 1
+
+
+def test_warnings_of_a_slide_are_kept_with_its_prediction(imaged, caplog):
+    rng = np.random.default_rng(0)
+    places = rng.uniform((10, 560), (890, 690), (60, 2))  # glass below the tissue
+    table = ["barcode,pixel_x,pixel_y", *(f"b{i},{x},{y}" for i, (x, y) in enumerate(places))]
+    (imaged / "spots.csv").write_text("\n".join(table) + "\n")
+    (done,) = run(imaged, "images/S3.svs", spots=imaged / "spots.csv")
+    (warning,) = done.warnings
+    assert re.fullmatch(r"(only )?\d+% of the spots lie on tissue.*: see the overlay", warning)
+    assert warning in caplog.text
+    assert f"S3</b>: {warning}" in (imaged / "out/report.html").read_text()
+    again = run(imaged, "images/S3.svs", spots=imaged / "spots.csv")[0]
+    assert (again.up_to_date, again.warnings) == (True, (warning,))
+    assert run(imaged, "images/S3.svs")[0].warnings == ()
+
+
+def test_the_whole_image_is_made_small_once(imaged, monkeypatch):
+    """For the grid; the picture of its spots is read where these are."""
+    boxes = []
+    read = ImageReader.read_overview
+
+    def counted(self, shrinkage, box=None):
+        boxes.append(box)
+        return read(self, shrinkage, box)
+
+    monkeypatch.setattr(ImageReader, "read_overview", counted)
+    (slide,) = slides_of(imaged / "images/S3.svs")
+    with slide.open() as image:
+        places = slide.places(image, PATCH_UM, PATCHES.grid)
+        write_overlay(slide, image, places, imaged / "S3.png")
+    assert [box is None for box in boxes] == [True, False]

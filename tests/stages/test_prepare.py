@@ -20,6 +20,7 @@ from real import BENCH, KIT, needs_real_slides
 from stflow_graph.data.splits import Dataset
 from stflow_graph.errors import BadInput, SomeFailed
 from stflow_graph.images.open import open_image
+from stflow_graph.io.coords import array_pitch, median_pitch
 from stflow_graph.io.expression import read_expression, write_expression
 from stflow_graph.io.patches import open_patches
 from stflow_graph.platforms.source import tables_source
@@ -104,6 +105,16 @@ def test_a_spot_counts_only_if_it_is_in_both_tables(tmp_path):
     assert found.um_per_px == UM_PER_PX
     np.testing.assert_array_equal(found.counts.toarray(), [truth[b] for b in found.barcodes])
     assert done.pitch_um == pytest.approx(PITCH * UM_PER_PX, rel=0.1)
+
+
+def test_the_pitch_is_that_of_the_array_as_the_overlay_states_it(tmp_path, monkeypatch):
+    """The distance to the nearest spot alone is shorter, as places vary."""
+    monkeypatch.setattr("stflow_graph.io.coords._MANY", 10)
+    write_raw(tmp_path, "S0")
+    done = prepare_one(tmp_path, tmp_path / "out")
+    coords = read_expression(done.adata).coords
+    assert done.pitch_um == pytest.approx(UM_PER_PX * array_pitch(coords))
+    assert done.pitch_um > UM_PER_PX * median_pitch(coords) + 0.1
 
 
 def test_the_patch_file_matches_the_expression_file_and_the_image(tmp_path):

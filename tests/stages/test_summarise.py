@@ -308,7 +308,7 @@ def test_patients_are_means_weighted_by_spots(cohort, tmp_path, everything):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sample_id,patient\nS1,P1\nS2,P1\n", "no row of 1 slides, such as ['S3']"),
+        ("sample_id,patient\nS1,P1\nS2,P1\n", "no row of 1 slide, such as ['S3']"),
         ("sample_id,patient\nS1,P1\nS2,\nS3,P1\n", "a patient for each slide"),
         ("sample_id,patient\nS1,P1\nS1,P2\n", "one for each slide"),
         ("sample_id,person\nS1,P1\n", "also patient"),

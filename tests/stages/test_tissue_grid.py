@@ -121,7 +121,7 @@ BAD = {
     "small": (_png(GLASS[:39]), {"um_per_px": 0.5}, r"200 x 39 px.*one patch of 40 px"),
     "no scale": (_png(GLASS), {}, "um_per_px: found none in the file.*micrometres per pixel"),
     "wrong scale": (_png(GLASS), {"um_per_px": 50}, "0.4 px wide"),
-    "text": (lambda p: p.write_text("a slide"), {"um_per_px": 0.5}, "cannot identify"),
+    "text": (lambda p: p.write_text("a slide"), {"um_per_px": 0.5}, "no image"),
     "missing": (lambda p: None, {"um_per_px": 0.5}, "No such file"),
     "16 bits": (_png(GLASS[..., 0].astype(np.uint16)), {"um_per_px": 0.5}, "16 bits"),
     "name": (_png(GLASS), {"um_per_px": 0.5, "name": "../up"}, "id: found '../up'"),

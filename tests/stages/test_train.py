@@ -68,9 +68,15 @@ def test_a_run_leaves_all_that_it_promises(cohort, tmp_path, denoiser):
 
 def test_all_slides_train_one_model_and_none_is_tested(cohort, tmp_path):
     shutil.rmtree(cohort.root / "splits")
+    (cohort.root / "var_50genes.json").rename(cohort.root / "var_50genes_all.json")
     out = tmp_path / "run"
     (result,) = run(cohort, out, train__folds="all", train__members=2)
     assert (result.fold, result.test_pearson, result.folder) == (None, {}, out / "all")
+    # with the gene list that was taken, and what is not known of no slide
+    assert result.protocol.startswith("log1p | var_50genes_all.json | no test slides | ")
+    card = (out / "all/checkpoint/README.md").read_text()
+    assert "| genes | 6 (var_50genes_all.json) |" in card
+    assert "| never seen in training | none: a model of all slides" in card
     assert np.isnan(result.pearson).all()
     assert np.isfinite(result.validation_pearson)
     assert not (out / "results_kfold.json").exists()
@@ -254,7 +260,10 @@ def test_folds_with_gene_lists_of_their_own_share_one_table(cohort, tmp_path):
     rows = json.loads((tmp_path / "run/results_kfold.json").read_text())["pearson_corrs"]
     assert [row["name"] for row in rows] == ["G0", "G1", "G2"]
     assert [None in row["pearson_corrs"] for row in rows] == [True, False, True]
-    assert load_checkpoint(tmp_path / "run/fold1/checkpoint").genes == ["G1", "G2"]
+    checkpoint = load_checkpoint(tmp_path / "run/fold1/checkpoint")
+    assert checkpoint.genes == ["G1", "G2"]
+    assert checkpoint.provenance["gene_list"] == "var_50genes_fold1.json"
+    assert checkpoint.provenance["protocol"].startswith("log1p | var_50genes_fold{fold}.json | ")
 
 
 def test_the_table_has_all_folds_whoever_trained_them(cohort, tmp_path):
