@@ -14,6 +14,7 @@ from stflow_graph.data.barcodes import match_barcodes
 from stflow_graph.data.coordinates import patch_centres, to_centres
 from stflow_graph.data.slide import Slide, target_of
 from stflow_graph.data.splits import Sample, find_embedding
+from stflow_graph.data.stored_embeddings import StoredEmbeddings
 from stflow_graph.errors import BadInput, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.embeddings import EmbeddingFile, open_embeddings
@@ -22,6 +23,7 @@ from stflow_graph.io.gene_names import DEFAULT_MATCHING, GeneMatching
 from stflow_graph.io.h5ad import read_h5ad
 from stflow_graph.io.hdf5 import check_unique
 from stflow_graph.io.patches import open_patches
+from stflow_graph.io.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ def load_slide(
     dataset: str = "",
     matching: GeneMatching = DEFAULT_MATCHING,
     min_embedded: float = 0.0,
+    in_memory: bool = True,
 ) -> Slide:
     """Read a slide's embeddings and, optionally, its expression, joined by barcode.
 
@@ -53,13 +56,18 @@ def load_slide(
         matching: how genes with other names in the file are matched, and whether genes that it
             lacks are masked: NaN in ``y``.
         min_embedded: of the measured spots, the share that must have embeddings.
+        in_memory: keep the embeddings; otherwise they are checked, and read again as needed.
 
     Raises:
         BadInput: a file is bad, a gene is absent and not masked, under half of the smaller
             file's barcodes are in the other, or too few measured spots have embeddings.
     """
+    version = Versions(embedding_file)
     with open_embeddings(embedding_file) as source:
         slide, attrs = slide_of(source, name, dataset), source.attrs
+    if not in_memory:
+        stored = StoredEmbeddings(Path(embedding_file), slide.x.shape, version)
+        slide = slide.with_(x=stored)
     if expr_file is None:
         return slide
     expression = read_expression(expr_file, genes, matching=matching)
@@ -70,7 +78,7 @@ def load_slide(
         fix = "embed the others, or give --allow-missing-spots"
         raise BadInput(expr_file, "embeddings", found, f"at least {min_embedded:.0%}", fix)
     y = target_of(expression, genes, target, expr_file, rows)
-    return dataclasses.replace(slide, y=y, um_per_px=slide.um_per_px or expression.um_per_px)
+    return slide.with_(y=y, um_per_px=slide.um_per_px or expression.um_per_px)
 
 
 def load_sample(
@@ -81,6 +89,7 @@ def load_sample(
     target: str = "log1p",
     matching: GeneMatching = DEFAULT_MATCHING,
     min_embedded: float = 0.0,
+    in_memory: bool = True,
 ) -> Slide:
     """Read a slide of a split with its expression; see :func:`load_slide`.
 
@@ -97,6 +106,7 @@ def load_sample(
         dataset=sample.dataset,
         matching=matching,
         min_embedded=min_embedded,
+        in_memory=in_memory,
     )
     if slide.encoder not in ("", encoder):
         fix = f"give --encoder {slide.encoder}, or another --embed-dataroot"
@@ -239,7 +249,7 @@ def _join(
         size=_number(attrs, "patch_size_level0"),
         stated=attrs.get("convention"),
     )
-    return dataclasses.replace(slide, coords=placed.coords), expr_rows
+    return slide.with_(coords=placed.coords), expr_rows
 
 
 def _hest_folder(root: Path, name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -99,22 +99,25 @@ class Normalisation:
     @classmethod
     def fit(
         cls,
-        xs: Sequence[np.ndarray],
+        xs: Iterable[np.ndarray],
         ys: Sequence[np.ndarray],
         standardize: str,
         center_targets: bool,
     ) -> Normalisation:
         """Fit on the embeddings ``[N_s, F]`` and expression ``[N_s, G]`` of training slides.
 
-        Genes that a slide does not measure are NaN, see ``stats.panels``.
+        Genes that a slide does not measure are NaN, see ``stats.panels``. Embeddings are taken
+        slide by slide, in one pass.
         """
-        x = np.concatenate(xs).astype(np.float64)
+        moments = Moments()
+        for x in xs:
+            moments.add(x)
         y_mean = mean_of_measured(np.stack([y.mean(axis=0, dtype=np.float64) for y in ys]))
         return cls(
             standardize,
             center_targets,
-            x.mean(axis=0).astype(np.float32),
-            x.std(axis=0).astype(np.float32),
+            moments.mean.astype(np.float32),
+            moments.std.astype(np.float32),
             y_mean.astype(np.float32),
         )
 

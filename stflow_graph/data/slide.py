@@ -7,11 +7,12 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stflow_graph.data.normalise import to_target
+from stflow_graph.data.stored_embeddings import Embeddings, StoredEmbeddings
 from stflow_graph.errors import BadInput, count, unquoted
 from stflow_graph.io.atomic import check_name
 from stflow_graph.io.coords import check_finite, check_spread
@@ -32,7 +33,8 @@ class Slide:
 
     Attributes:
         name: the slide's name, unique in its data set.
-        x: ``[N, F]`` float32 patch embeddings; F is 0 before the patches are embedded.
+        x: ``[N, F]`` float32 patch embeddings; F is 0 before the patches are embedded. Where
+            they stay in their file every access reads them, see ``data.stored_embeddings``.
         coords: ``[N, 2]`` float64 level-0 pixels (x, y).
         barcodes: N names.
         y: ``[N, G]`` float32 expression in log1p units, NaN in the columns of genes that the
@@ -148,18 +150,32 @@ class Slide:
     @property
     def width(self) -> int:
         """F, channels of an embedding."""
-        return int(self.x.shape[1])
+        return int(self._kept.shape[1])
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield the embeddings with their rows, as an embedding file does; here in one block."""
         yield slice(0, len(self)), self.x
 
+    def with_(self, **changes: Any) -> Slide:
+        """Return the slide with other fields; embeddings in their file stay there."""
+        return dataclasses.replace(self, **{"x": self._kept, **changes})
+
+    @property
+    def _kept(self) -> np.ndarray | StoredEmbeddings:
+        kept: np.ndarray | StoredEmbeddings = self.__dict__["_x"]
+        return kept
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the embeddings are read from their file at every access."""
+        return isinstance(self._kept, StoredEmbeddings)
+
     def take(self, rows: np.ndarray) -> Slide:
         """Return the slide with these of its spots, in this order."""
         patches = self.patches
-        return dataclasses.replace(
-            self,
-            x=self.x[rows],
+        kept = self._kept
+        return self.with_(
+            x=kept.take(rows) if isinstance(kept, StoredEmbeddings) else kept[rows],
             coords=self.coords[rows],
             barcodes=[self.barcodes[i] for i in rows],
             y=None if self.y is None else self.y[rows],
@@ -227,6 +243,10 @@ class Slide:
         if self.y is not None:
             data.y = torch.from_numpy(self.y)
         return data
+
+
+# set afterwards: in the class a dataclass would take it for a default
+Slide.x = Embeddings()  # type: ignore[assignment]
 
 
 def target_of(

@@ -68,7 +68,7 @@ def slide_data(slide: Slide, config: Config, normalisation: Normalisation) -> Da
 def normalisation_of(slides: Sequence[Slide], config: DataConfig) -> Normalisation:
     """Return the scaling of input and output, fitted on training slides."""
     return Normalisation.fit(
-        [slide.x for slide in slides],
+        (slide.x for slide in slides),
         [slide.truth for slide in slides],
         config.standardize,
         config.center_targets,

@@ -15,9 +15,11 @@ import re
 import secrets
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-_PROC = Path("/proc")
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+_OF_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 # a place that cannot be determined is that of this process alone, so no other is taken for dead
 _UNKNOWN = secrets.token_hex(8)
 
@@ -111,13 +113,49 @@ def available_cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Return the bytes that can be had without swapping; None where the system does not tell."""
+    """Return the bytes that can be had without swapping; None where the system does not tell.
+
+    In a container or a job with a limit of memory they are what is left of it.
+    """
     try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        text = (_PROC / "meminfo").read_text(encoding="ascii")
     except OSError:
         return None
     available = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(available[1]) * 1024 if available else None
+    known = [int(available[1]) * 1024] if available else []
+    return min([*known, *_left_of_limits()], default=None)
+
+
+def _left_of_limits() -> Iterator[int]:
+    """Yield what this process's control groups, and those above them, leave of their memory."""
+    try:
+        lines = (_PROC / "self/cgroup").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        number, controllers, place = line.split(":", 2)
+        if number == "0":
+            root, names = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif controllers == "memory":
+            root, names = _CGROUPS / "memory", _OF_VERSION_1
+        else:
+            continue
+        group = root / place.lstrip("/")
+        for folder in (group, *group.parents):
+            if (left := _left_of(folder, *names)) is not None:
+                yield left
+            if folder == root:
+                break
+
+
+def _left_of(group: Path, limit: str, usage: str, cached: str) -> int | None:
+    """Return what a control group leaves; pages that only cache files count as free."""
+    try:
+        most, used = (int((group / name).read_text(encoding="ascii")) for name in (limit, usage))
+        found = re.search(rf"^{cached} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no such group here, or "max": no limit
+        return None
+    return max(0, most - used + (int(found[1]) if found else 0))
 
 
 def seconds_since_boot() -> float:

@@ -34,9 +34,9 @@ class Group:
     def __init__(self, handle: ProcessGroup, rank: int, size: int) -> None:
         self._handle, self.rank, self.size = handle, rank, size
 
-    def own(self, items: Sequence[_Item]) -> list[_Item]:
+    def own(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """Return this process's items; another process has each of the others."""
-        return list(items[self.rank :: self.size])
+        return items[self.rank :: self.size]
 
     def add(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values, the same to the last bit for each of them.

@@ -287,6 +287,11 @@ def is_rank() -> bool:
     return all(os.environ.get(name) for name in _NAMES) and os.environ["WORLD_SIZE"] != "1"
 
 
+def ranks_of_this_machine() -> int:
+    """Return how many ranks share this machine's memory; 1 for a process that is none."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if is_rank() else 1
+
+
 def join() -> Ranks | None:
     """Return this process among those that ``torchrun`` started; None where it is the only one.
 

@@ -25,7 +25,7 @@ from stflow_graph.data.load import (
 )
 from stflow_graph.data.protocol import protocol_name
 from stflow_graph.data.slide import Slide
-from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets
+from stflow_graph.data.splits import Dataset, Fold, Sample, find_datasets, find_embedding
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.evaluation.hest_results import results_kfold
 from stflow_graph.inference.inputs import check_enough_spots
@@ -37,6 +37,7 @@ from stflow_graph.io.expression import gene_identities
 from stflow_graph.io.gene_aliases import gene_matching
 from stflow_graph.io.gene_names import GeneMatching
 from stflow_graph.io.outputs import check_output_folder
+from stflow_graph.io.process import available_memory
 from stflow_graph.io.versions import Versions
 from stflow_graph.models.build import pick_device
 from stflow_graph.models.checkpoint import (
@@ -48,7 +49,8 @@ from stflow_graph.models.checkpoint import (
 from stflow_graph.models.precision import check_precision
 from stflow_graph.models.warm_start import WarmStart
 from stflow_graph.parallel.group import Group, make_groups
-from stflow_graph.parallel.ranks import Ranks
+from stflow_graph.parallel.parts import size_of
+from stflow_graph.parallel.ranks import Ranks, ranks_of_this_machine
 from stflow_graph.stats.metrics import pearson_per_gene, pooled_pearson
 from stflow_graph.stats.panels import measured_genes
 from stflow_graph.training.fold import FoldTraining
@@ -71,6 +73,7 @@ from stflow_graph.training.tracking import Trackers
 from stflow_graph.version import __version__
 
 _MIN_EMBEDDED = 0.5  # of a slide's measured spots
+_MEMORY_SHARE = 0.4  # of what is available, for the training slides' embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,8 +273,9 @@ def _read_inputs(dataset: Dataset, fold: Fold, config: Config) -> _Inputs:
     matching = gene_matching(data.gene_aliases, data.duplicate_genes, data.missing_genes)
     if data.gene_aliases:
         hashes["gene_aliases"] = versions.sha256(data.gene_aliases)
+    in_memory = _fit_into_memory(fold.train, config)
     slides, tests = (
-        [_load(sample, config, genes, matching) for sample in side]
+        [_load(sample, config, genes, matching, in_memory) for sample in side]
         for side in (fold.train, fold.test)
     )
     check_one_width([*slides, *tests], config.data.embed_dataroot)
@@ -417,7 +421,30 @@ def _score_test(
     return pooled_pearson(predicted, truth), of_slides
 
 
-def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMatching) -> Slide:
+def _fit_into_memory(samples: Sequence[Sample], config: Config) -> bool:
+    """Return whether slides' embeddings can be kept as networks read them; by their files' sizes.
+
+    With them are kept scaled ones and one average for each hop of the context. Ranks of a machine
+    share its memory.
+    """
+    data, available = config.data, available_memory()
+    if available is None:
+        return True
+    sizes = [
+        size_of(find_embedding(data.embed_dataroot, sample.dataset, data.encoder, sample.id))
+        for sample in samples
+    ]
+    copies = 2 + len(getattr(config.denoiser, "context_hops", ()))
+    return copies * sum(sizes) * ranks_of_this_machine() <= _MEMORY_SHARE * available
+
+
+def _load(
+    sample: Sample,
+    config: Config,
+    genes: Sequence[str],
+    matching: GeneMatching,
+    in_memory: bool,
+) -> Slide:
     data = config.data
     slide = load_sample(
         sample,
@@ -427,6 +454,7 @@ def _load(sample: Sample, config: Config, genes: Sequence[str], matching: GeneMa
         data.target,
         matching,
         0.0 if data.allow_missing_spots else _MIN_EMBEDDED,
+        in_memory,
     )
     check_enough_spots(len(slide), config.graph.n_neighbors, slide.file or slide.name)
     return slide

@@ -6,7 +6,7 @@ plain numpy gives, to the bit, where nothing is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -38,6 +38,23 @@ def take_genes(values: np.ndarray, genes: np.ndarray) -> np.ndarray:
     if np.array_equal(genes, np.arange(values.shape[-1])):
         return values
     return np.ascontiguousarray(values[..., genes])
+
+
+def mean_of_spots(ys: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the mean ``[G]`` float64 over the spots of slides ``[N_s, G]`` that measure a gene.
+
+    Slides are taken one by one; a gene that none of them measures is NaN.
+    """
+    total, count = None, None
+    for y in ys:
+        known = ~np.isnan(y)
+        of_slide = np.where(known, y, 0).sum(axis=0, dtype=np.float64), known.sum(axis=0)
+        total = of_slide[0] if total is None else total + of_slide[0]
+        count = of_slide[1] if count is None else count + of_slide[1]
+    assert total is not None
+    assert count is not None
+    mean: np.ndarray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean
 
 
 def mean_of_measured(values: np.ndarray) -> np.ndarray:

@@ -37,17 +37,14 @@ class RidgePath:
     fixed: np.ndarray | None = None
 
     @classmethod
-    def fit(cls, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> RidgePath:
+    def fit(cls, xs: Iterable[np.ndarray], ys: Sequence[np.ndarray]) -> RidgePath:
         """Decompose the features ``[N_s, F]`` of slides with expression ``[N_s, G]``.
 
         Features are used as they are; expression is centred within each slide.
         """
-        x = np.concatenate(xs).astype(np.float64)
-        y = np.concatenate([y - y.mean(axis=0, dtype=np.float64) for y in ys])
-        share = min(1.0, _MAX_ROWS / len(x))
-        if share < 1:
-            rows = _sample(len(x))
-            x, y = x[rows], y[rows]
+        n = sum(map(len, ys))
+        share = min(1.0, _MAX_ROWS / n)
+        x, y = _sampled(xs, ys)
         values, vectors = np.linalg.eigh(x @ x.T)
         return cls(x, values.clip(min=0), vectors, vectors.T @ y, share)
 
@@ -83,12 +80,11 @@ class PanelRidgePath:
             (
                 genes,
                 slides,
-                RidgePath.fit([xs[i] for i in slides], [ys[i][:, genes] for i in slides]),
+                RidgePath.fit((xs[i] for i in slides), [ys[i][:, genes] for i in slides]),
             )
             for slides, genes in genes_by_slides(ys)
         ]
-        x = np.concatenate(xs).astype(np.float64)
-        return cls(x[_sample(len(x))], groups, ys[0].shape[1])
+        return cls(_sampled(xs, ys)[0], groups, ys[0].shape[1])
 
     def weights(self, alpha: float) -> np.ndarray:
         """Return the weights ``[F, G]`` for an L2 penalty; 0 for a gene that no slide measures."""
@@ -116,10 +112,26 @@ def _with_fixed(weights: np.ndarray, fixed: np.ndarray | None) -> np.ndarray:
     return weights if fixed is None else np.where(np.isnan(fixed), weights, fixed)
 
 
-def _sample(n: int) -> np.ndarray:
-    if n <= _MAX_ROWS:
-        return np.arange(n)
-    return np.random.default_rng(0).choice(n, _MAX_ROWS, replace=False)
+def _sampled(xs: Iterable[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and centred expression of all spots, or of a random sample of very many.
+
+    Slides are taken one by one: features of very many spots would not fit into memory together.
+    """
+    n = sum(map(len, ys))
+    rows = np.arange(n)
+    if n > _MAX_ROWS:
+        rows = np.random.default_rng(0).choice(n, _MAX_ROWS, replace=False)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    start = 0
+    for x, y in zip(xs, ys, strict=True):
+        (places,) = np.nonzero((start <= rows) & (rows < start + len(y)))
+        mine = rows[places] - start
+        centred = y - y.mean(axis=0, dtype=np.float64)
+        found.append((places, x[mine].astype(np.float64), centred[mine]))
+        start += len(y)
+    order = np.argsort(np.concatenate([places for places, _, _ in found]))
+    x, y = (np.concatenate([each[k] for each in found])[order] for k in (1, 2))
+    return x, y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +150,7 @@ class HeldOutPart:
 
 
 def held_out_scores(
-    paths: Iterable[RidgePath | PanelRidgePath], held_out: Iterable[Sequence[HeldOutPart]]
+    paths: Iterable[RidgePath | PanelRidgePath], held_out: Iterable[Iterable[HeldOutPart]]
 ) -> np.ndarray:
     """Return the mean PCC on held-out parts for each penalty and finish, ``[ALPHAS, finishes]``.
 
@@ -151,10 +163,10 @@ def held_out_scores(
     """
     table: list[list[list[float]]] = [[] for _ in ALPHAS]
     for path, parts in zip(paths, held_out, strict=True):
-        for row, alpha in zip(table, ALPHAS, strict=True):
-            weights = path.weights(alpha)
-            for part in parts:
-                predicted = part.x @ weights
+        weights = [path.weights(alpha) for alpha in ALPHAS]
+        for part in parts:
+            for row, weight in zip(table, weights, strict=True):
+                predicted = part.x @ weight
                 finished = (finish(predicted) for finish in part.finishes)
                 row.append([mean_of_defined(pearson_per_gene(y, part.y)) for y in finished])
     scores = np.array(table)  # [ALPHAS, parts, finishes]

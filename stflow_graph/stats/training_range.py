@@ -14,13 +14,14 @@ slides are from the others.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.linalg import eigh
 
 _COMPONENTS = 16
 _MAX_SPOTS = 2000  # of a slide, evenly spaced
+_MAX_SPOTS_OF_ALL = 40_000
 _MAX_PARTS = 8  # that are held out in turn
 _SPOT_QUANTILE = 0.99
 _MAX_SPOT = 2.0  # of a slide's limit, that of a spot
@@ -59,19 +60,23 @@ class TrainingRange:
     @classmethod
     def fit(
         cls,
-        slides: Sequence[np.ndarray],
+        slides: Iterable[np.ndarray],
         predictions: Sequence[np.ndarray],
         stains: Sequence[np.ndarray | None] = (),
+        n_slides: int = 1,
     ) -> TrainingRange:
         """Describe training slides.
 
         Args:
-            slides: embeddings ``[N_s, F]`` of each.
+            slides: embeddings ``[N_s, F]`` of each, taken one by one; of many slides fewer spots
+                each are looked at.
             predictions: ``[n, G]`` predictions of slides, or parts, by networks that did not see
                 them.
             stains: of each slide where known, ``[3]``.
+            n_slides: their number.
         """
-        taken = [_some(slide).astype(np.float64) for slide in slides]
+        most = min(_MAX_SPOTS, max(1, _MAX_SPOTS_OF_ALL // n_slides))
+        taken = [_some(slide, most).astype(np.float64) for slide in slides]
         if len(taken) == 1:  # halves of the only slide
             taken = np.array_split(taken[0], 2)
         parts = [np.concatenate(taken[i::_MAX_PARTS]) for i in range(min(len(taken), _MAX_PARTS))]
@@ -161,8 +166,8 @@ class TrainingRange:
         )
 
 
-def _some(slide: np.ndarray) -> np.ndarray:
-    step = -(-len(slide) // _MAX_SPOTS)
+def _some(slide: np.ndarray, most: int) -> np.ndarray:
+    step = -(-len(slide) // most)
     return slide[::step]
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +17,8 @@ from stflow_graph.config import Config, TrainConfig
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
 from stflow_graph.parallel.group import Group
 
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 _RESIDENT = 0.4  # of a GPU's free memory, for the slides
 
 
@@ -25,12 +30,19 @@ class Slides:
     Args:
         slides: with their graphs and context.
         device: the network's.
+        positions: of each slide, ``[N, 2]``, where the slides themselves are made on demand: then
+            the next step's are made while the network takes a step. None: slides are in memory.
     """
 
-    def __init__(self, slides: Sequence[Data], device: torch.device) -> None:
-        self._positions = [data.pos.cpu() for data in slides]
-        self._slides = list(slides)
-        if device.type == "cuda":
+    def __init__(
+        self,
+        slides: Sequence[Data],
+        device: torch.device,
+        positions: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._slides, self._looks_ahead = slides, positions is not None
+        self._positions = [data.pos.cpu() for data in slides] if positions is None else positions
+        if device.type == "cuda" and positions is None:
             needed = sum(x.nbytes for data in slides for _, x in data if isinstance(x, Tensor))
             if needed <= _RESIDENT * torch.cuda.mem_get_info(device)[0]:
                 self._slides = [copy.copy(data).to(device) for data in slides]
@@ -51,18 +63,33 @@ class Slides:
         settings = config.train
         n_hops = config.denoiser.n_layers if config.denoiser.name == "graph" else 0
         plan = [
-            (data, rows)
-            for data, pos in zip(self._slides, self._positions, strict=True)
+            (number, rows)
+            for number, pos in enumerate(self._positions)
             for rows in _regions(pos, settings, generator)
         ]
+
         # a region is cut when its turn comes, so that only those of one step are in memory
-        order = torch.randperm(len(plan), generator=generator)
-        for part in order.split(settings.batch_size):
-            chosen = [plan[i] for i in part.tolist()]
+        def cut(part: Tensor) -> tuple[Batch | None, int]:
+            chosen: Sequence[tuple[int, Tensor]] = [plan[i] for i in part.tolist()]
             if group is not None:
                 chosen = group.own(chosen)
-            regions = [cut_region(data, rows, n_hops) for data, rows in chosen]
-            yield join_regions(regions) if regions else None, len(part)
+            regions = [cut_region(self._slides[number], rows, n_hops) for number, rows in chosen]
+            return join_regions(regions) if regions else None, len(part)
+
+        order = torch.randperm(len(plan), generator=generator)
+        steps = order.split(settings.batch_size)
+        yield from _ahead(cut, steps) if self._looks_ahead else map(cut, steps)
+
+
+def _ahead(make: Callable[[_Item], _Made], items: Sequence[_Item]) -> Iterator[_Made]:
+    """Yield what is made of each item; a thread makes the next one meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(make, item) for item in items[:1])
+        for item in items[1:]:
+            coming.append(pool.submit(make, item))
+            yield coming.popleft().result()
+        for last in coming:
+            yield last.result()
 
 
 def _regions(pos: Tensor, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:

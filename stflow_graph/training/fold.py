@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,21 @@ from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.parallel.group import Group
 from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.metrics import mean_of_defined, none_if_nan
-from stflow_graph.stats.panels import mean_of_measured
+from stflow_graph.stats.panels import mean_of_spots
 from stflow_graph.stats.ridge import fit_ridge_path
 from stflow_graph.stats.training_range import TrainingRange
+from stflow_graph.training.batches import Slides
 from stflow_graph.training.expression_field import fit_expression_field
 from stflow_graph.training.loop import EpochRecord, best_of, fit, stored_history
 from stflow_graph.training.members import Training, n_processes, train_members
 from stflow_graph.training.ridge import Paths, choose_input_dropout, fit_ridge_heads
+from stflow_graph.training.slide_cache import MadeOnDemand, SlideCache
 from stflow_graph.training.spot_flow import fit_spot_flow
 
+# held-out slides that the field of the residuals is fitted to, evenly chosen: each is compared with
+# all others, and more tell little that these do not
+_OF_FIELD = 64
+_CACHED = 2**29  # bytes of slides whose embeddings stay in their files
 _CALIBRATION_SAMPLES = 19  # S + 1 = 20: the ends of the 50, 80 and 90% intervals are samples
 
 
@@ -109,12 +115,16 @@ class _Member:
     network: nn.Module
     normalisation: Normalisation
     learn: list[Slide]
-    held_out: list[SlideInputs]
+    held_out: Sequence[SlideInputs]
     stream: int
 
 
 class _FoldData:
-    """Slides, and parts of slides, as networks read them, each prepared once."""
+    """Slides, and parts of slides, as networks read them.
+
+    Each is prepared once; where embeddings stay in their files, again whenever it is no longer
+    among those used last.
+    """
 
     def __init__(
         self, slides: Sequence[Slide], config: Config, warm_start: WarmStart | None = None
@@ -124,8 +134,10 @@ class _FoldData:
         self.normalisation = normalisation_of(slides, config.data)
         if warm_start is not None:
             self.normalisation = warm_start.scaling(self.normalisation)
-        self.data = functools.cache(self._data)
-        self.with_context = functools.cache(self._with_context)
+        self.is_stored = any(slide.is_stored for slide in slides)
+        limit = _CACHED if self.is_stored else None
+        self.data = self._data if self.is_stored else SlideCache(self._data)
+        self.with_context = SlideCache(self._with_context, limit)
 
     def _data(self, slide: Slide) -> Data:
         """Return a slide with its graph, scaled."""
@@ -141,12 +153,38 @@ class _FoldData:
         max_spots = self.config.train.max_region_spots
         return slide_inputs(slide, self.data(slide), self.device, above=max_spots)
 
+    def to_learn(self, slides: Sequence[Slide]) -> Sequence[Data] | Slides:
+        """Return slides with context: all of them, or how they are read on demand."""
+        if not self.is_stored:
+            return [self.with_context(slide) for slide in slides]
+        positions = [torch.from_numpy(slide.coords) for slide in slides]
+        return Slides(MadeOnDemand(self.with_context, slides), self.device, positions)
+
+    def to_predict(self, slides: Sequence[Slide]) -> Sequence[SlideInputs]:
+        """Return slides as :meth:`inputs` gives them: all of them, or on demand."""
+        if self.is_stored:
+            return MadeOnDemand(self.inputs, slides)
+        return [self.inputs(slide) for slide in slides]
+
     def n_numbers(self, slide: Slide) -> int:
         """Return about how many numbers of a spot a training step has in memory."""
         inputs = self.with_context(slide)
         n_inputs = inputs.x.size(1) + (inputs.context.size(1) if "context" in inputs else 0)
         # the inputs and those not dropped; estimates, targets and what the loss makes of them
         return 3 * n_inputs + 8 * slide.truth.shape[1]
+
+    def targets(self, slide: Slide) -> np.ndarray:
+        """Return a slide's expression as networks learn it, ``[N, G]``."""
+        return self.normalisation.targets(slide.truth)
+
+    def without_features(self, inputs: SlideInputs) -> SlideInputs:
+        """Return a slide without its embeddings, if these are read as they are needed."""
+        if not self.is_stored:
+            return inputs
+        data = copy.copy(inputs.data)
+        data.x = data.x.new_empty((len(data.x), 0))
+        max_spots = self.config.train.max_region_spots
+        return slide_inputs(inputs.slide, data, self.device, above=max_spots)
 
     def features(self, slide: Slide) -> np.ndarray:
         """Return the first layer's input, ``[N, F]`` or with context wider."""
@@ -233,12 +271,19 @@ class FoldTraining:
         members, data, config = self._members, self._data, self._config
         histories = self._train()
         _fit_ridges(members, self._splits, data, self._paths, self._fixed or None)
-        parts = [pair for member in members for pair in _finish(member, data, config)]
-        calibration = Calibration.fit([part for _, part in parts])
+        n_parts = sum(len(member.held_out) for member in members)
+        every = -(-n_parts // _OF_FIELD)
+        held_out, some = list[HeldOut](), list[tuple[SlideInputs, HeldOut]]()
+        for member in members:
+            for inputs, part in _finish(member, data, config):
+                if len(held_out) % every == 0:
+                    some.append((inputs, part))
+                held_out.append(part)
+        calibration = Calibration.fit(held_out)
         field = None
         if config.flow.kind == "field":
             stream = _stream(config, self._fold)
-            field = fit_expression_field(parts, data.normalisation, stream=stream)
+            field = fit_expression_field(some, data.normalisation, stream=stream)
         return FittedFold(
             config,
             join_weights([member.network for member in members]),
@@ -249,9 +294,10 @@ class FoldTraining:
             mean_of_defined(calibration.pearson),
             field,
             TrainingRange.fit(
-                [slide.x for slide in self._slides],
-                [part.mean for _, part in parts],
+                (slide.x for slide in self._slides),
+                [part.mean for _, part in some],
                 [slide.stain for slide in self._slides],
+                len(self._slides),
             ),
         )
 
@@ -280,7 +326,7 @@ class FoldTraining:
 
     def _training(self, i: int, group: Group | None = None) -> Training:
         member = self._members[i]
-        learn = [self._data.with_context(slide) for slide in member.learn]
+        learn = self._data.to_learn(member.learn)
         return lambda report: fit(
             member.network,
             learn,
@@ -324,7 +370,7 @@ def _ridge_paths(splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldD
     ):
         return []
     return [
-        fit_ridge_path([data.features(s) for s in learn], [s.truth for s in learn])
+        fit_ridge_path(MadeOnDemand(data.features, learn), [s.truth for s in learn])
         for learn, _ in splits
     ]
 
@@ -360,7 +406,7 @@ def _new_member(
         network,
         dataclasses.replace(data.normalisation, y_mean=level),
         learn,
-        [data.inputs(slide) for slide in validate],
+        data.to_predict(validate),
         stream,
     )
 
@@ -377,7 +423,7 @@ def _start_from(
     if warm_start.has_new_genes:
         scaling = member.normalisation
         member.network.eval()
-        inputs = [data.inputs(slide) for slide in member.learn]
+        inputs = data.to_predict(member.learn)
         means = [predict(member.network, part, data.config.flow, scaling).mean for part in inputs]
         warm_start.start_new_genes(
             member.network,
@@ -402,16 +448,11 @@ def _fit_ridges(
         return
     with torch.no_grad():
         means = {
-            inputs.slide: network.encoder(inputs.data, inputs.graph).mean.double().cpu().numpy()
+            inputs.slide: network.encoder(inputs.data, inputs.graph).mean.cpu().numpy()
             for network, member in zip(networks, members, strict=True)
             for inputs in member.held_out
         }
-    level = [
-        mean_of_measured(
-            np.concatenate([data.data(s).y.numpy() for s in member.learn]).astype(np.float64)
-        )
-        for member in members
-    ]
+    level = [mean_of_spots(map(data.targets, member.learn)) for member in members]
     fit_ridge_heads(fitted, splits, data.features, means, paths, level, fixed)
 
 
@@ -419,7 +460,7 @@ def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[Slid
     """Train a member's flow, if it has one; return its predictions for the slides it holds out."""
     network, n_samples = member.network, 1
     if isinstance(network, TwoStageDenoiser) and network.flow is not None:
-        learn = [data.inputs(slide) for slide in member.learn]
+        learn = data.to_predict(member.learn)
         fit_spot_flow(network, learn, member.held_out, config, stream=member.stream)
         n_samples = _CALIBRATION_SAMPLES
     network.eval()
@@ -434,7 +475,7 @@ def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[Slid
             seed=config.train.seed,
         )
         held_out = HeldOut(predicted.mean, predicted.samples, inputs.slide.truth)
-        parts.append((inputs, held_out))
+        parts.append((data.without_features(inputs), held_out))
     return parts
 
 

@@ -88,7 +88,7 @@ class _State:
 
 def fit(
     network: nn.Module,
-    learn: Sequence[Data],
+    learn: Sequence[Data] | Slides,
     validate: Sequence[SlideInputs],
     config: Config,
     normalisation: Normalisation,
@@ -108,7 +108,8 @@ def fit(
 
     Args:
         network: with the weights to start from, on the device to use.
-        learn: scaled slides with their graphs and context, to draw regions from.
+        learn: scaled slides with their graphs and context, to draw regions from; or how they are
+            read.
         validate: slides held out of training, on the network's device.
         config: the run's configuration.
         normalisation: scaling of the output, for the validation scores in log1p units.
@@ -126,7 +127,8 @@ def fit(
         Diverged: a loss or a gradient is not finite; the state kept last stays.
         RankFailed: another process of the group is lost.
     """
-    slides = Slides(learn, next(network.parameters()).device)
+    device = next(network.parameters()).device
+    slides = learn if isinstance(learn, Slides) else Slides(learn, device)
     state, prior = _start(network, config.train, warm), build_prior(config.flow)
     if state_file.exists():
         _restore(state, state_file)

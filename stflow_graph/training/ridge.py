@@ -42,14 +42,16 @@ def choose_input_dropout(splits: Splits, features: Features, paths: Paths) -> fl
         features: the first layer's input for a slide, ``[N, F]``.
         paths: ridge regressions on the splits' first parts.
     """
-    held_out = [[HeldOutPart(features(s), s.truth) for s in part] for _, part in splits]
+    held_out = ((HeldOutPart(features(s), s.truth) for s in part) for _, part in splits)
     scores = held_out_scores(paths, held_out)[:, 0]
     if not np.isfinite(scores).any():
         return 0.5
     alpha = ALPHAS[int(np.nanargmax(scores))]
-    xs = [features(slide) for part in splits[0] for slide in part]
-    squares = sum(float(np.square(x, dtype=np.float64).sum()) for x in xs)
-    odds = alpha * xs[0].shape[1] / (2 * max(squares, 1e-12))
+    squares, width = 0.0, 0
+    for slide in (slide for part in splits[0] for slide in part):
+        x = features(slide)
+        squares, width = squares + float(np.square(x, dtype=np.float64).sum()), x.shape[1]
+    odds = alpha * width / (2 * max(squares, 1e-12))
     return round(float(min(_MAX_DROPOUT, odds / (1 + odds))), 4)
 
 
@@ -90,7 +92,7 @@ def fit_ridge_heads(
     if fixed is not None:
         pairs = zip(paths, fixed, strict=True)
         paths = [dataclasses.replace(path, fixed=weights) for path, weights in pairs]
-    scores = held_out_scores(paths, [[part_of(s) for s in held_out] for _, held_out in splits])
+    scores = held_out_scores(paths, (map(part_of, held_out) for _, held_out in splits))
     if not np.isfinite(scores).any():
         return None
     best, chosen = np.unravel_index(int(np.nanargmax(scores)), scores.shape)
@@ -113,13 +115,14 @@ def _mean_prediction(
     features: Features,
 ) -> np.ndarray:
     """Return the mean ``[G]`` of x @ weights over the spots that each gene was fitted to."""
-    xs = [features(slide) for slide in learn]
+    totals = np.stack([features(slide).sum(axis=0, dtype=np.float64) for slide in learn])
+    n_spots = np.array([len(slide) for slide in learn])
     if isinstance(path, RidgePath):
-        mean: np.ndarray = np.concatenate(xs).mean(axis=0, dtype=np.float64) @ weights
+        mean: np.ndarray = totals.sum(axis=0) / n_spots.sum() @ weights
         return mean
     mean = np.zeros(path.n_genes)
     for genes, slides, _ in path.groups:
-        x = np.concatenate([xs[i] for i in slides]).mean(axis=0, dtype=np.float64)
+        x = totals[slides].sum(axis=0) / n_spots[slides].sum()
         mean[genes] = x @ weights[:, genes]
     return mean
 

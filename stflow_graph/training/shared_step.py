@@ -40,7 +40,7 @@ class StepShare:
         self, batch: Batch | None, n_regions: int, group: Group, device: torch.device
     ) -> None:
         self._group = group
-        self.regions = group.own(range(n_regions))
+        self.regions = list(group.own(range(n_regions)))
         numbers = torch.zeros(2 + n_regions, dtype=torch.float64)
         if batch is not None:
             y, of_slide = batch.y, batch.batch
