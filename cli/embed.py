@@ -11,6 +11,8 @@ from typer import Argument, BadParameter, Option
 
 from stflow_graph.errors import count
 
+from stflow_graph.parallel.ranks import is_rank
+
 from . import options as opt
 from .display import add_result, progress, show, state
 from .following import follow_embed
@@ -60,9 +62,9 @@ def embed(
             "give --source-dataroot with --embed-dataroot, or patch files with --out, or --image "
             "with --out FILE.h5"
         )
+    if image and (part or is_rank()):
+        raise BadParameter("--part and --nproc are of several slides, not of one --image")
     chosen = opt.share_of(part)
-    if image and part:
-        raise BadParameter("--part is of several slides, not of one --image")
     _check_paths(
         [image, spots, weights, weights_root], source_dataroot, patches, embed_dataroot or out
     )

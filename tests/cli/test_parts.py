@@ -85,7 +85,7 @@ def test_bad_parts_are_one_line(cli, words, tmp_path, monkeypatch, text):
 
 def test_one_image_has_no_parts(cli, tmp_path):
     run = cli("embed", "--image", "S.svs", "--out", tmp_path / "S.h5", "--part", "1/2")
-    assert (run.code, "--part is of several slides" in run.err) == (2, True)
+    assert (run.code, "are of several slides" in run.err) == (2, True)
 
 
 @pytest.mark.parametrize("words", ["predict"], indirect=True)
