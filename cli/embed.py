@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, BadParameter, Option
 
 from stflow_graph.errors import count
-
 from stflow_graph.parallel.ranks import is_rank
 
 from . import options as opt
