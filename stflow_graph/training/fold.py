@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -456,15 +456,16 @@ def _fit_ridges(
     fit_ridge_heads(fitted, splits, data.features, means, paths, level, fixed)
 
 
-def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[SlideInputs, HeldOut]]:
-    """Train a member's flow, if it has one; return its predictions for the slides it holds out."""
+def _finish(
+    member: _Member, data: _FoldData, config: Config
+) -> Iterator[tuple[SlideInputs, HeldOut]]:
+    """Train a member's flow, if it has one; yield its predictions for the slides it holds out."""
     network, n_samples = member.network, 1
     if isinstance(network, TwoStageDenoiser) and network.flow is not None:
         learn = data.to_predict(member.learn)
         fit_spot_flow(network, learn, member.held_out, config, stream=member.stream)
         n_samples = _CALIBRATION_SAMPLES
     network.eval()
-    parts = []
     for inputs in member.held_out:
         predicted = predict(
             network,
@@ -475,8 +476,7 @@ def _finish(member: _Member, data: _FoldData, config: Config) -> list[tuple[Slid
             seed=config.train.seed,
         )
         held_out = HeldOut(predicted.mean, predicted.samples, inputs.slide.truth)
-        parts.append((data.without_features(inputs), held_out))
-    return parts
+        yield data.without_features(inputs), held_out
 
 
 def _stream(config: Config, *numbers: int) -> int:
