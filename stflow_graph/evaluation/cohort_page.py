@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stflow_graph.errors import one_line
+from stflow_graph.errors import is_of_machine, one_line, reason_of
 from stflow_graph.evaluation.domain_maps import N_COLOURS, domain_map, palette, plane_png
 from stflow_graph.evaluation.origins import origins_of
 from stflow_graph.evaluation.page import UNITS, render
@@ -21,6 +22,8 @@ from stflow_graph.evaluation.set_chart import SetRow, set_chart
 from stflow_graph.io.prediction_file import open_prediction
 from stflow_graph.io.predictions import warnings_of
 from stflow_graph.stats.umap_plane import MIN_SPOTS, umap_plane
+
+logger = logging.getLogger(__name__)
 
 MAX_SLIDES = 50  # shown
 _MAX_SETS = 12
@@ -178,16 +181,22 @@ def _plane(cohort: Cohort, colours: Sequence[str]) -> dict[str, Any] | None:
     sample = cohort.sample
     if sample is None:
         return None
-    if len(sample.features) < MIN_SPOTS:
-        return {"n": len(sample.features), "missing": False, "panels": []}
-    made = umap_plane(sample.features, cohort.content["settings"]["seed"])
+    n, settings = len(sample.features), cohort.content["settings"]
+    nothing = {"n": n, "panels": [], "missing": False, "error": ""}
+    if n < MIN_SPOTS:
+        return nothing
+    try:
+        made = umap_plane(sample.features, settings["seed"])
+    except Exception as error:  # of packages that only a picture needs: the tables are there
+        if is_of_machine(error):
+            raise
+        logger.warning("no UMAP: %s", reason_of(error))
+        return nothing | {"error": reason_of(error)}
     if made is None:
-        return {"n": len(sample.features), "missing": True, "panels": []}
+        return nothing | {"missing": True}
     places, version = made
     of_slides = palette(len(sample.slides))
-    return {
-        "n": len(places),
-        "missing": False,
+    return nothing | {
         "version": version,
         "n_features": sample.features.shape[1],
         "slides": list(zip(sample.slides, of_slides, strict=True)),

@@ -162,6 +162,19 @@ def test_without_the_package_the_page_says_how_to_get_it(tmp_path, monkeypatch):
     assert "Do not read distances" not in page
 
 
+def test_a_package_that_fails_does_not_lose_the_page(tmp_path, monkeypatch):
+    def fail(features, seed):
+        raise RuntimeError("numba <is> too old")
+
+    monkeypatch.setattr(cohort_page, "umap_plane", fail)
+    page = render_cohort(cohort([slide(tmp_path)]))
+    assert "umap-learn failed: numba &lt;is&gt; too old" in page
+    assert len(images(page)) == 1
+    monkeypatch.setattr(cohort_page, "umap_plane", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        render_cohort(cohort([slide(tmp_path)]))
+
+
 def test_few_spots_have_no_plane(tmp_path, plane):
     made = cohort([slide(tmp_path)])
     few = dataclasses.replace(made.sample, features=made.sample.features[:9])
