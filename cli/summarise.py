@@ -84,6 +84,7 @@ def _show(result: Summary) -> None:
     show(*(f"note: {text}" for text in result.content["notes"]), style="yellow")
     for name, text in result.content["tables"].items():
         show(f"{result.out / name}: {text}")
+    show(f"report: {result.report}")
 
 
 def _cell(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba_array
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.spatial import cKDTree
@@ -221,8 +221,36 @@ def map_png(frame: MapFrame, values: np.ndarray, limits: tuple[float, float]) ->
         values: ``[N]``.
         limits: values of the first and the last colour; values beyond are clipped.
     """
-    (width, height), (left, top, right, bottom) = frame.size, frame.box
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+
+    def paint(discs: EllipseCollection) -> None:
+        discs.set_cmap(COLOUR_MAP)
+        discs.set_array(np.asarray(values, dtype=np.float64))
+        discs.set_clim(*limits)
+
+    return _discs_png(frame, 0.94, paint)
+
+
+def category_png(
+    frame: MapFrame, labels: np.ndarray, colours: Sequence[str], width: float = 0.94
+) -> bytes:
+    """Return a map of categories as PNG, as :func:`map_png` of values.
+
+    Args:
+        frame: from :meth:`MapFrame.of`.
+        labels: ``[N]`` from 0 on.
+        colours: of the categories.
+        width: of a disc, as a fraction of the distance of neighbouring spots.
+    """
+    rgba = to_rgba_array(list(colours))[np.asarray(labels)]
+    return _discs_png(frame, width, lambda discs: discs.set_facecolor(rgba))
+
+
+def _discs_png(
+    frame: MapFrame, width: float, paint: Callable[[EllipseCollection], object]
+) -> bytes:
+    """Return a disc per spot, whose colours ``paint`` sets, and the scale bar."""
+    (columns, rows), (left, top, right, bottom) = frame.size, frame.box
+    figure = Figure(figsize=(columns / 100, rows / 100), dpi=100)
     figure.patch.set_alpha(0)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -230,19 +258,17 @@ def map_png(frame: MapFrame, values: np.ndarray, limits: tuple[float, float]) ->
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     # with very many spots, discs smaller than a pixel would vanish
-    diameter = np.full(len(values), max(0.94 * frame.pitch, (right - left) / width))
+    diameter = np.full(len(frame.coords), max(width * frame.pitch, (right - left) / columns))
     discs = EllipseCollection(
         diameter,
         diameter,
-        np.zeros(len(values)),
+        np.zeros(len(diameter)),
         units="xy",
         offsets=frame.coords,
         offset_transform=axes.transData,
-        cmap=COLOUR_MAP,
         linewidths=0,
     )
-    discs.set_array(np.asarray(values, dtype=np.float64))
-    discs.set_clim(*limits)
+    paint(discs)
     axes.add_collection(discs)
     if frame.bar_um is not None:
         y, start = bottom - 0.02 * (bottom - top), left + 0.3 * frame.pitch

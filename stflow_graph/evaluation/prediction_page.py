@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stflow_graph.evaluation.charts import MapFrame, colour_scale, map_png
+from stflow_graph.evaluation.groups import MAX_DRAWN, group_means, groups_of_spots
 from stflow_graph.evaluation.origins import origins_of
 from stflow_graph.evaluation.page import UNITS, render
 from stflow_graph.io.prediction_file import open_prediction
@@ -22,7 +23,6 @@ from stflow_graph.version import __version__
 
 MAX_MAPS = 8  # slides with maps
 _MAX_GENES = 8  # genes with maps, the most reliable
-_MAX_DRAWN = 20_000  # spots of a map; of more, neighbours are averaged
 _OVERLAY_PX = 1100
 MIN_SAMPLES = 16  # of fewer the deviation is uncertain by a fifth, which looks like structure
 _HIGH = 0.9  # quantile of the training slides above which expression counts as high there
@@ -177,17 +177,17 @@ def _small(overlay: str | Path | None) -> str:
 
 
 def _view(slide: ReportedSlide, *, maps: bool) -> dict[str, Any]:
-    view: dict[str, Any] = {"slide": slide, "maps": [], "binned": len(slide) > _MAX_DRAWN}
+    view: dict[str, Any] = {"slide": slide, "maps": [], "binned": len(slide) > MAX_DRAWN}
     if not maps:
         return view
-    places, group = _groups(slide.coords)
+    places, group = groups_of_spots(slide.coords)
     frame = MapFrame.of(places, slide.provenance.get("um_per_px"))
     view["bar_um"] = frame.bar_um
     for gene, (mean, std) in zip(slide.genes, slide.maps, strict=False):
-        figures = [("expected expression", *_figure(frame, _averaged(mean, group)))]
+        figures = [("expected expression", *_figure(frame, group_means(mean, group)))]
         if std is not None:
             name = f"standard deviation of {slide.n_samples} samples"
-            figures.append((name, *_figure(frame, _averaged(std, group))))
+            figures.append((name, *_figure(frame, group_means(std, group))))
         view["maps"].append({"gene": gene, "figures": figures, "size": frame.size})
     return view
 
@@ -199,21 +199,3 @@ def _figure(frame: MapFrame, values: np.ndarray) -> tuple[str, tuple[float, floa
         low,
         high,
     )
-
-
-def _groups(coords: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return places to draw, and the group of each spot; None where every spot is drawn."""
-    if len(coords) <= _MAX_DRAWN:
-        return coords, None
-    extent = np.ptp(coords, axis=0)
-    edge = float(np.sqrt(max(extent[0], 1.0) * max(extent[1], 1.0) / _MAX_DRAWN))
-    cells = np.floor((coords - coords.min(axis=0)) / edge).astype(np.int64)
-    _, group = np.unique(cells, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    return np.stack([_averaged(coords[:, axis], group) for axis in (0, 1)], axis=1), group
-
-
-def _averaged(values: np.ndarray, group: np.ndarray | None) -> np.ndarray:
-    if group is None:
-        return values
-    return np.bincount(group, weights=values) / np.bincount(group)

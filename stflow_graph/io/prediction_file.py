@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -25,6 +25,18 @@ from stflow_graph.io.predictions import (
 
 _BLOCK_BYTES = 2**25
 _MEAN = "mean"
+
+
+class StoredPicture(NamedTuple):
+    """A reduced image of the slide.
+
+    Attributes:
+        pixels: ``[h, w, 3]`` uint8.
+        scale: its pixels per level-0 pixel.
+    """
+
+    pixels: np.ndarray
+    scale: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,6 +141,24 @@ class PredictionFile:
             found = f"{values.shape} for {levels.size} levels"
             raise BadInput(self.path, f"varm/{QUANTILES}", found, "quantiles of each gene")
         return np.asarray(values[()], np.float64), np.asarray(levels[()], np.float64)
+
+    def picture(self) -> StoredPicture | None:
+        """Return the image that the prediction carries, None without one.
+
+        Raises:
+            BadInput: it is no image.
+        """
+        library = self.file.get(f"uns/spatial/{self.slide}")
+        if not isinstance(library, h5py.Group):
+            return None
+        pixels = dataset(library, ["images/hires"])
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            found = f"{pixels.dtype} {pixels.shape}"
+            raise BadInput(self.path, pixels.name[1:], found, "height x width x 3 uint8")
+        scale = dataset(library, ["scalefactors/tissue_hires_scalef"])
+        if scale.shape != () or scale.dtype.kind not in "iuf" or not 0 < scale[()] < np.inf:
+            raise BadInput(self.path, scale.name[1:], str(scale[()]), "a positive number")
+        return StoredPicture(pixels[()], float(scale[()]))
 
     def n_measured(self) -> int:
         """Return the number of spots whose values were measured and informed the others."""

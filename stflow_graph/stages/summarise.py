@@ -10,18 +10,34 @@ from typing import Any
 
 import pandas as pd
 
+from stflow_graph.evaluation.cohort_page import (
+    Cohort,
+    CohortDomain,
+    CohortSlide,
+    PlotSample,
+    render_cohort,
+)
+from stflow_graph.io.atomic import write_text
 from stflow_graph.io.folders import atomic_folder, marked
 from stflow_graph.io.outputs import check_output_folder
 from stflow_graph.io.tables import TABLE_FORMATS
 from stflow_graph.io.versions import Versions
 from stflow_graph.summary.cohort import prediction_files
-from stflow_graph.summary.inputs import Attempts, read_inputs
-from stflow_graph.summary.output import DOMAINS, JSON, TABLES, write_summary
+from stflow_graph.summary.domains import top_markers
+from stflow_graph.summary.inputs import Attempts, Inputs, read_inputs
+from stflow_graph.summary.output import DOMAINS, JSON, TABLES, Written, write_summary
 from stflow_graph.summary.settings import SummarySettings
+from stflow_graph.summary.tables import domain_names
 
 logger = logging.getLogger(__name__)
 
-_ENTRIES = {JSON, DOMAINS, *(f"{name}.{ending}" for name in TABLES for ending in TABLE_FORMATS)}
+PAGE = "report.html"
+_ENTRIES = {
+    JSON,
+    DOMAINS,
+    PAGE,
+    *(f"{name}.{ending}" for name in TABLES for ending in TABLE_FORMATS),
+}
 _FOLDER = marked("a summary of predictions", JSON, ("stflow_graph.summary/",), _ENTRIES)
 
 
@@ -34,12 +50,14 @@ class Summary:
         slides: the table of slides.
         patients: the table of patients, if there is one.
         content: of ``summary.json``; its ``notes`` are warnings.
+        report: the page.
     """
 
     out: Path
     slides: pd.DataFrame
     patients: pd.DataFrame | None
     content: dict[str, Any]
+    report: Path
 
 
 def summarise(
@@ -54,8 +72,9 @@ def summarise(
 
     ``slides`` and ``genes`` always; ``gene_sets``, ``domain_genes`` and ``domains/<slide>``,
     ``patients`` and ``patient_genes`` where the settings have them; ``summary.json`` has settings,
-    hashes of the inputs and what was left out. Slides are read one at a time and in blocks. The
-    order of the files does not matter, and the same files give the same bytes.
+    hashes of the inputs and what was left out; ``report.html`` shows domains, gene sets and, where
+    umap-learn is installed, a UMAP of spots. Slides are read one at a time and in blocks. The order
+    of the files does not matter, and the same files give the same bytes.
 
     Args:
         predictions: outputs of ``sample``: files, or folders of files.
@@ -79,9 +98,68 @@ def summarise(
     inputs = read_inputs(files, settings, versions, attempts)
     with atomic_folder(out, _FOLDER) as folder:
         written = write_summary(folder, inputs, settings, attempts, report)
+        report("drawing the report")
+        write_text(folder / PAGE, render_cohort(_cohort(inputs, settings, written)))
         versions.check()
-    result = Summary(out, written.slides, written.patients, written.content)
+    page = out / PAGE
+    result = Summary(out, written.slides, written.patients, written.content, page)
     if done:
         done(result)
     attempts.check()
     return result
+
+
+def _cohort(inputs: Inputs, settings: SummarySettings, written: Written) -> Cohort:
+    """Return what the page shows."""
+    patient_of = {} if inputs.patients is None else inputs.patients.patient_of
+    labels = {} if written.domains is None else written.domains.labels
+    slides = [
+        CohortSlide(
+            source.slide,
+            source.path,
+            source.sha256,
+            source.provenance,
+            int(n_spots),
+            patient_of.get(source.slide, ""),
+            labels.get(source.slide),
+        )
+        for source, n_spots in zip(written.sources, written.slides["n_spots"], strict=True)
+    ]
+    domains = written.domains
+    return Cohort(
+        slides,
+        written.n_genes,
+        None if written.patients is None else len(written.patients),
+        written.content,
+        _options(settings),
+        written.gene_sets,
+        written.patients,
+        _domains(settings, written),
+        None if domains is None else PlotSample(**vars(domains.sample)),
+    )
+
+
+def _domains(settings: SummarySettings, written: Written) -> list[CohortDomain]:
+    if written.domains is None or written.domain_genes is None:
+        return []
+    sizes = written.domains.sizes(settings.domains)
+    markers = top_markers(written.domain_genes, sizes)
+    n_slides = (written.slides[domain_names(settings.domains)] > 0).sum()
+    return [
+        CohortDomain(float(size / sizes.sum()), int(n), genes)
+        for size, n, genes in zip(sizes, n_slides, markers, strict=True)
+    ]
+
+
+def _options(settings: SummarySettings) -> dict[str, object]:
+    """Return the options of the command that are not defaults; files by their names."""
+    chosen = {
+        "--patients": settings.patients and settings.patients.name,
+        "--gene-sets": tuple(path.name for path in settings.gene_sets),
+        "--domains": settings.domains,
+        "--smoothing": settings.smoothing,
+        "--reference": tuple(path.name for path in settings.reference),
+        "--seed": settings.seed,
+        "--format": settings.format if settings.format != "csv" else None,
+    }
+    return {name: value for name, value in chosen.items() if value}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,27 @@ from stflow_graph.summary.cohort import Source
 from stflow_graph.summary.settings import SummarySettings
 
 MAX_FIT = 50_000  # spots that domains are fitted to
+MAX_SAMPLED = 5_000  # spots of a plot
+N_MARKERS = 5
 _FIT_BYTES = 2**29
 _ROWS = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class SpotSample:
+    """Spots of all slides, as many of each, or all that it has.
+
+    Attributes:
+        slides: names.
+        slide: ``[n]`` index into ``slides``.
+        domain: ``[n]`` from 1 on.
+        features: ``[n, P]`` that domains are clustered by.
+    """
+
+    slides: list[str]
+    slide: np.ndarray
+    domain: np.ndarray
+    features: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +57,19 @@ class Domains:
         genes: G genes that all slides have, which they are fitted to.
         components: of the fit.
         n_fit: number of spots that they are fitted to.
+        sample: at most 5,000 spots.
     """
 
     labels: dict[str, np.ndarray]
     genes: list[str]
     components: Components
     n_fit: int
+    sample: SpotSample
+
+    def sizes(self, n_domains: int) -> np.ndarray:
+        """Return the number of spots ``[K]`` of each domain."""
+        counts = [np.bincount(part, minlength=n_domains + 1) for part in self.labels.values()]
+        return np.sum(counts, axis=0)[1:]
 
 
 def find_domains(sources: Sequence[Source], settings: SummarySettings) -> Domains:
@@ -74,16 +100,40 @@ def find_domains(sources: Sequence[Source], settings: SummarySettings) -> Domain
         centres = fit_centres(np.concatenate(fitted), settings.domains, settings.seed)
     except ValueError as error:
         raise BadConfig(f"domains: {error}. Fix: fewer domains, or more slides") from None
-    labels = {
-        source.slide: nearest_centre(
-            _scores(source, genes, components, settings.smoothing), centres
-        ).astype(np.uint8)
-        for source in sources
-    }
+    labels, sampler = dict[str, np.ndarray](), _Sampler(sources, settings.seed)
+    for source in sources:
+        scores = _scores(source, genes, components, settings.smoothing)
+        labels[source.slide] = nearest_centre(scores, centres).astype(np.uint8)
+        sampler.see(source.slide, scores)
     sizes = sum(np.bincount(part, minlength=settings.domains) for part in labels.values())
     ranks = ranks_by_size(np.asarray(sizes), centres).astype(np.uint8)
     labels = {slide: ranks[part] for slide, part in labels.items()}
-    return Domains(labels, genes, components, sum(map(len, parts)))
+    return Domains(labels, genes, components, sum(map(len, parts)), sampler.sample(labels))
+
+
+class _Sampler:
+    """Keeps some spots of each slide; of more slides than spots, one of some."""
+
+    def __init__(self, sources: Sequence[Source], seed: int) -> None:
+        self._limit, self._seed = max(1, MAX_SAMPLED // len(sources)), seed
+        chosen = _some_rows("", len(sources), MAX_SAMPLED, seed)
+        self._slides = {sources[i].slide for i in chosen}
+        self._rows: dict[str, np.ndarray] = {}
+        self._features: list[np.ndarray] = []
+
+    def see(self, slide: str, scores: np.ndarray) -> None:
+        if slide in self._slides:
+            rows = _some_rows(slide, len(scores), self._limit, self._seed)
+            self._rows[slide] = rows
+            self._features.append(scores[rows])
+
+    def sample(self, labels: Mapping[str, np.ndarray]) -> SpotSample:
+        return SpotSample(
+            list(self._rows),
+            np.repeat(np.arange(len(self._rows)), list(map(len, self._rows.values()))),
+            np.concatenate([labels[slide][rows] for slide, rows in self._rows.items()]),
+            np.concatenate(self._features),
+        )
 
 
 def _common_genes(sources: Sequence[Source]) -> list[str]:
@@ -143,6 +193,33 @@ def write_domains(source: Source, labels: np.ndarray, path: Path) -> None:
             x, y = file.coords[rows].T
             columns = {"barcode": file.barcodes[rows], "x": x, "y": y, "domain": labels[rows]}
             append(pd.DataFrame(columns))
+
+
+def top_markers(table: pd.DataFrame, sizes: np.ndarray) -> list[list[tuple[str, float]]]:
+    """Return the genes of each domain that are highest above the other domains' spots.
+
+    The mean of all spots is that of the domain's share s and of the others, so the difference
+    from the others is the difference from all over 1 - s.
+
+    Args:
+        table: as of :func:`domain_genes`.
+        sizes: ``[K]`` numbers of spots.
+
+    Returns:
+        Of each domain up to five names with their differences, the largest first; those below 0
+        and those of a domain without spots, or with all of them, are left out.
+    """
+    result: list[list[tuple[str, float]]] = []
+    for domain, size in enumerate(sizes, 1):
+        rows = table[table["domain"] == domain]
+        if not 0 < size < sizes.sum():
+            result.append([])
+            continue
+        above = rows["difference"].to_numpy() / (1 - size / sizes.sum())
+        order = np.argsort(-above, kind="stable")[:N_MARKERS]
+        genes = rows["gene"].tolist()
+        result.append([(genes[i], float(above[i])) for i in order if above[i] > 0])
+    return result
 
 
 def domain_genes(sources: Sequence[Source], domains: Domains, n_domains: int) -> pd.DataFrame:

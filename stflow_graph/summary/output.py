@@ -49,11 +49,21 @@ class Written:
         slides: the table of slides.
         patients: that of patients, if any.
         content: of ``summary.json``.
+        sources: the slides' predictions.
+        n_genes: of all slides together.
+        gene_sets: the table of gene sets, if any.
+        domains: of the spots, if any.
+        domain_genes: the table of domains and genes, if any.
     """
 
     slides: pd.DataFrame
     patients: pd.DataFrame | None
     content: dict[str, Any]
+    sources: list[Source]
+    n_genes: int
+    gene_sets: pd.DataFrame | None
+    domains: Domains | None
+    domain_genes: pd.DataFrame | None
 
 
 def write_summary(
@@ -81,7 +91,7 @@ def write_summary(
     sets, lost = _present_sets(inputs, settings, genes.summaries)
     if sets is not None:
         save("gene_sets", sets)
-    domains = _write_domains(save, genes.sources, settings, report)
+    domains, of_domains = _write_domains(save, genes.sources, settings, report)
     labels = None if domains is None else domains.labels
     slides = slide_table(genes.rows(), sets, labels, settings.domains, inputs.patients)
     save("slides", slides)
@@ -93,7 +103,9 @@ def write_summary(
     content["left_out"] = _left_out(inputs, attempts, lost)
     content["notes"] = _notes(genes, lost, len(inputs.sets))
     write_sealed(folder / JSON, FORMAT, content)
-    return Written(slides, patients, {"format": FORMAT, **content})
+    content = {"format": FORMAT, **content}
+    n_genes = len(genes.names)
+    return Written(slides, patients, content, genes.sources, n_genes, sets, domains, of_domains)
 
 
 class _Saver:
@@ -211,9 +223,9 @@ def _write_domains(
     sources: Sequence[Source],
     settings: SummarySettings,
     report: Callable[[str], None],
-) -> Domains | None:
+) -> tuple[Domains, pd.DataFrame] | tuple[None, None]:
     if not settings.domains:
-        return None
+        return None, None
     report("finding domains")
     domains = find_domains(sources, settings)
     (save.folder / DOMAINS).mkdir()
@@ -221,8 +233,9 @@ def _write_domains(
         path = save.folder / DOMAINS / f"{source.slide}.{settings.format}"
         write_domains(source, domains.labels[source.slide], path)
     save.names.append(f"{DOMAINS}/<slide>")
-    save("domain_genes", domain_genes(sources, domains, settings.domains))
-    return domains
+    table = domain_genes(sources, domains, settings.domains)
+    save("domain_genes", table)
+    return domains, table
 
 
 def _left_out(inputs: Inputs, attempts: Attempts, lost: list[str]) -> dict[str, Any]:

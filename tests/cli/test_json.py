@@ -45,7 +45,7 @@ FIELDS = {
     "sample": {"slide", "path", "n_spots", "fold", "held_out", "up_to_date", "in_range"},
     "simulate": {"path", "slides", "n_spots", "n_folds"},
     "split": {"folder", "folds", "n_spots", "up_to_date"},
-    "summarise": {"out", "slides", "content"},
+    "summarise": {"out", "slides", "content", "report"},
     "train": {"dataset", "fold", "checkpoint", "validation_pearson", "mean_pearson", "up_to_date"},
 }
 WITHOUT_NEXT = {"doctor", "download", "embed", "encoders", "eval", "export", "probe", "summarise"}

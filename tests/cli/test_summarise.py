@@ -32,10 +32,13 @@ def test_a_cohort_becomes_tables(cli, predictions, tmp_path):
     assert "\x1b" not in run.out
     assert "note: 1 of 3 gene sets left out" in run.out
     assert f"{out / 'slides.csv'}: a row a slide" in run.out
+    assert f"report: {out / 'report.html'}" in run.out
+    assert "\x1b" not in (out / "report.html").read_text()
     assert list(pd.read_csv(out / "patients.csv")["time"]) == [3, 5]
     again = cli(*step, "--json")
     (record,) = json.loads(again.out)["results"]
     assert (again.code, record["out"]) == (0, str(out))
+    assert record["report"] == str(out / "report.html")
     assert [row["slide"] for row in record["slides"]] == ["A", "B", "C"]
     content = record["content"]
     assert content["slides"].keys() == {"A", "B", "C"}

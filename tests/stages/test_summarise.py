@@ -16,6 +16,7 @@ from stflow_graph.errors import BadConfig, BadInput, SomeFailed
 from stflow_graph.io import prediction_file
 from stflow_graph.io.predictions import Block, write_prediction_blocks
 from stflow_graph.io.sealed_json import read_sealed
+from stflow_graph.stages import summarise as summarise_module
 from stflow_graph.stages.summarise import summarise
 from stflow_graph.summary import domains as domains_module
 from stflow_graph.summary import reference as reference_module
@@ -513,3 +514,57 @@ def test_summary_json_says_what_was_read_and_written(cohort, tmp_path, everythin
     there = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("*.csv")}
     assert set(content["tables"]) == there | {"domains/<slide>.csv"}
     assert {**content, "content_sha256": None} == {**result.content, "content_sha256": None}
+
+
+@pytest.fixture
+def page_of(monkeypatch):
+    """Return what the page shows of a summary, and do not draw it."""
+    seen = []
+    monkeypatch.setattr(summarise_module, "render_cohort", lambda c: seen.append(c) or "")
+    return lambda *args: summarise(*args) and seen.pop()
+
+
+def test_the_report_is_beside_the_tables_and_follows_them(cohort, tmp_path, everything):
+    result = summarise([cohort], tmp_path / "out", everything)
+    page = result.report.read_text()
+    assert result.report == tmp_path / "out/report.html"
+    for text in ("S1", "P1", "G5", "Domains", "--smoothing 1", "patients.csv, SHA-256"):
+        assert text in page, text
+    assert "<b>3 slides</b> of <b>2 patients</b>,\n<b>8 genes</b>, 274 spots" in page
+    assert str(tmp_path) not in page
+    summarise([cohort / "S1.h5ad"], tmp_path / "out", SummarySettings())
+    assert "No domains were asked for" in result.report.read_text()
+
+
+def test_markers_are_the_largest_differences_from_the_other_domains(cohort, tmp_path, page_of):
+    shown = page_of([cohort], tmp_path / "out", SummarySettings(domains=4))
+    values = np.concatenate([made(name).mean.astype(float) for name in SIDES])
+    labels = np.concatenate([each.domains for each in shown.slides])
+    for number, domain in enumerate(shown.domains, 1):
+        inside = labels == number
+        difference = values[inside].mean(0) - values[~inside].mean(0)
+        order = [g for g in np.argsort(-difference)[:5] if difference[g] > 0]
+        assert [gene for gene, _ in domain.markers] == [GENES[g] for g in order]
+        np.testing.assert_allclose([d for _, d in domain.markers], difference[order], rtol=1e-4)
+        assert domain.share == pytest.approx(inside.mean())
+        assert domain.n_slides == 3
+    assert any(domain.markers for domain in shown.domains)
+
+
+def test_as_many_spots_of_each_slide_are_plotted(cohort, tmp_path, page_of, monkeypatch):
+    whole = page_of([cohort], tmp_path / "out", SummarySettings(domains=3)).sample
+    assert len(whole.features) == sum(side**2 for side in SIDES.values())
+    monkeypatch.setattr(domains_module, "MAX_SAMPLED", 60)
+    some = page_of([cohort], tmp_path / "out", SummarySettings(domains=3)).sample
+    again = page_of([cohort], tmp_path / "out", SummarySettings(domains=3)).sample
+    assert np.bincount(some.slide).tolist() == [20, 20, 20]
+    assert some.slides == ["S1", "S2", "S3"]
+    np.testing.assert_array_equal(some.features, again.features)
+    # each with the features and the domain that it has among all
+    place = {row.tobytes(): i for i, row in enumerate(whole.features)}
+    at = [place[row.tobytes()] for row in some.features]
+    np.testing.assert_array_equal(whole.domain[at], some.domain)
+    np.testing.assert_array_equal(whole.slide[at], some.slide)
+    monkeypatch.setattr(domains_module, "MAX_SAMPLED", 2)
+    few = page_of([cohort], tmp_path / "out", SummarySettings(domains=3)).sample
+    assert (len(few.features), len(few.slides), few.slide.tolist()) == (2, 2, [0, 1])
