@@ -206,7 +206,7 @@ def _read_run(folder: Path) -> object:
 
 
 def _state(folder: Path) -> None:
-    state = loop._start(new_network(configured("transformer")), configured().train)
+    state = loop._start(new_network(configured("transformer")), configured().train, warm=False)
     for parameter in state.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
@@ -215,7 +215,8 @@ def _state(folder: Path) -> None:
 
 
 def _read_state(folder: Path) -> object:
-    state = loop._start(new_network(configured("transformer"), seed=1), configured().train)
+    network = new_network(configured("transformer"), seed=1)
+    state = loop._start(network, configured().train, warm=False)
     loop._restore(state, folder / "state-0.safetensors")
     moments = state.optimizer.state_dict()["state"]
     return state.network, state.average, state.best, state.history, moments
