@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stflow_graph.errors import BadInput, as_bad_input
 from stflow_graph.evaluation.charts import MapFrame, colour_scale, map_png
 from stflow_graph.evaluation.groups import MAX_DRAWN, group_means, groups_of_spots
 from stflow_graph.evaluation.origins import origins_of
@@ -24,8 +27,11 @@ from stflow_graph.version import __version__
 MAX_MAPS = 8  # slides with maps
 _MAX_GENES = 8  # genes with maps, the most reliable
 _OVERLAY_PX = 1100
+_MAX_PIXELS = 2**25  # of an overlay, which is drawn with far fewer
 MIN_SAMPLES = 16  # of fewer the deviation is uncertain by a fifth, which looks like structure
 _HIGH = 0.9  # quantile of the training slides above which expression counts as high there
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +176,18 @@ def _small(overlay: str | Path | None) -> str:
     if overlay is None or not os.path.isfile(overlay):
         return ""
     buffer = io.BytesIO()
-    with Image.open(overlay, formats=["PNG"]) as picture:
-        picture.thumbnail((_OVERLAY_PX, _OVERLAY_PX))
-        picture.convert("RGB").save(buffer, "JPEG", quality=82)
+    try:
+        with (
+            as_bad_input(overlay, "content", "a picture of the slide in PNG"),
+            Image.open(overlay, formats=["PNG"]) as picture,
+        ):
+            if math.prod(picture.size) > _MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} px")
+            picture.thumbnail((_OVERLAY_PX, _OVERLAY_PX))
+            picture.convert("RGB").save(buffer, "JPEG", quality=82)
+    except BadInput as error:  # a decoration
+        logger.warning("%s. The page goes without; remove it to have it drawn again", error)
+        return ""
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -24,6 +24,7 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_RATIO = 5000
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _MAX_TEXT_RATIO = 100  # names differ from one another
+_MAX_REPEATS = 100  # of groups that are in several places
 _SMALL = 64 * 2**20
 _FIX = "copy it again or rerun the command that wrote it"
 
@@ -101,11 +102,11 @@ def _is_of_h5py(error: BaseException) -> bool:
 
 
 def _check_contents(path: Path, file: h5py.File) -> None:
-    pending: list[tuple[str, h5py.Group]] = [("", file)]
     seen = {hash(file.id)}
-    declared, stored, count = 0, path.stat().st_size, 0
+    pending: list[tuple[str, h5py.Group, frozenset[int]]] = [("", file, frozenset(seen))]
+    declared, stored, count, repeats = 0, path.stat().st_size, 0, 0
     while pending:
-        prefix, group = pending.pop()
+        prefix, group, around = pending.pop()
         for name in group:
             count += 1
             full = f"{prefix}/{name}"
@@ -115,9 +116,12 @@ def _check_contents(path: Path, file: h5py.File) -> None:
             if not isinstance(link, h5py.HardLink):
                 raise BadInput(path, full, unquoted(type(link).__name__), "data inside the file")
             item = group[name]
-            if isinstance(item, h5py.Group) and hash(item.id) not in seen:
-                seen.add(hash(item.id))
-                pending.append((full, item))
+            if isinstance(item, h5py.Group):
+                key = hash(item.id)
+                repeats += key in seen
+                _check_place(path, full, key in around, repeats)
+                seen.add(key)
+                pending.append((full, item, around | {key}))
             elif isinstance(item, h5py.Dataset):
                 if item.is_virtual or item.external:
                     raise BadInput(path, full, unquoted("external data"), "data inside the file")
@@ -128,6 +132,19 @@ def _check_contents(path: Path, file: h5py.File) -> None:
     if declared > _SMALL + _MAX_RATIO * stored:
         found = unquoted(f"{declared:,} bytes declared, {stored:,} stored")
         raise BadInput(path, "size", found, "real data")
+
+
+def _check_place(path: Path, name: str, is_inside_itself: bool, repeats: int) -> None:
+    """Refuse groups that a reader of all places never gets through.
+
+    One inside itself also ends at Python's limit of recursion, at times within h5py, which then
+    keeps its lock: every other thread of the process waits for it for good.
+    """
+    if is_inside_itself:
+        raise BadInput(path, name, unquoted("a group inside itself"), "a tree of groups")
+    if repeats > _MAX_REPEATS:
+        found = unquoted("the same groups in too many places")
+        raise BadInput(path, name, found, f"at most {_MAX_REPEATS} repetitions")
 
 
 def _check_chunks(path: Path, name: str, data: h5py.Dataset, size: int) -> None:

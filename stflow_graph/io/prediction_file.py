@@ -137,8 +137,9 @@ class PredictionFile:
         levels = self.file.get(f"uns/{KEY}/{LEVELS}")
         if not (isinstance(values, h5py.Dataset) and isinstance(levels, h5py.Dataset)):
             return None
-        if values.shape != (len(self.genes), levels.size) or levels.ndim != 1:
-            found = f"{values.shape} for {levels.size} levels"
+        are_numbers = values.dtype.kind in "iuf" and levels.dtype.kind in "iuf"
+        if values.shape != (len(self.genes), levels.size) or levels.ndim != 1 or not are_numbers:
+            found = f"{values.dtype} {values.shape} for levels {levels.dtype} {levels.shape}"
             raise BadInput(self.path, f"varm/{QUANTILES}", found, "quantiles of each gene")
         return np.asarray(values[()], np.float64), np.asarray(levels[()], np.float64)
 

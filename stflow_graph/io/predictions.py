@@ -16,16 +16,16 @@ import pandas as pd
 from stflow_graph.errors import BadInput, as_bad_input, unquoted
 from stflow_graph.io.expression import spatial
 from stflow_graph.io.h5ad import read_h5ad, write_elements
-from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, keys_of, open_h5
+from stflow_graph.io.hdf5 import check_unique, create_h5, dataset, open_h5
 from stflow_graph.io.packed_chunks import write_rows
 from stflow_graph.io.picture import Picture
 from stflow_graph.io.process import available_cores
+from stflow_graph.io.provenance import KEY, parse_provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 FORMAT = "stflow_graph.predictions/1"
-KEY = "stflow_graph"
 OBSERVED = "observed"
 QUANTILES, LEVELS = "training_quantiles", "quantile_levels"
 WARNINGS = "warnings"  # of the provenance
@@ -317,7 +317,7 @@ def stored_provenance(file: h5py.File, path: str | Path) -> dict[str, Any]:
     if isinstance(data, h5py.Dataset) and data.shape == ():
         with as_bad_input(path, place, "text"):
             text = data.asstr()[()]
-    return _provenance(path, text, ())
+    return parse_provenance(text, path, ())
 
 
 def n_spots_of(path: str | Path) -> int:
@@ -328,17 +328,6 @@ def n_spots_of(path: str | Path) -> int:
     """
     with open_h5(path) as file:
         return len(dataset(file, ["X"]))
-
-
-def _provenance(path: str | Path, text: Any, keys: Iterable[str]) -> dict[str, Any]:
-    try:
-        provenance: dict[str, Any] = json.loads(text)
-        if {"slide", "target"} <= provenance.keys():
-            return provenance
-    except (TypeError, ValueError, AttributeError):
-        pass
-    fix = "give a file that `stflow-graph sample` wrote"
-    raise BadInput(path, "uns", keys_of(keys), f"{KEY!r} with its provenance", fix)
 
 
 def read_prediction(path: str | Path) -> Prediction:
@@ -362,7 +351,7 @@ def prediction_of(adata: AnnData, path: str | Path) -> Prediction:
     """
     stored = adata.uns.get(KEY)
     text = stored.get("provenance") if isinstance(stored, Mapping) else None
-    provenance = _provenance(path, text, adata.uns)
+    provenance = parse_provenance(text, path, adata.uns)
     barcodes, genes = list(adata.obs_names), list(adata.var_names)
     check_unique(barcodes, path, "obs_names")
     check_unique(genes, path, "var_names")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
-from stflow_graph.errors import BadModel, reason_of, unquoted
+from stflow_graph.errors import BadModel, as_bad_input, as_bad_model, unquoted
 from stflow_graph.io.atomic import check_file
 from stflow_graph.nn.pretrained import MODEL_FILES
 
 _MAX_BYTES = 2**32
+_ENCRYPTED = 1  # bit of a member's flags
 _MAX_RATIO = 100  # unpacked to packed; weights hardly shrink
 
 
@@ -37,16 +37,13 @@ def _unpack(path: Path, _changed: int, size: int) -> tempfile.TemporaryDirectory
     if not zipfile.is_zipfile(path):
         expected = "a run or checkpoint folder, or a zip archive of one"
         raise BadModel(path, "content", unquoted("no zip archive"), expected)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name, member in _members(path, archive, size).items():
-                content[name] = archive.read(member)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, zlib.error) as error:
-        found = unquoted(f"a damaged archive ({reason_of(error)})")
-        raise BadModel(path, "content", found, "a whole zip archive of a checkpoint") from None
-    except RuntimeError:  # zipfile's for a password
-        expected = "a zip archive without a password"
-        raise BadModel(path, "content", unquoted("encrypted"), expected) from None
+    expected = "a whole zip archive of a checkpoint"
+    with as_bad_model(), as_bad_input(path, "content", expected), zipfile.ZipFile(path) as archive:
+        for name, member in _members(path, archive, size).items():
+            if member.flag_bits & _ENCRYPTED:
+                expected = "a zip archive without a password"
+                raise BadModel(path, "content", unquoted("encrypted"), expected)
+            content[name] = archive.read(member)
     folder = tempfile.TemporaryDirectory(prefix="stflow-graph-")
     for name, data in content.items():
         (Path(folder.name) / name).write_bytes(data)

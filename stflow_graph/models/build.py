@@ -44,9 +44,7 @@ def pick_device(name: str) -> torch.device:
         BadConfig: an unknown device, or one that this machine lacks.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and is_rank() and torch.cuda.device_count() > 1:
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        return _of_rank(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not _DEVICE.fullmatch(name):
         raise BadConfig(
             f"device {short_repr(name)}: expected auto, cpu, cuda, cuda:<number>, mps or xpu"
@@ -57,7 +55,15 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         found = unquoted((str(error).splitlines() or ["not there"])[0])
         raise BadConfig(f"device {name!r}: {short_repr(found)}") from None
-    return device
+    return _of_rank(device)
+
+
+def _of_rank(device: torch.device) -> torch.device:
+    """Return this rank's GPU where a device is any GPU."""
+    n_devices = torch.cuda.device_count() if device == torch.device("cuda") and is_rank() else 0
+    if n_devices < 2:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % n_devices)
 
 
 def build_denoiser(config: Config, in_channels: int, n_genes: int) -> Pretrained:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file, save
@@ -31,12 +30,12 @@ from stflow_graph.errors import (
     BadInput,
     as_bad_input,
     as_bad_model,
-    is_out_of_memory,
     unquoted,
 )
 from stflow_graph.io.atomic import read_json, sha256, write_bytes, write_json, write_text
 from stflow_graph.io.folders import atomic_folder
 from stflow_graph.io.sealed_json import seal_json
+from stflow_graph.io.state_dict import misfits
 from stflow_graph.io.versions import unchanged
 from stflow_graph.models.archive import unpacked
 from stflow_graph.models.build import (
@@ -221,38 +220,53 @@ def _load(folder: Path, allow_code: bool) -> Checkpoint:
                 folder / name, "sha256", unquoted("another hash"), "the one in config.json"
             )
     genes = read_gene_list(folder / "genes.json")
-    try:
-        weights = load_file(folder / "model.safetensors")
-        arrays = load_arrays(folder / "normalisation.safetensors")
-        scaling = Normalisation(
-            config.data.standardize,
-            config.data.center_targets,
-            *(np.asarray(arrays[key]) for key in ("x_mean", "x_std", "y_mean")),
-        )
-        field = (
-            ExpressionField.from_weights(load_file(folder / _FIELD)) if _FIELD in extra else None
-        )
-        known = None
-        if _RANGE in extra:
-            shape = in_channels, len(genes)
-            known = TrainingRange.from_arrays(load_arrays(folder / _RANGE), *shape)
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        text = " ".join(str(error).split())[:300]
-        raise BadInput(folder, "content", text, "the tensors of a checkpoint") from None
+    sizes = in_channels, len(genes)
+    with as_bad_input(folder / _FILES[0], "content", "the weights of a checkpoint"):
+        weights = load_file(folder / _FILES[0])
     return Checkpoint(
         config,
         genes,
         in_channels,
-        scaling,
+        _read_scaling(folder / _FILES[1], config, *sizes),
         weights,
         provenance,
         n_members,
-        _read_table(folder / _CALIBRATION) if _CALIBRATION in extra else None,
-        field,
-        known,
+        _read_table(folder / _CALIBRATION, genes) if _CALIBRATION in extra else None,
+        _read_field(folder / _FIELD, *sizes) if _FIELD in extra else None,
+        _read_range(folder / _RANGE, *sizes) if _RANGE in extra else None,
     )
+
+
+def _read_scaling(file: Path, config: Config, n_channels: int, n_genes: int) -> Normalisation:
+    shapes = {"x_mean": (n_channels,), "x_std": (n_channels,), "y_mean": (n_genes,)}
+    with as_bad_input(file, "content", "the scaling of a checkpoint"):
+        arrays = load_arrays(file)
+        for name, shape in shapes.items():
+            array = arrays[name]
+            if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
+                found = f"{array.dtype} of shape {array.shape}"
+                raise ValueError(f"{name}: {found}, expected finite float32 of {shape}")
+        return Normalisation(
+            config.data.standardize,
+            config.data.center_targets,
+            *(arrays[name] for name in shapes),
+        )
+
+
+def _read_field(file: Path, n_channels: int, n_genes: int) -> ExpressionField:
+    with as_bad_input(file, "content", "the field of a checkpoint"):
+        weights = load_file(file)
+        field = ExpressionField.from_weights(weights)
+        if text := misfits(field.state_dict(), weights):
+            raise ValueError(text)
+        if (field.places.size(1), field.scale.numel()) != (n_channels, n_genes):
+            raise ValueError(f"not of {n_channels} embedding channels and {n_genes} genes")
+        return field
+
+
+def _read_range(file: Path, n_channels: int, n_genes: int) -> TrainingRange:
+    with as_bad_input(file, "content", "the training range of a checkpoint"):
+        return TrainingRange.from_arrays(load_arrays(file), n_channels, n_genes)
 
 
 def _table(genes: Sequence[str], calibration: Calibration) -> str:
@@ -262,12 +276,18 @@ def _table(genes: Sequence[str], calibration: Calibration) -> str:
     )
 
 
-def _read_table(file: Path) -> Calibration:
+def _read_table(file: Path, genes: Sequence[str]) -> Calibration:
     blank = {column: [""] for column in _COLUMNS}  # a gene may be called NA
     with as_bad_input(file, "content", f"a table with {', '.join(_COLUMNS)}"):
         table = pd.read_csv(
-            file, keep_default_na=False, na_values=blank, float_precision="round_trip"
+            file,
+            dtype={"gene": str},  # also one called 007
+            keep_default_na=False,
+            na_values=blank,
+            float_precision="round_trip",
         )
+        if table["gene"].tolist() != list(genes):
+            raise ValueError("other genes than the model's")
         return Calibration(*(table[name].to_numpy(np.float64) for name in _COLUMNS))
 
 

@@ -17,7 +17,7 @@ from stflow_graph.io.coords import median_pitch
 from stflow_graph.io.folders import FolderKind, atomic_folder
 from stflow_graph.io.gene_names import places_of, similar_genes
 from stflow_graph.io.geojson import BEGIN, END, SHAPES, FeatureWriter, Shape
-from stflow_graph.io.hdf5 import check_unique, dataset
+from stflow_graph.io.hdf5 import check_unique, dataset, number_of
 from stflow_graph.io.loupe import level_edges, level_names
 from stflow_graph.io.outputs import check_output_file, check_output_folder
 from stflow_graph.io.picture import spot_diameter
@@ -248,13 +248,18 @@ def _drawing(source: _Source) -> tuple[float, np.ndarray | None, float]:
     library = file.get(f"uns/spatial/{slide}")
     if not isinstance(library, h5py.Group):
         return spot_diameter(source.coords), None, 1.0
-    scales = library["scalefactors"]
-    picture = dataset(file, [f"{library.name}/images/hires"])[()]
-    return (
-        float(scales["spot_diameter_fullres"][()]),
-        picture,
-        float(scales["tissue_hires_scalef"][()]),
-    )
+    numbers = {}
+    for name in ("spot_diameter_fullres", "tissue_hires_scalef"):
+        data = dataset(library, [f"scalefactors/{name}"])
+        number = number_of({name: data[()]}, name)
+        if number is None or number <= 0:
+            raise BadInput(source.prediction.path, data.name, data[()], "a positive number")
+        numbers[name] = number
+    picture = dataset(library, ["images/hires"])
+    if picture.ndim != 3 or picture.dtype != np.uint8:
+        found = f"{picture.dtype} {picture.shape}"
+        raise BadInput(source.prediction.path, picture.name, found, "an image of 8 bits")
+    return numbers["spot_diameter_fullres"], picture[()], numbers["tissue_hires_scalef"]
 
 
 # of several endings that fit, the first

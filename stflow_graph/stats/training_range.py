@@ -28,6 +28,8 @@ _MAX_SPOT = 2.0  # of a slide's limit, that of a spot
 _SLACK = 1.1  # of a slide's median, beyond the furthest training slide's
 # share of a colour in the stain of a slide, beyond those of the training slides
 _STAIN_SLACK = 0.05
+_NOT_ORTHONORMAL = 1e-3  # what rounding never reaches
+_FLOAT = np.finfo(np.float32)  # as which all is stored
 LEVELS = np.array([0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100]) / 100
 
 
@@ -90,10 +92,12 @@ class TrainingRange:
         known = [np.full(3, np.nan) if stain is None else stain for stain in stains]
         # few slides are far from each other in directions that none of them has
         spot_limit = min(float(spot_limit), _MAX_SPOT * slide_limit)
+        # slides of constant embeddings are not or immeasurably far from others
+        spot_limit, slide_limit = np.clip([spot_limit, slide_limit], _FLOAT.tiny, _FLOAT.max)
         return cls(
             *_components(np.concatenate(taken)),
-            spot_limit=spot_limit,
-            slide_limit=slide_limit,
+            spot_limit=float(spot_limit),
+            slide_limit=float(slide_limit),
             stains=np.array(known, dtype=np.float64).reshape(-1, 3),
             expression=np.quantile(np.concatenate(list(predictions)), LEVELS, axis=0).T,
         )
@@ -104,7 +108,8 @@ class TrainingRange:
         Above 1 a spot is further from the training slides than 99% of theirs from each other.
         """
         mean, components = (part.astype(x.dtype) for part in (self.mean, self.components))
-        return _distances(x, mean, components, self.variances, self.residual) / self.spot_limit
+        far = _distances(x, mean, components, self.variances, self.residual)
+        return np.minimum(far / self.spot_limit, _FLOAT.max)
 
     def slide_in_range(self, distances: np.ndarray) -> bool:
         """Return whether a slide's median distance is none that training slides do not have."""
@@ -134,26 +139,19 @@ class TrainingRange:
 
         Raises:
             KeyError: an array is missing.
-            ValueError: shapes that do not fit, or numbers that are none.
+            ValueError: arrays that :meth:`arrays` gives of no training slides: others, of another
+                type, shapes that do not fit, numbers that are none or that cannot be.
         """
         names = [field.name for field in dataclasses.fields(cls)]
-        values = {name: np.asarray(arrays[name], np.float64) for name in names}
-        rank = values["variances"].size
-        shapes = {
-            "mean": (n_channels,),
-            "components": (rank, n_channels),
-            "variances": (rank,),
-            "stains": (len(values["stains"]) if values["stains"].ndim else 0, 3),
-            "expression": (n_genes, len(LEVELS)),
-        }
-        for name, value in values.items():
-            if value.shape != shapes.get(name, ()):
-                raise ValueError(f"{name}: shape {value.shape}, expected {shapes.get(name, ())}")
-            if name != "stains" and not np.isfinite(value).all():
-                raise ValueError(f"{name}: not finite")
+        if unknown := sorted(set(arrays) - set(names)):
+            raise ValueError(f"unexpected: {', '.join(unknown[:3])}")
+        for name in names:
+            if arrays[name].dtype != np.float32:
+                raise ValueError(f"{name}: {arrays[name].dtype}, expected float32")
+        values = {name: arrays[name].astype(np.float64) for name in names}
+        _check_shapes(values, n_channels, n_genes)
+        _check_numbers(values)
         residual, *limits = (float(values[n]) for n in ("residual", "spot_limit", "slide_limit"))
-        if not min(residual, *limits, values["variances"].min(initial=1)) > 0:
-            raise ValueError("variances and limits must be positive")
         return cls(
             values["mean"],
             values["components"],
@@ -164,6 +162,38 @@ class TrainingRange:
             values["stains"],
             values["expression"],
         )
+
+
+def _check_shapes(values: Mapping[str, np.ndarray], n_channels: int, n_genes: int) -> None:
+    rank = min(max(values["variances"].size, 1), n_channels)
+    shapes = {
+        "mean": (n_channels,),
+        "components": (rank, n_channels),
+        "variances": (rank,),
+        "stains": (len(values["stains"]) if values["stains"].ndim else 0, 3),
+        "expression": (n_genes, len(LEVELS)),
+    }
+    for name, value in values.items():
+        if value.shape != shapes.get(name, ()):
+            raise ValueError(f"{name}: shape {value.shape}, expected {shapes.get(name, ())}")
+
+
+def _check_numbers(values: Mapping[str, np.ndarray]) -> None:
+    """Refuse values that would give distances or quantiles which are none."""
+    for name, value in values.items():
+        if np.isinf(value).any() or (name != "stains" and np.isnan(value).any()):
+            raise ValueError(f"{name}: not finite")
+    for name in ("variances", "residual", "spot_limit", "slide_limit"):
+        if values[name].min() < _FLOAT.tiny:
+            raise ValueError(f"{name}: not positive")
+    components = values["components"]
+    off = np.abs(components @ components.T - np.eye(len(components))).max()
+    if off > _NOT_ORTHONORMAL:
+        raise ValueError("components: not orthonormal")
+    expression = values["expression"]
+    rounding = 1e-6 * np.abs(expression).max(initial=0)
+    if (np.diff(expression, axis=1) < -rounding).any():
+        raise ValueError("expression: quantiles that decrease")
 
 
 def _some(slide: np.ndarray, most: int) -> np.ndarray:

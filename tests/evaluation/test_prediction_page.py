@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -83,6 +85,27 @@ def test_the_page_shows_maps_tables_and_where_the_spots_lie(tmp_path):
     # results first, what they mean after them, how they were made at the end
     order = ["<h2>Slides", "<h2>S<", "How to read this page", "Percentile", "How this was made"]
     assert [page.index(text) for text in order] == sorted(page.index(text) for text in order)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return the beginning of a PNG of a size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT" + bytes(40)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (2**13, 2**13), (2**16, 2**16), (2**30, 2**30)])
+@pytest.mark.parametrize("keep", [0, 8, 40, None])
+def test_a_damaged_overlay_is_left_out(tmp_path, caplog, size, keep):
+    write(tmp_path / "S.h5ad")
+    (tmp_path / "S.png").write_bytes(png_of(*size)[:keep])
+    slide = read_reported_slide(tmp_path / "S.h5ad", tmp_path / "S.png")
+    assert slide.overlay == ""
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert "S.png: content: found damaged" in text
+    assert text.isprintable()
+    assert "jpeg" not in [kind for kind, _ in images(render_predictions([slide]))]
 
 
 def test_slides_out_of_range_come_first(tmp_path):

@@ -7,15 +7,34 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import cli
 from fault_commands import Trials, write_inputs
+from h5py._objects import phil
 
 __all__ = ["cli"]
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def h5py_is_not_locked() -> Iterator[None]:
+    """Check that threads can use h5py: an error at the wrong moment leaves its lock locked."""
+    yield
+    free: list[bool] = []
+
+    def take() -> None:
+        free.append(phil.acquire(blocking=False))
+        if free[0]:
+            phil.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    assert free == [True]
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import json
+import shutil
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from artefacts import make_foreign, write_prediction
 from faults.trials import Format
 from foreign import features, grid, tissue_like, write_clam, write_svs, write_trident
 from linear import GENES as MODEL_GENES
-from linear import checkpoint_of, configured, new_network
+from linear import checkpoint_of, configured, linear_slide, new_network
 from PIL import Image
 from toy import GENES, write_images, write_slide
 
@@ -29,23 +33,36 @@ from stflow_graph.data.genes import read_gene_list, slides_chosen_on, write_gene
 from stflow_graph.data.load import load_slide
 from stflow_graph.data.patients import count_spots, read_patients
 from stflow_graph.data.splits import Dataset, Fold
+from stflow_graph.evaluation.prediction_page import read_reported_slide, render_predictions
 from stflow_graph.images.open import open_image
+from stflow_graph.inference.in_range import DISTANCE, IN_RANGE, OBS_COLUMNS, InRange
+from stflow_graph.inference.sampling import _measured
+from stflow_graph.inference.settings import SampleSettings
+from stflow_graph.inference.slide_model import SlideModel
 from stflow_graph.io.atomic import sha256, write_json
 from stflow_graph.io.embeddings import open_embeddings
 from stflow_graph.io.expression import read_expression, read_positions
 from stflow_graph.io.gene_aliases import read_gene_aliases
 from stflow_graph.io.gene_sets import read_gene_sets
 from stflow_graph.io.patches import open_patches
+from stflow_graph.io.picture import Picture
 from stflow_graph.io.prediction_file import open_prediction
-from stflow_graph.io.predictions import read_prediction, read_provenance
+from stflow_graph.io.predictions import Late, n_spots_of, read_prediction, read_provenance
 from stflow_graph.io.sealed_json import JSON_SEAL, seal_json
 from stflow_graph.io.state_dict import read_state_dict, read_tensor
-from stflow_graph.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from stflow_graph.models.checkpoint import (
+    Checkpoint,
+    find_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from stflow_graph.models.stflow_weights import load_stflow
 from stflow_graph.nn.stflow.denoiser import TransformerDenoiser
 from stflow_graph.platforms.detect import find_slides
+from stflow_graph.stages.export import export
 from stflow_graph.stages.train import _Inputs, _stored_result
 from stflow_graph.stats.calibration import Calibration
+from stflow_graph.stats.training_range import LEVELS, TrainingRange
 from stflow_graph.training import loop
 from stflow_graph.training.fold_result import FoldResult
 from stflow_graph.training.run_folder import check_is_run, claim
@@ -123,7 +140,12 @@ def _read_expression(folder: Path) -> object:
 
 
 def _predictions(folder: Path) -> None:
+    """As `predict` writes them, with all that a file can have."""
     rng = np.random.default_rng(0)
+    in_range = np.arange(12) < 9
+    record = InRange(0.75, True, None).record()
+    quantiles = np.sort(rng.gamma(1, 1, (4, len(LEVELS))), axis=1)
+    names = {"gene_ids": [f"ENSG{i:011d}" for i in range(4)]}
     write_prediction(
         folder / "S.h5ad",
         rng.normal(size=(12, 4)).astype(np.float32),
@@ -131,8 +153,17 @@ def _predictions(folder: Path) -> None:
         MODEL_GENES[:4],
         rng.uniform(0, 1000, (12, 2)),
         samples=rng.normal(size=(2, 12, 4)).astype(np.float32),
-        provenance={"slide": "S", "target": "log1p", "train_slides": ["A"], "seed": 0},
+        provenance={
+            **{"slide": "S", "target": "log1p", "train_slides": ["A"], "seed": 0, "fold": None},
+            **{"checkpoint_sha256": "0" * 64, "um_per_px": 0.5, "warnings": ["beside the tissue"]},
+        },
         expected_pearson=np.array([0.1, np.nan, 0.3, 0.4]),
+        quantiles=(quantiles, LEVELS),
+        gene_names=names,
+        picture=Picture(tissue_like(20, 20), 50, (1000, 1000), "i.png"),
+        observed=(np.arange(3), np.arange(2)),
+        late_obs=OBS_COLUMNS,
+        late=lambda: Late({IN_RANGE: record}, {IN_RANGE: in_range, DISTANCE: 2.0 - in_range}),
     )
 
 
@@ -142,13 +173,35 @@ def _unmarked_predictions(folder: Path) -> None:
 
 
 def _read_blocks(folder: Path) -> object:
-    """Read a prediction as `summarise` and `export` do."""
+    """Read a prediction as `summarise` does."""
     (path,) = folder.glob("*.h5ad")
     with open_prediction(path) as file:
         layers = ["mean", "std", *(f"sample_{i}" for i in range(file.n_samples))]
         blocks = [np.concatenate([block for _, block in file.blocks(name)]) for name in layers]
         names = file.barcodes, file.genes, file.provenance
-        return names, blocks, file.coords, file.expected_pearson(), file.n_measured()
+        rest = file.expected_pearson(), file.n_measured(), file.training_quantiles()
+        return names, blocks, file.coords, rest
+
+
+def _predictions_and_overlay(folder: Path) -> None:
+    _unmarked_predictions(folder)
+    Image.fromarray(tissue_like(60, 50)).save(folder / "S.png")
+
+
+def _read_page(folder: Path) -> object:
+    """Read a prediction and its overlay for the report of `predict`."""
+    slide = read_reported_slide(folder / "S.h5ad", folder / "S.png")
+    stored = _measured(read_provenance(folder / "S.h5ad")), n_spots_of(folder / "S.h5ad")
+    return render_predictions([slide]), stored
+
+
+def _read_exported(folder: Path) -> object:
+    """Export a prediction to the text formats."""
+    with tempfile.TemporaryDirectory() as place:
+        outputs = [Path(place) / f"out{ending}" for ending in (".csv", ".geojson", ".loupe.csv")]
+        for output in outputs:
+            export(folder / "S.h5ad", output)
+        return [output.read_bytes() for output in outputs]
 
 
 def _read_prediction(folder: Path) -> object:
@@ -158,15 +211,36 @@ def _read_prediction(folder: Path) -> object:
 def _checkpoint(folder: Path) -> Checkpoint:
     n = len(MODEL_GENES)
     calibration = Calibration(np.linspace(0.3, 2, n), np.full(n, 0.5), np.full(n, np.nan))
+    slides = [linear_slide(name).x for name in "AB"]
+    predictions = [np.random.default_rng(0).gamma(1, 1, (20, n))]
+    known = TrainingRange.fit(slides, predictions, [np.array([0.25, 0.5, 0.25]), None])
     checkpoint = checkpoint_of("field", 2, calibration)
+    checkpoint = dataclasses.replace(checkpoint, training_range=known)
     save_checkpoint(folder / "c", checkpoint)
     return checkpoint
 
 
 def _read_checkpoint(folder: Path) -> object:
-    checkpoint = load_checkpoint(folder / "c")
+    return _content(load_checkpoint(folder / "c"))
+
+
+def _content(checkpoint: Checkpoint) -> object:
     field = checkpoint.field.state_dict() if checkpoint.field else None
     return {**vars(checkpoint), "field": field}, [m.state_dict() for m in checkpoint.build()]
+
+
+def _zip(folder: Path) -> None:
+    _checkpoint(folder)
+    for kind, method in {"a": zipfile.ZIP_DEFLATED, "b": zipfile.ZIP_STORED}.items():
+        with zipfile.ZipFile(folder / f"{kind}.zip", "w", method) as archive:
+            for file in sorted((folder / "c").iterdir()):
+                archive.write(file, f"c/{file.name}")
+    shutil.rmtree(folder / "c")
+
+
+def _read_zip(folder: Path) -> object:
+    found = [find_checkpoints(folder / f"{kind}.zip") for kind in "ab"]
+    return [_content(load_checkpoint(folder)) for (folder,) in found]
 
 
 def _read_resealed(folder: Path) -> object:
@@ -180,7 +254,9 @@ def _read_resealed(folder: Path) -> object:
         }
         content.pop(JSON_SEAL, None)
         write_json(file, seal_json(content))
-    return _read_checkpoint(folder)
+    model = SlideModel.from_pretrained(folder / "c")
+    predicted = model.predict(linear_slide("A", 12), SampleSettings(n_samples=2, device="cpu"))
+    return _content(model.checkpoint), predicted.X, dict(predicted.obs)
 
 
 def _run(folder: Path) -> None:
@@ -206,7 +282,7 @@ def _read_run(folder: Path) -> object:
 
 
 def _state(folder: Path) -> None:
-    state = loop._start(new_network(configured("transformer")), configured().train)
+    state = loop._start(new_network(configured("transformer")), configured().train, warm=False)
     for parameter in state.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
@@ -215,7 +291,8 @@ def _state(folder: Path) -> None:
 
 
 def _read_state(folder: Path) -> object:
-    state = loop._start(new_network(configured("transformer"), seed=1), configured().train)
+    network = new_network(configured("transformer"), seed=1)
+    state = loop._start(network, configured().train, warm=False)
     loop._restore(state, folder / "state-0.safetensors")
     moments = state.optimizer.state_dict()["state"]
     return state.network, state.average, state.best, state.history, moments
@@ -427,7 +504,9 @@ _ALL = (
     Format("expression", _expression, _read_expression, own=True),
     Format("predictions", _predictions, _read_prediction, own=True),
     Format("predictions, in blocks", _predictions, _read_blocks, own=True),
+    Format("predictions, exported", _predictions, _read_exported, own=True),
     Format("checkpoint", _checkpoint, _read_checkpoint, own=True, files=("c/*[!d]",)),
+    Format("checkpoint, zip", _zip, _read_zip, own=True),
     Format("run", _run, _read_run, files=("*.*", "fold0/*.json")),
     Format("state", _state, _read_state),
     Format("gene list", _genes, _read_genes),
@@ -442,6 +521,8 @@ _ALL = (
     Format("foreign .h5ad", _foreign_expression, _read_expression),
     Format("unmarked predictions", _unmarked_predictions, _read_prediction),
     Format("unmarked predictions, in blocks", _unmarked_predictions, _read_blocks),
+    Format("unmarked predictions, exported", _unmarked_predictions, _read_exported),
+    Format("predictions on a page", _predictions_and_overlay, _read_page),
     Format("Visium", _visium, _read_visium),
     Format("Visium, 10x v2", _tenx_v2, _read_visium, files=("**/*.h5",)),
     Format("Visium, mtx", _mtx, _read_visium, files=("**/*.gz",)),

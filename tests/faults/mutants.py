@@ -14,6 +14,8 @@ import json
 import re
 import struct
 import sys
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -352,6 +354,42 @@ def edit_png(content: bytes, rng: np.random.Generator) -> bytes:
     return content[: at + 4] + body + check + content[at + 12 + n :]
 
 
+def edit_zip(content: bytes, rng: np.random.Generator) -> bytes:
+    """Damage a member of an archive, which is packed again, or its name, method or stated size."""
+    buffer, kind = io.BytesIO(), int(rng.integers(5))
+    methods = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        members = old.infolist()
+        chosen = choice(rng, members).filename
+        for member in members:
+            name, data, method = member.filename, old.read(member), member.compress_type
+            if kind == 0:
+                method = choice(rng, methods)
+            elif name == chosen and kind == 1:
+                data = choice(rng, mutators_of(name))(data, rng)
+            elif name == chosen and kind == 2:
+                names = [f"../{name}", f"/{name}", f"other/{name}", f"{name}x", "é", "c"]
+                name = choice(rng, names)
+            elif name == chosen and kind == 3:
+                new.writestr(name, rng.bytes(9))  # and once more
+            elif name == chosen:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a name that is there twice
+                new.writestr(name, data, method)
+    packed = buffer.getvalue()
+    return flip(packed, rng) if rng.random() < 0.5 and kind == 0 else packed
+
+
+def edit_zip_record(content: bytes, rng: np.random.Generator) -> bytes:
+    """Change a field of one of the records that describe a member, or all of them."""
+    starts = [m.start() for m in re.finditer(rb"PK\x03\x04|PK\x01\x02|PK\x05\x06", content)]
+    at = (choice(rng, starts) if starts else 0) + int(rng.integers(4, 46))
+    size = int(choice(rng, [1, 2, 4]))
+    value = choice(rng, [0, 1, 8, 9, 12, 14, 99, 2**15, 2**16 - 1, 2**31, 2**32 - 1]) % 256**size
+    return content[:at] + value.to_bytes(size, "little") + content[at + size :]
+
+
 def edit_parquet(content: bytes, rng: np.random.Generator) -> bytes:
     """Rename, remove or convert a column, or put another value into it."""
     import pyarrow as pa
@@ -411,6 +449,7 @@ _BY_SUFFIX: dict[str, tuple[Mutator, ...]] = {
     ".svs": (edit_tiff,) * 6,
     ".png": (edit_png,) * 6,
     ".parquet": (edit_parquet,) * 5,
+    ".zip": (edit_zip, edit_zip, edit_zip_record, edit_zip_record, edit_zip_record),
 }
 
 

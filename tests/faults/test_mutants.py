@@ -48,6 +48,7 @@ SLOW = (
     "HEST-1k",
     "Visium HD",
 )
+SLOW += ("predictions on a page", "predictions, exported", "unmarked predictions, exported")
 SLOW += ("Visium", "Visium, 10x v2", "kit", "TRIDENT", "CLAM", "checkpoint, resealed", "Xenium")
 
 
@@ -142,6 +143,57 @@ def test_uns_of_any_value(tmp_path, value):
     assert len(read_expression(tmp_path / "a.h5ad").barcodes) == 3
 
 
+ENTRIES = ("slide", "target", "dataset", "encoder", "protocol", "checkpoint_sha256", "fold")
+ENTRIES += ("train_slides", "genes", "warnings", "um_per_px", "in_range", "n_samples", "seed")
+ENTRIES += ("denoiser", "grid", "patch_um", "um_per_px_given", "device", "version", "torch")
+
+
+ODD = [-1, 0.5, 1e200, 10**400, np.nan, "x", "", None, True, [], [1, "a"], {}]
+ODD += [{"pitch_um": 10**400}]
+
+
+@pytest.mark.parametrize("name", [*ENTRIES, "share", "embeddings", "stain"])
+def test_entries_of_a_prediction_of_any_value(tmp_path, name):
+    folder = files_of("predictions on a page", tmp_path)
+    content = (folder / "S.h5ad").read_bytes()
+    for value in ODD:
+        (folder / "S.h5ad").write_bytes(content)
+        with h5py.File(folder / "S.h5ad", "r+") as file:
+            data = file["uns/stflow_graph/provenance"]
+            stored = json.loads(data.asstr()[()])
+            place = stored if name in ENTRIES else stored["in_range"]
+            place[name] = value
+            data[()] = json.dumps(stored)
+        check_refused(lambda: FORMATS["predictions on a page"].read(folder), may_pass=True)
+
+
+ARRAYS = [b"text", np.nan, np.inf, -1, 0, 1j, True, 1, np.float16(1), np.int64(1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("varm/training_quantiles", "predictions on a page"),
+        ("uns/stflow_graph/quantile_levels", "predictions on a page"),
+        ("var/expected_pearson", "predictions on a page"),
+        ("obs/observed", "unmarked predictions, in blocks"),
+        ("uns/spatial/S/scalefactors/spot_diameter_fullres", "unmarked predictions, exported"),
+        ("uns/spatial/S/scalefactors/tissue_hires_scalef", "unmarked predictions, exported"),
+        ("uns/spatial/S/images/hires", "unmarked predictions, exported"),
+    ],
+)
+def test_arrays_of_a_prediction_of_any_type(tmp_path, name, read):
+    folder = files_of("predictions on a page", tmp_path)
+    with h5py.File(folder / "S.h5ad") as file:
+        shape = file[name].shape
+    for value in ARRAYS:
+        for other in (np.full(shape, value), np.full((2, 2), value), np.zeros((0, 3)), None):
+            edit_h5(folder / "S.h5ad", name, other)
+            text = check_refused(lambda: FORMATS[read].read(folder), may_pass=True)
+            if "scalefactors" in name and value in (b"text", 1j, -1, 0, np.inf):
+                assert "scalefactors" in text, value
+
+
 def damaged_everywhere(path: Path, size: int, damage: Callable[[bytes], bytes]) -> Iterator[int]:
     """Damage each part of a file in turn, and yield where."""
     content = path.read_bytes()
@@ -210,7 +262,30 @@ def test_a_group_inside_itself(tmp_path, format, sealed):
         make_foreign(path)
     with h5py.File(path, "r+") as file:
         file["loop"] = file["/"]
-    check_refused(lambda: FORMATS[format].read(folder), may_pass=not sealed)
+    assert "inside itself" in check_refused(lambda: FORMATS[format].read(folder))
+
+
+def linked_twice(group: h5py.Group, depth: int) -> None:
+    """Write groups, each in two places of the one around it: ``2^depth`` ways to the last."""
+    for _ in range(depth):
+        group["b"] = inner = group.create_group("a")
+        inner.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        group = inner
+
+
+def test_groups_in_more_places_than_can_be_read(tmp_path):
+    path = files_of("foreign .h5ad", tmp_path) / "S.h5ad"
+    with h5py.File(path, "r+") as file:
+        linked_twice(file["uns"], 40)
+    assert "too many places" in check_refused(lambda: read_expression(path))
+
+
+def test_groups_in_two_places_are_read(tmp_path):
+    path = files_of("foreign .h5ad", tmp_path) / "S.h5ad"
+    with h5py.File(path, "r+") as file:
+        linked_twice(file["uns"], 5)
+        file["layers/again"] = file["X"]
+    assert len(read_expression(path).barcodes) == 20
 
 
 @pytest.mark.parametrize("value", [1e200, -1e12, np.nan, np.inf])

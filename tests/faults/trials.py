@@ -160,6 +160,7 @@ def originals_of(format: Format) -> Iterator[tuple[Path, str]]:
         child = os.fork()  # libraries start threads, which a process that forks must not have
         if child == 0:
             try:
+                tempfile.tempdir = temporary  # nothing is removed at the end of a child
                 format.write(folder)
                 result.write_text(digest(format.read(folder)))
             except BaseException:
@@ -240,6 +241,7 @@ def _serve(
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)  # libraries in C write there
+    tempfile.tempdir = str(originals.parent)
     start = time.monotonic()
     for number in numbers:
         if seconds is not None and time.monotonic() - start > seconds:

@@ -73,3 +73,46 @@ def test_names_that_lead_elsewhere_stay_inside(folder, tmp_path):
     (found,) = find_checkpoints(path)
     assert not (found.parent / "escaped.txt").exists()
     assert {file.name for file in found.iterdir()} == {file.name for file in folder.iterdir()}
+
+
+def test_any_damaged_record_of_an_archive_is_refused_in_one_line(folder, tmp_path):
+    shutil.make_archive(str(tmp_path / "whole"), "zip", folder)
+    content = (tmp_path / "whole.zip").read_bytes()
+    refusals = []
+    for start in range(content.rindex(b"PK\x01\x02"), len(content) - 4):
+        for value in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4)):
+            path = tmp_path / f"{start}-{value.hex()}.zip"
+            path.write_bytes(content[:start] + value + content[start + 4 :])
+            try:
+                find_checkpoints(path)
+            except BadModel as error:
+                refusals.append(str(error))
+            path.unlink()
+    assert len(refusals) > 100
+    assert all(map(str.isprintable, refusals))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_members_of_any_packing_are_refused(folder, tmp_path, method):
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    content = path.read_bytes()
+    assert find_checkpoints(path)
+    for i in range(5):
+        other, at = tmp_path / f"{i}.zip", 60 + 10 * i
+        other.write_bytes(content[:at] + bytes(30) + content[at + 30 :])
+        with pytest.raises(BadModel, match="content: found damaged"):
+            find_checkpoints(other)
+
+
+def test_an_archive_with_a_password_is_refused(folder, tmp_path):
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(folder / "config.json", "config.json")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(BadModel, match="found encrypted, expected a zip .* without a password"):
+        find_checkpoints(path)

@@ -266,6 +266,19 @@ def test_devices_by_name(monkeypatch):
         assert pick_device("auto") == torch.device(expected)
 
 
+def test_each_rank_has_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pick_device("auto") == torch.device("cuda")
+    place = {"RANK": "6", "WORLD_SIZE": "8", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {**place, "LOCAL_RANK": "6"}.items():
+        monkeypatch.setenv(name, value)
+    assert pick_device("auto") == torch.device("cuda:2")
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("auto") == torch.device("cuda")
+
+
 NO_DEVICES = [
     "abacus",
     "meta",

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
+import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from linear import (
     prepared,
     same_weights,
 )
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file, save_file
 
 from stflow_graph.errors import BadConfig, BadInput, BadModel
@@ -36,6 +41,7 @@ from stflow_graph.models.checkpoint import (
 )
 from stflow_graph.nn.two_stage import TwoStageDenoiser
 from stflow_graph.stats.calibration import Calibration
+from stflow_graph.stats.training_range import TrainingRange
 
 CALIBRATION = Calibration(
     np.array([0.3, 1 / 3, 2.0, 8.0]), np.array([0.1, np.nan, 0.3, 0.4]), np.array([np.nan] * 4)
@@ -50,13 +56,27 @@ def edit(folder: Path, **changes: Any) -> None:
     write_json(file, seal_json({k: v for k, v in content.items() if v is not None}))
 
 
-def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
-    """Change tensors of the weights and state the new hash; None removes one."""
-    file = folder / "model.safetensors"
+def rehash(file: Path) -> None:
+    """State the hash that a file of a checkpoint has."""
+    hashes = json.loads((file.parent / "config.json").read_text())["sha256"]
+    edit(file.parent, sha256={**hashes, file.name: sha256(file)})
+
+
+def edit_weights(
+    folder: Path, name: str = "model.safetensors", **changes: torch.Tensor | None
+) -> None:
+    """Change tensors of a file and state the new hash; None removes one."""
+    file = folder / name
     weights = {**load_file(file), **changes}
     save_file({k: v for k, v in weights.items() if v is not None}, file)
-    hashes = json.loads((folder / "config.json").read_text())["sha256"]
-    edit(folder, sha256={**hashes, file.name: sha256(file)})
+    rehash(file)
+
+
+def range_of(n_channels: int = CHANNELS, n_genes: int = N_GENES, seed: int = 0) -> TrainingRange:
+    rng = np.random.default_rng(seed)
+    slides = [rng.normal(size=(30, n_channels)) for _ in range(3)]
+    stains = [rng.dirichlet(np.ones(3)), None, rng.dirichlet(np.ones(3))]
+    return TrainingRange.fit(slides, [rng.gamma(1, 1, (20, n_genes))], stains)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +105,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path, kind, n_members):
 
 
 def test_the_calibration_is_read_to_the_last_digit(tmp_path):
-    genes = ["NA", "nan", "null", "G,3"]  # names that pandas would take for missing values
+    genes = ["NA", "007", "null", "G,3"]  # names that pandas would take for missing values
     written = dataclasses.replace(checkpoint_of(calibration=CALIBRATION), genes=genes)
     save_checkpoint(tmp_path / "c", written)
     read = load_checkpoint(tmp_path / "c")
@@ -139,10 +159,14 @@ def test_a_layer_that_json_cannot_describe_is_built_from_the_configuration(tmp_p
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "normalisation.safetensors", "genes.json", "calibration.csv"],
+    [
+        *("model.safetensors", "normalisation.safetensors", "genes.json", "calibration.csv"),
+        *("field.safetensors", "training_range.safetensors"),
+    ],
 )
 def test_a_missing_or_damaged_file_is_refused(tmp_path, name):
-    save_checkpoint(tmp_path / "c", checkpoint_of(calibration=CALIBRATION))
+    checkpoint = checkpoint_of("field", calibration=CALIBRATION)
+    save_checkpoint(tmp_path / "c", dataclasses.replace(checkpoint, training_range=range_of()))
     file = tmp_path / "c" / name
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -354,18 +378,109 @@ def test_genes_keep_their_order(tmp_path):
     assert load_checkpoint(tmp_path / "c").genes == genes
 
 
-@pytest.mark.parametrize("damage", ["missing", "edited", "tensor"])
-def test_a_damaged_field_is_refused(tmp_path, damage):
-    save_checkpoint(tmp_path / "c", checkpoint_of("field"))
-    file = tmp_path / "c/field.safetensors"
-    if damage == "missing":
-        file.unlink()
-    elif damage == "edited":
-        file.write_bytes(file.read_bytes() + b" ")
-    else:
-        weights = load_file(file)
-        save_file({**weights, "scale": weights["scale"][:2].contiguous()}, file)
-        hashes = json.loads((tmp_path / "c/config.json").read_text())["sha256"]
-        edit(tmp_path / "c", sha256={**hashes, file.name: sha256(file)})
-    with pytest.raises(BadInput, match=r"field.safetensors|tensors of a checkpoint"):
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("field", {"scale": torch.ones(2)}),
+        ("field", {"scale": None}),
+        ("field", {"scale": torch.full((N_GENES,), torch.nan)}),
+        ("field", {"scale": torch.ones(N_GENES, dtype=torch.int64)}),
+        ("field", {"places": torch.zeros(2, CHANNELS + 1)}),
+        ("field", {"more": torch.zeros(1)}),
+        ("normalisation", {"x_mean": torch.zeros(1)}),
+        ("normalisation", {"x_std": torch.full((CHANNELS,), torch.inf)}),
+        ("normalisation", {"y_mean": torch.zeros(N_GENES, dtype=torch.float64)}),
+        ("normalisation", {"y_mean": None}),
+        ("training_range", {"components": torch.ones(2, CHANNELS)}),
+        ("training_range", {"mean": torch.zeros(CHANNELS, dtype=torch.bfloat16)}),
+        ("training_range", {"mean": torch.zeros(CHANNELS, dtype=torch.float8_e5m2)}),
+        ("training_range", {"stains": None}),
+        ("training_range", {"more": torch.zeros(1)}),
+    ],
+)
+def test_tensors_that_do_not_fit_the_model_are_refused(tmp_path, name, changes):
+    save_checkpoint(tmp_path / "c", ranged())
+    edit_weights(tmp_path / "c", f"{name}.safetensors", **changes)
+    with pytest.raises(BadModel, match=rf"{name}\.safetensors: content: found damaged") as caught:
         load_checkpoint(tmp_path / "c")
+    assert str(caught.value).isprintable()
+
+
+def ranged(**sizes: int) -> Checkpoint:
+    return dataclasses.replace(checkpoint_of("field"), training_range=range_of(**sizes))
+
+
+def test_a_training_range_is_read_as_it_was_written(tmp_path):
+    written = ranged()
+    save_checkpoint(tmp_path / "c", written)
+    read = load_checkpoint(tmp_path / "c").training_range
+    assert read is not None
+    for name, expected in written.training_range.arrays().items():
+        np.testing.assert_array_equal(getattr(read, name), expected)
+
+
+@pytest.mark.parametrize("sizes", [{"n_genes": N_GENES + 1}, {"n_channels": CHANNELS + 1}])
+def test_the_training_range_of_another_model_is_refused(tmp_path, sizes):
+    save_checkpoint(tmp_path / "c", ranged(**sizes))
+    with pytest.raises(BadModel, match=r"training_range\.safetensors: content: .*shape"):
+        load_checkpoint(tmp_path / "c")
+    # of the same sizes, by its hash
+    save_checkpoint(tmp_path / "c", ranged())
+    save_checkpoint(tmp_path / "d", ranged(seed=1))
+    shutil.copy(*(tmp_path / f"{folder}/training_range.safetensors" for folder in "dc"))
+    with pytest.raises(BadModel, match=r"training_range\.safetensors: sha256"):
+        load_checkpoint(tmp_path / "c")
+
+
+def huge_header(content: bytes) -> bytes:
+    header = b'{"__metadata__":{"a":"' + b"x" * 2**20 + b'"}}'
+    return struct.pack("<Q", len(header)) + header
+
+
+DAMAGES = {
+    "header of 2^63 bytes": lambda content: struct.pack("<Q", 2**63) + content[8:],
+    "header of 1 GB": lambda content: struct.pack("<Q", 2**30) + content[8:],
+    "long header without tensors": huge_header,
+    "header that is no JSON": lambda content: struct.pack("<Q", 4) + b"{{{{" + content[8:],
+    "other byte order": lambda content: save_arrays(
+        {name: array.byteswap() for name, array in load_arrays(content).items()}
+    ),
+    "truncated": lambda content: content[:-4],
+    "longer": lambda content: content + bytes(4),
+    "empty": lambda content: b"",
+    "pickle": lambda content: pickle.dumps({"mean": 1}),
+}
+
+
+# any numbers are weights or means; which weights there must be is known when a network is built
+UNNOTICED = [(name, "other byte order") for name in ("model", "normalisation")]
+UNNOTICED += [("model", "long header without tensors")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["training_range", "field", "normalisation", "model"])
+def test_damage_of_which_the_hash_is_stated_is_refused(tmp_path, name, damage):
+    save_checkpoint(tmp_path / "c", ranged())
+    file = tmp_path / f"c/{name}.safetensors"
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    rehash(file)
+    if (name, damage) in UNNOTICED:
+        return
+    with pytest.raises(BadModel, match=rf"{name}\.safetensors: content: found damaged") as caught:
+        load_checkpoint(tmp_path / "c")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_table_of_other_genes_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "c", checkpoint_of(calibration=CALIBRATION))
+    file = tmp_path / "c/calibration.csv"
+    text = file.read_text()
+    *rows, last = text.splitlines()
+    for other in (rows, [rows[0], last, *rows[1:]], [*rows, last, last]):
+        file.write_text("\n".join(other) + "\n")
+        rehash(file)
+        with pytest.raises(BadModel, match=r"calibration\.csv: content: .*other genes"):
+            load_checkpoint(tmp_path / "c")
+    file.write_text(text)
+    rehash(file)
+    assert load_checkpoint(tmp_path / "c").calibration is not None

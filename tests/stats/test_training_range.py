@@ -89,19 +89,56 @@ def test_arrays_are_read_back_and_others_refused():
     np.testing.assert_array_equal(np.isnan(again.stains), np.isnan(known.stains))
     with pytest.raises(KeyError):
         TrainingRange.from_arrays({k: v for k, v in arrays.items() if k != "mean"}, F, G)
+    components, expression = arrays["components"], arrays["expression"]
     changes = {
-        "mean": arrays["mean"][:-1],
-        "components": arrays["components"].T,
-        "variances": -arrays["variances"],
-        "residual": np.zeros(()),
-        "spot_limit": np.float32("nan"),
-        "slide_limit": np.ones(2),
-        "stains": np.zeros(3),
-        "expression": arrays["expression"][:1],
+        "shape": [
+            ("mean", arrays["mean"][:-1]),
+            ("components", components.T),
+            ("components", components[:-1]),
+            ("variances", arrays["variances"][:-1]),
+            ("variances", arrays["variances"][0]),
+            ("slide_limit", np.ones(2, np.float32)),
+            ("stains", np.zeros(3, np.float32)),
+            ("expression", expression[:1]),
+        ],
+        "finite": [
+            *((name, np.full_like(value, np.inf)) for name, value in arrays.items()),
+            *((n, np.full_like(v, np.nan)) for n, v in arrays.items() if n != "stains"),
+        ],
+        "not positive": [
+            ("variances", -arrays["variances"]),
+            ("residual", np.zeros((), np.float32)),
+            ("spot_limit", np.float32(1e-42)),
+            ("slide_limit", np.float32(-1)),
+        ],
+        "orthonormal": [("components", 2 * components), ("components", components[[0] * 16])],
+        "decrease": [("expression", expression[:, ::-1])],
+        "expected float32": [
+            *((n, v.astype(t)) for n, v in arrays.items() for t in ("f8", "f2", ">f4", "c8", "?"))
+        ],
+        "unexpected: more": [("more", np.zeros(1, np.float32))],
     }
-    for name, value in changes.items():
-        with pytest.raises(ValueError, match=r"shape|finite|positive"):
-            TrainingRange.from_arrays({**arrays, name: value}, F, G)
+    for message, cases in changes.items():
+        for name, value in cases:
+            with pytest.raises(ValueError, match=message):
+                TrainingRange.from_arrays({**arrays, name: value}, F, G)
+    for sizes in ((F + 1, G), (F, G - 1), (0, G), (-1, G), (F, 10**9)):
+        with pytest.raises(ValueError, match="shape"):
+            TrainingRange.from_arrays(arrays, *sizes)
+    none = {"components": components[:0], "variances": arrays["variances"][:0]}
+    with pytest.raises(ValueError, match="shape"):
+        TrainingRange.from_arrays({**arrays, **none}, F, G)
+
+
+@pytest.mark.parametrize(
+    "values", [(1, 1), (0, 0), (1, 2), (None, 1), (1, None), (None, 1e3)], ids=str
+)
+def test_a_range_of_constant_embeddings_can_be_read_back(values):
+    slides = [1e4 * slide(0) if value is None else np.full((9, F), value) for value in values]
+    known = TrainingRange.fit(slides, [np.ones((5, G))])
+    again = TrainingRange.from_arrays(known.arrays(), F, G)
+    for x in (*slides, slide(1, scale=1e6)):
+        assert np.isfinite(again.distances(x).astype(np.float32)).all()
 
 
 def test_large_slides_count_no_more_than_others():
