@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 from toy import write_cohort
 
@@ -41,14 +42,18 @@ def run(tmp_path):
     cohort.root.rename(tmp_path / "ROOT/cohort")
     cohort.embeddings.rename(tmp_path / "EMB")
     (tmp_path / "EMB/cohort/toy").rename(tmp_path / "EMB/cohort/efficientnet_lite0")
+    for file in (tmp_path / "EMB").rglob("*.h5"):
+        with h5py.File(file, "r+") as stored:
+            stored.attrs["encoder"] = "efficientnet_lite0"
     (tmp_path / "bin").mkdir()
+    started: list[subprocess.Popen[str]] = []
     for name, text in PROGRAMS.items():
         program = tmp_path / "bin" / name
         program.write_text(f"#!/bin/bash\n{text}\n")
         program.chmod(0o755)
 
     def start(script: str, **more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", "-e", "-c", script],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
@@ -58,8 +63,14 @@ def run(tmp_path):
             | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
             | more,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def succeed(*started: subprocess.Popen[str]) -> None:

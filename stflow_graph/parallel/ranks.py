@@ -109,7 +109,7 @@ class Ranks:
                 self.check_others()
                 time.sleep(_POLL)
 
-    def is_told_by_first(self, message: str, seconds: float = 3.0) -> bool:
+    def is_told_by_first(self, message: str, seconds: float = 10.0) -> bool:
         """Return whether the first rank fails with the same message within so many seconds."""
         until = time.monotonic() + seconds
         with contextlib.suppress(RankFailed):

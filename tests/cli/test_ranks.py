@@ -79,6 +79,7 @@ def test_train_and_sample_by_two_processes(files, trained, tmp_path):
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two") != {}
 
 
+@pytest.mark.slow
 def test_torchrun_starts_ranks(files, trained, tmp_path):
     arguments = [*words(files), "--out", str(tmp_path / "run")]
     found = subprocess.run(
@@ -93,6 +94,7 @@ def test_torchrun_starts_ranks(files, trained, tmp_path):
     assert hashes(tmp_path / "run") == hashes(trained)
 
 
+@pytest.mark.slow
 def test_more_processes_than_members_share_the_steps(files, tmp_path):
     many = {"train__folds": "all", "train__members": 1, "train__batch_size": 4}
     for name, more in (("one", []), ("two", ["--nproc", 2])):
@@ -157,6 +159,7 @@ def test_sigterm_ends_all_with_one_line(files, tmp_path):
     assert errors.splitlines() == ["interrupted; the same command resumes"]
 
 
+@pytest.mark.slow
 def test_a_part_and_ranks_are_refused(files, trained, tmp_path):
     started = start_ranks(
         2,
