@@ -24,7 +24,7 @@ from stflow_graph.errors import (
     is_out_of_memory,
     one_line,
 )
-from stflow_graph.parallel.ranks import joined
+from stflow_graph.parallel.ranks import RankFailed, join
 from stflow_graph.version import __version__
 
 from . import options as opt
@@ -169,13 +169,23 @@ def main() -> None:
         message, code = _message_and_code(error)
         if debug or code is None:
             raise
-        if (ranks := joined()) is not None:
-            if ranks.is_told_by_first(message):
-                sys.exit(code)
-            ranks.tell_failure(message)
+        if _is_told_by_another(message):
+            sys.exit(code)
         first, *others = getattr(error, "lines", ()) or [one_line(message)]
         print("\n  ".join([f"error: {first}", *others]), file=sys.stderr)
         sys.exit(code)
+
+
+def _is_told_by_another(message: str) -> bool:
+    """Return whether the first of several ranks reports the same error; tell the others of it."""
+    try:
+        ranks = join()
+    except RankFailed:
+        return False
+    if ranks is None or ranks.is_told_by_first(message):
+        return ranks is not None
+    ranks.tell_failure(message)
+    return False
 
 
 def _run_with_json(arguments: Sequence[str], debug: bool) -> None:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import pytest
 from toy import write_cohort
+
+from stflow_graph.io.embeddings import open_embeddings, write_embeddings
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/cluster.md").read_text(encoding="utf-8")
 LITTLE = (
@@ -43,8 +44,11 @@ def run(tmp_path):
     cohort.embeddings.rename(tmp_path / "EMB")
     (tmp_path / "EMB/cohort/toy").rename(tmp_path / "EMB/cohort/efficientnet_lite0")
     for file in (tmp_path / "EMB").rglob("*.h5"):
-        with h5py.File(file, "r+") as stored:
-            stored.attrs["encoder"] = "efficientnet_lite0"
+        with open_embeddings(file) as stored:
+            x, attrs = stored.read(), {**stored.attrs, "encoder": "efficientnet_lite0"}
+            barcodes, coords = stored.barcodes, stored.coords
+        with write_embeddings(file, barcodes, coords, x.shape[1], attrs) as writer:
+            writer.append(x)
     (tmp_path / "bin").mkdir()
     started: list[subprocess.Popen[str]] = []
     for name, text in PROGRAMS.items():

@@ -277,11 +277,6 @@ def _as_lost() -> Iterator[None]:
 _joined: Ranks | None = None
 
 
-def joined() -> Ranks | None:
-    """Return this process among the others if it has joined them."""
-    return _joined
-
-
 def is_rank() -> bool:
     """Return whether ``torchrun``, or what sets the same variables, started this process."""
     return all(os.environ.get(name) for name in _NAMES) and os.environ["WORLD_SIZE"] != "1"

@@ -94,6 +94,7 @@ def wait_for(condition, seconds: float) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [2, 1])  # shared out, and trained by both together
 def test_two_nodes_train_one_run(cohort, tmp_path, hosts, members):
     settings = {**cohort.settings, "train.folds": "all", "train.members": members}
