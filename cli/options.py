@@ -122,10 +122,12 @@ def with_ranks(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*, nproc: int | None, **options: Any) -> None:
         if nproc is not None and nproc > 1 and not is_rank():
+            from stflow_graph.io.process import available_cores
             from stflow_graph.parallel.launch import launch
 
             be_quiet()
-            raise Exit(launch(sys.argv[1:], nproc))
+            n_threads = max(1, available_cores() // nproc)
+            raise Exit(launch(sys.argv[1:], nproc, n_threads))
         if is_rank() and os.environ["RANK"] != "0":
             be_quiet()
         command(**options)

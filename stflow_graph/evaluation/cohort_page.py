@@ -21,6 +21,7 @@ from stflow_graph.evaluation.page import UNITS, render
 from stflow_graph.evaluation.set_chart import SetRow, set_chart
 from stflow_graph.io.prediction_file import open_prediction
 from stflow_graph.io.predictions import warnings_of
+from stflow_graph.stats.domains import SpotSample
 from stflow_graph.stats.umap_plane import MIN_SPOTS, umap_plane
 
 logger = logging.getLogger(__name__)
@@ -84,23 +85,6 @@ class CohortDomain:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlotSample:
-    """Spots that are plotted.
-
-    Attributes:
-        slides: names.
-        slide: ``[n]`` index into ``slides``.
-        domain: ``[n]`` from 1 on.
-        features: ``[n, P]`` that domains were clustered by.
-    """
-
-    slides: Sequence[str]
-    slide: np.ndarray
-    domain: np.ndarray
-    features: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Cohort:
     """What the page shows.
 
@@ -125,7 +109,7 @@ class Cohort:
     gene_sets: pd.DataFrame | None = None
     patients: pd.DataFrame | None = None
     domains: Sequence[CohortDomain] = ()
-    sample: PlotSample | None = None
+    sample: SpotSample | None = None
 
 
 def render_cohort(cohort: Cohort) -> str:

@@ -66,20 +66,26 @@ def pearson_loss(y_1_hat: Tensor, y_1: Tensor, batch: Tensor | None = None) -> T
     """
     if batch is None:
         batch = y_1.new_zeros(y_1.size(0)).long()
-    missing = scatter(y_1.isnan().to(y_1.dtype), batch, reduce="max") > 0
-    y_hat, y = (_centred(values, batch) for values in (y_1_hat, without_missing(y_1, y_1)))
-    products = (y_hat * y_hat, y * y, y_hat * y)
-    var_hat, var, cov = (scatter(product, batch, reduce="mean") for product in products)
+    y, var, n_pairs = _expression(y_1, batch)
+    y_hat = _centred(y_1_hat, batch)
+    var_hat, cov = (
+        scatter(product, batch, reduce="mean") for product in (y_hat * y_hat, y_hat * y)
+    )
     pearson = cov / ((var_hat + _EPS) * (var + _EPS)).sqrt()
-    counted = var > _CONSTANT  # [n_slides, G]
-    return ((1 - pearson) * counted).sum() / (counted | missing).sum().clamp(min=1)
+    return ((1 - pearson) * (var > _CONSTANT)).sum() / n_pairs.clamp(min=1)
 
 
 def counted_pairs(y_1: Tensor, batch: Tensor) -> Tensor:
     """Return how many pairs of slide and gene :func:`pearson_loss` is a mean of, a scalar."""
+    return _expression(y_1, batch)[2]
+
+
+def _expression(y_1: Tensor, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``[N, G]`` centred in slides, variances ``[n_slides, G]``, the number of pairs."""
     missing = scatter(y_1.isnan().to(y_1.dtype), batch, reduce="max") > 0
     y = _centred(without_missing(y_1, y_1), batch)
-    return ((scatter(y * y, batch, reduce="mean") > _CONSTANT) | missing).sum()
+    var = scatter(y * y, batch, reduce="mean")
+    return y, var, ((var > _CONSTANT) | missing).sum()
 
 
 def _centred(values: Tensor, batch: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from stflow_graph.parallel.ranks import RESUME, RankFailed
 
 
-def launch(arguments: Sequence[str], n: int) -> int:
+def launch(arguments: Sequence[str], n: int, n_threads: int) -> int:
     """Run this program in so many processes that share a command's work; return its exit code.
 
     ``torch.distributed``'s agent watches them: when one ends with an error the others are ended.
 
     Args:
         arguments: of the command line.
-        n: number of processes; each gets its part of the processor's cores.
+        n: number of processes.
+        n_threads: of each, where the environment does not say.
 
     Raises:
         RankFailed: a signal ended one of them.
@@ -29,7 +30,6 @@ def launch(arguments: Sequence[str], n: int) -> int:
 
     # this process does nothing else; what the agent says at length is said below in one line
     logging.disable(logging.CRITICAL)
-    n_threads = max(1, len(os.sched_getaffinity(0)) // n)
     os.environ.setdefault("OMP_NUM_THREADS", str(n_threads))
     config = LaunchConfig(
         1,

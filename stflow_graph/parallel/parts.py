@@ -96,15 +96,19 @@ class Part:
             n_bytes: returns an item's size.
         """
         sizes = [max(n_bytes(item), 1) for item in items]
-        order = sorted(range(len(items)), key=lambda i: (-sizes[i], name(items[i])))
         loads = [(0, number) for number in range(1, self.count + 1)]
         mine = set()
-        for i in order:
+        for i in largest_first(sizes, list(map(name, items))):
             load, number = heapq.heappop(loads)
             heapq.heappush(loads, (load + sizes[i], number))
             if number == self.number:
                 mine.add(i)
         return [item for i, item in enumerate(items) if i in mine]
+
+
+def largest_first(sizes: Sequence[int], names: Sequence[str]) -> list[int]:
+    """Return numbers of items, the largest first; names decide among items of one size."""
+    return sorted(range(len(sizes)), key=lambda i: (-sizes[i], names[i]))
 
 
 def size_of(path: Path) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from stflow_graph.errors import Failures, StflowError, attempt_each, is_of_machine, text_of
-from stflow_graph.parallel.parts import Part
+from stflow_graph.parallel.parts import Part, largest_first
 from stflow_graph.parallel.ranks import Ranks
 
 _Item = TypeVar("_Item")
@@ -54,10 +54,8 @@ def attempt_shared(
         return result
 
     if isinstance(share, Ranks):
-        largest_first = sorted(
-            range(len(items)), key=[(-n_bytes(i), (key or name)(i)) for i in items].__getitem__
-        )
-        return _attempt_by_ranks(items, do, name, largest_first, share, report)
+        order = largest_first(list(map(n_bytes, items)), list(map(key or name, items)))
+        return _attempt_by_ranks(items, do, name, order, share, report)
     chosen = items if share is None else share.choose(items, key or name, n_bytes)
     return attempt_each([(name(item), partial(run, item)) for item in chosen])
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import multiprocessing
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +25,7 @@ from stflow_graph.io.freed_memory import freed_memory_kept
 from stflow_graph.io.outputs import check_output_file
 from stflow_graph.io.patches import open_patches
 from stflow_graph.io.versions import unchanged
+from stflow_graph.parallel.ahead import results_ahead
 from stflow_graph.parallel.parts import size_of
 from stflow_graph.parallel.share import Share, attempt_shared
 from stflow_graph.preparation.cut_patches import Progress
@@ -300,11 +299,7 @@ def _batches(
     size = settings.batch_size
     jobs = (pool.submit(source.reading(start, min(start + size, n))) for start in range(0, n, size))
     try:
-        pending = deque(itertools.islice(jobs, max(1, settings.workers)))
-        while pending:
-            images = pending.popleft().result()
-            pending.extend(itertools.islice(jobs, 1))
-            yield images
+        yield from results_ahead(jobs, max(1, settings.workers))
     except BrokenProcessPool:
         raise OutOfMemory(
             f"{source.file}: a worker that reads patches died, most likely out of memory. "

@@ -14,7 +14,6 @@ from stflow_graph.evaluation.cohort_page import (
     Cohort,
     CohortDomain,
     CohortSlide,
-    PlotSample,
     render_cohort,
 )
 from stflow_graph.io.atomic import write_text
@@ -135,7 +134,7 @@ def _cohort(inputs: Inputs, settings: SummarySettings, written: Written) -> Coho
         written.gene_sets,
         written.patients,
         _domains(settings, written),
-        None if domains is None else PlotSample(**vars(domains.sample)),
+        None if domains is None else domains.sample,
     )
 
 

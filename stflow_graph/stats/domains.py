@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,6 +14,23 @@ from threadpoolctl import threadpool_limits
 N_COMPONENTS = 20
 _N_STARTS = 10
 _ROWS = 2**16  # of which distances to all centres are in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class SpotSample:
+    """Spots of all slides, as many of each, or all that it has.
+
+    Attributes:
+        slides: names.
+        slide: ``[n]`` index into ``slides``.
+        domain: ``[n]`` from 1 on.
+        features: ``[n, P]`` that domains are clustered by.
+    """
+
+    slides: Sequence[str]
+    slide: np.ndarray
+    domain: np.ndarray
+    features: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

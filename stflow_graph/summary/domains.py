@@ -15,6 +15,7 @@ from stflow_graph.io.prediction_file import PredictionFile, open_prediction
 from stflow_graph.io.tables import table_file
 from stflow_graph.stats.domains import (
     Components,
+    SpotSample,
     fit_centres,
     nearest_centre,
     ranks_by_size,
@@ -29,23 +30,6 @@ MAX_SAMPLED = 5_000  # spots of a plot
 N_MARKERS = 5
 _FIT_BYTES = 2**29
 _ROWS = 2**16
-
-
-@dataclasses.dataclass(frozen=True)
-class SpotSample:
-    """Spots of all slides, as many of each, or all that it has.
-
-    Attributes:
-        slides: names.
-        slide: ``[n]`` index into ``slides``.
-        domain: ``[n]`` from 1 on.
-        features: ``[n, P]`` that domains are clustered by.
-    """
-
-    slides: list[str]
-    slide: np.ndarray
-    domain: np.ndarray
-    features: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +13,9 @@ from torch_geometric.data import Batch, Data
 
 from stflow_graph.config import Config, TrainConfig
 from stflow_graph.graph.regions import cover_slide, cut_region, join_regions, random_region
+from stflow_graph.parallel.ahead import results_ahead
 from stflow_graph.parallel.group import Group
 
-_Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
 _RESIDENT = 0.4  # of a GPU's free memory, for the slides
 
 
@@ -78,18 +75,11 @@ class Slides:
 
         order = torch.randperm(len(plan), generator=generator)
         steps = order.split(settings.batch_size)
-        yield from _ahead(cut, steps) if self._looks_ahead else map(cut, steps)
-
-
-def _ahead(make: Callable[[_Item], _Made], items: Sequence[_Item]) -> Iterator[_Made]:
-    """Yield what is made of each item; a thread makes the next one meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(make, item) for item in items[:1])
-        for item in items[1:]:
-            coming.append(pool.submit(make, item))
-            yield coming.popleft().result()
-        for last in coming:
-            yield last.result()
+        if not self._looks_ahead:
+            yield from map(cut, steps)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            yield from results_ahead((pool.submit(cut, step) for step in steps), 1)
 
 
 def _regions(pos: Tensor, settings: TrainConfig, generator: torch.Generator) -> Iterator[Tensor]:

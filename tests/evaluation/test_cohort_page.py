@@ -18,13 +18,13 @@ from stflow_graph.evaluation.cohort_page import (
     Cohort,
     CohortDomain,
     CohortSlide,
-    PlotSample,
     render_cohort,
 )
 from stflow_graph.evaluation.domain_maps import N_COLOURS, palette
 from stflow_graph.evaluation.groups import groups_of_spots, most_frequent
 from stflow_graph.evaluation.set_chart import SetRow, set_chart
 from stflow_graph.io.picture import Picture
+from stflow_graph.stats.domains import SpotSample
 
 SIDE, N_DOMAINS = 6, 3
 X, Y = (grid.ravel() for grid in np.meshgrid(np.arange(SIDE), np.arange(SIDE)))
@@ -74,7 +74,7 @@ def cohort(slides, **options) -> Cohort:
     markers = [("KRT8", 1.25), ("MKI67", 0.5)], [], [("CD3E", 0.75)]
     domains = [CohortDomain(1 / 3, len(slides), genes) for genes in markers]
     spots = np.random.default_rng(0).normal(size=(len(slides) * 36, 4)).astype(np.float32)
-    sample = PlotSample(
+    sample = SpotSample(
         [each.name for each in slides],
         np.repeat(np.arange(len(slides)), 36),
         np.tile(DOMAINS, len(slides)),
