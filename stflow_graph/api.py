@@ -28,7 +28,7 @@ from stflow_graph.preparation.embedding import embed_slide
 from stflow_graph.preparation.engine import EmbedSettings
 from stflow_graph.stages.evaluate import evaluate as run_evaluation
 from stflow_graph.stages.train import missing_genes, physical_sizes, surroundings
-from stflow_graph.training.fold import fit_fold
+from stflow_graph.training.fold import FoldTraining
 from stflow_graph.training.loop import EpochRecord
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def train(
 
     with tempfile.TemporaryDirectory() as temporary:
         states = Path(temporary if folder is None else folder)
-        fitted = fit_fold(learned, resolved, states, fold=0, report=on_epoch)
+        training = FoldTraining(learned, resolved, states, fold=0, report=on_epoch)
+        fitted = training.finish()
     masked = [MASKED] if data.missing_genes == "mask" else []
     provenance = {
         "dataset": ", ".join(sorted({slide.dataset for slide in slides} - {""})) or None,

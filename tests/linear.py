@@ -19,6 +19,7 @@ from stflow_graph.models.checkpoint import Checkpoint
 from stflow_graph.nn.expression_field import ExpressionField
 from stflow_graph.nn.pretrained import Pretrained, join_weights
 from stflow_graph.stats.calibration import Calibration
+from stflow_graph.training.fold import FittedFold, FoldTraining
 
 GENES = ["G0", "G1", "G2", "G3"]
 CHANNELS, N_GENES = 6, len(GENES)
@@ -105,6 +106,11 @@ def new_network(config: Config, seed: int = 0) -> Pretrained:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_denoiser(config, CHANNELS, N_GENES)
+
+
+def fit_fold(*arguments: Any, **options: Any) -> FittedFold:
+    """Train all members of a fold, one after the other."""
+    return FoldTraining(*arguments, **options).finish()
 
 
 def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -75,6 +75,16 @@ class Moments:
         return np.sqrt(np.maximum(variance, 0))
 
 
+def mean_level(ys: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the mean expression ``[G]`` float32 of slides, over those that measure a gene.
+
+    Args:
+        ys: expression ``[N_s, G]`` of each slide, of which each counts the same.
+    """
+    means = np.stack([y.mean(axis=0, dtype=np.float64) for y in ys])
+    return mean_of_measured(means).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
     """How a model's input and output are scaled; fitted on training slides, kept with its weights.
@@ -112,13 +122,12 @@ class Normalisation:
         moments = Moments()
         for x in xs:
             moments.add(x)
-        y_mean = mean_of_measured(np.stack([y.mean(axis=0, dtype=np.float64) for y in ys]))
         return cls(
             standardize,
             center_targets,
             moments.mean.astype(np.float32),
             moments.std.astype(np.float32),
-            y_mean.astype(np.float32),
+            mean_level(ys),
         )
 
     def embeddings(self, x: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,7 +84,7 @@ class WarmStart:
             network: as the adapted configuration describes it, with G genes.
             member: of the training; members start from the model's in turn.
         """
-        weights, axes = self._weights(member), self._gene_axes()
+        weights, axes = self._weights(member), self._gene_axes
         ours, theirs = self._known
         with torch.no_grad():
             for name, parameter in network.state_dict().items():
@@ -108,7 +109,7 @@ class WarmStart:
         if not len(ours) or not len(new):
             return
         weights, bias = _combinations([mean[:, ours] for mean in means], [y[:, new] for y in ys])
-        axes = self._gene_axes()
+        axes = self._gene_axes
         with torch.no_grad():
             for name, parameter in network.state_dict().items():
                 if _RIDGE not in name and axes.get(name) == [0]:
@@ -151,8 +152,9 @@ class WarmStart:
         source = self.source
         return weights_of_member(source.weights, source.n_members, member % source.n_members)
 
+    @functools.cached_property
     def _gene_axes(self) -> dict[str, list[int]]:
-        """Return the axes of each tensor that are of genes."""
+        """The axes of each tensor that are of genes."""
         source, n_genes = self.source, len(self.source.genes)
         few, more = (_shapes(source.config, source.in_channels, n) for n in (n_genes, n_genes + 1))
         return {

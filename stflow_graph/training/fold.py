@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from stflow_graph.config import Config
-from stflow_graph.data.normalise import Normalisation
+from stflow_graph.data.normalise import Normalisation, mean_level
 from stflow_graph.data.slide import Slide
 from stflow_graph.data.validation import split_validation
 from stflow_graph.inference.inputs import SlideInputs, normalisation_of, slide_data, slide_inputs
@@ -245,6 +245,7 @@ class FoldTraining:
             ]
         self.n_members = len(self._members)
         self._states = [folder / f"state-{i}.safetensors" for i in range(self.n_members)]
+        self._histories = [stored_history(state) for state in self._states]
 
     def train(self, i: int, group: Group | None = None) -> None:
         """Train a member alone, or with others of a group; its state is kept.
@@ -253,12 +254,10 @@ class FoldTraining:
             Diverged: a loss is not finite.
             RankFailed: another process of the group is lost.
         """
-        histories = [stored_history(state) for state in self._states]
 
         def report(history: list[EpochRecord]) -> None:
-            if self._report and (group is None or group.rank == 0):
-                histories[i] = list(history)
-                self._report(histories, i)
+            if group is None or group.rank == 0:
+                self._on_epoch(i, history)
 
         self._training(i, group)(report)
 
@@ -303,26 +302,24 @@ class FoldTraining:
 
     def _train(self) -> list[list[EpochRecord]]:
         """Train all networks, which get the weights of their best epochs; return histories."""
-        histories = [stored_history(state) for state in self._states]
-
-        def on_epoch(member: int, history: list[EpochRecord]) -> None:
-            histories[member] = list(history)
-            if self._report:
-                self._report(histories, member)
-
         members, data, settings = self._members, self._data, self._config.train
         largest = max(len(slide) for member in members for slide in member.learn)
         n_spots = min(largest * settings.batch_size, settings.max_spots_per_batch)
         n_numbers = data.n_numbers(members[0].learn[0])
         fitted = train_members(
             [self._training(i) for i in range(self.n_members)],
-            on_epoch,
+            self._on_epoch,
             n_processes(self.n_members, n_spots, n_numbers, data.device),
         )
         for member, result in zip(members, fitted, strict=True):
             member.network.load_state_dict(result.weights)
             member.network.eval()
         return [result.history for result in fitted]
+
+    def _on_epoch(self, member: int, history: list[EpochRecord]) -> None:
+        self._histories[member] = list(history)
+        if self._report:
+            self._report(self._histories, member)
 
     def _training(self, i: int, group: Group | None = None) -> Training:
         member = self._members[i]
@@ -339,25 +336,6 @@ class FoldTraining:
             report=report,
             group=group,
         )
-
-
-def fit_fold(
-    slides: Sequence[Slide],
-    config: Config,
-    folder: Path,
-    *,
-    fold: int,
-    warm_start: WarmStart | None = None,
-    report: Callable[[list[list[EpochRecord]], int], None] | None = None,
-) -> FittedFold:
-    """Train all members on a fold's slides; arguments and errors as of :class:`FoldTraining`.
-
-    Raises:
-        BadConfig: the device does not exist or lacks the precision.
-        Diverged: a loss is not finite.
-    """
-    training = FoldTraining(slides, config, folder, fold=fold, warm_start=warm_start, report=report)
-    return training.finish()
 
 
 def _ridge_paths(splits: Sequence[tuple[list[Slide], list[Slide]]], data: _FoldData) -> Paths:
@@ -397,11 +375,11 @@ def _new_member(
     stream: int,
 ) -> _Member:
     # the level of the prediction must not come from the slides held out
-    level = normalisation_of(learn, config.data).y_mean
+    level = mean_level(slide.truth for slide in learn)
     # by default all devices' states are kept, with a warning where there are several
     with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
         torch.manual_seed(stream)
-        network = build_denoiser(config, learn[0].x.shape[1], len(level)).to(data.device)
+        network = build_denoiser(config, learn[0].width, len(level)).to(data.device)
     return _Member(
         network,
         dataclasses.replace(data.normalisation, y_mean=level),

@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from linear import CPU, checkpoint_of, configured, linear_slide
+from linear import (
+    CPU,
+    checkpoint_of,
+    configured,
+    fit_fold,
+    linear_slide,
+)
 
 from stflow_graph.errors import BadConfig
 from stflow_graph.inference.predictor import Predictor
 from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.models.precision import check_precision, computing_in
-from stflow_graph.training.fold import fit_fold
 
 SLIDE = linear_slide("S", 25)
 

@@ -11,6 +11,7 @@ from linear import (
     CHANNELS,
     GENES,
     configured,
+    fit_fold,
     linear_slide,
     prepared,
     same_weights,
@@ -24,7 +25,7 @@ from stflow_graph.nn.pretrained import weights_of_member
 from stflow_graph.stats.calibration import Calibration, HeldOut
 from stflow_graph.stats.ridge import ALPHAS, RidgePath
 from stflow_graph.training import fold as module
-from stflow_graph.training.fold import FittedFold, fit_fold
+from stflow_graph.training.fold import FittedFold
 from stflow_graph.training.loop import EpochRecord, validation_score
 
 

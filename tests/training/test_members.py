@@ -12,11 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from linear import CPU, configured, linear_slide, same_weights
+from linear import (
+    CPU,
+    configured,
+    fit_fold,
+    linear_slide,
+    same_weights,
+)
 
 from stflow_graph.errors import Diverged
 from stflow_graph.training import members as module
-from stflow_graph.training.fold import FittedFold, fit_fold
+from stflow_graph.training.fold import FittedFold
 from stflow_graph.training.loop import EpochRecord, Fitted
 from stflow_graph.training.members import n_processes, train_members
 

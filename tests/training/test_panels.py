@@ -14,6 +14,7 @@ from linear import (
     KINDS,
     LEVEL,
     configured,
+    fit_fold,
     linear_slide,
     new_network,
     prepared,
@@ -27,7 +28,6 @@ from stflow_graph.inference.settings import SampleSettings
 from stflow_graph.models.checkpoint import Checkpoint
 from stflow_graph.stats.metrics import pearson_per_gene
 from stflow_graph.training import loop
-from stflow_graph.training.fold import fit_fold
 from stflow_graph.training.loop import validation_score
 from stflow_graph.training.spot_flow import fit_spot_flow
 
